@@ -1,0 +1,181 @@
+"""The artifact folder that moves between host and board: ``rkbundle.json`` and the files it names.
+
+A bundle is written into a temporary folder beside its place and renamed there whole, so it exists complete or not
+at all. What the manifest says was done was done; what was not measured is absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError, TargetError
+
+MANIFEST = "rkbundle.json"
+SCHEMA = 1
+SIM_MODEL = "model.sim.gguf"
+NPU_MODEL = "model.rkllm"
+TEMPLATE = "chat_template.jinja"
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest has been read and is of the right form."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.manifest["dtype"])
+
+    @property
+    def sim_model(self) -> Path | None:
+        """``model.sim.gguf``, for the simulated runtime, where the bundle has it."""
+        return self._artifact("sim")
+
+    @property
+    def npu_model(self) -> Path | None:
+        """``model.rkllm``, for a real NPU, where the bundle has it."""
+        return self._artifact("rk3588")
+
+    @property
+    def chat_template(self) -> str | None:
+        path = self.path / TEMPLATE
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def _artifact(self, target: str) -> Path | None:
+        name = self.manifest["artifacts"].get(target)
+        return self.path / name if name else None
+
+
+def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file in hex; ``progress`` is told the size of each block read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            if progress:
+                progress(len(block))
+    return digest.hexdigest()
+
+
+_FORM: dict[str, type] = {
+    "name": str, "dtype": str, "target_platform": str, "model": dict, "source": dict, "tokenizer": dict,
+    "artifacts": dict, "files": list,
+}  # fmt: skip
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """Open the bundle at ``path``: the manifest's form and the files' sizes are checked, hashes are not."""
+    folder = Path(path)
+    where = folder / MANIFEST
+    if not where.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST} (rkconvert writes one)")
+    try:
+        manifest = json.loads(where.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"cannot read {where}: {error}") from error
+    _check_form(where, manifest)
+    for entry in manifest["files"]:
+        file = folder / entry["path"]
+        if not file.is_file():
+            raise BundleError(f"{folder} is incomplete: {entry['path']} is missing; copy or convert it again")
+        size = file.stat().st_size
+        if size != entry["size"]:
+            raise BundleError(f"{file} has {size} bytes, {MANIFEST} says {entry['size']}; copy or convert it again")
+    return Bundle(folder, manifest)
+
+
+def _check_form(where: Path, manifest: Any) -> None:
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleError(f"{where} has schema {found!r}, this version reads {SCHEMA}: update rk3588 or convert again")
+    for key, kind in _FORM.items():
+        if not isinstance(manifest.get(key), kind):
+            raise BundleError(f"{where}: {key!r} is missing or not a {kind.__name__}")
+    listed = set()
+    for entry in manifest["files"]:
+        if not (
+            isinstance(entry, dict)
+            and isinstance(entry.get("path"), str)
+            and isinstance(entry.get("size"), int)
+            and isinstance(entry.get("sha256"), str)
+        ):
+            raise BundleError(f"{where}: every entry of 'files' needs path, size and sha256")
+        # A manifest may come from anywhere: it must not point outside its folder.
+        parts = Path(entry["path"]).parts
+        if "\0" in entry["path"] or not parts or Path(entry["path"]).is_absolute() or ".." in parts:
+            raise BundleError(f"{where}: {entry['path']!r} is not a path inside the bundle")
+        listed.add(entry["path"])
+    for target, name in manifest["artifacts"].items():
+        if name not in listed:
+            raise BundleError(f"{where}: the artifact for {target} ({name!r}) is not among its files")
+
+
+def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> None:
+    """Hash every file the manifest names; BundleError says which one changed."""
+    for entry in bundle.manifest["files"]:
+        found = sha256(bundle.path / entry["path"], progress)
+        if found != entry["sha256"]:
+            raise BundleError(
+                f"{bundle.path / entry['path']} has changed: its SHA-256 is {found[:12]}…, {MANIFEST} says "
+                f"{entry['sha256'][:12]}…; copy or convert it again"
+            )
+
+
+@contextmanager
+def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not."""
+    if final.exists() and not replace:
+        raise TargetError(f"{final} exists already: remove it, choose another -o, or give --overwrite")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+    except OSError as error:
+        raise TargetError(f"cannot write to {final.parent}: {error.strerror}") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        folder.rename(final)
+        _sync(final.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hash and sync every file in ``folder``, then write ``rkbundle.json`` with them listed."""
+    files = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        _sync(path)
+        files.append(
+            {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
+        )
+    text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
+    where = folder / MANIFEST
+    where.write_text(text, encoding="utf-8")
+    _sync(where)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,60 @@
+/* librksim: the simulated runtime's engine without the RKLLM ABI around it. For evaluation on the host, token
+ * counts on the board, and tests. Every function that can fail returns -1 (or NULL) and leaves one sentence in
+ * rksim_last_error(), which belongs to the calling thread. A model may be used by one thread at a time. */
+#ifndef RKSIM_H
+#define RKSIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rksim_model rksim_model;
+
+enum { RKSIM_OPEN_VOCAB_ONLY = 1 };                   /* tokenizer only: weights are neither needed nor read */
+enum { RKSIM_ADD_BOS = 1, RKSIM_PARSE_SPECIAL = 2 };  /* tokenize */
+enum { RKSIM_SKIP_SPECIAL = 1 };                      /* detokenize */
+enum { RKSIM_F32 = 0, RKSIM_F16 = 1, RKSIM_BF16 = 2 };
+
+typedef struct {
+  int32_t n_vocab, n_layers, hidden, intermediate, n_heads, n_kv_heads, head_dim, context_length;
+  int32_t bos_id, eos_id; /* -1: none */
+  int32_t add_bos;
+} rksim_info;
+
+const char *rksim_version(void);
+const char *rksim_last_error(void);
+const char *rksim_kernel(void); /* scalar, avx2, avx512vnni or neon: as chosen, or by RKSIM_KERNEL */
+
+/* n_threads 0: RKSIM_THREADS, else all cores this process may use. */
+rksim_model *rksim_open(const char *path, int n_threads, int flags);
+void rksim_close(rksim_model *model);
+int rksim_get_info(const rksim_model *model, rksim_info *out);
+
+/* Both return the number of ids (bytes) needed, and write at most `capacity` of them. */
+int64_t rksim_tokenize(const rksim_model *model, const char *text, size_t length, int flags, int32_t *ids,
+                       size_t capacity);
+int64_t rksim_detokenize(const rksim_model *model, const int32_t *ids, size_t n, int flags, char *text,
+                         size_t capacity);
+
+/* Logits of every position, n x n_vocab, from an empty cache. chunk: tokens per prefill step (0: the default). */
+int rksim_logits(rksim_model *model, const int32_t *ids, size_t n, int chunk, float *out);
+/* One transformer block on n tokens at positions 0..n-1: x and y are n x hidden. */
+int rksim_layer(rksim_model *model, int layer, const float *x, size_t n, float *y);
+/* One linear layer by tensor name: x is n x K, y is n x N. */
+int rksim_linear(rksim_model *model, const char *tensor, const float *x, size_t n, float *y);
+
+/* int8 (rows, k) x int8 (tokens, k) -> int32 (tokens, rows), by the kernel called `kernel` (NULL: the chosen). */
+int rksim_gemm_i8(const char *kernel, const int8_t *w, const int8_t *x, int64_t rows, int64_t k, int64_t tokens,
+                  int32_t *acc);
+/* Rows of f32/f16/bf16 to int8 and scales (rows x groups); group 0: the whole row. Returns 0, or 1 + the index of
+ * the first value that is not finite, or -1. */
+int64_t rksim_quantize(const void *src, int src_type, int64_t rows, int64_t k, int64_t group, int8_t *q,
+                       float *scales);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,89 @@
+// Weights and shape of one model.sim.gguf, checked and mapped; and a Session that runs it with a KV cache.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gguf.h"
+#include "threads.h"
+#include "tokenizer.h"
+
+namespace rksim {
+
+struct Shape {
+  int n_layers, hidden, intermediate, n_heads, n_kv_heads, head_dim, n_vocab, context_length;
+  float norm_eps, rope_base;
+};
+
+// One linear layer, N rows of K. Quantised: int8 with scales [N][groups]; else fp16 or fp32 rows.
+struct Linear {
+  int64_t n = 0, k = 0;
+  int64_t group = 0;  // inputs a scale covers (k: the whole row)
+  int64_t groups = 1;
+  GgmlType type = GgmlType::I8;
+  const uint8_t* data = nullptr;
+  const float* scales = nullptr;
+  std::vector<int32_t> row_sums;  // [N][groups], sum of q: what the unsigned-by-signed kernels correct with
+};
+
+struct Layer {
+  const float* attn_norm;
+  Linear q, k, v, output;
+  const float* ffn_norm;
+  Linear gate, up, down;
+};
+
+class Model {
+ public:
+  Model(const std::string& path, int threads);  // Throws Error.
+  const Linear* linear(const std::string& tensor) const;
+
+  Gguf file;
+  ThreadPool pool;
+  Tokenizer tokenizer;
+  Shape shape;
+  std::string dtype;
+  bool kv_fp32;  // fp32 models keep the cache in fp32: they are the reference
+  const Tensor* embedding;
+  std::vector<Layer> layers;
+  const float* output_norm;
+  Linear output;
+  std::vector<double> inverse_frequencies;  // [head_dim / 2], radians per position
+
+ private:
+  Linear load_linear(const std::string& name, int64_t n, int64_t k);
+  const float* load_vector(const std::string& name, int64_t n);
+};
+
+// One sequence over a model. Not thread-safe; the model may serve one session at a time.
+class Session {
+ public:
+  // The cache holds `context` positions; past them the oldest is dropped. Memory is taken as it is touched.
+  Session(Model& model, int context);
+  ~Session();
+  void reset();
+  int64_t position() const;  // tokens evaluated since reset
+
+  // Logits of the last token, [n_vocab], valid until the next call. n >= 1; ids must be in range (Error).
+  const float* eval(const int32_t* ids, size_t n);
+  // The same from input embeddings, n x hidden.
+  const float* eval_embeddings(const float* x, size_t n);
+  // Logits of every token, n x n_vocab.
+  void eval_all(const int32_t* ids, size_t n, float* logits);
+  // The hidden states behind the last logits: after the output norm, [hidden].
+  const float* last_hidden() const;
+
+  // Taps. One block on n tokens at positions 0.. of an empty cache; one linear layer.
+  void run_layer(int layer, const float* x, size_t n, float* y);
+  void run_linear(const Linear& layer, const float* x, size_t n, float* y);
+
+  // Tokens evaluated at once in prefill; results do not depend on it.
+  size_t chunk = 128;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace rksim
