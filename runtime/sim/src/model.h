@@ -1,11 +1,13 @@
 // Weights and shape of one model.sim.gguf, checked and mapped; and a Session that runs it with a KV cache.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "gguf.h"
+#include "kernels.h"
 #include "threads.h"
 #include "tokenizer.h"
 
@@ -16,17 +18,6 @@ struct Shape {
   float norm_eps, rope_base;
 };
 
-// One linear layer, N rows of K. Quantised: int8 with scales [N][groups]; else fp16 or fp32 rows.
-struct Linear {
-  int64_t n = 0, k = 0;
-  int64_t group = 0;  // inputs a scale covers (k: the whole row)
-  int64_t groups = 1;
-  GgmlType type = GgmlType::I8;
-  const uint8_t* data = nullptr;
-  const float* scales = nullptr;
-  std::vector<int32_t> row_sums;  // [N][groups], sum of q: what the unsigned-by-signed kernels correct with
-};
-
 struct Layer {
   const float* attn_norm;
   Linear q, k, v, output;
@@ -34,11 +25,27 @@ struct Layer {
   Linear gate, up, down;
 };
 
+// Zeroed pages straight from the kernel, huge ones where it has them; memory is taken as it is touched.
+class Pages {
+ public:
+  Pages() = default;
+  explicit Pages(size_t bytes);  // Throws std::bad_alloc.
+  ~Pages();
+  Pages(Pages&& other) noexcept;
+  Pages& operator=(Pages&& other) noexcept;
+  uint8_t* data() const { return data_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 class Model {
  public:
   Model(const std::string& path, int threads);  // Throws Error.
-  const Linear* linear(const std::string& tensor) const;
+  const Linear* linear(const std::string& tensor) const;  // nullptr: absent
 
+  const Kernels& kernels;
   Gguf file;
   ThreadPool pool;
   Tokenizer tokenizer;
@@ -52,8 +59,16 @@ class Model {
   std::vector<double> inverse_frequencies;  // [head_dim / 2], radians per position
 
  private:
+  void read_shape();
+  const Tensor& need(const std::string& name, GgmlType type, std::vector<uint64_t> dims) const;
+  const float* load_vector(const std::string& name, int64_t n) const;
   Linear load_linear(const std::string& name, int64_t n, int64_t k);
-  const float* load_vector(const std::string& name, int64_t n);
+  void pack(const std::string& name, Linear& linear);
+
+  GgmlType weight_type_;
+  uint32_t group_size_ = 0;
+  std::map<std::string, Linear> linears_;
+  std::vector<Pages> packed_;
 };
 
 // One sequence over a model. Not thread-safe; the model may serve one session at a time.
@@ -79,7 +94,8 @@ class Session {
   void run_linear(const Linear& layer, const float* x, size_t n, float* y);
 
   // Tokens evaluated at once in prefill; results do not depend on it.
-  size_t chunk = 128;
+  static constexpr size_t kDefaultChunk = 128;
+  size_t chunk = kDefaultChunk;
 
  private:
   struct Impl;

@@ -1,0 +1,57 @@
+// AVX2: |x| by w with x's sign as unsigned-by-signed bytes. |x|, |w| <= 127, so pairs never saturate int16.
+#include "kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+
+namespace rksim {
+extern const Kernels kAvx2Kernels;
+
+namespace {
+#include "float_kernels.inc"
+
+constexpr bool UNSIGNED = false;
+constexpr int BIG_BLOCKS = 1, BIG_TOKENS = 4, ONE_TOKEN_BLOCKS = 4;
+
+template <int R, int T>
+INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t tile_stride, int64_t quads,
+                 const int32_t start[T], int32_t acc[R][T][kRows]) {
+  constexpr int V = 2 * R;  // vectors of 8 rows
+  constexpr int width = T == 1 ? 1 : int{kTile};
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum[V][T];
+  for (int v = 0; v < V; v++)
+    for (int t = 0; t < T; t++) sum[v][t] = _mm256_set1_epi32(start[t]);
+  for (int64_t q = 0; q < quads; q++) {
+    __m256i rows[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; v++) {
+      const uint8_t* p = w + v / 2 * block_stride + q * 64 + v % 2 * 32;
+      if (T == 1) _mm_prefetch(reinterpret_cast<const char*>(p + 1024), _MM_HINT_T0);
+      rows[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) {
+      int32_t four;
+      __builtin_memcpy(&four, x + t / kTile * tile_stride + (q * width + t % kTile) * kQuad, 4);
+      const __m256i token = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(token);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; v++) {
+        __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(rows[v], token));
+        sum[v][t] = _mm256_add_epi32(sum[v][t], _mm256_madd_epi16(pairs, ones));
+      }
+    }
+  }
+  for (int v = 0; v < V; v++)
+    for (int t = 0; t < T; t++)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(&acc[v / 2][t][v % 2 * 8]), sum[v][t]);
+}
+
+#include "tile_driver.inc"
+}  // namespace
+
+const Kernels kAvx2Kernels = {"avx2", 0, linear_i8, accumulate_i8, linear_float, quantise, rms_norm,
+                              swiglu, add, rope, to_f16, from_f16, attend};
+
+}  // namespace rksim
+#endif

@@ -1,0 +1,180 @@
+#include "model.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "error.h"
+
+namespace rksim {
+namespace {
+
+// Far above any model, far below what could overflow a product of two of them.
+constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096;
+
+int bounded(const Gguf& file, const char* key, uint32_t most) {
+  uint32_t value = file.need_u32(key);
+  if (value == 0 || value > most)
+    throw Error(file.path() + ": " + key + " is " + std::to_string(value) + ", not between 1 and " + std::to_string(most));
+  return static_cast<int>(value);
+}
+
+std::string listed(const std::vector<uint64_t>& dims) {
+  std::string text;
+  for (uint64_t d : dims) text += (text.empty() ? "[" : ", ") + std::to_string(d);
+  return text + "]";
+}
+
+// The file's pages have been copied: give them back, so that a model is not in memory twice.
+void drop_pages(const uint8_t* data, size_t bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+}  // namespace
+
+Pages::Pages(size_t bytes) : size_(bytes) {
+  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (map == MAP_FAILED) throw std::bad_alloc();
+  madvise(map, bytes, MADV_HUGEPAGE);
+  data_ = static_cast<uint8_t*>(map);
+}
+Pages::~Pages() {
+  if (data_) munmap(data_, size_);
+}
+Pages::Pages(Pages&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+Pages& Pages::operator=(Pages&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Model::Model(const std::string& path, int threads)
+    : kernels(rksim::kernels()), file(path, true, threads), pool(threads), tokenizer(file) {
+  read_shape();
+  const Shape& s = shape;
+  const int64_t heads = int64_t{s.n_heads} * s.head_dim, kv = int64_t{s.n_kv_heads} * s.head_dim;
+  embedding = &need("token_embd.weight", dtype == "fp32" ? GgmlType::F32 : GgmlType::F16,
+                    {static_cast<uint64_t>(s.hidden), static_cast<uint64_t>(s.n_vocab)});
+  for (int i = 0; i < s.n_layers; i++) {
+    const std::string b = "blk." + std::to_string(i) + ".";
+    Layer layer;
+    layer.attn_norm = load_vector(b + "attn_norm.weight", s.hidden);
+    layer.q = load_linear(b + "attn_q.weight", heads, s.hidden);
+    layer.k = load_linear(b + "attn_k.weight", kv, s.hidden);
+    layer.v = load_linear(b + "attn_v.weight", kv, s.hidden);
+    layer.output = load_linear(b + "attn_output.weight", s.hidden, heads);
+    layer.ffn_norm = load_vector(b + "ffn_norm.weight", s.hidden);
+    layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
+    layer.up = load_linear(b + "ffn_up.weight", s.intermediate, s.hidden);
+    layer.down = load_linear(b + "ffn_down.weight", s.hidden, s.intermediate);
+    layers.push_back(layer);
+  }
+  output_norm = load_vector("output_norm.weight", s.hidden);
+  const bool tied = weight_type_ != GgmlType::I8 && !file.tensor("output.weight");
+  output = load_linear(tied ? "token_embd.weight" : "output.weight", s.n_vocab, s.hidden);
+}
+
+void Model::read_shape() {
+  if (file.need_string("general.architecture") != "llama")
+    throw Error(file.path() + ": architecture " + std::string(file.need_string("general.architecture")) +
+                " is not one this runtime knows (llama)");
+  dtype = file.need_string("rksim.dtype");
+  group_size_ = file.need_u32("rksim.group_size");
+  if (dtype != "fp16" && dtype != "fp32" && dtype.rfind("w8a8", 0) != 0)
+    throw Error(file.path() + ": unknown rksim.dtype " + dtype);
+  // Groups are whole quads and whole vectors in every kernel.
+  if (group_size_ % 32 || group_size_ > kMaxSide)
+    throw Error(file.path() + ": rksim.group_size must be a multiple of 32, not " + std::to_string(group_size_));
+  weight_type_ = dtype == "fp32" ? GgmlType::F32 : dtype == "fp16" ? GgmlType::F16 : GgmlType::I8;
+  kv_fp32 = dtype == "fp32";
+  shape = {bounded(file, "llama.block_count", kMaxLayers),
+           bounded(file, "llama.embedding_length", kMaxSide),
+           bounded(file, "llama.feed_forward_length", kMaxSide),
+           bounded(file, "llama.attention.head_count", 4096),
+           bounded(file, "llama.attention.head_count_kv", 4096),
+           bounded(file, "llama.attention.key_length", 4096),
+           bounded(file, "llama.vocab_size", 1u << 24),
+           bounded(file, "llama.context_length", 1u << 30),
+           file.need_f32("llama.attention.layer_norm_rms_epsilon"),
+           file.need_f32("llama.rope.freq_base")};
+  if (shape.n_heads % shape.n_kv_heads || shape.head_dim % 2)
+    throw Error(file.path() + ": " + std::to_string(shape.n_heads) + " heads cannot share " +
+                std::to_string(shape.n_kv_heads) + " KV heads of size " + std::to_string(shape.head_dim));
+  if (tokenizer.size() > shape.n_vocab)
+    throw Error(file.path() + ": it has " + std::to_string(tokenizer.size()) + " tokens for a vocabulary of " +
+                std::to_string(shape.n_vocab));
+  const float* factors =
+      file.tensor("rope_freqs.weight") ? load_vector("rope_freqs.weight", shape.head_dim / 2) : nullptr;
+  for (int i = 0; i < shape.head_dim / 2; i++)
+    inverse_frequencies.push_back(std::pow(double{shape.rope_base}, -2.0 * i / shape.head_dim) /
+                                  (factors ? double{factors[i]} : 1.0));
+}
+
+const Tensor& Model::need(const std::string& name, GgmlType type, std::vector<uint64_t> dims) const {
+  const Tensor* tensor = file.tensor(name);
+  if (!tensor) throw Error(file.path() + " lacks the tensor " + name + "; convert the model again");
+  if (tensor->type != type || tensor->dims != dims)
+    throw Error(file.path() + ": tensor " + name + " is " + listed(tensor->dims) + " of type " +
+                std::to_string(static_cast<uint32_t>(tensor->type)) + ", expected " + listed(dims) + " of type " +
+                std::to_string(static_cast<uint32_t>(type)));
+  return *tensor;
+}
+
+const float* Model::load_vector(const std::string& name, int64_t n) const {
+  const Tensor& tensor = need(name, GgmlType::F32, {static_cast<uint64_t>(n)});
+  const float* values = reinterpret_cast<const float*>(tensor.data);
+  for (int64_t i = 0; i < n; i++)
+    if (!std::isfinite(values[i])) throw Error(file.path() + ": tensor " + name + " has a value that is not finite");
+  return values;
+}
+
+Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
+  Linear linear;
+  linear.n = n;
+  linear.k = k;
+  linear.type = weight_type_;
+  const bool grouped = weight_type_ == GgmlType::I8 && group_size_ != 0;
+  linear.group = grouped ? group_size_ : k;
+  linear.groups = ceil_div(k, linear.group);
+  linear.data = need(name, weight_type_, {static_cast<uint64_t>(k), static_cast<uint64_t>(n)}).data;
+  if (weight_type_ == GgmlType::I8) pack(name, linear);
+  linears_[name] = linear;
+  return linear;
+}
+
+void Model::pack(const std::string& name, Linear& linear) {
+  const auto n = static_cast<uint64_t>(linear.n), groups = static_cast<uint64_t>(linear.groups);
+  const Tensor& scale = need(name + ".scale", GgmlType::F32, {groups, n});
+  const float* scales = reinterpret_cast<const float*>(scale.data);
+  for (uint64_t i = 0; i < n * groups; i++)
+    if (!std::isfinite(scales[i])) throw Error(file.path() + ": tensor " + scale.name + " has a value that is not finite");
+  const size_t bytes = n * static_cast<size_t>(linear.k);
+  // The sign trick of the AVX2 kernel has no place for -128.
+  if (std::memchr(linear.data, 0x80, bytes)) throw Error(file.path() + ": tensor " + name + " holds -128");
+
+  const size_t weights = static_cast<size_t>(linear.blocks() * linear.quads() * kRows * kQuad);
+  packed_.emplace_back(weights + static_cast<size_t>(linear.blocks() * linear.groups * kRows) * sizeof(float) + 4096);
+  uint8_t* out = packed_.back().data();
+  const auto* source = reinterpret_cast<const int8_t*>(linear.data);
+  pool.run(linear.blocks(), 4, [&](int64_t b0, int64_t b1) {
+    pack_rows(source, linear.n, linear.k, kernels.flip, b0, b1, out);
+  });
+  pack_scales(scales, linear.n, linear.groups, reinterpret_cast<float*>(out + weights));
+  drop_pages(linear.data, bytes);
+  linear.data = out;
+  linear.scales = reinterpret_cast<const float*>(out + weights);
+}
+
+const Linear* Model::linear(const std::string& tensor) const {
+  auto it = linears_.find(tensor);
+  return it == linears_.end() ? nullptr : &it->second;
+}
+
+}  // namespace rksim

@@ -1,0 +1,266 @@
+// The Llama transformer over a KV cache, step by step as docs/numerics.md has it.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "error.h"
+#include "model.h"
+
+namespace rksim {
+namespace {
+
+using Floats = std::vector<float>;
+
+void grow(Floats& v, int64_t n) {
+  if (v.size() < static_cast<size_t>(n)) v.resize(static_cast<size_t>(n));
+}
+
+struct Job {
+  const Linear* linear;
+  float* y;
+  int64_t stride;
+};
+
+// Below this many multiplications a loop is over before another thread has woken.
+constexpr int64_t kWorthThreads = 1 << 16;
+
+}  // namespace
+
+struct Session::Impl {
+  Model& model;
+  const Kernels& kernels;
+  const Shape& s;
+  const int64_t context, q_size, kv_size;
+  int64_t position = 0;
+  size_t kv_bytes;  // of one cached value
+  Pages cache;      // [layers][2: k, v][kv heads][context][head_dim]
+  Floats x, normed, q, k, v, mixed, gate, up, delta, cosine, sine, hidden, logits;
+  Activations activations;
+
+  Impl(Model& m, int n)
+      : model(m), kernels(m.kernels), s(m.shape), context(n), q_size(int64_t{s.n_heads} * s.head_dim),
+        kv_size(int64_t{s.n_kv_heads} * s.head_dim), kv_bytes(m.kv_fp32 ? 4 : 2),
+        cache(static_cast<size_t>(int64_t{s.n_layers} * 2 * kv_size * context) * kv_bytes) {
+    grow(hidden, s.hidden);
+    grow(logits, s.n_vocab);
+  }
+
+  uint8_t* cached(int layer, int side, int64_t head) const {
+    return cache.data() + static_cast<size_t>(((int64_t{layer} * 2 + side) * s.n_kv_heads + head) * context * s.head_dim) * kv_bytes;
+  }
+
+  // body(token) for every token, on all threads where there are several.
+  template <class F>
+  void each_token(int64_t tokens, F&& body) {
+    if (tokens == 1) return body(0);
+    model.pool.run(tokens, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) body(t);
+    });
+  }
+
+  // One input to several layers at once, each block of rows on the thread that is free.
+  void linear(const float* input, int64_t tokens, std::initializer_list<Job> jobs) {
+    const Linear& first = *jobs.begin()->linear;
+    const bool quantised = first.type == GgmlType::I8;
+    if (quantised) {
+      activations.shape(tokens, first.k, first.group);
+      each_token(tokens, [&](int64_t t) { kernels.quantise(input + t * first.k, first.k, first.group, t, activations); });
+    }
+    int64_t total = 0;
+    for (const Job& job : jobs) total += quantised ? job.linear->blocks() : job.linear->n;
+    model.pool.run(total, quantised ? 4 : 16, [&](int64_t begin, int64_t end) {
+      for (const Job& job : jobs) {
+        const int64_t size = quantised ? job.linear->blocks() : job.linear->n;
+        const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, size);
+        if (from < to) {
+          if (quantised)
+            kernels.linear_i8(*job.linear, activations, from, to, job.y, job.stride);
+          else
+            kernels.linear_float(*job.linear, input, tokens, from, to, job.y, job.stride);
+        }
+        begin -= size;
+        end -= size;
+      }
+    });
+  }
+
+  void embed(const int32_t* ids, int64_t tokens) {
+    grow(x, tokens * s.hidden);
+    for (int64_t t = 0; t < tokens; t++) {
+      if (ids[t] < 0 || ids[t] >= s.n_vocab)
+        throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary of " + std::to_string(s.n_vocab));
+      const int64_t row = int64_t{ids[t]} * s.hidden;
+      if (model.embedding->type == GgmlType::F32)
+        std::memcpy(&x[static_cast<size_t>(t * s.hidden)], reinterpret_cast<const float*>(model.embedding->data) + row,
+                    static_cast<size_t>(s.hidden) * sizeof(float));
+      else
+        kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row, &x[static_cast<size_t>(t * s.hidden)], s.hidden);
+    }
+  }
+
+  void rotate_tables(int64_t tokens) {
+    const int64_t half = s.head_dim / 2;
+    grow(cosine, tokens * half);
+    grow(sine, tokens * half);
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t i = 0; i < half; i++) {
+        const double angle = static_cast<double>(position + t) * model.inverse_frequencies[static_cast<size_t>(i)];
+        cosine[static_cast<size_t>(t * half + i)] = static_cast<float>(std::cos(angle));
+        sine[static_cast<size_t>(t * half + i)] = static_cast<float>(std::sin(angle));
+      }
+  }
+
+  // RoPE on one token's heads, and its keys and values into the cache.
+  void place(int layer, int64_t t) {
+    const int64_t dim = s.head_dim, slot = (position + t) % context;
+    const float *c = &cosine[static_cast<size_t>(t * dim / 2)], *n = &sine[static_cast<size_t>(t * dim / 2)];
+    for (int h = 0; h < s.n_heads; h++) kernels.rope(&q[static_cast<size_t>(t * q_size + h * dim)], c, n, dim / 2);
+    for (int h = 0; h < s.n_kv_heads; h++) {
+      float *key = &k[static_cast<size_t>(t * kv_size + h * dim)], *value = &v[static_cast<size_t>(t * kv_size + h * dim)];
+      kernels.rope(key, c, n, dim / 2);
+      store(key, cached(layer, 0, h), slot);
+      store(value, cached(layer, 1, h), slot);
+    }
+  }
+
+  void store(const float* from, uint8_t* head, int64_t slot) {
+    uint8_t* to = head + static_cast<size_t>(slot * s.head_dim) * kv_bytes;
+    if (model.kv_fp32)
+      std::memcpy(to, from, static_cast<size_t>(s.head_dim) * kv_bytes);
+    else
+      kernels.to_f16(from, reinterpret_cast<uint16_t*>(to), s.head_dim);
+  }
+
+  void attention(int layer, int64_t tokens) {
+    const int64_t shared = s.n_heads / s.n_kv_heads, dim = s.head_dim;
+    auto body = [&](int64_t begin, int64_t end) {
+      thread_local Floats scores;
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t h = i / tokens, t = i % tokens;
+        const int64_t length = std::min(position + t + 1, context);
+        grow(scores, length + 16);
+        KvView kv{cached(layer, 0, h / shared), cached(layer, 1, h / shared), (position + t + 1 - length) % context,
+                  length, context, dim, model.kv_fp32};
+        kernels.attend(&q[static_cast<size_t>(t * q_size + h * dim)], kv, &mixed[static_cast<size_t>(t * q_size + h * dim)], scores.data());
+      }
+    };
+    const int64_t work = tokens * s.n_heads;
+    if (work * std::min(position + tokens, context) * dim < kWorthThreads)
+      body(0, work);
+    else
+      model.pool.run(work, 1, body);
+  }
+
+  void block(int layer, int64_t tokens) {
+    const Layer& l = model.layers[static_cast<size_t>(layer)];
+    auto norm = [&](const float* gain) {
+      each_token(tokens, [&](int64_t t) {
+        kernels.rms_norm(&x[static_cast<size_t>(t * s.hidden)], gain, &normed[static_cast<size_t>(t * s.hidden)], s.hidden, s.norm_eps);
+      });
+    };
+    norm(l.attn_norm);
+    linear(normed.data(), tokens, {{&l.q, q.data(), q_size}, {&l.k, k.data(), kv_size}, {&l.v, v.data(), kv_size}});
+    each_token(tokens, [&](int64_t t) { place(layer, t); });
+    attention(layer, tokens);
+    linear(mixed.data(), tokens, {{&l.output, delta.data(), s.hidden}});
+    kernels.add(delta.data(), x.data(), tokens * s.hidden);
+    norm(l.ffn_norm);
+    linear(normed.data(), tokens, {{&l.gate, gate.data(), s.intermediate}, {&l.up, up.data(), s.intermediate}});
+    each_token(tokens, [&](int64_t t) {
+      const auto at = static_cast<size_t>(t * s.intermediate);
+      kernels.swiglu(&gate[at], &up[at], &gate[at], s.intermediate);
+    });
+    linear(gate.data(), tokens, {{&l.down, delta.data(), s.hidden}});
+    kernels.add(delta.data(), x.data(), tokens * s.hidden);
+  }
+
+  void room(int64_t tokens) {
+    grow(x, tokens * s.hidden);
+    grow(normed, tokens * s.hidden);
+    grow(delta, tokens * s.hidden);
+    grow(q, tokens * q_size);
+    grow(mixed, tokens * q_size);
+    grow(k, tokens * kv_size);
+    grow(v, tokens * kv_size);
+    grow(gate, tokens * s.intermediate);
+    grow(up, tokens * s.intermediate);
+    rotate_tables(tokens);
+  }
+
+  // x holds the input of `tokens` tokens; afterwards the output of the last block, and position has moved on.
+  void forward(int64_t tokens) {
+    room(tokens);
+    for (int i = 0; i < s.n_layers; i++) block(i, tokens);
+    position += tokens;
+  }
+
+  // Where the ring wraps, a chunk would overwrite keys that its own first tokens still look at.
+  int64_t next_chunk(int64_t left, size_t chunk) const {
+    const int64_t most = std::min(left, static_cast<int64_t>(std::max<size_t>(chunk, 1)));
+    return position + most > context ? 1 : most;
+  }
+
+  const float* last_logits(int64_t tokens) {
+    kernels.rms_norm(&x[static_cast<size_t>((tokens - 1) * s.hidden)], model.output_norm, hidden.data(), s.hidden, s.norm_eps);
+    linear(hidden.data(), 1, {{&model.output, logits.data(), s.n_vocab}});
+    return logits.data();
+  }
+};
+
+Session::Session(Model& model, int context) : impl_(std::make_unique<Impl>(model, std::max(context, 1))) {}
+Session::~Session() = default;
+void Session::reset() { impl_->position = 0; }
+int64_t Session::position() const { return impl_->position; }
+const float* Session::last_hidden() const { return impl_->hidden.data(); }
+
+const float* Session::eval(const int32_t* ids, size_t n) {
+  int64_t tokens = 0;
+  for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
+    tokens = impl_->next_chunk(static_cast<int64_t>(n - done), chunk);
+    impl_->embed(ids + done, tokens);
+    impl_->forward(tokens);
+  }
+  return impl_->last_logits(tokens);
+}
+
+const float* Session::eval_embeddings(const float* x, size_t n) {
+  int64_t tokens = 0;
+  for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
+    tokens = impl_->next_chunk(static_cast<int64_t>(n - done), chunk);
+    const int64_t size = tokens * impl_->s.hidden;
+    grow(impl_->x, size);
+    std::memcpy(impl_->x.data(), x + done * static_cast<size_t>(impl_->s.hidden), static_cast<size_t>(size) * sizeof(float));
+    impl_->forward(tokens);
+  }
+  return impl_->last_logits(tokens);
+}
+
+void Session::eval_all(const int32_t* ids, size_t n, float* logits) {
+  Impl& m = *impl_;
+  int64_t tokens = 0;
+  for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
+    tokens = m.next_chunk(static_cast<int64_t>(n - done), chunk);
+    m.embed(ids + done, tokens);
+    m.forward(tokens);
+    for (int64_t t = 0; t < tokens; t++)
+      m.kernels.rms_norm(&m.x[static_cast<size_t>(t * m.s.hidden)], m.model.output_norm,
+                         &m.normed[static_cast<size_t>(t * m.s.hidden)], m.s.hidden, m.s.norm_eps);
+    m.linear(m.normed.data(), tokens,
+             {{&m.model.output, logits + done * static_cast<size_t>(m.s.n_vocab), m.s.n_vocab}});
+  }
+}
+
+void Session::run_layer(int layer, const float* x, size_t n, float* y) {
+  Impl& m = *impl_;
+  const auto tokens = static_cast<int64_t>(n);
+  m.room(tokens);
+  std::memcpy(m.x.data(), x, n * static_cast<size_t>(m.s.hidden) * sizeof(float));
+  m.block(layer, tokens);
+  std::memcpy(y, m.x.data(), n * static_cast<size_t>(m.s.hidden) * sizeof(float));
+}
+
+void Session::run_linear(const Linear& layer, const float* x, size_t n, float* y) {
+  impl_->linear(x, static_cast<int64_t>(n), {{&layer, y, layer.n}});
+}
+
+}  // namespace rksim
