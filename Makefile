@@ -1,0 +1,33 @@
+# Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
+.PHONY: help quickstart test lint bench soak clean
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
+
+quickstart:  ## a real model, quantised three ways, each answering a question (about 2 minutes)
+	@.ci/setup system
+	@$$(.ci/setup python) tests/quickstart.py
+
+test: ready  ## the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: ready  ## ruff and mypy --strict
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
+	@.ci/setup bench
+	@$(PY) tests/bench/twin_vs_llama.py $(ARGS)
+
+soak: ready  ## the long forms of the tests
+	@RK_SOAK=1 $(PY) -m pytest -m "slow or not slow" $(ARGS)
+
+clean:  ## remove .venv, builds, caches and the quickstart's bundles
+	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: ready
+ready:
+	@.ci/setup system venv install=test model
