@@ -22,7 +22,7 @@ bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: s
 	@$(PY) tests/bench/twin_vs_llama.py $(ARGS)
 
 soak: ready  ## the long forms of the tests
-	@RK_SOAK=1 $(PY) -m pytest -m "slow or not slow" $(ARGS)
+	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
 
 clean:  ## remove .venv, builds, caches and the quickstart's bundles
 	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

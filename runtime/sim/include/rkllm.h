@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The libraries are compiled with everything hidden; what is declared here is not. */
+#pragma GCC visibility push(default)
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -135,4 +137,5 @@ int rkllm_is_running(LLMHandle handle); /* 0 while running, non-zero otherwise *
 #ifdef __cplusplus
 }
 #endif
+#pragma GCC visibility pop
 #endif

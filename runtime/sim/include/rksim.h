@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The libraries are compiled with everything hidden; what is declared here is not. */
+#pragma GCC visibility push(default)
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -57,4 +59,5 @@ int64_t rksim_quantize(const void *src, int src_type, int64_t rows, int64_t k, i
 #ifdef __cplusplus
 }
 #endif
+#pragma GCC visibility pop
 #endif
