@@ -79,7 +79,7 @@ def packaged(name: str) -> Path:
     return path
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library() -> c.CDLL:
     """librksim.so, from ``RKSIM_LIBRARY`` or the package, with its signatures applied."""
     path = os.environ.get("RKSIM_LIBRARY") or packaged("lib/librksim.so")

@@ -1,0 +1,64 @@
+"""What every test may ask for: the two libraries, and bundles of a tiny random model and of SmolLM2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from rk3588 import sim
+from rk3588.errors import LibraryError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A shared machine may stall any example: a deadline would make good tests fail now and then.
+settings.register_profile("default", deadline=None)
+settings.register_profile("soak", deadline=None, max_examples=2000)
+settings.load_profile("default")
+
+
+def _choose(name: str, variable: str) -> None:
+    """Point `variable` at the newer of the installed library and the one in build/dev, unless it is set already."""
+    found = [ROOT / "build" / "dev" / name]
+    with contextlib.suppress(LibraryError):
+        found.append(sim.packaged(f"lib/{name}"))
+    there = [path for path in found if path.is_file()]
+    if there:
+        os.environ.setdefault(variable, str(max(there, key=lambda path: path.stat().st_mtime)))
+
+
+_choose("librksim.so", "RKSIM_LIBRARY")
+_choose("librkllmrt.so", "RKLLM_LIBRARY")
+
+
+@pytest.fixture(scope="session")
+def rksim_library() -> Path:
+    return Path(os.environ["RKSIM_LIBRARY"])
+
+
+@pytest.fixture(scope="session")
+def rkllm_library() -> Path:
+    return Path(os.environ["RKLLM_LIBRARY"])
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundles() -> Mapping[str, Path]:
+    """SmolLM2-135M-Instruct by dtype. Mark the test `model`."""
+    from tests import smollm2
+
+    return smollm2.bundles(["w8a8", "w8a8_g128", "w8a8_g512", "fp32"])
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A random two-layer Llama by dtype: w8a8, w8a8_g128, fp16 and fp32."""
+    from tests import models, smollm2
+
+    folder = tmp_path_factory.mktemp("tiny")
+    dtypes = ["w8a8", "w8a8_g128", "fp16", "fp32"]
+    smollm2.convert(models.tiny_llama(folder / "source"), folder, dtypes, name="tiny")
+    return {dtype: folder / f"tiny-rk3588-{dtype}" for dtype in dtypes}
