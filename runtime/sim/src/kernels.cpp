@@ -7,11 +7,18 @@
 
 #include "error.h"
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace rksim {
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
 #endif
 
 namespace {
@@ -33,6 +40,9 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
 const Candidate kCandidates[] = {{&kAvx512Kernels, has_avx512}, {&kAvx2Kernels, has_avx2}, {&kScalarKernels, always}};
+#elif defined(__aarch64__)
+bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+const Candidate kCandidates[] = {{&kNeonKernels, has_dotprod}, {&kScalarKernels, always}};
 #else
 const Candidate kCandidates[] = {{&kScalarKernels, always}};
 #endif

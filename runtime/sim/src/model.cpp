@@ -39,10 +39,10 @@ void drop_pages(const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-Pages::Pages(size_t bytes) : size_(bytes) {
+Pages::Pages(size_t bytes, bool huge) : size_(bytes) {
   void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) throw std::bad_alloc();
-  madvise(map, bytes, MADV_HUGEPAGE);
+  if (huge) madvise(map, bytes, MADV_HUGEPAGE);
   data_ = static_cast<uint8_t*>(map);
 }
 Pages::~Pages() {
@@ -160,7 +160,7 @@ void Model::pack(const std::string& name, Linear& linear) {
   if (std::memchr(linear.data, 0x80, bytes)) throw Error(file.path() + ": tensor " + name + " holds -128");
 
   const size_t weights = static_cast<size_t>(linear.blocks() * linear.quads() * kRows * kQuad);
-  packed_.emplace_back(weights + static_cast<size_t>(linear.blocks() * linear.groups * kRows) * sizeof(float) + 4096);
+  packed_.emplace_back(weights + static_cast<size_t>(linear.blocks() * linear.groups * kRows) * sizeof(float), true);
   uint8_t* out = packed_.back().data();
   const auto* source = reinterpret_cast<const int8_t*>(linear.data);
   pool.run(linear.blocks(), 4, [&](int64_t b0, int64_t b1) {

@@ -25,11 +25,11 @@ struct Layer {
   Linear gate, up, down;
 };
 
-// Zeroed pages straight from the kernel, huge ones where it has them; memory is taken as it is touched.
+// Zeroed pages straight from the kernel: memory is taken as it is touched, in huge pages where `huge`.
 class Pages {
  public:
   Pages() = default;
-  explicit Pages(size_t bytes);  // Throws std::bad_alloc.
+  Pages(size_t bytes, bool huge);  // Throws std::bad_alloc.
   ~Pages();
   Pages(Pages&& other) noexcept;
   Pages& operator=(Pages&& other) noexcept;

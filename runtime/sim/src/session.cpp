@@ -40,7 +40,7 @@ struct Session::Impl {
   Impl(Model& m, int n)
       : model(m), kernels(m.kernels), s(m.shape), context(n), q_size(int64_t{s.n_heads} * s.head_dim),
         kv_size(int64_t{s.n_kv_heads} * s.head_dim), kv_bytes(m.kv_fp32 ? 4 : 2),
-        cache(static_cast<size_t>(int64_t{s.n_layers} * 2 * kv_size * context) * kv_bytes) {
+        cache(static_cast<size_t>(int64_t{s.n_layers} * 2 * kv_size * context) * kv_bytes, false) {
     grow(hidden, s.hidden);
     grow(logits, s.n_vocab);
   }

@@ -1,0 +1,49 @@
+// NEON with dot products (ARMv8.2; every RK3588 has them): four rows' quads a vector, signed by signed.
+#include "kernels.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+namespace rksim {
+extern const Kernels kNeonKernels;
+
+namespace {
+#include "float_kernels.inc"
+
+constexpr bool UNSIGNED = false;
+constexpr int BIG_BLOCKS = 1, BIG_TOKENS = 4, ONE_TOKEN_BLOCKS = 2;
+
+template <int R, int T>
+INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t tile_stride, int64_t quads,
+                 const int32_t start[T], int32_t acc[R][T][kRows]) {
+  constexpr int V = 4 * R;  // vectors of 4 rows
+  constexpr int width = T == 1 ? 1 : int{kTile};
+  int32x4_t sum[V][T];
+  for (int v = 0; v < V; v++)
+    for (int t = 0; t < T; t++) sum[v][t] = vdupq_n_s32(start[t]);
+  for (int64_t q = 0; q < quads; q++) {
+    int8x16_t rows[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++)
+      rows[v] = vreinterpretq_s8_u8(vld1q_u8(w + v / 4 * block_stride + q * 64 + v % 4 * 16));
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      int32_t four;
+      __builtin_memcpy(&four, x + t / kTile * tile_stride + (q * width + t % kTile) * kQuad, 4);
+      const int8x16_t token = vreinterpretq_s8_s32(vdupq_n_s32(four));
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sum[v][t] = vdotq_s32(sum[v][t], rows[v], token);
+    }
+  }
+  for (int v = 0; v < V; v++)
+    for (int t = 0; t < T; t++) vst1q_s32(&acc[v / 4][t][v % 4 * 4], sum[v][t]);
+}
+
+#include "tile_driver.inc"
+}  // namespace
+
+const Kernels kNeonKernels = {"neon", 0, linear_i8, accumulate_i8, linear_float, quantise, rms_norm,
+                              swiglu, add, rope, to_f16, from_f16, attend};
+
+}  // namespace rksim
+#endif
