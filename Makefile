@@ -19,7 +19,7 @@ lint: ready  ## ruff and mypy --strict
 
 bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
 	@.ci/setup bench
-	@$(PY) tests/bench/twin_vs_llama.py $(ARGS)
+	@$(PY) -m tests.bench.twin_vs_llama $(ARGS)
 
 soak: ready  ## the long forms of the tests
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)

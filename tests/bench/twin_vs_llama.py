@@ -1,0 +1,169 @@
+"""`make bench`: the simulated runtime beside llama.cpp, in one run: same model, same machine, same threads.
+
+llama.cpp runs Q8_0, whose int8 blocks are the nearest it has to w8a8. Each engine is a process of its own and works
+only when asked; the repetitions go round the engines in turn, so that a busy moment hits all of them. Ours is measured
+through the C ABI: prefill is the time to the first callback, decode the time between callbacks, sampling included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tests import smollm2
+from tests.models import smollm2_gguf
+
+HERE = Path(__file__).resolve().parent
+BUILD = smollm2.ROOT / "build"
+LLAMA = "llama.cpp Q8_0"
+PROMPT, NEW = 128, 64
+
+
+@dataclass
+class Engine:
+    """One engine in its own process: writes what it is, then answers one line with one line."""
+
+    name: str
+    command: list[str]
+    weights: int  # bytes that every decoded token has to read
+    prefill: list[float] = field(default_factory=list)  # tokens a second
+    decode: list[float] = field(default_factory=list)
+    about: str = ""
+
+    def start(self, threads: int) -> None:
+        # The engines are told their threads; this keeps a library's own idea of them from adding more.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [*self.command, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.about = self._answer()["about"]
+        self.prefill, self.decode = [], []
+
+    def measure(self, prompt: list[int], *, keep: bool = True) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps([prompt, NEW]) + "\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        if keep:
+            self.prefill.append(len(prompt) / answer["prefill"])
+            self.decode.append(len(answer["steps"]) / sum(answer["steps"]))
+
+    def stop(self) -> None:
+        self.process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"Error: {self.name} ended with exit code {self.process.wait()}; see above")
+        return dict(json.loads(line))
+
+
+def llama_engine(python: Path) -> Engine:
+    """Q8_0 of the same published weights, written once by llama.cpp itself."""
+    target = BUILD / "cache" / f"{smollm2.NAME}.Q8_0.gguf"
+    script = str(HERE / "twin_llama.py")
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part")
+        subprocess.run([str(python), script, "--quantise", str(smollm2_gguf()), str(part)], check=True)
+        part.rename(target)
+    # Tied: the embedding is read whole as lm_head.
+    weights = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(target).tensors)
+    return Engine(LLAMA, [str(python), script, str(target)], weights)
+
+
+def our_engine(dtype: str, bundle: Path) -> Engine:
+    model = bundle / "model.sim.gguf"
+    tensors = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors}
+    if "output.weight" in tensors:  # then decoding reads one row of the embedding, not all of it
+        del tensors["token_embd.weight"]
+    command = [sys.executable, str(HERE / "twin_ours.py"), str(model)]
+    return Engine(f"ours {dtype}", command, sum(tensors.values()))
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes a second that NumPy reads from an array of 1 GiB, in as many parts as threads: the best of five."""
+    array = np.ones(1 << 27, np.int64)
+    best = 0.0
+    for _ in range(5):
+        readers = [threading.Thread(target=np.max, args=(part,)) for part in np.array_split(array, threads)]
+        started = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        best = max(best, array.nbytes / (time.perf_counter() - started))
+    return best
+
+
+def measure(engines: list[Engine], threads: int, repeat: int) -> None:
+    prompt = [int(i) for i in np.random.default_rng(0).integers(1000, 20000, PROMPT)]
+    for engine in engines:
+        engine.start(threads)
+    for round_ in range(repeat + 1):
+        print(f"{threads} threads, round {round_} of {repeat}", file=sys.stderr, flush=True)
+        for engine in engines:
+            engine.measure(prompt, keep=round_ > 0)  # the first one warms caches and pages up
+    for engine in engines:
+        engine.stop()
+
+
+def table(engines: list[Engine], threads: int, peak: float) -> str:
+    title = f"{threads} thread{'s' * (threads > 1)}: {PROMPT} prompt tokens, {NEW} decoded, medians of "
+    lines = [
+        f"{title}{len(engines[0].decode)}; memory reads {peak / 1e9:.1f} GB/s",
+        f"{'engine':<16} {'prefill tok/s':>13} {'ratio':>6} {'decode tok/s':>13} {'ratio':>6} {'of memory':>10}",
+    ]
+    base = engines[0]
+    for engine in engines:
+        prefill, decode = statistics.median(engine.prefill), statistics.median(engine.decode)
+        ratios = prefill / statistics.median(base.prefill), decode / statistics.median(base.decode)
+        share = decode * engine.weights / peak
+        lines.append(
+            f"{engine.name:<16} {prefill:>13.1f} {ratios[0]:>6.2f} {decode:>13.1f} {ratios[1]:>6.2f} {share:>10.0%}"
+        )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Speed of the simulated runtime beside llama.cpp's.")
+    parser.add_argument("--threads", default="1,2", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=7, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--dtypes", default="w8a8,w8a8_g128,w8a8_g512,fp16,fp32", help="default: %(default)s")
+    parser.add_argument(
+        "--llama-python", type=Path, default=BUILD / "bench-venv" / "bin" / "python",
+        help="a Python with llama-cpp-python (default: the one `make bench` builds)",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if not options.llama_python.is_file():
+        raise SystemExit(f"Error: {options.llama_python} is not there: run `make bench`, which builds llama.cpp")
+    dtypes = options.dtypes.split(",")
+    bundles = smollm2.bundles(dtypes)
+    engines = [llama_engine(options.llama_python), *(our_engine(dtype, bundles[dtype]) for dtype in dtypes)]
+    for threads in map(int, options.threads.split(",")):
+        peak = bandwidth(threads)
+        measure(engines, threads, options.repeat)
+        if threads == int(options.threads.split(",")[0]):
+            print(*dict.fromkeys(engine.about for engine in engines[:2]), sep="\n")
+        print(f"\n{table(engines, threads, peak)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
