@@ -1,4 +1,4 @@
-"""Files that ship inside the package ``rk3588``: the libraries, the catalogue of boards, the data behind predictions."""
+"""Files that ship inside the package ``rk3588``: libraries, the catalogue of boards, the data behind predictions."""
 
 from __future__ import annotations
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import os
-from importlib import resources
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import LibraryError, SimError
 from .quant import Scheme
+from .resources import packaged as packaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,17 +65,6 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_gemm_i8": (c.c_int, [c.c_char_p, _P, _P, c.c_int64, c.c_int64, c.c_int64, _P]),
     "rksim_quantize": (c.c_int64, [_P, c.c_int, c.c_int64, c.c_int64, c.c_int64, _P, _P]),
 }
-
-
-def packaged(name: str) -> Path:
-    """Path of a file that ships inside the package ``rk3588``, such as ``lib/librksim.so``.
-
-    Through importlib.resources: in an editable install the file does not lie beside the sources.
-    """
-    path = Path(str(resources.files("rk3588").joinpath(name)))
-    if not path.is_file():
-        raise LibraryError(f"{name} is not in this installation of rk3588: reinstall it (pip install rk3588)")
-    return path
 
 
 @functools.cache
