@@ -10,17 +10,22 @@ extern const Kernels kAvx2Kernels;
 namespace {
 #include "float_kernels.inc"
 
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+constexpr int VECTORS = 2;
 constexpr bool UNSIGNED = false;
 constexpr int BIG_BLOCKS = 1, BIG_TOKENS = 4, ONE_TOKEN_BLOCKS = 4;
 
 template <int R, int T>
 INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t tile_stride, int64_t quads,
-                 const int32_t start[T], int32_t acc[R][T][kRows]) {
+                 const int32_t start[T], int32_t (&acc)[R][T][kRows]) {
   constexpr int V = 2 * R;  // vectors of 8 rows
   constexpr int width = T == 1 ? 1 : int{kTile};
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[V][T];
+#pragma GCC unroll 16
   for (int v = 0; v < V; v++)
+#pragma GCC unroll 16
     for (int t = 0; t < T; t++) sum[v][t] = _mm256_set1_epi32(start[t]);
   for (int64_t q = 0; q < quads; q++) {
     __m256i rows[V];
@@ -42,9 +47,10 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
       }
     }
   }
+#pragma GCC unroll 16
   for (int v = 0; v < V; v++)
-    for (int t = 0; t < T; t++)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(&acc[v / 2][t][v % 2 * 8]), sum[v][t]);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) _mm256_store_si256(reinterpret_cast<__m256i*>(&acc[v / 2][t][v % 2 * 8]), sum[v][t]);
 }
 
 #include "tile_driver.inc"

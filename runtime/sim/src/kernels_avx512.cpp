@@ -11,15 +11,20 @@ extern const Kernels kAvx512Kernels;
 namespace {
 #include "float_kernels.inc"
 
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+constexpr int VECTORS = 1;
 constexpr bool UNSIGNED = true;
 constexpr int BIG_BLOCKS = 2, BIG_TOKENS = 12, ONE_TOKEN_BLOCKS = 4;
 
 template <int R, int T>
 INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t tile_stride, int64_t quads,
-                 const int32_t start[T], int32_t acc[R][T][kRows]) {
+                 const int32_t start[T], int32_t (&acc)[R][T][kRows]) {
   constexpr int width = T == 1 ? 1 : int{kTile};
   __m512i sum[R][T];
+#pragma GCC unroll 12
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 12
     for (int t = 0; t < T; t++) sum[r][t] = _mm512_set1_epi32(start[t]);
   for (int64_t q = 0; q < quads; q++) {
     __m512i rows[R];
@@ -38,7 +43,9 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
       for (int r = 0; r < R; r++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], rows[r], token);
     }
   }
+#pragma GCC unroll 12
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 12
     for (int t = 0; t < T; t++) _mm512_store_si512(acc[r][t], sum[r][t]);
 }
 

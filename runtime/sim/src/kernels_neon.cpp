@@ -10,16 +10,21 @@ extern const Kernels kNeonKernels;
 namespace {
 #include "float_kernels.inc"
 
+typedef float Floats __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+constexpr int VECTORS = 4;
 constexpr bool UNSIGNED = false;
 constexpr int BIG_BLOCKS = 1, BIG_TOKENS = 4, ONE_TOKEN_BLOCKS = 2;
 
 template <int R, int T>
 INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t tile_stride, int64_t quads,
-                 const int32_t start[T], int32_t acc[R][T][kRows]) {
+                 const int32_t start[T], int32_t (&acc)[R][T][kRows]) {
   constexpr int V = 4 * R;  // vectors of 4 rows
   constexpr int width = T == 1 ? 1 : int{kTile};
   int32x4_t sum[V][T];
+#pragma GCC unroll 8
   for (int v = 0; v < V; v++)
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) sum[v][t] = vdupq_n_s32(start[t]);
   for (int64_t q = 0; q < quads; q++) {
     int8x16_t rows[V];
@@ -35,7 +40,9 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
       for (int v = 0; v < V; v++) sum[v][t] = vdotq_s32(sum[v][t], rows[v], token);
     }
   }
+#pragma GCC unroll 8
   for (int v = 0; v < V; v++)
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) vst1q_s32(&acc[v / 4][t][v % 4 * 4], sum[v][t]);
 }
 
