@@ -73,15 +73,20 @@ const Kernels& kernels() {
   return chosen;
 }
 
-void Activations::shape(int64_t new_tokens, int64_t k, int64_t group) {
+void Activations::shape(int64_t new_tokens, int64_t new_k, int64_t new_group, bool scale_by_group) {
   tokens = new_tokens;
+  k = new_k;
+  group = new_group;
   width = tokens == 1 ? 1 : kTile;
   quads = ceil_div(k, kQuad);
   groups = ceil_div(k, group);
   const size_t slots = static_cast<size_t>(ceil_div(tokens, width) * width);
   const size_t bytes = slots * static_cast<size_t>(quads * kQuad);
   if (q.size() < bytes) q.resize(bytes);
-  if (scale.size() < slots) scale.resize(slots);
+  scale_groups = scale_by_group ? groups : 1;
+  const size_t scales = slots * static_cast<size_t>(scale_groups);
+  if (scale.size() < scales) scale.resize(scales);
+  if (amax.size() < scales) amax.resize(scales);
   if (correction.size() < slots * static_cast<size_t>(groups)) correction.resize(slots * static_cast<size_t>(groups));
   // What no token writes: the tokens that fill the last tile, and the inputs that fill the last quad.
   if (slots != static_cast<size_t>(tokens)) {
@@ -129,7 +134,7 @@ void gemm_i8(const Kernels& kernels, const int8_t* w, const int8_t* x, int64_t r
   pack_rows(w, rows, k, kernels.flip, 0, linear.blocks(), packed.data());
   linear.data = packed.data();
   Activations a;
-  a.shape(tokens, k, k);
+  a.shape(tokens, k, k, false);
   for (int64_t t = 0; t < tokens; t++) {
     int32_t sum = 0;
     for (int64_t i = 0; i < k; i++) {

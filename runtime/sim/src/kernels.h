@@ -27,14 +27,15 @@ struct Linear {
   int64_t quads() const { return ceil_div(k, kQuad); }
 };
 
-// Tokens quantised to int8, one scale a token, packed for the kernels.
+// Tokens quantised to int8, packed for the kernels. A token has one scale, or one a group (scale_groups == groups).
 struct Activations {
   int64_t tokens = 0, width = 1;      // width: tokens in a tile, 1 or kTile
-  int64_t quads = 0, groups = 1;
+  int64_t k = 0, group = 0, quads = 0, groups = 1, scale_groups = 1;
   std::vector<int8_t> q;              // [tiles][quads][width][4]
-  std::vector<float> scale;           // [tiles * width]
+  std::vector<float> amax, scale;     // [tiles * width][scale_groups]: max |x|, and that / 127
   std::vector<int32_t> correction;    // [tiles * width][groups]: -128 * sum of q, for kernels with unsigned weights
-  void shape(int64_t tokens, int64_t k, int64_t group);  // grows, never shrinks; padding tokens are zero
+  // Grows, never shrinks; padding tokens and inputs are zero.
+  void shape(int64_t tokens, int64_t k, int64_t group, bool scale_by_group);
 };
 
 // Where one attention head finds its keys and values: `length` positions, the oldest in slot `first` of a ring.
@@ -55,7 +56,9 @@ struct Kernels {
   // Rows [n0, n1) of an fp16 or fp32 layer, x in float32 [tokens][K].
   void (*linear_float)(const Linear& w, const float* x, int64_t tokens, int64_t n0, int64_t n1, float* y,
                        int64_t stride);
-  void (*quantise)(const float* x, int64_t k, int64_t group, int64_t token, Activations& out);
+  // One token's amax, and its bytes, scales and corrections from an amax that may be that of several.
+  void (*measure)(const float* x, int64_t token, Activations& out);
+  void (*quantise)(const float* x, int64_t token, Activations& out);
   void (*rms_norm)(const float* x, const float* gain, float* y, int64_t n, float eps);
   void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);
   void (*add)(const float* x, float* y, int64_t n);  // y += x

@@ -1,6 +1,7 @@
 // The Llama transformer over a KV cache, step by step as docs/numerics.md has it.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "error.h"
@@ -24,6 +25,18 @@ struct Job {
 // Below this many multiplications a loop is over before another thread has woken.
 constexpr int64_t kWorthThreads = 1 << 16;
 
+// What shares an activation scale: not published for the real NPU, so a setting (RKSIM_ACT_SCALE).
+enum class ActScale { kToken, kTile64, kGroup };
+constexpr int64_t kTile64 = 64;
+
+ActScale act_scale_setting() {
+  const char* name = std::getenv("RKSIM_ACT_SCALE");
+  if (!name || !*name || !std::strcmp(name, "token")) return ActScale::kToken;
+  if (!std::strcmp(name, "tile64")) return ActScale::kTile64;
+  if (!std::strcmp(name, "group")) return ActScale::kGroup;
+  throw Error(std::string("RKSIM_ACT_SCALE is '") + name + "': there are token, tile64 and group");
+}
+
 }  // namespace
 
 struct Session::Impl {
@@ -32,6 +45,7 @@ struct Session::Impl {
   const Shape& s;
   const int64_t context, q_size, kv_size;
   int64_t position = 0;
+  const ActScale act_scale = act_scale_setting();
   size_t kv_bytes;  // of one cached value
   Pages cache;      // [layers][2: k, v][kv heads][context][head_dim]
   Floats x, normed, q, k, v, mixed, gate, up, delta, cosine, sine, hidden, logits;
@@ -58,13 +72,29 @@ struct Session::Impl {
     });
   }
 
+  void quantise(const float* input, int64_t tokens, const Linear& to) {
+    activations.shape(tokens, to.k, to.group, act_scale == ActScale::kGroup && to.groups > 1);
+    if (act_scale != ActScale::kTile64 || tokens == 1) {
+      each_token(tokens, [&](int64_t t) {
+        kernels.measure(input + t * to.k, t, activations);
+        kernels.quantise(input + t * to.k, t, activations);
+      });
+      return;
+    }
+    each_token(tokens, [&](int64_t t) { kernels.measure(input + t * to.k, t, activations); });
+    for (int64_t begin = 0; begin < tokens; begin += kTile64) {
+      const auto from = activations.amax.begin() + begin, to_end = from + std::min(kTile64, tokens - begin);
+      std::fill(from, to_end, *std::max_element(from, to_end));
+    }
+    each_token(tokens, [&](int64_t t) { kernels.quantise(input + t * to.k, t, activations); });
+  }
+
   // One input to several layers at once, each block of rows on the thread that is free.
   void linear(const float* input, int64_t tokens, std::initializer_list<Job> jobs) {
     const Linear& first = *jobs.begin()->linear;
     const bool quantised = first.type == GgmlType::I8;
     if (quantised) {
-      activations.shape(tokens, first.k, first.group);
-      each_token(tokens, [&](int64_t t) { kernels.quantise(input + t * first.k, first.k, first.group, t, activations); });
+      quantise(input, tokens, first);
     }
     int64_t total = 0;
     for (const Job& job : jobs) total += quantised ? job.linear->blocks() : job.linear->n;
