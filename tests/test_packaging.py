@@ -24,7 +24,7 @@ import ctypes
 from importlib import resources
 import rk3588.sim, rkconvert, rkruntime
 for name in {PACKAGED!r}:
-    assert rk3588.sim.packaged(name).is_file(), name
+    assert resources.files("rk3588").joinpath(name).is_file(), name
 for package in ("rkconvert", "rkruntime"):
     assert resources.files(package).joinpath("py.typed").is_file(), package
 assert ctypes.CDLL(str(rk3588.sim.packaged("lib/librkllmrt.so"))).rkllm_init
