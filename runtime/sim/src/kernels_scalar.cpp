@@ -1,6 +1,10 @@
 // Plain C++: what every machine can run, and what the vector kernels are compared with.
 #include "kernels.h"
 
+#if defined(__F16C__)  // somebody builds all of it for their own processor
+#include <immintrin.h>
+#endif
+
 namespace rksim {
 extern const Kernels kScalarKernels;
 
