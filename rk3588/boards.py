@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -90,11 +90,15 @@ class Boards:
     file: Path | None = None
 
     def board(self, name: str) -> Board:
-        """A board type, by its own name or by a host's; UsageError with the nearest right name."""
+        """A board type, by its own name or by a host's, then with the host's own RAM if that is known.
+
+        UsageError with the nearest right name.
+        """
+        if name in self.hosts:
+            host = self.hosts[name]
+            return replace(host.board, ram_gb=(host.ram_gb,)) if host.ram_gb else host.board
         if name in self.boards:
             return self.boards[name]
-        if name in self.hosts:
-            return self.hosts[name].board
         raise UsageError(f"unknown board {name!r}: {nearest(name, [*self.boards, *self.hosts])}")
 
     def host(self, name: str) -> Host:
@@ -156,7 +160,7 @@ def extend(known: Boards, top: Table, file: Path | None = None) -> Boards:
     hosts: dict[str, Host] = {}
     for name, key, node in top.table("hosts", "'hosts'") or ():
         _name(top, key, name, "host")
-        hosts[name] = _host(name, top.as_table(node, f"host {name!r}").only(_HOST_KEYS), boards)
+        hosts[name] = host_from(name, top.as_table(node, f"host {name!r}"), boards)
         if name in boards and boards[name] is not hosts[name].board:
             top.fail(key, f"host {name!r} has the name of a board type but is a {hosts[name].board.id}: rename it")
     _check_jumps(top, hosts)
@@ -208,7 +212,9 @@ def _board(name: str, table: Table, socs: Mapping[str, Soc], boards: Mapping[str
     )
 
 
-def _host(name: str, table: Table, boards: Mapping[str, Board]) -> Host:
+def host_from(name: str, table: Table, boards: Mapping[str, Board]) -> Host:
+    """One host out of its entry."""
+    table.only(_HOST_KEYS)
     board_node = table.need("board")
     board = table.as_text(board_node, "board")
     if board not in boards:

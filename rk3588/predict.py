@@ -98,6 +98,17 @@ class Prediction:
     notes: tuple[str, ...]  # what goes beyond the published figures, and what to mind
 
 
+@dataclass(frozen=True)
+class _Condition:
+    """A board's speed over that of the published figures: likely, lowest and highest, of memory and cores."""
+
+    bandwidth: float
+    bandwidth_low: float
+    cores: float
+    cores_low: float
+    cores_high: float
+
+
 @functools.lru_cache(maxsize=1)
 def coefficients() -> dict[str, Any]:
     """The fitted numbers; the script that writes them explains each."""
@@ -109,30 +120,40 @@ def predict(sizes: Sizes, dtype: str, work: Workload, soc: Soc) -> Prediction:
     """Prediction for a model in ``dtype`` on ``soc``; UsageError for what no RK3588 runs or what cannot be."""
     spec = _scheme(dtype)
     _check(work, soc)
-    fit = coefficients()
-    likely, worst = _bandwidth_factors(work, soc)
-    core, core_low, core_high = CORE_FACTORS[work.cores]
-    small = sizes.linear_params < fit["range"]["dense_from"]
-
-    kv_tokens = work.prompt + work.answer / 2
-    decode = decode_ms(sizes, spec, kv_tokens, likely)
-    spread = _spread("decode", spec, small)
-    slow = decode_ms(sizes, spec, kv_tokens, worst) / core_low / spread[0]
-    decode_speed = Estimate(1e3 / decode * core, 1e3 / slow, 1e3 / decode * core_high * spread[1])
-
-    # A prompt takes at least one pass over all the weights; beyond that the memory's clock matters little.
-    prefill = max(prefill_ms(sizes, spec, work.prompt), decode)
-    spread = _spread("prefill", spec, small)
-    slow = (prefill / min(worst, 1.0) + _attention_ms(sizes, work.prompt)) / core_low / spread[0]
-    ttft = Estimate(prefill / core, prefill / core_high / spread[1], slow)
+    at = _condition(work, soc)
+    ttft = _first_token(sizes, spec, work, at)
     return Prediction(
         dtype=dtype,
-        decode_tok_s=decode_speed,
+        decode_tok_s=_decode(sizes, spec, work, at),
         prefill_tok_s=Estimate(*(work.prompt * 1e3 / ms for ms in (ttft.value, ttft.high, ttft.low))),
         ttft_ms=ttft,
         memory=memory(sizes, spec, work.context),
         notes=tuple(_notes(sizes, spec, work, soc)),
     )
+
+
+def _decode(sizes: Sizes, spec: Scheme, work: Workload, at: _Condition) -> Estimate:
+    """Tokens per second."""
+    tokens = work.prompt + work.answer / 2
+    low, high = _spread("decode", spec, sizes)
+    likely = 1e3 / decode_ms(sizes, spec, tokens, at.bandwidth)
+    slowest = 1e3 / decode_ms(sizes, spec, tokens, at.bandwidth_low)
+    fastest = likely * at.cores_high * high
+    if spec.group_size:  # groups make nothing faster
+        fastest = min(fastest, _decode(sizes, SCHEMES["w8a8"], work, at).high)
+    return Estimate(likely * at.cores, slowest * at.cores_low * low, fastest)
+
+
+def _first_token(sizes: Sizes, spec: Scheme, work: Workload, at: _Condition) -> Estimate:
+    """Milliseconds; they grow as speeds shrink, so the bounds change places."""
+    low, high = _spread("prefill", spec, sizes)
+    # A prompt takes at least one pass over all the weights; beyond that the memory's clock matters little.
+    likely = max(prefill_ms(sizes, spec, work.prompt), decode_ms(sizes, spec, work.prompt, at.bandwidth))
+    first = likely / at.cores_high / high
+    if spec.group_size:
+        first = max(first, _first_token(sizes, SCHEMES["w8a8"], work, at).low)
+    last = (likely / min(at.bandwidth_low, 1.0) + _attention_ms(sizes, work.prompt)) / at.cores_low / low
+    return Estimate(likely / at.cores, first, last)
 
 
 def decode_ms(sizes: Sizes, spec: Scheme, kv_tokens: float, bandwidth_factor: float = 1.0) -> float:
@@ -176,11 +197,12 @@ def _group_ns(kind: str, spec: Scheme) -> float:
     return known.get(spec.name, math.sqrt(known["w8a8_g128"] * known["w8a8_g512"]))
 
 
-def _spread(kind: str, spec: Scheme, small: bool) -> tuple[float, float]:
+def _spread(kind: str, spec: Scheme, sizes: Sizes) -> tuple[float, float]:
     """Factors from a predicted speed to the low and the high end of its interval."""
-    known: dict[str, list[float]] = coefficients()["interval"][kind]
+    fit = coefficients()
+    known: dict[str, list[float]] = fit["interval"][kind]
     names = [spec.name] if spec.name in known else ["w8a8_g128", "w8a8_g512"]
-    if small:
+    if sizes.linear_params < fit["range"]["dense_from"]:
         names.append("small")
     return min(known[name][0] for name in names), max(known[name][1] for name in names)
 
@@ -194,16 +216,15 @@ def _attention_ms(sizes: Sizes, prompt: int) -> float:
     return float(2 * coefficients()["prefill"]["ms_per_giga_weight"] * products / GIGA)
 
 
-def _bandwidth_factors(work: Workload, soc: Soc) -> tuple[float, float]:
-    """Likely and lowest bandwidth, each over the one behind the published figures."""
-    published = coefficients()["decode"]["bandwidth_gb_s"]
+def _condition(work: Workload, soc: Soc) -> _Condition:
     if work.bandwidth_gb_s is not None:
-        return work.bandwidth_gb_s / published, work.bandwidth_gb_s / published
-    if work.ddr_mhz is None:
-        return 1.0, 1.0
-    best = soc.bandwidth(max(soc.ddr_gb_s))[1]
-    low, high = soc.bandwidth(work.ddr_mhz)
-    return high / best, low / best
+        likely = lowest = work.bandwidth_gb_s / coefficients()["decode"]["bandwidth_gb_s"]
+    elif work.ddr_mhz is not None:
+        best = soc.bandwidth(max(soc.ddr_gb_s))[1]
+        lowest, likely = (speed / best for speed in soc.bandwidth(work.ddr_mhz))
+    else:
+        likely = lowest = 1.0
+    return _Condition(likely, lowest, *CORE_FACTORS[work.cores])
 
 
 def _scheme(dtype: str) -> Scheme:

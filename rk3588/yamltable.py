@@ -67,7 +67,7 @@ class Table:
     def as_table(self, node: yaml.Node, what: str) -> Table:
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, f"{what} has to be a mapping, one `key: value` a line")
-        return Table(self.file, node, what)._checked()
+        return type(self)(self.file, node, what)._checked()
 
     def text(self, key: str) -> str | None:
         node = self.node_of(key)

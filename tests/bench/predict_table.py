@@ -1,4 +1,4 @@
-"""Prediction against Rockchip's published figures: `python -m tests.bench.predict_table` prints each row's error and the summary.
+"""Prediction against the published figures: `python -m tests.bench.predict_table` prints each row's error and a summary.
 
 Exits 1 when the summary misses what is promised of it.
 """

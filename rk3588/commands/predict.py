@@ -1,0 +1,176 @@
+"""``rk3588 predict``: how fast a model is on a board, how big, and whether it fits; from its shape, nothing is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rk3588 import boards, bundle, predict, shape
+from rk3588.boards import Board
+from rk3588.errors import UsageError
+from rk3588.predict import Estimate, Prediction, Workload
+from rk3588.shape import Shape
+
+GIB = 1 << 30
+
+
+@click.command("predict")
+@click.argument("model", metavar="CONFIG-FOLDER|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--board", "names", multiple=True, metavar="NAME", help="Board type or host, repeatable [all types].")
+@click.option("--dtype", "dtypes", multiple=True, help="Repeatable [the bundle's, or all that a board runs].")
+@click.option("--prompt", default=128, show_default=True, metavar="N", help="Tokens of the prompt.")
+@click.option("--context", default=None, type=int, metavar="N", help="Tokens that memory is kept for [4096 or less].")
+@click.option("--ddr", "ddr_mhz", type=int, metavar="MHZ", help="The memory's clock, where it is not the highest.")
+@click.option("--bandwidth", type=float, metavar="GB/S", help="The memory's bandwidth, as measured on the board.")
+@click.option("--cores", default=3, show_default=True, metavar="N", help="NPU cores.")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects, one for each board and dtype.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw speed against memory (.png, .svg).")
+@click.option("--hosts", "file", type=click.Path(path_type=Path), help="Inventory, instead of ./hosts.yaml.")
+def command(
+    model: Path,
+    names: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    as_json: bool,
+    plot: Path | None,
+    file: Path | None,
+    **workload: Any,
+) -> None:
+    """How fast, how big, does it fit: from the model's shape alone, with 90 % intervals.
+
+    Fitted to Rockchip's published figures; every line that goes beyond them says so. Board clocks at their maximum
+    are assumed unless --ddr or --bandwidth says otherwise.
+    """
+    if plot is not None:
+        from rk3588 import plot as drawing
+
+        drawing.check(plot)
+    sizes = shape.load(model)
+    known = boards.load(file)
+    chosen = [known.board(name) for name in dict.fromkeys(names)] or list(known.boards.values())
+    work = _workload(sizes, **workload)
+    found = [(b, predict.predict(sizes, d, work, b.soc)) for b in chosen for d in _dtypes(model, dtypes)]
+    if plot is not None:
+        drawing.draw(plot, sizes, found)
+    if as_json:
+        click.echo(json.dumps([_object(b, p) for b, p in found], indent=2, ensure_ascii=False))
+    else:
+        click.echo(_text(sizes, work, found))
+    if plot is not None:
+        click.echo(f"drew {plot}", err=True)
+
+
+def _workload(
+    sizes: Shape, prompt: int, context: int | None, ddr_mhz: int | None, bandwidth: float | None, cores: int
+) -> Workload:
+    usual = min(predict.MAX_CONTEXT, sizes.context or predict.MAX_CONTEXT)
+    return Workload(
+        prompt=prompt,
+        context=usual if context is None else context,
+        cores=cores,
+        ddr_mhz=ddr_mhz,
+        bandwidth_gb_s=bandwidth,
+    )
+
+
+def _dtypes(model: Path, given: tuple[str, ...]) -> list[str]:
+    """Those asked for, else the bundle's own, else all."""
+    if given:
+        return list(dict.fromkeys(given))
+    if not (model / bundle.MANIFEST).is_file():
+        return list(predict.PREDICTED)
+    dtype = bundle.read(model).dtype
+    if dtype not in predict.PREDICTED:
+        raise UsageError(f"{model} is {dtype}, for which no speed on an RK3588 has been published: give a --dtype")
+    return [dtype]
+
+
+def _object(board: Board, found: Prediction) -> dict[str, Any]:
+    parts = found.memory
+    return {
+        "board": board.id,
+        "dtype": found.dtype,
+        "decode_tok_s": _estimate(found.decode_tok_s),
+        "prefill_tok_s": _estimate(found.prefill_tok_s),
+        "ttft_ms": _estimate(found.ttft_ms),
+        "memory_bytes": parts.total,
+        "memory": {"weights": parts.weights, "embedding": parts.embedding, "kv": parts.kv, "runtime": parts.runtime},
+        "fits": {str(gb): parts.fits(gb) for gb in board.ram_gb},
+        "notes": list(found.notes),
+    }
+
+
+def _estimate(of: Estimate) -> dict[str, float]:
+    return {"value": round(of.value, 2), "low": round(of.low, 2), "high": round(of.high, 2)}
+
+
+def _text(sizes: Shape, work: Workload, found: list[tuple[Board, Prediction]]) -> str:
+    lines = [
+        f"{sizes.name}: {sizes.total_params / 1e6:,.1f} M parameters; prompt {work.prompt}, "
+        f"context {work.context} tokens",
+        "",
+    ]
+    for names, predictions in _alike(found):
+        lines += [*names, _speeds(predictions), "", _memories(predictions), ""]
+    lines += [
+        "RAM is what the board needs: the model and "
+        f"{predict.SYSTEM_BYTES / GIB:g} GB for its system. In brackets: 90 % intervals.",
+        *_notes([p for _, p in found]),
+    ]
+    return "\n".join(lines)
+
+
+def _alike(found: list[tuple[Board, Prediction]]) -> list[tuple[list[str], list[Prediction]]]:
+    """Boards with the same predictions and RAM stand together: all RK3588 boards are alike until somebody measures."""
+    by_board: dict[object, tuple[Board, list[Prediction]]] = {}
+    for board, prediction in found:
+        by_board.setdefault((board.name, board.ram_gb), (board, []))[1].append(prediction)
+    groups: list[tuple[list[Board], list[Prediction]]] = []
+    for board, predictions in by_board.values():
+        for members, shared in groups:
+            if shared == predictions:
+                members.append(board)
+                break
+        else:
+            groups.append(([board], predictions))
+    return [([_fits(board, predictions) for board in members], predictions) for members, predictions in groups]
+
+
+def _fits(board: Board, predictions: list[Prediction]) -> str:
+    texts = []
+    for prediction in predictions:
+        enough = [gb for gb in board.ram_gb if prediction.memory.fits(gb)]
+        texts.append(f"{prediction.dtype} {'does not fit' if not enough else f'from {enough[0]} GB'}")
+    alike = {text.partition(" ")[2] for text in texts}
+    said = f"fits {alike.pop()}" if len(alike) == 1 else ", ".join(texts)
+    return f"{board.name:24}{said.replace('fits does', 'does')}"
+
+
+def _speeds(predictions: list[Prediction]) -> str:
+    rows = [f"\n{'dtype':11}{'decode tok/s':>22}{'prefill tok/s':>22}{'first token, ms':>26}"]
+    for p in predictions:
+        rows.append(
+            f"{p.dtype:11}{_bounds(p.decode_tok_s):>22}{_bounds(p.prefill_tok_s):>22}{_bounds(p.ttft_ms):>26}"
+        )
+    return "\n".join(rows)
+
+
+def _bounds(of: Estimate) -> str:
+    places = 0 if of.value >= 100 else 1 if of.value >= 10 else 2
+    return f"{of.value:,.{places}f} ({of.low:,.{places}f}–{of.high:,.{places}f})"
+
+
+def _memories(predictions: list[Prediction]) -> str:
+    rows = [f"{'memory, MB':11}{'weights':>10}{'embedding':>11}{'KV':>8}{'runtime':>9}{'total':>9}{'RAM':>9}"]
+    for p in predictions:
+        m = p.memory
+        cells = [f"{x / 1e6:,.0f}" for x in (m.weights, m.embedding, m.kv, m.runtime, m.total)]
+        need = f"{(m.total + predict.SYSTEM_BYTES) / GIB:.1f} GB"
+        rows.append(f"{p.dtype:11}{cells[0]:>10}{cells[1]:>11}{cells[2]:>8}{cells[3]:>9}{cells[4]:>9}{need:>9}")
+    return "\n".join(rows)
+
+
+def _notes(predictions: list[Prediction]) -> list[str]:
+    return [f"- {note}" for note in dict.fromkeys(note for p in predictions for note in p.notes)]

@@ -1,0 +1,116 @@
+"""Add a host to the user's ``hosts.yaml``: the text around it, comments too, stays as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn, Union
+
+import yaml
+
+from .boards import NAME, Boards, catalogue, extend, host_from
+from .errors import BoardError, TargetError, UsageError
+from .yamltable import Table, parse, read
+
+Value = Union[str, int, list[str]]
+
+
+class _Arguments(Table):
+    """A host given on the command line: what is wrong with it is the caller's, and has no line."""
+
+    def fail(self, node: yaml.Node | None, message: str) -> NoReturn:  # noqa: ARG002
+        raise UsageError(message)
+
+
+def add_host(file: Path, name: str, fields: Mapping[str, Value]) -> Boards:
+    """Write host ``name`` with ``fields`` (keys of ``hosts.yaml``) into ``file``; returns all there is then."""
+    text, top = read(file) if file.exists() else ("", parse("", file))
+    before = extend(catalogue(), top, file)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"host {name!r}: names have small letters, digits, dots and dashes only")
+    if name in before.hosts:
+        raise UsageError(f"host {name!r} is in {file} already: choose another name, or change it there")
+    _check(name, fields, before)
+    changed = _insert(text, top, name, fields)
+    # The proof that the text was put in its place: the same hosts as before, and the new one.
+    try:
+        after = extend(catalogue(), parse(changed, file), file)
+        right = dict(after.hosts) == {**before.hosts, name: after.hosts.get(name)}
+    except BoardError:
+        right = False
+    if not right:
+        entry = f"{name}: {_flow(dict(fields))}"
+        raise BoardError(f"{file} is written in a way this cannot add to: put `{entry}` below its `hosts:` yourself")
+    _write(file, changed)
+    return after
+
+
+def _check(name: str, fields: Mapping[str, Value], known: Boards) -> None:
+    node = yaml.compose(yaml.safe_dump(dict(fields)), Loader=yaml.SafeLoader)
+    assert isinstance(node, yaml.MappingNode)
+    host = host_from(name, _Arguments(Path(), node, f"host {name!r}"), known.boards)
+    if name in known.boards and known.boards[name] is not host.board:
+        raise UsageError(f"host {name!r} has the name of a board type but is a {host.board.id}: choose another name")
+    if host.jump == name:
+        raise UsageError(f"host {name!r} cannot be its own jump host")
+
+
+def _flow(value: object) -> str:
+    """A value as YAML on one line."""
+    text: str = yaml.safe_dump([value], default_flow_style=True, width=1 << 20, allow_unicode=True, sort_keys=False)
+    return text.strip()[1:-1]
+
+
+def _entry(name: str, fields: Mapping[str, Value], indent: str) -> str:
+    lines = [f"{indent}{name}:"]
+    lines += [f"{indent}  {key}: {_flow(value)}" for key, value in fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _insert(text: str, top: Table, name: str, fields: Mapping[str, Value]) -> str:
+    if text and not text.endswith("\n"):
+        text += "\n"
+    hosts = top.node_of("hosts")
+    if hosts is None:
+        key = next((key for found, key, _ in top if found == "hosts"), None)
+        if key is None:
+            return f"{text}hosts:\n{_entry(name, fields, '  ')}"
+        return _after(text, key.start_mark.line + 1, _entry(name, fields, "  "))
+    last = hosts
+    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
+        last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
+    # A block scalar ends at the start of the line after it.
+    line = last.end_mark.line + (1 if last.end_mark.column else 0)
+    first = hosts.value[0][0] if hosts.value else None
+    return _after(text, line, _entry(name, fields, " " * (first.start_mark.column if first else 2)))
+
+
+def _after(text: str, line: int, entry: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "".join([*lines[:line], entry, *lines[line:]])
+
+
+def _write(file: Path, text: str) -> None:
+    """Into a file beside it, then in its place: never half a file."""
+    target = file.resolve()  # a symlink stays one
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise TargetError(f"cannot write {file}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(text.encode("utf-8"))
+            os.fsync(out.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        Path(temporary).replace(target)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise TargetError(f"cannot write {file}: {error.strerror}") from error
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
