@@ -159,14 +159,18 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Hash and sync every file in ``folder``, then write ``rkbundle.json`` with them listed."""
+def write_manifest(
+    folder: Path, manifest: dict[str, Any], progress: Callable[[int], None] | None = None
+) -> None:
+    """Hash and sync every file in ``folder``, then write ``rkbundle.json`` with them listed.
+
+    ``progress`` is told the size of each block hashed, and may raise to give up.
+    """
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         _sync(path)
-        files.append(
-            {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
-        )
+        digest = sha256(path, progress)
+        files.append({"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest})
     text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
     where = folder / MANIFEST
     where.write_text(text, encoding="utf-8")

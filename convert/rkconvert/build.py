@@ -1,0 +1,159 @@
+"""``convert(plan)``: the one function behind the command line. Bundles appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import rk3588
+from rk3588 import bundle, sim
+from rk3588.errors import TargetError
+
+from . import pipeline
+from .card import model_card
+from .config import ROPE_FACTORS
+from .plan import Artifact, Plan, model_facts
+from .signals import deferred_interrupts
+from .writer import ArtifactWriter, make_header, write_error
+
+Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
+
+
+def no_progress(_what: str, _done: int, _total: int) -> None:
+    pass
+
+
+def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
+    """Write the bundles of ``plan`` and return their folders, in the plan's order.
+
+    Raises CheckpointError for a source that is not what it should be, TargetError for a place that cannot be
+    written to. Ctrl-C is KeyboardInterrupt. In all cases nothing half-written stays behind.
+    """
+    sim.library()  # a missing quantiser should not show after minutes of reading
+    finals = [plan.folder(artifact) for artifact in plan.artifacts]
+    with deferred_interrupts() as check, ExitStack() as stack:
+        folders = [stack.enter_context(bundle.new_folder(final, replace=plan.overwrite)) for final in finals]
+        _check_space(plan)
+        try:
+            digests = _write_artifacts(plan, folders, progress, check)
+            _finish_bundles(plan, folders, digests, progress, check)
+        except OSError as error:
+            raise write_error(error, Path(error.filename or folders[0] / bundle.SIM_MODEL)) from error
+        check()
+    return finals
+
+
+def _check_space(plan: Plan) -> None:
+    needed = sum(artifact.data_bytes for artifact in plan.artifacts)
+    free = shutil.disk_usage(plan.out).free
+    if needed > free:
+        raise TargetError(
+            f"no space left in {plan.out}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free; free some or "
+            "choose another -o"
+        )
+
+
+def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check: Callable[[], None]) -> dict[Path, str]:
+    """Fill every ``model.sim.gguf``; returns the hashes of the source's files."""
+    source = plan.source
+    total, done = sum(file.stat().st_size for file in source.files), 0
+
+    def step(size: int) -> None:
+        nonlocal done
+        check()
+        done += size
+        progress("convert", done, total)
+
+    with ExitStack() as stack:
+        writers = []
+        for artifact, folder in zip(plan.artifacts, folders, strict=True):
+            header = make_header(plan.name, source.config, source.vocabulary, artifact)
+            writers.append(ArtifactWriter(folder / bundle.SIM_MODEL, artifact, header))
+            stack.callback(writers[-1].close)
+            check()
+        digests = pipeline.run(source, writers, plan.threads, step)
+        for writer in writers:
+            _write_factors(plan, writer)
+            writer.finish()
+    return digests
+
+
+def _write_factors(plan: Plan, writer: ArtifactWriter) -> None:
+    factors = plan.source.config.rope_factors or ()
+    for tensor in writer.artifact.tensors:
+        if tensor.name == ROPE_FACTORS:
+            data = struct.pack(f"<{len(factors)}f", *factors)
+            writer.add_crc(tensor, writer.write(tensor, 0, data), len(data))
+
+
+def _finish_bundles(
+    plan: Plan, folders: list[Path], digests: dict[Path, str], progress: Progress, check: Callable[[], None]
+) -> None:
+    """Everything beside the artifacts, the manifest last. Hashing takes as long as reading: one thread a bundle."""
+    total, done = sum(artifact.data_bytes for artifact in plan.artifacts), 0
+    lock = threading.Lock()
+
+    def step(size: int) -> None:
+        nonlocal done
+        check()
+        with lock:
+            done += size
+            progress("hash", min(done, total), total)
+
+    with ThreadPoolExecutor(plan.threads) as pool:
+        jobs = [
+            pool.submit(_finish_bundle, plan, artifact, folder, digests, step)
+            for artifact, folder in zip(plan.artifacts, folders, strict=True)
+        ]
+        for job in jobs:
+            job.result()
+
+
+def _finish_bundle(
+    plan: Plan, artifact: Artifact, folder: Path, digests: dict[Path, str], step: Callable[[int], None]
+) -> None:
+    source = plan.source
+    for file in source.copies:
+        shutil.copyfile(file, folder / file.name)
+    if source.vocabulary.chat_template:
+        (folder / bundle.TEMPLATE).write_text(source.vocabulary.chat_template, encoding="utf-8")
+    manifest = make_manifest(plan, artifact, digests)
+    size = (folder / bundle.SIM_MODEL).stat().st_size
+    (folder / "README.md").write_text(model_card(manifest, artifact.scheme, size), encoding="utf-8")
+    bundle.write_manifest(folder, manifest, step)
+
+
+def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:
+    """``rkbundle.json`` without its list of files. Names only: where the source lay is nobody's business."""
+    source, vocabulary = plan.source, plan.source.vocabulary
+    files = [
+        {"path": file.name, "size": file.stat().st_size, "sha256": digests.get(file) or bundle.sha256(file)}
+        for file in (*source.files, *source.extras)
+    ]
+    return {
+        "name": plan.name,
+        "dtype": artifact.scheme.name,
+        "target_platform": "rk3588",
+        "model": model_facts(source.config),
+        "source": {
+            "name": source.path.absolute().name,
+            "kind": source.kind,
+            "types": sorted(Counter(t.kind for t in source.tensors.values())),
+            "files": files,
+        },
+        "tokenizer": {
+            "bos_token": vocabulary.text(vocabulary.bos),
+            "eos_token": vocabulary.text(vocabulary.eos),
+            "add_bos": vocabulary.add_bos,
+            "eos_token_ids": list(vocabulary.eos_ids),
+        },
+        "artifacts": {"sim": bundle.SIM_MODEL},
+        "converter": {"rkconvert": rk3588.__version__},
+    }

@@ -1,0 +1,43 @@
+"""The model card of a bundle: what it is, how it was made, what it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rk3588.bundle import SIM_MODEL
+from rk3588.quant import Scheme
+
+_SCHEMES = {
+    "w8a8": "8-bit integers, one scale for each output channel; activations 8-bit with one scale a token",
+    "fp16": "16-bit floating point, not quantised",
+    "fp32": "32-bit floating point, not quantised: the reference that accuracy is measured against",
+}
+
+
+def model_card(manifest: dict[str, Any], scheme: Scheme, size: int) -> str:
+    """``README.md`` of a bundle with this manifest, whose artifact has ``size`` bytes."""
+    model, source = manifest["model"], manifest["source"]
+    how = _SCHEMES.get(
+        scheme.name,
+        f"8-bit integers, one scale for every {scheme.group_size} inputs of an output channel; activations 8-bit with "
+        "one scale a token",
+    )
+    folder = f"{manifest['name']}-rk3588-{scheme.name}"
+    return f"""# {folder}
+
+{manifest["name"]} for the simulated RK3588 runtime, in {scheme.name}: {how}.
+
+| | |
+|---|---|
+| Architecture | {model["architecture"]}, {model["layers"]} layers, {model["parameters"] / 1e6:.1f} million parameters |
+| Context | {model["context_length"]} tokens |
+| Made from | {source["name"]} ({source["kind"]}; weights: {", ".join(source["types"])}) |
+| Made by | rkconvert {manifest["converter"]["rkconvert"]} |
+| Artifact | `{SIM_MODEL}`, {size / 1e6:.1f} MB |
+
+`{SIM_MODEL}` runs on the simulated runtime, on any x86-64 or aarch64 Linux. It is not a `.rkllm` and no NPU can run
+it. Its accuracy has not been measured; the licence is the original model's.
+
+    rk3588 run {folder} "What is the capital of France?"
+    rk3588 bundle verify {folder}
+"""

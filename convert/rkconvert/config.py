@@ -1,0 +1,204 @@
+"""One description of a Llama, from a Hugging Face ``config.json`` or from GGUF metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rk3588.errors import CheckpointError
+
+FAMILY = "the Llama family (Llama 2 to 3.2, TinyLlama, SmolLM2)"
+_MOST = {"layers": 4096, "heads": 4096, "kv_heads": 4096, "head_dim": 4096, "vocab_size": 1 << 24}
+_MOST_SIDE = 1 << 20  # what the runtime takes of any other size, and far above any model
+
+# Canonical names are llama.cpp's, which the artifact uses too.
+EMBEDDING, OUTPUT, OUTPUT_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and constants of a model. ``rope_factors`` divide the inverse frequencies, ``head_dim / 2`` of them."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    norm_eps: float
+    rope_theta: float
+    tied: bool
+    rope_factors: tuple[float, ...] | None = None
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every weight such a model has, by canonical name, with its shape: (N, K) or (N,)."""
+        h, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, h)}
+        for i in range(self.layers):
+            b = f"blk.{i}."
+            found[f"{b}attn_norm.weight"] = (h,)
+            found[f"{b}attn_q.weight"] = (q, h)
+            found[f"{b}attn_k.weight"] = (kv, h)
+            found[f"{b}attn_v.weight"] = (kv, h)
+            found[f"{b}attn_output.weight"] = (h, q)
+            found[f"{b}ffn_norm.weight"] = (h,)
+            found[f"{b}ffn_gate.weight"] = (self.intermediate, h)
+            found[f"{b}ffn_up.weight"] = (self.intermediate, h)
+            found[f"{b}ffn_down.weight"] = (h, self.intermediate)
+        found[OUTPUT_NORM] = (h,)
+        if not self.tied:
+            found[OUTPUT] = (self.vocab_size, h)
+        return found
+
+
+class Fields:
+    """Typed access to a mapping read from a file: what is missing or of the wrong kind is one clear sentence."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def whole(self, key: str, default: int | None = None, most: int = _MOST_SIDE) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(f"{self.where} lacks {key!r}, which a Llama needs")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise CheckpointError(f"{self.where}: {key!r} is {value!r}, expected a whole number from 1 to {most}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(f"{self.where} lacks {key!r}, which a Llama needs")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 3e38:
+            raise CheckpointError(f"{self.where}: {key!r} is {value!r}, expected a number above zero")
+        return float(value)
+
+
+def from_huggingface(settings: Mapping[str, Any], where: str) -> ModelConfig:
+    """From the contents of ``config.json``; CheckpointError names what this version cannot convert."""
+    fields = Fields(settings, where)
+    _refuse_others(fields)
+    hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads", most=_MOST["heads"])
+    rope = _mapping(fields, "rope_parameters")  # transformers 5 keeps rope_theta in there
+    scaling = _mapping(fields, "rope_scaling") or rope
+    theta = Fields(rope, where).number("rope_theta", fields.number("rope_theta", 10000.0))
+    head_dim = fields.whole("head_dim", hidden // heads or 1, _MOST["head_dim"])
+    config = ModelConfig(
+        layers=fields.whole("num_hidden_layers", most=_MOST["layers"]),
+        hidden=hidden,
+        intermediate=fields.whole("intermediate_size"),
+        heads=heads,
+        kv_heads=fields.whole("num_key_value_heads", heads, _MOST["kv_heads"]),
+        head_dim=head_dim,
+        vocab_size=fields.whole("vocab_size", most=_MOST["vocab_size"]),
+        context_length=fields.whole("max_position_embeddings", 2048, 1 << 30),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        tied=fields.get("tie_word_embeddings") is True,
+        rope_factors=rope_factors(scaling, head_dim, theta, where),
+    )
+    return _checked(config, where)
+
+
+def _refuse_others(fields: Fields) -> None:
+    architectures = fields.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else fields.get("model_type")
+    if name not in ("LlamaForCausalLM", "llama") or fields.get("model_type") not in (None, "llama"):
+        raise CheckpointError(
+            f"{fields.where}: {name!r} is not an architecture this version converts: it takes {FAMILY}"
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        if fields.get(key):
+            raise CheckpointError(f"{fields.where}: {key} is set, and linear layers with a bias are not supported")
+    if fields.get("hidden_act") not in (None, "silu"):
+        raise CheckpointError(f"{fields.where}: hidden_act is {fields.get('hidden_act')!r}, only 'silu' is supported")
+    if fields.get("partial_rotary_factor") not in (None, 1):
+        raise CheckpointError(f"{fields.where}: partial_rotary_factor is not supported: RoPE must turn whole heads")
+    if quantised := fields.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(
+            f"{fields.where}: the model is quantised already ({method}): convert the original instead"
+        )
+
+
+def _mapping(fields: Fields, key: str) -> Mapping[str, Any]:
+    value = fields.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{fields.where}: {key!r} is {value!r}, expected an object or null")
+    return value or {}
+
+
+def from_gguf(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied: bool) -> ModelConfig:
+    """From GGUF metadata; RoPE factors that stand in a tensor are the caller's to add."""
+    name = metadata.get("general.architecture")
+    if name != "llama":
+        raise CheckpointError(f"{where}: {name!r} is not an architecture this version converts: it takes {FAMILY}")
+    fields = Fields({k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")}, where)
+    if fields.get("expert_count"):
+        raise CheckpointError(f"{where}: a mixture of experts is not supported: this version takes {FAMILY}")
+    hidden, heads = fields.whole("embedding_length"), fields.whole("attention.head_count", most=_MOST["heads"])
+    head_dim = fields.whole("attention.key_length", hidden // heads or 1, _MOST["head_dim"])
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if fields.whole(key, head_dim) != head_dim:
+            raise CheckpointError(
+                f"{where}: {key} is {fields.get(key)}, only the head's size ({head_dim}) is supported"
+            )
+    theta = fields.number("rope.freq_base", 10000.0)
+    scaling = {"rope_type": fields.get("rope.scaling.type"), "factor": fields.get("rope.scaling.factor")}
+    if scaling["rope_type"] == "none":
+        scaling = {}
+    config = ModelConfig(
+        layers=fields.whole("block_count", most=_MOST["layers"]),
+        hidden=hidden,
+        intermediate=fields.whole("feed_forward_length"),
+        heads=heads,
+        kv_heads=fields.whole("attention.head_count_kv", heads, _MOST["kv_heads"]),
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        context_length=fields.whole("context_length", most=1 << 30),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        tied=tied,
+        rope_factors=rope_factors(scaling, head_dim, theta, where),
+    )
+    return _checked(config, where)
+
+
+def _checked(config: ModelConfig, where: str) -> ModelConfig:
+    if config.heads % config.kv_heads or config.head_dim % 2:
+        raise CheckpointError(
+            f"{where}: {config.heads} heads cannot share {config.kv_heads} KV heads of size {config.head_dim}"
+        )
+    return config
+
+
+def rope_factors(scaling: Mapping[str, Any], head_dim: int, theta: float, where: str) -> tuple[float, ...] | None:
+    """The divisor of each inverse frequency under ``linear`` or ``llama3`` scaling; None without scaling."""
+    kind = scaling.get("rope_type", scaling.get("type"))
+    fields = Fields(scaling, f"{where}: RoPE scaling")
+    if kind in (None, "default"):
+        return None
+    if kind == "linear":
+        return (fields.number("factor"),) * (head_dim // 2)
+    if kind != "llama3":
+        raise CheckpointError(f"{where}: RoPE scaling {kind!r} is not supported, only 'linear' and 'llama3'")
+    factor, context = fields.number("factor"), fields.number("original_max_position_embeddings")
+    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    if low >= high:
+        raise CheckpointError(f"{where}: RoPE scaling has low_freq_factor {low:g}, not below high_freq_factor {high:g}")
+    found = []
+    for i in range(head_dim // 2):
+        turns = context * theta ** (-2 * i / head_dim) / (2 * math.pi)  # within the original context
+        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+        found.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(found)

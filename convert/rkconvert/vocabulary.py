@@ -1,0 +1,70 @@
+"""A tokenizer as the artifact carries it: the values behind the keys ``tokenizer.ggml.*``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rk3588.errors import CheckpointError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """``model`` is ``gpt2`` (ByteLevel BPE, with a pre-tokeniser ``pre``) or ``llama`` (SentencePiece-style BPE)."""
+
+    model: str
+    pre: str | None
+    tokens: tuple[str, ...] = field(repr=False)
+    types: tuple[int, ...] = field(repr=False)
+    merges: tuple[str, ...] = field(repr=False)
+    scores: tuple[float, ...] = field(repr=False)
+    bos: int | None
+    eos: int | None
+    unknown: int | None
+    add_bos: bool
+    add_space_prefix: bool
+    eos_ids: tuple[int, ...]  # every id that ends an answer
+    chat_template: str | None = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def text(self, token: int | None) -> str | None:
+        return None if token is None else self.tokens[token]
+
+
+def checked(vocabulary: Vocabulary, where: str) -> Vocabulary:
+    """The vocabulary itself, when its parts fit together; else CheckpointError."""
+    n = len(vocabulary.tokens)
+    for name, items in (("token types", vocabulary.types), ("scores", vocabulary.scores)):
+        if items and len(items) != n:
+            raise CheckpointError(f"{where}: the tokenizer has {n} tokens and {len(items)} {name}")
+    for name, token in (("BOS", vocabulary.bos), ("EOS", vocabulary.eos), ("unknown", vocabulary.unknown)):
+        if token is not None and not 0 <= token < n:
+            raise CheckpointError(f"{where}: the {name} token has id {token}, the tokenizer ends at {n - 1}")
+    for what, texts in (("token", vocabulary.tokens), ("merge", vocabulary.merges)):
+        try:
+            "".join(texts).encode("utf-8")
+        except UnicodeEncodeError:
+            bad = next(i for i, text in enumerate(texts) if not _encodes(text))
+            raise CheckpointError(f"{where}: {what} {bad} of the tokenizer is not valid Unicode") from None
+    return vocabulary
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def padded(tokens: Sequence[str], types: Sequence[int], size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """One token for each row of the embedding: models often have more rows than their tokenizer has tokens."""
+    missing = range(len(tokens), size)
+    return (*tokens, *(f"[PAD{i}]" for i in missing)), (*types, *(UNUSED for _ in missing))
+
+
+def in_range(ids: Iterable[int], size: int) -> tuple[int, ...]:
+    """Sorted, each once, only those that a token has."""
+    return tuple(sorted({i for i in ids if 0 <= i < size}))

@@ -1,0 +1,232 @@
+"""The tokenizer of a Hugging Face folder: tokenizer.json and the settings beside it.
+
+What the runtime does differently from the tokenizer at hand is refused by name, never approximated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rk3588.errors import CheckpointError
+
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, padded
+
+# The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
+
+
+def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Vocabulary:
+    """The tokenizer in ``folder`` for a model of ``size`` embedding rows whose config.json says ``settings``."""
+    where = folder / "tokenizer.json"
+    whole = _read(where, needed=True)
+    options = _read(folder / "tokenizer_config.json")
+    model = whole.get("model")
+    if not isinstance(model, dict) or model.get("type") not in ("BPE", None) or "merges" not in model:
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise CheckpointError(f"{where}: a tokenizer of type {kind!r} is not supported, only BPE")
+    try:
+        return checked(_build(folder, whole, model, options, settings, size), str(where))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} is not of the form that tokenizers writes ({error!r}): download it again"
+        ) from error
+
+
+def _build(
+    folder: Path,
+    whole: Mapping[str, Any],
+    model: Mapping[str, Any],
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    size: int,
+) -> Vocabulary:
+    where = folder / "tokenizer.json"
+    kind, pre = _family(whole, model, where)
+    added = whole.get("added_tokens") or []
+    by_text: dict[str, int] = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
+    tokens, types = _tokens(by_text, added, size, where)
+    unknown = by_text.get(model.get("unk_token") or _content(options.get("unk_token")) or "")
+    if kind == "llama":
+        types = [BYTE if _is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
+        if unknown is not None:
+            types[unknown] = UNKNOWN
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    if any(m.count(" ") != 1 for m in merges):
+        raise CheckpointError(f"{where}: a merge has a space inside one of its parts, which this version cannot write")
+    generation = _read(folder / "generation_config.json")
+    bos = _special("bos", options, settings, by_text)
+    eos = _special("eos", options, settings, by_text)
+    ends = _ids(generation.get("eos_token_id")) or _ids(settings.get("eos_token_id"))
+    known = len(tokens)
+    all_tokens, all_types = padded(tokens, types, size)
+    return Vocabulary(
+        model=kind,
+        pre=pre,
+        tokens=all_tokens,
+        types=all_types,
+        merges=tuple(merges),
+        scores=_scores(all_tokens, merges) if kind == "llama" else (),
+        bos=bos,
+        eos=eos,
+        unknown=unknown,
+        add_bos=_adds_bos(whole, options, kind),
+        add_space_prefix=kind == "llama",
+        eos_ids=in_range([*ends, *([] if eos is None else [eos])], known),
+        chat_template=_template(folder, options),
+        notes=_notes(added),
+    )
+
+
+def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not needed:
+            return {}
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: save the tokenizer into it with transformers "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained)"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"cannot read {path}: it holds no JSON object")
+    return value
+
+
+def _tokens(by_text: dict[str, int], added: list[Any], size: int, where: Path) -> tuple[list[str], list[int]]:
+    by_id = {i: text for text, i in by_text.items()}
+    count = max(by_id, default=-1) + 1
+    if not by_id or min(by_id) < 0 or count > size:
+        raise CheckpointError(f"{where}: the tokenizer has ids up to {count - 1}, the embedding {size} rows")
+    special = {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in added}
+    tokens, types = padded([], [], count)
+    texts = [by_id.get(i, tokens[i]) for i in range(count)]
+    return texts, [special.get(i, NORMAL if i in by_id else types[i]) for i in range(count)]
+
+
+def _family(whole: Mapping[str, Any], model: Mapping[str, Any], where: Path) -> tuple[str, str | None]:
+    """(``gpt2``, its pre-tokeniser) or (``llama``, None)."""
+    normaliser, steps = (
+        _steps(whole.get("normalizer"), "normalizers"),
+        _steps(whole.get("pre_tokenizer"), "pretokenizers"),
+    )
+    if model.get("byte_fallback"):
+        if _is_sentencepiece(normaliser, steps):
+            return "llama", None
+    elif steps and steps[-1].get("type") == "ByteLevel" and not steps[-1].get("add_prefix_space"):
+        pre = _byte_level(steps[:-1], bool(steps[-1].get("use_regex", True)))
+        wanted = ["NFC"] if pre == "qwen2" else []
+        if pre and [step.get("type") for step in normaliser] == wanted:
+            return "gpt2", pre
+    raise CheckpointError(
+        f"{where}: its normaliser ({_names(normaliser)}) and pre-tokeniser ({_names(steps)}) are none that the runtime "
+        "knows: those of GPT-2, SmolLM2, Llama 2, Llama 3 and Qwen2"
+    )
+
+
+def _byte_level(before: list[dict[str, Any]], regex: bool) -> str | None:
+    if not before:
+        return "gpt-2" if regex else None
+    step = before[0]
+    if len(before) > 1:
+        return None
+    if step.get("type") == "Digits" and step.get("individual_digits") and regex:
+        return "smollm"
+    if step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert") and not regex:
+        return _SPLITS.get(step["pattern"].get("Regex", ""))
+    return None
+
+
+def _is_sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]) -> bool:
+    """Spaces become ▁ and one stands before the text: said by the normaliser, or by Metaspace in newer files."""
+    if not steps:
+        return [(s.get("type"), s.get("prepend", s.get("content"))) for s in normaliser] == [
+            ("Prepend", "▁"),
+            ("Replace", "▁"),
+        ]
+    metaspace = steps[0]
+    return (
+        not normaliser
+        and len(steps) == 1
+        and metaspace.get("type") == "Metaspace"
+        and metaspace.get("replacement") == "▁"
+        and metaspace.get("prepend_scheme", "always") in ("first", "always")
+        and not metaspace.get("split", True)
+    )
+
+
+def _steps(value: Any, key: str) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    return list(value[key]) if value.get("type") == "Sequence" else [value]
+
+
+def _names(steps: list[dict[str, Any]]) -> str:
+    return " + ".join(str(step.get("type")) for step in steps) or "none"
+
+
+def _is_byte(text: str) -> bool:
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
+def _scores(tokens: tuple[str, ...], merges: list[str]) -> tuple[float, ...]:
+    """For readers that merge by score: minus the rank of the first merge that makes a token; others come after all."""
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", ""), i)
+    return tuple(-float(rank.get(token, len(merges))) for token in tokens)
+
+
+def _special(name: str, options: Mapping[str, Any], settings: Mapping[str, Any], by_text: dict[str, int]) -> int | None:
+    text = _content(options.get(f"{name}_token"))
+    if text in by_text:
+        return by_text[text]
+    ids = _ids(settings.get(f"{name}_token_id"))
+    return ids[0] if ids else None
+
+
+def _content(token: Any) -> str:
+    """A token's text, which some files wrap into an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _ids(value: Any) -> list[int]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
+
+
+def _adds_bos(whole: Mapping[str, Any], options: Mapping[str, Any], kind: str) -> bool:
+    """transformers lets ``add_bos_token`` rule; without it, the post-processor does."""
+    chosen = options.get("add_bos_token")
+    if isinstance(chosen, bool):
+        return chosen
+    for step in _steps(whole.get("post_processor"), "processors"):
+        if step.get("type") == "TemplateProcessing":
+            return "SpecialToken" in step["single"][0]
+    return kind == "llama"
+
+
+def _template(folder: Path, options: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    value = options.get("chat_template")
+    if isinstance(value, list):  # several, by name
+        value = next((t["template"] for t in value if t.get("name") == "default"), None)
+    return value if isinstance(value, str) and value else None
+
+
+def _notes(added: list[Any]) -> tuple[str, ...]:
+    odd = [t["content"] for t in added if t.get("lstrip") or t.get("rstrip") or t.get("single_word")]
+    if not odd:
+        return ()
+    return (f"special tokens that swallow spaces or stand for whole words only are matched plainly: {', '.join(odd)}",)

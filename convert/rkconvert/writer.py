@@ -1,0 +1,152 @@
+"""Writes ``model.sim.gguf`` (docs/sim-gguf.md): a header from the gguf package, tensor data at known offsets.
+
+Blocks may come from any number of threads and in any order; the checksums are patched in at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from rk3588.errors import TargetError
+
+from .config import ModelConfig
+from .crc import combine
+from .plan import ALIGNMENT, Artifact, OutTensor
+from .vocabulary import Vocabulary
+
+VERSION = 1
+_HEADER_CRC, _TENSOR_CRC = "rksim.header_crc32", "rksim.tensor_crc32"
+
+
+class ArtifactWriter:
+    """One file being written. ``write`` is thread-safe; ``add_crc`` and ``finish`` are for one thread."""
+
+    def __init__(self, path: Path, artifact: Artifact, header: bytes) -> None:
+        self.path, self.artifact = path, artifact
+        self._header = bytearray(header)
+        self._crc = dict.fromkeys((t.name for t in artifact.tensors), 0)
+        size = len(header) + artifact.data_bytes
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.posix_fallocate(self._fd, 0, size)  # no space is found out now and not at the end
+        except OSError as error:
+            self.close()
+            raise write_error(error, path, size) from error
+
+    def write(self, tensor: OutTensor, at: int, data: memoryview | bytes) -> int:
+        """``data`` at byte ``at`` of ``tensor``; returns its CRC."""
+        view = memoryview(data).cast("B")
+        offset, left = len(self._header) + tensor.offset + at, view
+        while left:
+            written = os.pwrite(self._fd, left, offset)
+            offset, left = offset + written, left[written:]
+        return zlib.crc32(view)
+
+    def add_crc(self, tensor: OutTensor, crc: int, length: int) -> None:
+        """The CRC of the next ``length`` bytes of ``tensor``, in order."""
+        self._crc[tensor.name] = combine(self._crc[tensor.name], crc, length)
+
+    def finish(self) -> None:
+        """Write the header with its checksums."""
+        start = _value_offset(self._header, _TENSOR_CRC) + 12  # past the item type and the count
+        for i, tensor in enumerate(self.artifact.tensors):
+            self._header[start + 4 * i : start + 4 * i + 4] = self._crc[tensor.name].to_bytes(4, "little")
+        own = _value_offset(self._header, _HEADER_CRC)
+        self._header[own : own + 4] = zlib.crc32(self._header).to_bytes(4, "little")
+        os.pwrite(self._fd, self._header, 0)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def write_error(error: OSError, path: Path, size: int | None = None) -> TargetError:
+    """A write that failed, as a sentence where there is no space left."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return TargetError(f"cannot write {path}: {error.strerror}")
+    needs = f", which needs {size / 1e6:.1f} MB" if size else ""
+    return TargetError(f"no space left in {path.parent.parent} for {path.name}{needs}: free some or choose another -o")
+
+
+def _value_offset(header: bytearray, key: str) -> int:
+    """Where a key's value begins, behind its type. Our keys come before any text of the model's."""
+    encoded = len(key).to_bytes(8, "little") + key.encode()
+    return header.index(encoded) + len(encoded) + 4
+
+
+def make_header(name: str, config: ModelConfig, vocabulary: Vocabulary, artifact: Artifact) -> bytes:
+    """Everything before the tensor data, padded, with all checksums zero."""
+    import gguf
+    from gguf.gguf_writer import WriterState
+
+    logging.getLogger("gguf").setLevel(logging.WARNING)
+    writer = gguf.GGUFWriter(None, "llama")
+    scheme = artifact.scheme
+    uint32, int32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.INT32
+    array = gguf.GGUFValueType.ARRAY
+    writer.add_custom_alignment(ALIGNMENT)
+    writer.add_uint32("rksim.version", VERSION)
+    writer.add_uint32(_HEADER_CRC, 0)
+    writer.add_key_value(_TENSOR_CRC, [0] * len(artifact.tensors), array, sub_type=uint32)
+    writer.add_string("rksim.dtype", scheme.name)
+    writer.add_uint32("rksim.group_size", scheme.group_size)
+    if vocabulary.eos_ids:
+        writer.add_key_value("rksim.eos_token_ids", list(vocabulary.eos_ids), array, sub_type=int32)
+    writer.add_name(name)
+    _add_shape(writer, config)
+    _add_vocabulary(writer, vocabulary)
+    types = gguf.GGMLQuantizationType
+    for tensor in artifact.tensors:
+        # The dtype argument is only looked at where raw_dtype is None.
+        writer.add_tensor_info(tensor.name, tensor.shape, None, tensor.nbytes, raw_dtype=types[tensor.kind])
+    buffer = io.BytesIO()
+    writer.fout, writer.state = [buffer], WriterState.EMPTY  # in memory: it is checksummed before it is written
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return buffer.getvalue() + bytes(-buffer.tell() % ALIGNMENT)
+
+
+def _add_shape(writer: Any, config: ModelConfig) -> None:
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.hidden)
+    writer.add_feed_forward_length(config.intermediate)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+
+
+def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+    import gguf
+
+    writer.add_tokenizer_model(vocabulary.model)
+    if vocabulary.pre:
+        writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_key_value(
+        "tokenizer.ggml.token_type", vocabulary.types, gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT32
+    )
+    writer.add_array("tokenizer.ggml.merges", vocabulary.merges)
+    if vocabulary.scores:
+        writer.add_key_value(
+            "tokenizer.ggml.scores", vocabulary.scores, gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.FLOAT32
+        )
+    for key, token in (("bos", vocabulary.bos), ("eos", vocabulary.eos), ("unknown", vocabulary.unknown)):
+        if token is not None:
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.chat_template:
+        writer.add_chat_template(vocabulary.chat_template)
