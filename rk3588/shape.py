@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import bundle
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError
 
 _MOST = 1 << 31  # no size in a config.json is larger; what is, is damage
 
@@ -66,17 +67,26 @@ class _Family:
     norms: int = 2  # RMSNorms over the hidden size in a layer
     head_norms: int = 0  # RMSNorms over head_dim in a layer
     head_dim: int = 0  # where the config does not say; 0: hidden / heads
-    names: tuple[tuple[str, str], ...] = ()  # our key, the config's key
+    names: Mapping[str, str] = field(default_factory=dict)  # the usual key, the config's key
 
 
-_CHATGLM = (
-    ("num_hidden_layers", "num_layers"),
-    ("intermediate_size", "ffn_hidden_size"),
-    ("num_key_value_heads", "multi_query_group_num"),
-    ("head_dim", "kv_channels"),
-    ("vocab_size", "padded_vocab_size"),
-    ("max_position_embeddings", "seq_length"),
-)
+_CHATGLM = {
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "ffn_hidden_size",
+    "num_key_value_heads": "multi_query_group_num",
+    "head_dim": "kv_channels",
+    "vocab_size": "padded_vocab_size",
+    "max_position_embeddings": "seq_length",
+}
+_MANIFEST = {
+    "hidden_size": "hidden",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "num_hidden_layers": "layers",
+    "intermediate_size": "intermediate",
+    "max_position_embeddings": "context_length",
+    "tie_word_embeddings": "tied",
+}  # what rkbundle.json calls them
 FAMILIES: dict[str, _Family] = {
     "llama": _Family(qkv_bias=None),
     "mistral": _Family(),
@@ -93,7 +103,9 @@ FAMILIES: dict[str, _Family] = {
 def load(path: Path) -> Shape:
     """Shape of the model in a Hugging Face folder, its ``config.json``, or a bundle."""
     if path.is_dir() and (path / bundle.MANIFEST).is_file():
-        return from_bundle(bundle.read(path))
+        manifest = bundle.read(path).manifest
+        model = {"model_type": manifest["model"].get("architecture"), **manifest["model"]}
+        return from_config(model, path / bundle.MANIFEST, names=_MANIFEST, name=manifest["name"])
     where = path / "config.json" if path.is_dir() else path
     if not where.exists():
         what = f"{path} has no config.json and no {bundle.MANIFEST}" if path.is_dir() else f"there is no {path}"
@@ -105,26 +117,26 @@ def load(path: Path) -> Shape:
     return from_config(config, where)
 
 
-def from_config(config: Any, where: Path) -> Shape:
-    """Shape out of a parsed ``config.json``; ``where`` is its path, for the name and for errors."""
+def from_config(
+    config: Any, where: Path, *, names: Mapping[str, str] | None = None, name: str | None = None
+) -> Shape:
+    """Shape out of a parsed ``config.json``, whose path is ``where``; ``names``: what its usual keys are called."""
     if not isinstance(config, dict):
         raise CheckpointError(f"{where} holds no JSON object: it is not the config.json of a model")
     kind = config.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise CheckpointError(f"{where}: model_type {kind!r} is not known here; known are {', '.join(FAMILIES)}")
-    read = _Reader(config, where, dict(family.names))
+    read = _Reader(config, where, names or family.names)
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = read.size("num_key_value_heads", heads)
     head_dim = read.size("head_dim", family.head_dim or hidden // heads)
     if kv_heads > heads or heads % kv_heads:
         raise CheckpointError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
-    tied = config.get("tie_word_embeddings", family.tied)
-    if not isinstance(tied, bool):
-        raise CheckpointError(f"{where}: tie_word_embeddings is {tied!r}; it has to be true or false")
     intermediate = read.size("intermediate_size")
+    extras = _extras(family, read, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
     return Shape(
-        name=where.resolve().parent.name,
+        name=name or where.resolve().parent.name,
         layers=read.size("num_hidden_layers"),
         hidden=hidden,
         intermediate=intermediate,
@@ -132,21 +144,20 @@ def from_config(config: Any, where: Path) -> Shape:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=read.size("vocab_size"),
-        tied=tied,
+        tied=read.flag("tie_word_embeddings", family.tied),
         context=read.size("max_position_embeddings", 0),
-        extras=_extras(family, config, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
-        + family.head_norms * head_dim,
+        extras=extras + family.head_norms * head_dim,
     )
 
 
-def _extras(family: _Family, config: dict[str, Any], hidden: int, intermediate: int, q: int, kv: int) -> int:
+def _extras(family: _Family, read: _Reader, hidden: int, intermediate: int, q: int, kv: int) -> int:
     """Parameters of a layer outside its matrices: norms over the hidden size, and biases."""
     count = family.norms * hidden
-    if family.qkv_bias or (family.qkv_bias is None and config.get("attention_bias")):
+    if family.qkv_bias is None and read.flag("attention_bias", False):
+        count += q + 2 * kv + hidden
+    elif family.qkv_bias:
         count += q + 2 * kv
-    if family.qkv_bias is None and config.get("attention_bias"):
-        count += hidden
-    if config.get("mlp_bias"):
+    if read.flag("mlp_bias", False):
         count += 2 * intermediate + hidden
     return count
 
@@ -155,21 +166,22 @@ def _extras(family: _Family, config: dict[str, Any], hidden: int, intermediate: 
 class _Reader:
     config: dict[str, Any]
     where: Path
-    names: dict[str, str]
+    names: Mapping[str, str]
 
     def size(self, key: str, default: int | None = None) -> int:
         key = self.names.get(key, key)
         value = self.config.get(key)
         if value is None:
             if default is None:
-                raise CheckpointError(f"{self.where} does not say {key}: is it the model's own config.json?")
+                raise CheckpointError(f"{self.where} does not say {key}: is it the model's own?")
             return default
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST:
             raise CheckpointError(f"{self.where}: {key} is {value!r}; it has to be a whole number from 1 up")
         return value
 
-
-def from_bundle(opened: bundle.Bundle) -> Shape:
-    """Shape out of a bundle's manifest."""
-    where = opened.path / bundle.MANIFEST
-    raise UsageError(f"{where} cannot be read yet")
+    def flag(self, key: str, default: bool) -> bool:
+        key = self.names.get(key, key)
+        value = self.config.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.where}: {key} is {value!r}; it has to be true or false")
+        return value
