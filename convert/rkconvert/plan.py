@@ -16,7 +16,7 @@ from .sources.base import Source, SourceTensor
 
 ALIGNMENT = 64
 BLOCK_BYTES = 4 << 20  # of source weights at a time: large enough to keep Python out of the way
-_BASE_MEMORY = 120 << 20  # the interpreter, NumPy and gguf, as measured
+_BASE_MEMORY = 45 << 20  # the interpreter, NumPy and gguf, as measured
 _ITEM = {"I8": 1, "F16": 2, "F32": 4}
 
 
@@ -61,12 +61,12 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated peak: blocks in flight with what is made of each, and the tokenizer."""
-        per_weight = 4 + sum(_ITEM["I8"] if a.scheme.quantised else 4 for a in self.artifacts)
-        blocks = (2 * self.threads + 2) * max(block_bytes(t) for t in self.source.tensors.values())
-        expanded = blocks // 2 * per_weight  # a bf16 weight has two bytes, smaller types are read in smaller blocks
+        """Estimated peak: blocks read ahead, what is made of those being worked on, and the tokenizer."""
+        per_weight = 4 + sum(1 if a.scheme.quantised else 2 for a in self.artifacts)
+        ahead = (2 * self.threads + 2) * max(block_bytes(t) for t in self.source.tensors.values())
+        work = self.threads * per_weight * max(block_rows(t) * t.columns for t in self.source.tensors.values())
         vocabulary = self.source.vocabulary
-        return _BASE_MEMORY + blocks + expanded + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
+        return _BASE_MEMORY + ahead + work + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
 
 
 def make_plan(

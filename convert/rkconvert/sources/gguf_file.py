@@ -76,11 +76,13 @@ def read_header(path: Path) -> Header:
         for _ in range(pair_count):
             key = reader.text()
             metadata[key] = reader.value(reader.scalar("I"))
+        if "rksim.version" in metadata:
+            raise CheckpointError(f"{path} is a converted artifact already: give the model that it was made from")
         infos = [reader.tensor_info() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise CheckpointError(f"{path}: general.alignment is {alignment!r}: the file is damaged")
-        start = -(-file.tell() // alignment) * alignment
+        start = -(-reader.at // alignment) * alignment
     tensors = {name: _tensor(path, name, dims, kind, start + offset) for name, dims, kind, offset in infos}
     if len(tensors) != tensor_count:
         raise CheckpointError(f"{path}: two tensors have the same name: the file is damaged")
@@ -118,24 +120,24 @@ class _Reader:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.size = path.stat().st_size
+        self.at = 0
 
     def _fail(self, what: str) -> NoReturn:
-        raise CheckpointError(
-            f"{self.path} is truncated or damaged: {what} at byte {self.file.tell()}: download it again"
-        )
+        raise CheckpointError(f"{self.path} is truncated or damaged: {what} at byte {self.at}: download it again")
 
     def take(self, n: int) -> bytes:
-        if n > self.size - self.file.tell():
+        if n > self.size - self.at:
             self._fail(f"{n} bytes are missing")
+        self.at += n
         return self.file.read(n)
 
     def scalar(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def count(self, item: int) -> int:
         """A number of things of at least ``item`` bytes each."""
         n = int(self.scalar("Q"))
-        if n * item > self.size - self.file.tell():
+        if n * item > self.size - self.at:
             self._fail(f"a count of {n}, more than the file can hold,")
         return n
 
