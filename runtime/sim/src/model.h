@@ -81,9 +81,10 @@ class Session {
   int64_t position() const;  // tokens evaluated since reset
 
   // Logits of the last token, [n_vocab], valid until the next call. n >= 1; ids must be in range (Error).
-  const float* eval(const int32_t* ids, size_t n);
+  // all_hidden, n x hidden, gets every token's last_hidden().
+  const float* eval(const int32_t* ids, size_t n, float* all_hidden = nullptr);
   // The same from input embeddings, n x hidden.
-  const float* eval_embeddings(const float* x, size_t n);
+  const float* eval_embeddings(const float* x, size_t n, float* all_hidden = nullptr);
   // Logits of every token, n x n_vocab.
   void eval_all(const int32_t* ids, size_t n, float* logits);
   // The hidden states behind the last logits: after the output norm, [hidden].

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <random>
+#include <utility>
 #include <vector>
 
 namespace rksim {
@@ -23,8 +24,13 @@ class Sampler {
 
  private:
   void penalise();
+  void keep_top_k();
+  void keep_top_p();
+  int32_t draw();
+
   SamplerParams params_;
-  std::vector<int32_t> recent_;
+  int32_t n_vocab_;
+  std::vector<int32_t> recent_;  // oldest first, at most penalty_last_n
   std::vector<std::pair<float, int32_t>> candidates_;
   std::mt19937_64 random_;
 };

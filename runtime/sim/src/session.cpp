@@ -230,6 +230,12 @@ struct Session::Impl {
     return position + most > context ? 1 : most;
   }
 
+  // The output norm of every token just evaluated, tokens x hidden.
+  void norm_all(int64_t tokens, float* out) {
+    for (int64_t t = 0; t < tokens; t++)
+      kernels.rms_norm(&x[static_cast<size_t>(t * s.hidden)], model.output_norm, out + t * s.hidden, s.hidden, s.norm_eps);
+  }
+
   const float* last_logits(int64_t tokens) {
     kernels.rms_norm(&x[static_cast<size_t>((tokens - 1) * s.hidden)], model.output_norm, hidden.data(), s.hidden, s.norm_eps);
     linear(hidden.data(), 1, {{&model.output, logits.data(), s.n_vocab}});
@@ -243,17 +249,18 @@ void Session::reset() { impl_->position = 0; }
 int64_t Session::position() const { return impl_->position; }
 const float* Session::last_hidden() const { return impl_->hidden.data(); }
 
-const float* Session::eval(const int32_t* ids, size_t n) {
+const float* Session::eval(const int32_t* ids, size_t n, float* all_hidden) {
   int64_t tokens = 0;
   for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
     tokens = impl_->next_chunk(static_cast<int64_t>(n - done), chunk);
     impl_->embed(ids + done, tokens);
     impl_->forward(tokens);
+    if (all_hidden) impl_->norm_all(tokens, all_hidden + done * static_cast<size_t>(impl_->s.hidden));
   }
   return impl_->last_logits(tokens);
 }
 
-const float* Session::eval_embeddings(const float* x, size_t n) {
+const float* Session::eval_embeddings(const float* x, size_t n, float* all_hidden) {
   int64_t tokens = 0;
   for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
     tokens = impl_->next_chunk(static_cast<int64_t>(n - done), chunk);
@@ -261,6 +268,7 @@ const float* Session::eval_embeddings(const float* x, size_t n) {
     grow(impl_->x, size);
     std::memcpy(impl_->x.data(), x + done * static_cast<size_t>(impl_->s.hidden), static_cast<size_t>(size) * sizeof(float));
     impl_->forward(tokens);
+    if (all_hidden) impl_->norm_all(tokens, all_hidden + done * static_cast<size_t>(impl_->s.hidden));
   }
   return impl_->last_logits(tokens);
 }
@@ -272,9 +280,7 @@ void Session::eval_all(const int32_t* ids, size_t n, float* logits) {
     tokens = m.next_chunk(static_cast<int64_t>(n - done), chunk);
     m.embed(ids + done, tokens);
     m.forward(tokens);
-    for (int64_t t = 0; t < tokens; t++)
-      m.kernels.rms_norm(&m.x[static_cast<size_t>(t * m.s.hidden)], m.model.output_norm,
-                         &m.normed[static_cast<size_t>(t * m.s.hidden)], m.s.hidden, m.s.norm_eps);
+    m.norm_all(tokens, m.normed.data());
     m.linear(m.normed.data(), tokens,
              {{&m.model.output, logits + done * static_cast<size_t>(m.s.n_vocab), m.s.n_vocab}});
   }
