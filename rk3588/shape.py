@@ -131,6 +131,8 @@ def from_config(
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = read.size("num_key_value_heads", heads)
     head_dim = read.size("head_dim", family.head_dim or hidden // heads)
+    if not head_dim:
+        raise CheckpointError(f"{where}: {heads} attention heads do not go into a hidden_size of {hidden}")
     if kv_heads > heads or heads % kv_heads:
         raise CheckpointError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
     intermediate = read.size("intermediate_size")
