@@ -18,6 +18,7 @@ lint: ready  ## ruff and mypy --strict
 	@$(PY) -m mypy
 
 bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
+	@$(PY) -m tests.bench.predict_table
 	@.ci/setup bench
 	@$(PY) -m tests.bench.twin_vs_llama $(ARGS)
 

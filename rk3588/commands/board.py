@@ -147,7 +147,9 @@ def _lines(facts: dict[str, Any], indent: str = "") -> str:
         if key == "type":
             lines.append("\n" + _lines(value, indent))
         elif key == "ddr_gb_s":
-            lines += [f"{indent}{f'at {mhz} MHz':12}{low:g} to {high:g} GB/s" for mhz, (low, high) in value.items()]
+            for mhz, (low, high) in value.items():
+                span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+                lines.append(f"{indent}{f'at {mhz} MHz':12}{span} GB/s")
         elif value:
             text = ", ".join(map(str, value)) if isinstance(value, list) else value
             lines.append(f"{indent}{key:12}{text}")
