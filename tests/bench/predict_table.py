@@ -1,4 +1,4 @@
-"""Prediction against the published figures: `python -m tests.bench.predict_table` prints each row's error and a summary.
+"""Prediction against the published figures: `python -m tests.bench.predict_table` prints every error and a summary.
 
 Exits 1 when the summary misses what is promised of it.
 """
