@@ -1,0 +1,160 @@
+"""The binding to librkllmrt: one model, one owner, one run at a time.
+
+``rkllm_run`` blocks, so it runs on a thread of its own and its tokens come over a queue: the caller's thread stays
+open for Ctrl-C. Whatever ends the iteration, the run has ended too before the caller goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional, Union
+
+from rk3588.errors import RuntimeFailure, UsageError
+
+from . import loader
+from .generation import Generation, Run
+from .generation import Token as Token
+
+CONTEXT_RESERVE = 4  # of max_context_len, the tokens that a prompt may not take
+
+
+class RKLLM:
+    """A model loaded by librkllmrt; a context manager. Parameters left out are the library's defaults.
+
+    Raises UsageError (bad argument), LibraryError (no library, or not one of 1.1), RuntimeFailure (it would not load).
+    """
+
+    def __init__(
+        self,
+        model_path: loader.PathLike,
+        *,
+        library: Optional[loader.PathLike] = None,
+        max_context_len: Optional[int] = None,
+        max_new_tokens: Optional[int] = None,
+        top_k: Optional[int] = None,
+        top_p: Optional[float] = None,
+        temperature: Optional[float] = None,
+        repeat_penalty: Optional[float] = None,
+        frequency_penalty: Optional[float] = None,
+        presence_penalty: Optional[float] = None,
+        skip_special_token: Optional[bool] = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if value is not None}
+        path = Path(model_path)
+        if not path.is_file():
+            raise UsageError(f"there is no model file {path}")
+        self.library_path = loader.find(library, npu=path.suffix == ".rkllm")
+        self._lib, self._abi = loader.load(self.library_path)
+        self._run: Optional[Run] = None
+        self._runs = 0
+        self._lock = threading.Lock()
+        self._handle = self._abi.LLMHandle()
+        # The library calls this object until it is destroyed: it must live as long as the handle.
+        self._callback = self._abi.LLMResultCallback(self._on_result)
+        self._init(path, given)
+        atexit.register(self.close)
+
+    def _init(self, path: Path, given: dict[str, Any]) -> None:
+        param = self._lib.rkllm_createDefaultParam()
+        for name, _ in param._fields_:
+            if name in given and name != "model_path":
+                setattr(param, name, given[name])
+        param.model_path = str(path).encode("utf-8", "surrogateescape")
+        param.is_async = False
+        self.max_context_len = int(param.max_context_len)
+        try:
+            self._lib.rkllm_init(ctypes.byref(self._handle), ctypes.byref(param), self._callback)
+        except RuntimeFailure as error:
+            raise RuntimeFailure(f"{self.library_path} cannot load {path}: {error}") from error
+        if not self._handle:
+            raise RuntimeFailure(f"{self.library_path} cannot load {path}: rkllm_init gave no handle")
+
+    def __enter__(self) -> RKLLM:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def generate(self, prompt: Union[str, Sequence[int]], max_tokens: Optional[int] = None) -> Generation:
+        """Start a run on a text or on token ids, and iterate over its tokens.
+
+        ``max_tokens`` aborts the run after so many, besides what the model was loaded with. UsageError when the prompt
+        is empty or too long, RuntimeFailure when a run is going on or ends in an error.
+        """
+        input_ = self._input(prompt)
+        with self._lock:
+            if not self._handle:
+                raise UsageError("this model has been closed: load it again")
+            if self._run is not None and not self._run.ended:
+                raise RuntimeFailure("a run is going on: finish or close it first, the library does one at a time")
+            self._runs += 1
+            run = self._run = self._new_run(self._runs, input_)
+            generation = Generation(run, max_tokens)
+            run.start()
+        return generation
+
+    def abort(self) -> None:
+        """Abort what runs, and wait for its end."""
+        if self._run is not None:
+            self._run.stop()
+
+    def close(self) -> None:
+        """Abort what runs, wait for it, and unload the model. Closing twice does no harm."""
+        self.abort()
+        with self._lock:
+            handle, self._handle = self._handle, self._abi.LLMHandle()
+        atexit.unregister(self.close)
+        if handle:
+            self._lib.rkllm_destroy(handle)
+
+    def _new_run(self, number: int, input_: Any) -> Run:
+        lib, handle = self._lib, self._handle
+        infer = self._abi.RKLLMInferParam()
+        infer.mode = self._abi.RKLLMInferMode.RKLLM_INFER_GENERATE
+        return Run(
+            number,
+            work=lambda: lib.rkllm_run(handle, ctypes.byref(input_), ctypes.byref(infer), number),
+            abort=lambda: lib.rkllm_abort(handle),
+            still_running=lambda: bool(lib.rkllm_is_running(handle) == 0),
+        )
+
+    def _input(self, prompt: Union[str, Sequence[int]]) -> Any:
+        """What rkllm_run takes; ctypes keeps the memory behind its pointers alive with it."""
+        if not prompt:
+            raise UsageError("the prompt is empty")
+        input_ = self._abi.RKLLMInput()
+        if isinstance(prompt, str):
+            if "\0" in prompt:
+                raise UsageError("the prompt has a NUL character, where C would end it: remove it or pass tokens")
+            input_.input_type = self._abi.RKLLMInputType.RKLLM_INPUT_PROMPT
+            input_.prompt_input = prompt.encode("utf-8", "replace")
+            return input_
+        limit = self.max_context_len - CONTEXT_RESERVE
+        if self.max_context_len > 0 and limit < len(prompt):
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens, and a context of {self.max_context_len} takes {limit}: "
+                "shorten it or ask for a longer context"
+            )
+        input_.input_type = self._abi.RKLLMInputType.RKLLM_INPUT_TOKEN
+        input_.token_input.input_ids = (ctypes.c_int32 * len(prompt))(*prompt)
+        input_.token_input.n_tokens = len(prompt)
+        return input_
+
+    def _on_result(self, result: Any, userdata: Optional[int], state: int) -> None:
+        """The library's callback: takes what it is given, and never lets an exception out into C."""
+        run = self._run
+        # A token that comes late belongs to a run that is over, never to the next one.
+        if run is None or userdata != run.number:
+            return
+        try:
+            run.receive(result.contents if result else None, state)
+        except BaseException as error:
+            run.fail(error)
+            self._lib.rkllm_abort(self._handle)

@@ -1,0 +1,177 @@
+"""One run of the library, and the iterator over its tokens that the caller holds."""
+
+from __future__ import annotations
+
+import codecs
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Optional
+
+from rk3588.errors import RuntimeFailure
+
+from .abi import LLMCallState
+
+NORMAL, WAITING = LLMCallState.RKLLM_RUN_NORMAL, LLMCallState.RKLLM_RUN_WAITING
+FINISH, ERROR = LLMCallState.RKLLM_RUN_FINISH, LLMCallState.RKLLM_RUN_ERROR
+_ABORT_EVERY_S = 0.2
+
+
+class Token(NamedTuple):
+    """One generated token. ``text`` is empty while a character is incomplete (``WAITING``).
+
+    A last one with state ``FINISH`` comes only when the answer ends inside a character; it is no token of its own.
+    """
+
+    text: str
+    id: int
+    state: LLMCallState
+
+
+class Run:
+    """What the caller's thread and the library's thread share. ``work`` calls rkllm_run, ``abort`` rkllm_abort.
+
+    ``still_running`` is asked after ``work`` has returned without FINISH or ERROR: 1.1 blocks until the end, but
+    should a release return early, its callbacks still come.
+    """
+
+    def __init__(
+        self, number: int, work: Callable[[], object], abort: Callable[[], object], still_running: Callable[[], bool]
+    ) -> None:
+        self.number = number
+        self.tokens: queue.SimpleQueue[Optional[tuple[int, int, bytes]]] = queue.SimpleQueue()
+        self.failure: Optional[BaseException] = None
+        self.stopping = False
+        self._work, self._abort, self._still_running = work, abort, still_running
+        self._over = threading.Event()  # FINISH or ERROR has come
+        self._done = threading.Event()  # and the library has let go
+        # A daemon, so that an exit from the program gets as far as closing the model, which aborts the run.
+        self._thread = threading.Thread(target=self._main, name=f"rkllm_run {number}", daemon=True)
+
+    @property
+    def ended(self) -> bool:
+        return self._done.is_set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def receive(self, result: Any, state: int) -> None:
+        """On the library's thread: a token into the queue, or the end. ``result``: an RKLLMResult or None."""
+        if state in (NORMAL, WAITING):
+            if result is not None:
+                self.tokens.put((state, int(result.token_id), result.text or b""))
+        elif state == ERROR:
+            self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
+            self._over.set()
+        elif state == FINISH:
+            self._over.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Keep the first error for the caller's side."""
+        self.failure = self.failure or error
+
+    def stop(self) -> None:
+        """Abort and wait for the end.
+
+        A second Ctrl-C waits its turn: the library cannot stop inside the prompt, and a handle that runs must not be
+        left behind.
+        """
+        interrupt: Optional[BaseException] = None
+        while not self.ended:
+            try:
+                self.stopping = True
+                # Again and again: an abort that comes before the run has begun is lost.
+                self._abort()
+                self._done.wait(_ABORT_EVERY_S)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _main(self) -> None:
+        try:
+            if not self.stopping:
+                self._work()
+                while not self._over.is_set() and self._still_running():
+                    self._over.wait(0.02)
+        except BaseException as error:
+            self.fail(error)
+        self._done.set()
+        self.tokens.put(None)
+
+
+class Generation(Iterator[Token]):
+    """The tokens of a run. ``close()``, Ctrl-C, an exception and dropping it abort the run and wait for its end."""
+
+    def __init__(self, run: Run, max_tokens: Optional[int]) -> None:
+        self._run, self._left = run, max_tokens
+        self._text = _Text()
+        self._last_id = -1
+        self._over = False
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __next__(self) -> Token:
+        if self._left is not None and self._left <= 0:
+            self.close()
+        if self._over:
+            raise StopIteration
+        try:
+            item = self._run.tokens.get()
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
+        if item is None:
+            return self._end()
+        state, self._last_id, raw = item
+        if self._left is not None:
+            self._left -= 1
+        waiting = state == WAITING
+        return Token(self._text.feed(raw, waiting), self._last_id, WAITING if waiting else NORMAL)
+
+    def close(self) -> None:
+        """Abort the run and wait for its end; nothing happens if it has ended."""
+        self._over = True
+        self._run.stop()
+
+    def _end(self) -> Token:
+        self._over = True
+        if self._run.failure is not None:
+            raise self._run.failure
+        tail = self._text.end()
+        if not tail:
+            raise StopIteration
+        return Token(tail, self._last_id, FINISH)
+
+
+class _Text:
+    """Bytes to text, whichever way a release hands over a character that several tokens make up.
+
+    With WAITING come no bytes, or the next bytes, or all bytes so far; with the token that completes the character,
+    the rest or the whole. What is held back ends inside a character, so bytes that begin with it repeat it.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
+
+    def feed(self, raw: bytes, waiting: bool) -> str:
+        joined = raw if raw.startswith(self._held) else self._held + raw
+        self._held = joined if waiting else b""
+        return "" if waiting else self._decoder.decode(joined)
+
+    def end(self) -> str:
+        return self._decoder.decode(self._held, final=True)

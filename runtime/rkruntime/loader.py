@@ -1,0 +1,96 @@
+"""Finds librkllmrt.so, refuses what it cannot speak to, and applies the table to it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from pathlib import Path
+from types import ModuleType
+from typing import Optional, Union
+
+from rk3588.errors import LibraryError
+from rk3588.resources import packaged
+
+from . import abi
+
+PathLike = Union[str, "os.PathLike[str]"]
+VARIABLE = "RKLLM_LIBRARY"
+SYSTEM = Path("/usr/lib/librkllmrt.so")
+TABLES: dict[str, ModuleType] = {abi.VERSION: abi}
+
+_ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+_SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def find(explicit: Optional[PathLike] = None, *, npu: bool = False) -> Path:
+    """Path of the library: ``explicit``, else ``RKLLM_LIBRARY``, else the packaged twin, else the system's.
+
+    ``npu``: the model is a ``.rkllm``, for which the twin is no use.
+    """
+    chosen = explicit or os.environ.get(VARIABLE)
+    if chosen:
+        path = Path(chosen)
+        if not path.is_file():
+            where = "" if explicit else f" (from {VARIABLE})"
+            raise LibraryError(f"there is no library {path}{where}: give the path of a librkllmrt.so")
+        return path
+    if not npu:
+        with contextlib.suppress(LibraryError):
+            return packaged("lib/librkllmrt.so")
+    if SYSTEM.is_file():
+        return SYSTEM
+    what = "Rockchip's librkllmrt.so 1.1.1, which runs .rkllm models," if npu else "librkllmrt.so"
+    raise LibraryError(f"{what} was not found: install it as {SYSTEM} or set {VARIABLE} to its path")
+
+
+def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
+    """The library at ``path`` with its signatures applied, and the table that fits it. Nothing in it is called."""
+    _check_machine(Path(path))
+    try:
+        library = ctypes.CDLL(str(Path(path).absolute()))
+    except OSError as error:
+        raise LibraryError(f"cannot load {path}: {error}") from error
+    table = TABLES.get(version_of(library, path))
+    if table is None:
+        raise LibraryError(
+            f"{path} is librkllmrt {version_of(library, path)}, whose structs differ; this version speaks "
+            f"{', '.join(TABLES)}.x: install librkllmrt 1.1.1"
+        )
+    for name, (restype, argtypes) in table.SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise LibraryError(f"{path} has no {name}: it is not a whole librkllmrt 1.1") from error
+        function.restype, function.argtypes = restype, argtypes
+        if name in table.ERROR_CHECKERS:
+            function.errcheck = table.ERROR_CHECKERS[name]
+    return library, table
+
+
+def version_of(library: ctypes.CDLL, path: PathLike) -> str:
+    """The release by the functions it exports: a struct of the wrong layout must never reach ``rkllm_init``."""
+    if not hasattr(library, "rkllm_init"):
+        raise LibraryError(f"{path} is not librkllmrt: it has no rkllm_init")
+    if hasattr(library, "rkllm_clear_kv_cache"):
+        return "1.2 or newer"
+    if not hasattr(library, "rkllm_run_async"):
+        return "1.0"
+    return "1.1"
+
+
+def _check_machine(path: Path) -> None:
+    """The dynamic loader says "No such file" of a library for another processor; this says what it is."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError as error:
+        raise LibraryError(f"cannot read {path}: {error.strerror}") from error
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
+    number = int.from_bytes(header[18:20], "little")
+    built_for = _ELF_MACHINES.get(number, f"machine {number}")
+    here = _SAME_MACHINE.get(platform.machine(), platform.machine())
+    if built_for != here:
+        raise LibraryError(f"{path} is built for {built_for}, this machine is {here}: fetch the one for {here}")

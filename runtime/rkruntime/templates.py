@@ -1,0 +1,94 @@
+"""Chat templates: the bundle's own Jinja template, rendered as transformers renders it, in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn, Optional, cast
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rk3588.bundle import TEMPLATE, Bundle
+from rk3588.errors import BundleError
+
+Message = Mapping[str, Any]
+# What a template that somebody else wrote can raise, given a conversation that it did not expect.
+_REFUSALS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
+class ChatTemplate:
+    """A compiled template with its special tokens. ``where`` names it in errors (BundleError)."""
+
+    def __init__(self, source: str, tokens: Mapping[str, Optional[str]], where: str = TEMPLATE) -> None:
+        self.where = where
+        self._tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateError as error:
+            raise BundleError(f"{where} is not a Jinja template that can be used: {error}") from error
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> ChatTemplate:
+        """The bundle's template; BundleError if it has none."""
+        source = bundle.chat_template
+        if source is None:
+            raise BundleError(f"{bundle.path} has no {TEMPLATE}: send the prompt as it is (--raw)")
+        tokens = bundle.manifest["tokenizer"]
+        special = {name: tokens.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return cls(source, special, str(bundle.path / TEMPLATE))
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The conversation as the model was trained to read it. ``variables`` reach the template by name."""
+        known = {"tools": None, "documents": None, **self._tokens, **variables}
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **known
+            )
+        except SecurityError as error:
+            raise BundleError(f"{self.where} does what a template may not: {error}") from error
+        except _REFUSALS as error:
+            # A template's own raise_exception comes here too, say on roles that do not alternate.
+            raise BundleError(f"{self.where} refuses this conversation: {error}") from error
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what the assistant said, for training; here its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  Jinja's own interface
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+    # Jinja's own tojson escapes for HTML, which no model has seen.
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = cast(Callable[..., Any], _raise)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Optional[int] = None,
+    separators: Optional[tuple[str, str]] = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
