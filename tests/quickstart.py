@@ -34,7 +34,9 @@ def run(*command: str) -> str:
     with LOG.open("a", encoding="utf-8") as log:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
+        # No stdin: a pipe that make was started with is not a prompt.
+        nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+        done = subprocess.run(command, cwd=ROOT, text=True, stdin=nothing, stdout=pipe, stderr=log)
         log.write(done.stdout)
     if done.returncode:
         tail = LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
@@ -73,7 +75,8 @@ def report(answers: list[dict[str, Any]]) -> str:
     lines = [f"Asked: {QUESTION}", "", f"{'dtype':<10} {'MB':>6} {'decode tok/s':>13}  answer"]
     for row in answers:
         text = textwrap.shorten(row["text"], 70, placeholder=" …")
-        lines.append(f"{row['dtype']:<10} {row['MB']:>6.0f} {row['decode_tokens_per_s']:>13.1f}  {text}")
+        speed = row.get("decode_tokens_per_s", float("nan"))  # absent where one token was all of the answer
+        lines.append(f"{row['dtype']:<10} {row['MB']:>6.0f} {speed:>13.1f}  {text}")
     first = bundle(DTYPES[0])
     return "\n".join(
         [

@@ -53,6 +53,7 @@ class Engine:
 
     def measure(self, prompt: list[int], *, keep: bool = True) -> None:
         assert self.process.stdin
+        time.sleep(0.05)  # the engine before this one may still spin, waiting for work
         self.process.stdin.write(json.dumps([prompt, NEW]) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
