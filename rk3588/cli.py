@@ -1,0 +1,33 @@
+"""``rk3588``: run, chat, look after bundles and boards. Commands are imported when they are called."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+import rk3588
+from rk3588 import lazy
+
+_COMMANDS = {
+    "run": ("rkruntime.commands.run:run", "Answer one prompt, then end."),
+    "chat": ("rkruntime.commands.chat:chat", "Talk with a model in the terminal."),
+    "bundle": ("rk3588.commands.bundle:bundle", "Show and verify bundles."),
+    "board": ("rk3588.commands.board:board", "Board types, and your own boards."),
+    "predict": ("rk3588.commands.predict:command", "Speed and memory of a model on a board, without running it."),
+}
+
+
+@click.group(
+    cls=lazy.LazyGroup,
+    lazy=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+@click.version_option(rk3588.__version__, prog_name="rk3588")
+def cli() -> None:
+    """Language models for the NPU of the RK3588."""
+
+
+def main() -> NoReturn:
+    lazy.main(cli, "rk3588")

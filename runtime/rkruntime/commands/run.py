@@ -1,0 +1,93 @@
+"""``rk3588 run``: one prompt, one answer, streamed; at home in a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from rk3588.errors import UsageError
+from rkruntime.model import Model
+from rkruntime.prompts import Prompt, Prompts
+
+from . import options
+
+
+@click.command()
+@options.BUNDLE
+@click.argument("prompt", required=False)
+@click.option("-p", "--system", metavar="TEXT", help="System prompt.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
+@click.option("--stats", is_flag=True, help="Counts and times on stderr, at the end.")
+@click.option("--json", "as_json", is_flag=True, help="One object with the answer, counts and times, at the end.")
+@options.settings
+def run(
+    path: Path, prompt: Optional[str], system: Optional[str], raw: bool, stats: bool, as_json: bool, **chosen: Any
+) -> None:
+    """Answer PROMPT; without it, what comes on stdin. With both, a pipe's or a file's text is put after PROMPT.
+
+    \b
+    rk3588 run out/NAME-rk3588-w8a8 "What is an NPU?"
+    git diff | rk3588 run out/NAME-rk3588-w8a8 "Explain this change:"
+    """
+    if raw and system:
+        raise UsageError("--raw sends the prompt alone: leave out --system, or write it into the prompt")
+    wanted = options.make_settings(chosen)
+    text = _prompt(prompt)
+    options.answers_only()
+    with Model(path, wanted, options.warn) as model:
+        question = _question(model.prompts, text, system, raw)
+        said = "".join(_shown(part, as_json) for part in model.answer(question))
+        if as_json:
+            facts = {"text": said, **model.cost.facts(), "bundle": model.bundle.name, "dtype": model.bundle.dtype}
+            click.echo(json.dumps(facts, ensure_ascii=False))
+        elif not said.endswith("\n"):
+            click.echo()
+        if stats:
+            click.echo(model.cost, err=True)
+
+
+def _question(prompts: Prompts, text: str, system: Optional[str], raw: bool) -> Prompt:
+    if raw:
+        return prompts.plain(text)
+    first = [{"role": "system", "content": system}] if system else []
+    return prompts.chat([*first, {"role": "user", "content": text}])
+
+
+def _shown(part: str, as_json: bool) -> str:
+    if not as_json:
+        sys.stdout.write(part)
+        sys.stdout.flush()
+    return part
+
+
+def _prompt(argument: Optional[str]) -> str:
+    """The prompt from the command line, from stdin, or from both."""
+    if argument is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError('no prompt: give one (rk3588 run BUNDLE "…") or pipe it in')
+        text = _stdin()
+    else:
+        piped = _stdin() if _is_piped() else ""
+        text = f"{argument}\n\n{piped}" if piped else argument
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def _stdin() -> str:
+    return sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\n")
+
+
+def _is_piped() -> bool:
+    """A pipe or a file has a text in it; a terminal, a socket or /dev/null is only where stdin happens to point."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

@@ -1,0 +1,112 @@
+"""Conversations and texts to what the library is given: token ids wherever the bundle has a vocabulary, else text.
+
+Ids make counts exact and leave no doubt about who adds BOS. And a user who types ``<|im_end|>`` is read as having
+typed those characters: only the template's own special tokens are special.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, Union
+
+from rk3588.bundle import Bundle
+from rk3588.sim import SimModel
+
+from .templates import ChatTemplate, Message
+
+Prompt = Union[str, list[int]]
+VOCABULARY = "tokenizer.gguf"
+
+
+class Prompts:
+    """Makes the prompts for one bundle; a context manager. ``context`` is the model's own length, where known."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._template: Optional[ChatTemplate] = None
+        path = _vocabulary(bundle)
+        self._vocabulary = SimModel(path, vocab_only=True) if path else None
+        self.context = (self._vocabulary.info.context_length if self._vocabulary else 0) or None
+
+    def __enter__(self) -> Prompts:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if self._vocabulary:
+            self._vocabulary.close()
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The bundle's chat template; BundleError if it has none."""
+        if self._template is None:
+            self._template = ChatTemplate.of(self._bundle)
+        return self._template
+
+    def plain(self, text: str) -> Prompt:
+        """A text as it is; special tokens in it are special."""
+        return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text)) if self._vocabulary else text
+
+    def chat(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation in the model's template, up to where the assistant speaks."""
+        if self._vocabulary is None:
+            return self.template.render(messages)
+        masks: dict[str, str] = {}
+        masked = [{**m, "content": _mask(self._vocabulary, m["content"], masks)} for m in messages]
+        text = self.template.render(masked)
+        if not masks:
+            return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text))
+        return self._with_bos(self._vocabulary, _encode_masked(self._vocabulary, text, masks))
+
+    @staticmethod
+    def _with_bos(vocabulary: SimModel, ids: list[int]) -> list[int]:
+        """As llama.cpp does: BOS first if the model wants it and the template did not write it."""
+        bos = vocabulary.info.bos_id
+        return [bos, *ids] if vocabulary.info.add_bos and bos >= 0 and ids[:1] != [bos] else ids
+
+
+def _vocabulary(bundle: Bundle) -> Optional[Path]:
+    alone = bundle.path / VOCABULARY
+    return alone if alone.is_file() else bundle.sim_model
+
+
+def _special_texts(vocabulary: SimModel, ids: Sequence[int]) -> set[str]:
+    """The texts of the special tokens among ``ids``."""
+    found = set()
+    for id_ in set(ids):
+        text = vocabulary.detokenise([id_])
+        if text and not vocabulary.detokenise([id_], skip_special=True):
+            found.add(text.decode("utf-8", "replace"))
+    return found
+
+
+def _mask(vocabulary: SimModel, content: str, masks: dict[str, str]) -> str:
+    """``content`` with special tokens' texts replaced by stand-ins, which ``masks`` maps back to them."""
+    parsed = vocabulary.tokenise(content, parse_special=True)
+    if parsed == vocabulary.tokenise(content, parse_special=False):
+        return content
+    for text in sorted(_special_texts(vocabulary, parsed), key=len, reverse=True):
+        # Noncharacters: no template looks for them, and no text has them.
+        stand_in = f"\ufdd0{len(masks)}\ufdd1"
+        masks[stand_in] = text
+        content = content.replace(text, stand_in)
+    return content
+
+
+def _encode_masked(vocabulary: SimModel, text: str, masks: dict[str, str]) -> list[int]:
+    """Ids of a rendered text: the special tokens it shows are the template's; stand-ins become mere characters."""
+    special = _special_texts(vocabulary, vocabulary.tokenise(text))
+    either = "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True))
+    ids: list[int] = []
+    for part in re.split(f"({either})", text) if special else [text]:
+        if part in special:
+            ids += vocabulary.tokenise(part)
+            continue
+        for stand_in, original in masks.items():
+            part = part.replace(stand_in, original)
+        ids += vocabulary.tokenise(part, parse_special=False)
+    return ids
