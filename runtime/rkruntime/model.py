@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,19 +90,14 @@ class Model:
         self.bundle = bundles.read(path)
         artifact = _artifact(self.bundle)
         self.prompts = Prompts(self.bundle)
-        self.context = _context(settings, self.prompts.context, warn)
         self.max_tokens = settings.max_tokens
-        self.llm = RKLLM(
-            artifact,
-            library=settings.library,
-            max_context_len=self.context,
-            max_new_tokens=settings.max_tokens,
-            top_k=1 if settings.temperature == 0 else settings.top_k,
-            top_p=settings.top_p,
-            temperature=settings.temperature or None,
-            repeat_penalty=settings.repeat_penalty,
-        )
         self.cost = Cost()
+        try:
+            self.context = _context(settings, self.prompts.context, warn)
+            self.llm = _load(artifact, self.context, settings)
+        except BaseException:
+            self.prompts.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> Model:
         return self
@@ -115,7 +110,7 @@ class Model:
         finally:
             self.prompts.__exit__(kind, value, trace)
 
-    def answer(self, prompt: Prompt) -> Iterator[str]:
+    def answer(self, prompt: Prompt) -> Generator[str, None, None]:
         """Texts as they come; ``cost`` is this answer's. The run has ended when the iteration has."""
         cost = self.cost = Cost(prompt_tokens=None if isinstance(prompt, str) else len(prompt))
         room = self.context - len(prompt) if not isinstance(prompt, str) and self.context else None
@@ -142,6 +137,19 @@ def _artifact(bundle: Bundle) -> Path:
     if artifact is None:
         raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
     return artifact
+
+
+def _load(artifact: Path, context: int, settings: Settings) -> RKLLM:
+    return RKLLM(
+        artifact,
+        library=settings.library,
+        max_context_len=context,
+        max_new_tokens=settings.max_tokens,
+        top_k=1 if settings.temperature == 0 else settings.top_k,
+        top_p=settings.top_p,
+        temperature=settings.temperature or None,
+        repeat_penalty=settings.repeat_penalty,
+    )
 
 
 def _context(settings: Settings, of_model: Optional[int], warn: Callable[[str], None]) -> int:

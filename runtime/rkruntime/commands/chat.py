@@ -1,0 +1,109 @@
+"""``rk3588 chat``: a conversation in the terminal, or through a pipe with a message on each line."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from rk3588.errors import RkError, UsageError
+from rkruntime.conversation import COMMANDS, Conversation, Leave
+from rkruntime.model import Model
+from rkruntime.terminal import Reader, read_message, reader
+
+from . import options
+
+
+@click.command()
+@options.BUNDLE
+@click.option("-p", "--system", metavar="TEXT", help="System prompt.")
+@click.option("-f", "--file", type=click.Path(path_type=Path), metavar="FILE", help="First message, from a file.")
+@options.settings
+def chat(path: Path, system: Optional[str], file: Optional[Path], **chosen: Any) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.
+
+    Without a terminal, each line of stdin is a message: answers go to stdout, all else to stderr.
+    """
+    first = _text(file) if file else None
+    wanted = options.make_settings(chosen)
+    options.answers_only()
+    with Model(path, wanted, options.warn) as model:
+        _ = model.prompts.template  # a bundle without one is refused before anybody types
+        conversation = Conversation(model, system, _remark)
+        if sys.stdin.isatty():
+            _remark(_greeting(model))
+        _talk(conversation, reader(list(COMMANDS)), first)
+
+
+def _talk(conversation: Conversation, read: Reader, first: Optional[str]) -> None:
+    """Until Ctrl-D, the end of the pipe or /exit. In a pipe, the first message that fails ends it."""
+    interactive = sys.stdin.isatty()
+    while True:
+        try:
+            line, first = (read_message(read) if first is None else first), None
+            _turn(conversation, line)
+        except (EOFError, Leave):
+            if interactive:
+                click.echo(err=True)
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            _remark("\nCtrl-D leaves")
+        except RkError as error:
+            if not interactive:
+                raise
+            _remark(f"Error: {error}")
+
+
+def _turn(conversation: Conversation, line: str) -> None:
+    if line.startswith("/"):
+        conversation.command(line)
+    elif line.strip():
+        _answer(conversation, line)
+
+
+def _answer(conversation: Conversation, line: str) -> None:
+    try:
+        _stream(conversation, line)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        _remark("(stopped)")
+
+
+def _stream(conversation: Conversation, line: str) -> None:
+    part = "\n"
+    try:
+        with closing(conversation.say(line)) as answer:
+            for part in answer:
+                sys.stdout.write(part)
+                sys.stdout.flush()
+    finally:
+        if not part.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def _greeting(model: Model) -> str:
+    where = "on the NPU" if model.bundle.sim_model is None else "simulated, no NPU is used"
+    return f"{model.bundle.name} ({model.bundle.dtype}), {model.context} tokens of context; {where}. /help for help."
+
+
+def _remark(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _text(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not a text file in UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    if not text.strip():
+        raise UsageError(f"{file} is empty")
+    return text

@@ -1,0 +1,182 @@
+"""A conversation and what a user can do with it, without a terminal: messages in, texts and remarks out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Optional
+
+from rk3588.errors import UsageError
+
+from .model import Model
+from .templates import Message
+
+
+class Leave(Exception):
+    """The user wants to go."""
+
+
+class Conversation:
+    """The history, and the slash commands on it. ``remark`` is told what is no part of an answer."""
+
+    def __init__(self, model: Model, system: Optional[str], remark: Callable[[str], None]) -> None:
+        self.model = model
+        self.system = system
+        self.history: list[Message] = []
+        self.saved: list[list[Message]] = []
+        self.attached = ""
+        self._remark = remark
+
+    @property
+    def messages(self) -> list[Message]:
+        first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, *self.history]
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """The answer to ``text``, as it comes. What came before Ctrl-C or an error stays in the history.
+
+        A message that could not be answered at all is forgotten, so that the next one stands alone.
+        """
+        asked: Message = {"role": "user", "content": self.attached + text}
+        prompt = self.model.prompts.chat([*self.messages, asked])
+        if self.model.too_long(prompt):
+            raise UsageError(
+                f"with this message the conversation has {len(prompt)} tokens, and the context is "
+                f"{self.model.context}: /forget the oldest exchange, /clear, or start with a longer one (-c)"
+            )
+        parts: list[str] = []
+        try:
+            with closing(self.model.answer(prompt)) as answer:
+                for part in answer:
+                    parts.append(part)
+                    yield part
+        finally:
+            if parts or self.model.cost.finish_reason != "abort":
+                self.attached = ""
+                self.history += [asked, {"role": "assistant", "content": "".join(parts)}]
+
+    def command(self, line: str) -> None:
+        """Do what a line that begins with ``/`` says. UsageError if it cannot be done, Leave to end."""
+        name, _, argument = line[1:].strip().partition(" ")
+        if name not in COMMANDS:
+            raise UsageError(f"there is no /{name}: /help lists what there is")
+        COMMANDS[name][0](self, argument.strip())
+
+    def _help(self, _argument: str) -> None:
+        width = max(len(f"/{name} {argument}") for name, (_, argument, _) in COMMANDS.items())
+        for name, (_, argument, text) in COMMANDS.items():
+            if text:
+                self._remark(f"{f'/{name} {argument}':<{width}}  {text}")
+        self._remark('""" begins and ends a message of several lines; Ctrl-C stops an answer, Ctrl-D leaves')
+
+    def _clear(self, _argument: str) -> None:
+        self.history, self.attached = [], ""
+        self._remark("the conversation is empty" + (", the system prompt stays" if self.system else ""))
+
+    def _undo(self, _argument: str) -> None:
+        self._need_history()
+        self._remark(f"forgot: {_short(self.history[-2])}")
+        del self.history[-2:]
+
+    def _forget(self, _argument: str) -> None:
+        self._need_history()
+        self._remark(f"forgot: {_short(self.history[0])}")
+        del self.history[:2]
+
+    def _system(self, argument: str) -> None:
+        if argument:
+            self.system = argument
+        self._remark(f"system prompt: {self.system or 'none'}")
+
+    def _context(self, _argument: str) -> None:
+        prompt = self.model.prompts.chat(self.messages) if self.messages else []
+        exchanges = f"{len(self.history) // 2} exchanges"
+        if isinstance(prompt, str):
+            self._remark(f"{exchanges}; tokens cannot be counted: this bundle has no vocabulary of its own")
+        else:
+            used, of = len(prompt), self.model.context
+            self._remark(f"{used} of {of} tokens ({100 * used / of:.0f} %), {exchanges}")
+
+    def _stats(self, _argument: str) -> None:
+        if not self.model.cost.tokens:
+            raise UsageError("there has been no answer yet")
+        self._remark(f"{self.model.cost} (on this machine)")
+        if self.messages:
+            self._context("")
+
+    def _dump(self, argument: str) -> None:
+        path = _path(argument, "/dump FILE")
+        text = self.model.prompts.template.render(self.messages, add_generation_prompt=False)
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        self._remark(f"wrote {path}, as the model reads it")
+
+    def _push(self, _argument: str) -> None:
+        self.saved.append(list(self.history))
+        self._remark(f"saved; {len(self.saved)} on the stack")
+
+    def _pop(self, _argument: str) -> None:
+        if not self.saved:
+            raise UsageError("nothing has been saved: /push does that")
+        self.history = self.saved.pop()
+        self._remark(f"back at {len(self.history) // 2} exchanges; {len(self.saved)} left on the stack")
+
+    def _upload(self, argument: str) -> None:
+        path = _path(argument, "/upload FILE")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not a text file in UTF-8") from error
+        self.attached += f"{path.name}:\n```\n{text.rstrip()}\n```\n\n"
+        self._remark(f"{path.name} goes with the next message ({len(text)} characters)")
+
+    def _leave(self, _argument: str) -> None:
+        raise Leave
+
+    def _need_history(self) -> None:
+        if not self.history:
+            raise UsageError("the conversation is empty")
+
+
+def _path(argument: str, usage: str) -> Path:
+    """A path as one types it: with a tilde, with quotes."""
+    try:
+        parts = shlex.split(argument)
+    except ValueError:
+        parts = [argument]
+    if not parts:
+        raise UsageError(f"which file? {usage}")
+    return Path(os.path.expanduser(" ".join(parts)))  # noqa: PTH111  Path.expanduser raises on unknown users
+
+
+def _short(message: Message) -> str:
+    text = " ".join(str(message["content"]).split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+Handler = Callable[[Conversation, str], None]
+# Name: handler, argument, help. Without a help text: a synonym.
+COMMANDS: dict[str, tuple[Handler, str, str]] = {
+    "help": (Conversation._help, "", "this list"),
+    "clear": (Conversation._clear, "", "begin anew; the system prompt stays"),
+    "undo": (Conversation._undo, "", "forget the last exchange"),
+    "forget": (Conversation._forget, "", "forget the oldest exchange"),
+    "system": (Conversation._system, "[TEXT]", "show or set the system prompt"),
+    "context": (Conversation._context, "", "how much of the context is used"),
+    "stats": (Conversation._stats, "", "times and speed of the last answer"),
+    "upload": (Conversation._upload, "FILE", "put a text file into the next message"),
+    "dump": (Conversation._dump, "FILE", "write the conversation as the model reads it"),
+    "push": (Conversation._push, "", "save the conversation on a stack"),
+    "pop": (Conversation._pop, "", "go back to the one saved last"),
+    "exit": (Conversation._leave, "", "leave, like Ctrl-D"),
+    "bye": (Conversation._leave, "", ""),
+    "quit": (Conversation._leave, "", ""),
+}
