@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Optional
 
-from rk3588.errors import UsageError
+from rk3588.errors import RkError, UsageError
 
 from .model import Model
 from .templates import Message
@@ -104,6 +104,7 @@ class Conversation:
         if not self.model.cost.tokens:
             raise UsageError("there has been no answer yet")
         self._remark(f"{self.model.cost} (on this machine)")
+        self._remark(_on_a_board(self.model))
         if self.messages:
             self._context("")
 
@@ -144,6 +145,23 @@ class Conversation:
     def _need_history(self) -> None:
         if not self.history:
             raise UsageError("the conversation is empty")
+
+
+def _on_a_board(model: Model) -> str:
+    """What ``rk3588 predict`` says of the answer just given, on a Rock 5B."""
+    from rk3588 import boards, predict, shape
+
+    try:
+        work = predict.Workload(prompt=max(model.cost.prompt_tokens or 1, 1))
+        board = boards.catalogue().board("rock-5b")
+        found = predict.predict(shape.load(model.bundle.path), model.bundle.dtype, work, board.soc)
+    except RkError as error:
+        return f"no prediction for a board: {error}"
+    speed, first = found.decode_tok_s, found.ttft_ms
+    return (
+        f"predicted on a Rock 5B: first token after {first.low:.0f} to {first.high:.0f} ms, "
+        f"decode {speed.low:.0f} to {speed.high:.0f} tok/s"
+    )
 
 
 def _path(argument: str, usage: str) -> Path:
