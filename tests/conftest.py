@@ -6,12 +6,16 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from rk3588 import sim
 from rk3588.errors import LibraryError
+
+if TYPE_CHECKING:
+    from tests.rkllm_driver import Driver
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,3 +66,12 @@ def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]
     dtypes = ["w8a8", "w8a8_g128", "fp16", "fp32"]
     smollm2.convert(models.tiny_llama(folder / "source"), folder, dtypes, name="tiny")
     return {dtype: folder / f"tiny-rk3588-{dtype}" for dtype in dtypes}
+
+
+@pytest.fixture(scope="session")
+def driver(rkllm_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A compiled C program over librkllmrt.so; call it with its commands."""
+    from tests import rkllm_driver
+
+    program = rkllm_driver.compile_driver(tmp_path_factory.mktemp("driver") / "driver")
+    return rkllm_driver.Driver(program, rkllm_library)

@@ -87,7 +87,7 @@ bool Runtime::close() {
   return true;
 }
 
-// Exactly one FINISH or ERROR, whatever happens: also when the callback itself throws (it may be C++).
+// Exactly one FINISH or ERROR, whatever happens.
 int Runtime::work(const Request& request) noexcept {
   over_ = false;
   const int result = guarded("error", [&] {
