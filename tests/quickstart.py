@@ -85,8 +85,8 @@ def report(answers: list[dict[str, Any]]) -> str:
         [
             *lines,
             "",
-            "Simulated: no NPU was used, and decode tok/s is this machine's. The Rock 5B's is predicted (rk3588 predict)",
-            "from Rockchip's published figures, not measured.",
+            "Simulated: no NPU was used, and decode tok/s is this machine's.",
+            "On a Rock 5B: predicted (rk3588 predict) from Rockchip's published figures, not measured.",
             "",
             "Next:",
             f"  .venv/bin/rk3588 chat {first}",
