@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import struct
 from pathlib import Path
 from types import ModuleType
 from typing import Optional, Union
@@ -47,7 +48,7 @@ def find(explicit: Optional[PathLike] = None, *, npu: bool = False) -> Path:
 
 def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
     """The library at ``path`` with its signatures applied, and the table that fits it. Nothing in it is called."""
-    _check_machine(Path(path))
+    _check_file(Path(path))
     try:
         library = ctypes.CDLL(str(Path(path).absolute()))
     except OSError as error:
@@ -80,17 +81,25 @@ def version_of(library: ctypes.CDLL, path: PathLike) -> str:
     return "1.1"
 
 
-def _check_machine(path: Path) -> None:
-    """The dynamic loader says "No such file" of a library for another processor; this says what it is."""
+def _check_file(path: Path) -> None:
+    """What the dynamic loader says badly: "No such file" of another processor's library, a crash on half of one."""
     try:
         with path.open("rb") as file:
-            header = file.read(20)
+            header = file.read(64)
+            size = os.fstat(file.fileno()).st_size
+            if len(header) < 64 or header[:4] != b"\x7fELF":
+                raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
+            machine = int.from_bytes(header[18:20], "little")
+            built_for = _ELF_MACHINES.get(machine, f"machine {machine}")
+            here = _SAME_MACHINE.get(platform.machine(), platform.machine())
+            if built_for != here:
+                raise LibraryError(f"{path} is built for {built_for}, this machine is {here}: fetch the one for {here}")
+            segments_at, entry, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
+            file.seek(segments_at)
+            table = file.read(entry * count)
     except OSError as error:
         raise LibraryError(f"cannot read {path}: {error.strerror}") from error
-    if len(header) < 20 or header[:4] != b"\x7fELF":
-        raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
-    number = int.from_bytes(header[18:20], "little")
-    built_for = _ELF_MACHINES.get(number, f"machine {number}")
-    here = _SAME_MACHINE.get(platform.machine(), platform.machine())
-    if built_for != here:
-        raise LibraryError(f"{path} is built for {built_for}, this machine is {here}: fetch the one for {here}")
+    # Of each segment: its offset in the file at 8, its size there at 32.
+    ends = [sum(struct.unpack_from("<8xQ16xQ", table, i)) for i in range(0, len(table) - 39, max(entry, 1))]
+    if len(table) < entry * count or any(end > size for end in ends):
+        raise LibraryError(f"{path} is cut off at {size} bytes: fetch it again")

@@ -1,0 +1,33 @@
+"""Shared libraries compiled from C at test time: the scripted librkllmrt, and probes of the header."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+INCLUDE = ROOT / "runtime" / "sim" / "include"
+FAKE = Path(__file__).with_name("fake_rkllm.c")
+
+
+def compile_library(source: Path, target: Path, *flags: str) -> Path:
+    """A shared library out of one C file that includes ``rkllm.h``."""
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = ["gcc", "-std=gnu11", *warnings, "-shared", "-fPIC", "-pthread", "-I", str(INCLUDE), *flags]
+    done = subprocess.run([*command, "-o", str(target), str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def fake_rkllm(folder: Path, *flags: str) -> Path:
+    """The scripted librkllmrt; its model files are scripts (see fake_rkllm.c)."""
+    return compile_library(FAKE, folder / "librkllmrt.so", *flags)
+
+
+def journal(library: Path) -> list[str]:
+    """What the scripted library was called with since its last rkllm_init."""
+    door = ctypes.CDLL(str(library)).fake_journal
+    door.restype = ctypes.c_char_p
+    text: bytes = door()
+    return text.decode().splitlines()
