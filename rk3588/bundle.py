@@ -122,7 +122,7 @@ def _check_form(where: Path, manifest: Any) -> None:
             raise BundleError(f"{where}: {entry['path']!r} is not a path inside the bundle")
         listed.add(entry["path"])
     for target, name in manifest["artifacts"].items():
-        if name not in listed:
+        if not isinstance(name, str) or name not in listed:
             raise BundleError(f"{where}: the artifact for {target} ({name!r}) is not among its files")
 
 

@@ -37,7 +37,10 @@ class ChatTemplate:
     @classmethod
     def of(cls, bundle: Bundle) -> ChatTemplate:
         """The bundle's template; BundleError if it has none."""
-        source = bundle.chat_template
+        try:
+            source = bundle.chat_template
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{bundle.path / TEMPLATE} is not a text in UTF-8: convert the model again") from error
         if source is None:
             raise BundleError(f"{bundle.path} has no {TEMPLATE}: send the prompt as it is (--raw)")
         tokens = bundle.manifest["tokenizer"]

@@ -1,0 +1,147 @@
+"""Bundles: written whole or not at all, read with suspicion, verified to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from rk3588 import bundle
+from rk3588.commands.bundle import bundle as command
+from rk3588.errors import BundleError, TargetError
+
+MANIFEST: dict[str, Any] = {
+    "name": "Tiny", "dtype": "w8a8", "target_platform": "rk3588", "model": {"layers": 2}, "source": {"files": []},
+    "tokenizer": {"bos_token": "<s>"}, "artifacts": {"sim": "model.sim.gguf"},
+}  # fmt: skip
+
+
+def write(final: Path, *, replace: bool = False, **changes: Any) -> Path:
+    with bundle.new_folder(final, replace=replace) as folder:
+        (folder / "model.sim.gguf").write_bytes(b"weights" * 1000)
+        (folder / "lora").mkdir()
+        (folder / "lora" / "a.bin").write_bytes(b"")
+        (folder / "chat_template.jinja").write_text("{{ messages }}é", encoding="utf-8")
+        bundle.write_manifest(folder, {**MANIFEST, **changes})
+    return final
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return write(tmp_path / "Tiny-rk3588-w8a8")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    where = path / bundle.MANIFEST
+    where.write_text(json.dumps({**json.loads(where.read_text()), **changes}))
+
+
+def test_what_is_written_is_read(made: Path) -> None:
+    found = bundle.read(made)
+    assert (found.name, found.dtype, found.chat_template) == ("Tiny", "w8a8", "{{ messages }}é")
+    assert found.sim_model == made / "model.sim.gguf"
+    assert found.npu_model is None
+    assert [(f["path"], f["size"]) for f in found.manifest["files"]] == [
+        ("chat_template.jinja", 16), ("lora/a.bin", 0), ("model.sim.gguf", 7000),
+    ]  # fmt: skip
+    read: list[int] = []
+    bundle.verify(found, read.append)
+    assert sum(read) == 7016
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), bundle.new_folder(tmp_path / "new") as folder:
+        (folder / "model.sim.gguf").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_replaced_only_on_request_and_only_by_a_whole_one(made: Path) -> None:
+    before = (made / bundle.MANIFEST).read_bytes()
+    with pytest.raises(TargetError, match=r"exists already: .*--overwrite"):
+        write(made)
+    with pytest.raises(ZeroDivisionError), bundle.new_folder(made, replace=True):
+        _ = 1 / 0
+    assert (made / bundle.MANIFEST).read_bytes() == before
+    write(made, replace=True, name="Other")
+    assert bundle.read(made).name == "Other"
+    assert [p.name for p in made.parent.iterdir()] == [made.name]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_that_is_not_writable(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TargetError, match="cannot write to"):
+        write(tmp_path / "new")
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TargetError, match="cannot write to"):
+        write(tmp_path / "file" / "new")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "has schema 2, this version reads 1"),
+        ({"name": None}, "'name' is missing or not a str"),
+        ({"artifacts": []}, "'artifacts' is missing or not a dict"),
+        ({"artifacts": {"sim": "other.gguf"}}, "the artifact for sim .'other.gguf'. is not among its files"),
+        ({"artifacts": {"sim": ["x"]}}, "the artifact for sim"),
+        ({"files": [{"path": "model.sim.gguf"}]}, "needs path, size and sha256"),
+        ({"files": ["model.sim.gguf"]}, "needs path, size and sha256"),
+        ({"files": [{"path": "../x", "size": 1, "sha256": ""}]}, "'../x' is not a path inside the bundle"),
+        ({"files": [{"path": "/etc/passwd", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        ({"files": [{"path": "a\0b", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+    ],
+)
+def test_manifests_that_are_refused(made: Path, changes: dict[str, Any], message: str) -> None:
+    edit(made, **changes)
+    with pytest.raises(BundleError, match=message):
+        bundle.read(made)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000])
+def test_manifests_that_are_none(made: Path, text: str) -> None:
+    (made / bundle.MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(BundleError, match=r"rkbundle\.json"):
+        bundle.read(made)
+
+
+def test_files_that_are_not_as_listed(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle: it has no"):
+        bundle.read(tmp_path / "nowhere")
+    model = made / "model.sim.gguf"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match=r"model\.sim\.gguf has 6999 bytes, rkbundle\.json says 7000"):
+        bundle.read(made)
+    model.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(BundleError, match=r"model\.sim\.gguf has changed: its SHA-256 is"):
+        bundle.verify(bundle.read(made))
+    model.unlink()
+    with pytest.raises(BundleError, match=r"is incomplete: model\.sim\.gguf is missing"):
+        bundle.read(made)
+
+
+def test_show_and_verify(made: Path) -> None:
+    shown = CliRunner().invoke(command, ["show", str(made)])
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[:4] == [
+        "name                 Tiny", "dtype                w8a8", "target_platform      rk3588", "model",
+    ]  # fmt: skip
+    assert "        0.0 MB  model.sim.gguf" in shown.stdout.splitlines()
+    as_json = CliRunner().invoke(command, ["show", "--json", str(made)])
+    assert json.loads(as_json.stdout) == bundle.read(made).manifest
+    verified = CliRunner().invoke(command, ["verify", str(made)])
+    assert (verified.exit_code, verified.stdout) == (0, f"{made}\n")
+    assert verified.stderr == "Tiny (w8a8): all 3 files are as they were written\n"
+    (made / "model.sim.gguf").write_bytes(b"weighty" * 1000)
+    changed = CliRunner().invoke(command, ["verify", str(made)])
+    assert (changed.stdout, type(changed.exception)) == ("", BundleError)
