@@ -12,7 +12,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``model`` is ``gpt2`` (ByteLevel BPE, with a pre-tokeniser ``pre``) or ``llama`` (SentencePiece-style BPE)."""
+    """``model`` is ``gpt2`` (ByteLevel BPE) or ``llama`` (SentencePiece-style BPE); ``pre`` names the pre-tokeniser."""
 
     model: str
     pre: str | None

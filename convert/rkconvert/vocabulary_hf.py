@@ -47,7 +47,7 @@ def _build(
     size: int,
 ) -> Vocabulary:
     where = folder / "tokenizer.json"
-    kind, pre = _family(whole, model, where)
+    kind, pre, space = _family(whole, model, where)
     added = whole.get("added_tokens") or []
     by_text: dict[str, int] = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
     tokens, types = _tokens(by_text, added, size, where)
@@ -76,10 +76,10 @@ def _build(
         eos=eos,
         unknown=unknown,
         add_bos=_adds_bos(whole, options, kind),
-        add_space_prefix=kind == "llama",
+        add_space_prefix=space,
         eos_ids=in_range([*ends, *([] if eos is None else [eos])], known),
         chat_template=_template(folder, options),
-        notes=_notes(added),
+        notes=_notes(added, pre, bool(model.get("ignore_merges"))),
     )
 
 
@@ -111,20 +111,21 @@ def _tokens(by_text: dict[str, int], added: list[Any], size: int, where: Path) -
     return texts, [special.get(i, NORMAL if i in by_id else types[i]) for i in range(count)]
 
 
-def _family(whole: Mapping[str, Any], model: Mapping[str, Any], where: Path) -> tuple[str, str | None]:
-    """(``gpt2``, its pre-tokeniser) or (``llama``, None)."""
+def _family(whole: Mapping[str, Any], model: Mapping[str, Any], where: Path) -> tuple[str, str | None, bool]:
+    """The artifact's ``model``, ``pre`` and ``add_space_prefix``."""
     normaliser, steps = (
         _steps(whole.get("normalizer"), "normalizers"),
         _steps(whole.get("pre_tokenizer"), "pretokenizers"),
     )
     if model.get("byte_fallback"):
-        if _is_sentencepiece(normaliser, steps):
-            return "llama", None
+        lead = _sentencepiece(normaliser, steps)
+        if lead is not None:
+            return "llama", *lead
     elif steps and steps[-1].get("type") == "ByteLevel" and not steps[-1].get("add_prefix_space"):
         pre = _byte_level(steps[:-1], bool(steps[-1].get("use_regex", True)))
         wanted = ["NFC"] if pre == "qwen2" else []
         if pre and [step.get("type") for step in normaliser] == wanted:
-            return "gpt2", pre
+            return "gpt2", pre, False
     raise CheckpointError(
         f"{where}: its normaliser ({_names(normaliser)}) and pre-tokeniser ({_names(steps)}) are none that the runtime "
         "knows: those of GPT-2, SmolLM2, Llama 2, Llama 3 and Qwen2"
@@ -144,22 +145,21 @@ def _byte_level(before: list[dict[str, Any]], regex: bool) -> str | None:
     return None
 
 
-def _is_sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]) -> bool:
-    """Spaces become ▁ and one stands before the text: said by the normaliser, or by Metaspace in newer files."""
+def _sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]) -> tuple[str | None, bool] | None:
+    """Spaces become ▁ and one may be put before the text, by the normaliser or by Metaspace in newer files.
+
+    (``pre``, ``add_space_prefix``), or None for anything else.
+    """
     if not steps:
-        return [(s.get("type"), s.get("prepend", s.get("content"))) for s in normaliser] == [
-            ("Prepend", "▁"),
-            ("Replace", "▁"),
-        ]
-    metaspace = steps[0]
-    return (
-        not normaliser
-        and len(steps) == 1
-        and metaspace.get("type") == "Metaspace"
-        and metaspace.get("replacement") == "▁"
-        and metaspace.get("prepend_scheme", "always") in ("first", "always")
-        and not metaspace.get("split", True)
-    )
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        if normaliser == [{"type": "Prepend", "prepend": "▁"}, replace]:
+            return None, True
+        return (None, False) if normaliser == [replace] else None
+    metaspace, scheme = steps[0], steps[0].get("prepend_scheme", "always")
+    known = metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == "▁"
+    if normaliser or len(steps) > 1 or not known or metaspace.get("split", True):
+        return None
+    return {"first": ("metaspace-first", True), "always": ("metaspace-always", True)}.get(scheme, (None, False))
 
 
 def _steps(value: Any, key: str) -> list[dict[str, Any]]:
@@ -225,8 +225,17 @@ def _template(folder: Path, options: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _notes(added: list[Any]) -> tuple[str, ...]:
+def _notes(added: list[Any], pre: str | None, ignores_merges: bool) -> tuple[str, ...]:
+    """Where the runtime's tokenizer differs in rare texts, which is no reason to refuse a model."""
+    notes = []
     odd = [t["content"] for t in added if t.get("lstrip") or t.get("rstrip") or t.get("single_word")]
-    if not odd:
-        return ()
-    return (f"special tokens that swallow spaces or stand for whole words only are matched plainly: {', '.join(odd)}",)
+    if odd:
+        notes.append(
+            f"special tokens that swallow spaces or stand for whole words only are matched plainly: {', '.join(odd)}"
+        )
+    if ignores_merges != (pre == "llama-bpe"):
+        whole = "whole first" if pre == "llama-bpe" else "by merges only"
+        notes.append(
+            f"the runtime looks words up {whole}; this tokenizer.json says otherwise, so rare words may differ"
+        )
+    return tuple(notes)

@@ -1,0 +1,162 @@
+"""Tokenizers through the converter: what the runtime makes of a bundle equals Hugging Face's tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rk3588 import quant, sim
+from rk3588.errors import CheckpointError
+from rkconvert.build import convert
+from rkconvert.plan import make_plan
+from rkconvert.sources.base import open_source
+from rkconvert.vocabulary import Vocabulary
+from rkconvert.vocabulary_hf import read_vocabulary
+from tests import models
+from tests import tokenizers_reference as families
+
+FAMILIES: dict[str, Callable[[], families.Family]] = {
+    **{pre: lambda pre=pre: families.byte_level(pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},  # type: ignore[misc]
+    **{
+        f"sentencepiece {lead}": lambda lead=lead: families.sentencepiece(lead)  # type: ignore[misc]
+        for lead in ("normaliser", "first", "always", "none")
+    },
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_runtime_gives_the_same_ids(tmp_path: Path, name: str) -> None:
+    family = FAMILIES[name]()
+    rows = family.reference.get_vocab_size() + 3
+    source = models.tiny_llama(tmp_path / "m", vocab_size=rows, hidden=32, intermediate=32)
+    family.reference.save(str(source / "tokenizer.json"))
+    found = open_source(source)
+    assert found.vocabulary.pre == family.pre
+    assert found.notes == ()
+    (folder,) = convert(make_plan(found, "tiny", tmp_path, [quant.scheme("fp16")]))
+    texts = families.random_texts(7, 1500, [*family.special, *family.added])
+    with sim.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
+        assert model.info.n_vocab == rows
+        for text in texts:
+            expected = family.reference.encode(text, add_special_tokens=False).ids
+            assert model.tokenise(text) == expected, repr(text)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return models.tiny_llama(tmp_path / "m")
+
+
+def vocabulary(model: Path, **settings: Any) -> Vocabulary:
+    return read_vocabulary(model, {"bos_token_id": 1, "eos_token_id": 2, **settings}, 384)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+BERT = {"type": "BertNormalizer"}
+DIGITS = {"type": "Digits", "individual_digits": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SPLIT = {"type": "Split", "pattern": {"Regex": r"\d"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"normalizer": BERT}, r"normaliser \(BertNormalizer\) and pre-tokeniser \(Digits \+ ByteLevel\) are none"),
+        ({"pre_tokenizer": None}, r"pre-tokeniser \(none\) are none that the runtime knows"),
+        ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, r"pre-tokeniser \(ByteLevel\) are none"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, DIGITS, BYTES]}}, r"are none"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, {**BYTES, "use_regex": False}]}}, r"are none"),
+        ({"added_tokens": [{"id": 384, "content": "x", "special": True}]}, r"ids up to 384, the embedding 384 rows"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b c"]}}, r"a merge has a space inside"),
+    ],
+)  # fmt: skip
+def test_what_the_runtime_cannot_do_is_refused(model: Path, changes: dict[str, Any], sentence: str) -> None:
+    edit(model / "tokenizer.json", **changes)
+    with pytest.raises(CheckpointError, match=sentence):
+        vocabulary(model)
+
+
+def test_text_that_is_not_unicode(model: Path) -> None:
+    whole = json.loads((model / "tokenizer.json").read_text())
+    whole["model"]["vocab"]["\ud800"] = whole["model"]["vocab"].pop("a")
+    edit(model / "tokenizer.json", **whole)
+    with pytest.raises(CheckpointError, match=r"token \d+ of the tokenizer is not valid Unicode"):
+        vocabulary(model)
+
+
+@pytest.mark.parametrize(
+    ("generation", "settings", "expected"),
+    [
+        ({"eos_token_id": [2, 0]}, {}, (0, 2)),
+        ({"eos_token_id": 0}, {}, (0, 2)),  # with the tokenizer's own
+        ({}, {"eos_token_id": [5, 2]}, (2, 5)),
+        ({"eos_token_id": [2, 100000, -1, True]}, {}, (2,)),
+        ({}, {"eos_token_id": None}, (2,)),
+    ],
+)
+def test_what_ends_an_answer(
+    model: Path, generation: dict[str, Any], settings: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    assert vocabulary(model, **settings).eos_ids == expected
+
+
+TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}, {"Sequence": {"id": "A"}}]}
+PLAIN = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}
+
+
+@pytest.mark.parametrize(
+    ("processor", "chosen", "expected"),
+    [
+        (None, None, False),
+        (TEMPLATE, None, True),
+        ({"type": "Sequence", "processors": [BYTES, TEMPLATE]}, None, True),
+        (PLAIN, None, False),
+        (TEMPLATE, False, False),
+        (PLAIN, True, True),
+    ],
+)
+def test_whether_a_prompt_begins_with_bos(
+    model: Path, processor: dict[str, Any] | None, chosen: bool | None, expected: bool
+) -> None:
+    edit(model / "tokenizer.json", post_processor=processor)
+    edit(model / "tokenizer_config.json", add_bos_token=chosen)
+    assert vocabulary(model).add_bos is expected
+
+
+def test_where_the_chat_template_comes_from(model: Path) -> None:
+    """A file of its own wins; of several by name, the default; none is no error."""
+    edit(
+        model / "tokenizer_config.json",
+        chat_template=[{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}],
+    )
+    assert vocabulary(model).chat_template == "D"
+    (model / "chat_template.jinja").write_text("J")
+    assert vocabulary(model).chat_template == "J"
+    (model / "chat_template.jinja").unlink()
+    edit(model / "tokenizer_config.json", chat_template=None)
+    assert vocabulary(model).chat_template is None
+
+
+def test_special_tokens_may_be_objects(model: Path) -> None:
+    edit(model / "tokenizer_config.json", bos_token={"content": "<|endoftext|>", "lstrip": False}, eos_token=None)
+    found = vocabulary(model, eos_token_id=[1])
+    assert (found.bos, found.eos) == (0, 1)
+
+
+def test_differences_are_noted(model: Path) -> None:
+    whole = json.loads((model / "tokenizer.json").read_text())
+    whole["added_tokens"][0]["rstrip"] = True
+    whole["model"]["ignore_merges"] = True
+    edit(model / "tokenizer.json", **whole)
+    swallows, words = vocabulary(model).notes
+    assert "matched plainly: <|endoftext|>" in swallows
+    assert "by merges only" in words
