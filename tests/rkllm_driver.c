@@ -38,6 +38,7 @@ static pthread_t main_thread, helper;
 static long run_number, calls_in_run;
 static _Atomic long calls; /* callbacks of the run at hand */
 static long act_at = -1, slow_us;
+static _Atomic int alive; /* initialised, and not yet destroyed */
 static const char *action;
 static const char *model_path = "";
 
@@ -102,7 +103,11 @@ static void act(const char *what) {
   else if (!strcmp(what, "run_async")) ret(what, api.run_async(handle, &input, &infer, userdata));
   else if (!strcmp(what, "abort")) ret(what, api.abort(handle));
   else if (!strcmp(what, "is_running")) ret(what, api.is_running(handle));
-  else if (!strcmp(what, "destroy")) ret(what, api.destroy(handle));
+  else if (!strcmp(what, "destroy")) {
+    int value = api.destroy(handle);
+    if (value == 0) alive = 0;
+    ret(what, value);
+  }
   else if (!strcmp(what, "load_lora")) {
     RKLLMLoraAdapter adapter = {"lora.rkllm", "style", 1.0f};
     ret(what, api.load_lora(handle, &adapter));
@@ -226,7 +231,9 @@ static void command(const char *verb, char *value) {
   if (!strcmp(verb, "set")) set(value);
   else if (!strcmp(verb, "init")) {
     model_path = param.model_path = value;
-    ret(verb, api.init(&handle, &param, on_result));
+    int value = api.init(&handle, &param, on_result);
+    alive = value == 0;
+    ret(verb, value);
   } else if (!strcmp(verb, "prompt")) input.input_type = RKLLM_INPUT_PROMPT, input.prompt_input = value;
   else if (!strcmp(verb, "tokens")) read_tokens(value);
   else if (!strcmp(verb, "token_count")) input.token_input.n_tokens = (size_t)strtoull(value, NULL, 10);
@@ -247,7 +254,7 @@ static void command(const char *verb, char *value) {
   } else if (!strcmp(verb, "join")) pthread_join(helper, NULL);
   else if (!strcmp(verb, "defaults")) print_defaults();
   else if (!strcmp(verb, "nulls")) call_with_nulls();
-  else if (!strcmp(verb, "forget")) handle = NULL;
+  else if (!strcmp(verb, "leave")) exit(0); /* with everything as it is */
   else if (!strcmp(verb, "run") || !strcmp(verb, "run_async")) start(verb);
   else act(verb);
 }
@@ -263,5 +270,6 @@ int main(int argc, char **argv) {
     if (value) *value++ = 0;
     command(argv[i], value);
   }
+  if (alive) api.destroy(handle);
   return 0;
 }

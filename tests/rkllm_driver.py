@@ -80,7 +80,7 @@ class Driver:
     library: Path
 
     def __call__(self, *commands: str, env: Mapping[str, str] | None = None) -> Outcome:
-        """What ``commands`` did; the program itself must end well unless a sanitiser or a bug stops it."""
+        """What ``commands`` did. The program itself must end well; a live handle is destroyed at its end."""
         settings = {"RKSIM_THREADS": "2", **(env or {})}
         done = subprocess.run(
             [str(self.program), str(self.library), *commands],

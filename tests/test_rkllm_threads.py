@@ -99,7 +99,7 @@ def test_destroy_from_the_callback_is_refused(driver: Driver, model: Path, call:
 
 def test_a_program_may_end_in_the_middle_of_a_run(driver: Driver, model: Path) -> None:
     """exit() with a run under way must neither hang nor crash (the driver's exit code is checked)."""
-    done = driver(*ENDLESS, f"init:{model}", "slow:1000", "run_async", "await:2")
+    done = driver(*ENDLESS, f"init:{model}", "slow:1000", "run_async", "await:2", "leave")
     assert ERROR not in done.states()
 
 

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -133,10 +134,19 @@ int init(LLMHandle* handle, const RKLLMParam* param, LLMResultCallback callback)
   return 0;
 }
 
+// A caller's enum may hold any int, which C++ may not read as the enum.
+template <class E>
+int raw(const E& value) {
+  static_assert(sizeof(E) == sizeof(int));
+  int number;
+  std::memcpy(&number, &value, sizeof number);
+  return number;
+}
+
 // No adapters, no caches yet. A run that asks for an adapter is refused: its answer would be the base model's.
 void check_infer(const RKLLMInferParam& infer) {
-  if (infer.mode != RKLLM_INFER_GENERATE && infer.mode != RKLLM_INFER_GET_LAST_HIDDEN_LAYER)
-    throw Error("unknown infer mode " + std::to_string(infer.mode));
+  if (raw(infer.mode) < RKLLM_INFER_GENERATE || raw(infer.mode) > RKLLM_INFER_GET_LAST_HIDDEN_LAYER)
+    throw Error("unknown infer mode " + std::to_string(raw(infer.mode)));
   if (infer.lora_params) {
     const char* name = infer.lora_params->lora_adapter_name;
     throw Error(std::string("no LoRA called '") + (name ? name : "") + "' is loaded");
@@ -149,6 +159,9 @@ void check_infer(const RKLLMInferParam& infer) {
 Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void* userdata, const Runtime& runtime) {
   if (!input || !infer) throw Error(std::string(input ? "infer_params" : "input") + " is NULL");
   check_infer(*infer);
+  const int type = raw(input->input_type);
+  if (type < RKLLM_INPUT_PROMPT || type > RKLLM_INPUT_MULTIMODAL)
+    throw Error("unknown input type " + std::to_string(type));
   Request r{input->input_type, infer->mode, userdata, {}, 0, {}, {}};
   const auto most = static_cast<size_t>(runtime.context());
   switch (input->input_type) {
@@ -172,9 +185,9 @@ Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void
       return r;
     }
     case RKLLM_INPUT_MULTIMODAL:
-      return r;
+      break;
   }
-  throw Error("unknown input type " + std::to_string(input->input_type));
+  return r;
 }
 
 // What the three functions of a later version do until then.
