@@ -9,7 +9,6 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +67,9 @@ def pip_install(folder: Path, *what: str) -> None:
     run([*pip, "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", *what], folder)
 
 
-def build(kind: str, source: Path, out: Path) -> Path:
-    run([sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(source)], source)
+def build(kind: str, source: Path, out: Path, *settings: str) -> Path:
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), *settings]
+    run([*command, str(source)], source)
     (built,) = out.iterdir()
     return built
 
@@ -80,23 +80,36 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = tmp_path_factory.mktemp("source")
+def source(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody has who unpacked the sdist: wheel and editable install are made from it."""
+    folder = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
-        archive.extractall(source, filter="data")
-    (top,) = source.iterdir()
-    return build("wheel", top, tmp_path_factory.mktemp("wheel"))
+        archive.extractall(folder, filter="data")
+    (top,) = folder.iterdir()
+    return top
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The setting that lets both builds share what is compiled."""
+    return f"-Cbuild-dir={tmp_path_factory.mktemp('objects')}"
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, objects: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"), objects)
 
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
-def install(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
+def install(
+    request: pytest.FixtureRequest, wheel: Path, source: Path, objects: str, tmp_path_factory: pytest.TempPathFactory
+) -> Install:
     folder = new_venv(tmp_path_factory.mktemp(f"{request.param}-venv"))
     if request.param == "wheel":
-        pip_install(folder, str(request.getfixturevalue("wheel")))
+        pip_install(folder, str(wheel))
     else:
-        objects = tmp_path_factory.mktemp("editable-build")  # not the one that a developer's own install uses
-        pip_install(folder, f"--config-settings=build-dir={objects}", "--editable", str(ROOT))
-    yield Install(folder, tmp_path_factory.mktemp("elsewhere"))
+        pip_install(folder, objects, "--editable", str(source))
+    return Install(folder, tmp_path_factory.mktemp("elsewhere"))
 
 
 def test_sdist_holds_the_sources_and_nothing_else(sdist: Path) -> None:
@@ -119,10 +132,10 @@ def test_wheel_holds_three_packages_and_the_licence(wheel: Path) -> None:
     assert "-py3-none-" in wheel.name
 
 
-def test_the_tools_run_and_the_files_are_found(install: Install) -> None:
+def test_the_tools_run_and_the_files_are_found(install: Install, source: Path) -> None:
     where, library, kernel = install.run("python", "-c", PROBE).splitlines()
     assert kernel in {"scalar", "avx2", "avx512vnni", "neon"}
     assert Path(library).is_relative_to(install.venv)
-    assert Path(where).is_relative_to(install.venv) or Path(where) == ROOT / "rk3588" / "__init__.py"
+    assert Path(where).is_relative_to(install.venv) or Path(where) == source / "rk3588" / "__init__.py"
     for tool in ("rk3588", "rkconvert"):
         assert install.run(tool, "--help").startswith("Usage: ")
