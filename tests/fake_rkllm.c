@@ -1,6 +1,7 @@
 /* A librkllmrt that does what a script says, for tests of the binding. The script is the "model" file; a line each:
  *   init N            rkllm_init returns N
  *   nohandle          rkllm_init returns 0 and no handle
+ *   banner            rkllm_init logs to stdout, as some releases do
  *   token ID HEX      NORMAL; HEX is the text's bytes, - is NULL, + is the empty string
  *   waiting ID HEX    WAITING
  *   null STATE        the callback with a NULL result
@@ -66,6 +67,7 @@ EXPORT int rkllm_init(LLMHandle *handle, RKLLMParam *p, LLMResultCallback with) 
   script[fread(script, 1, sizeof script - 1, file)] = 0;
   fclose(file);
   callback = with;
+  if (strstr(script, "banner")) printf("I rkllm: rkllm-runtime version: 1.1.1\n");
   int result;
   if (sscanf(script, "init %d", &result) == 1) return result;
   *handle = strncmp(script, "nohandle", 8) ? &the_handle : NULL;

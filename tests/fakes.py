@@ -6,9 +6,12 @@ import ctypes
 import subprocess
 from pathlib import Path
 
+from rk3588 import bundle
+
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "runtime" / "sim" / "include"
 FAKE = Path(__file__).with_name("fake_rkllm.c")
+TEMPLATE = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
 
 
 def compile_library(source: Path, target: Path, *flags: str) -> Path:
@@ -31,3 +34,14 @@ def journal(library: Path) -> list[str]:
     door.restype = ctypes.c_char_p
     text: bytes = door()
     return text.decode().splitlines()
+
+
+def scripted_bundle(folder: Path, script: str, template: str | None = TEMPLATE) -> Path:
+    """A bundle for a board, whose model is a script for the scripted library; it has no vocabulary."""
+    with bundle.new_folder(folder, replace=True) as new:
+        (new / bundle.NPU_MODEL).write_text(script + "\n")
+        if template is not None:
+            (new / bundle.TEMPLATE).write_text(template)
+        manifest = {"name": "Scripted", "dtype": "w8a8", "target_platform": "rk3588", "model": {}, "source": {}}
+        bundle.write_manifest(new, {**manifest, "tokenizer": {}, "artifacts": {"rk3588": bundle.NPU_MODEL}})
+    return folder
