@@ -2,6 +2,10 @@
 .PHONY: help quickstart test lint bench soak clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+# Another build of llama.cpp to compare with: make bench BENCH_VENV=build/bench-avx2
+#   LLAMA_CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
+export BENCH_VENV ?= build/bench-venv
+export LLAMA_CMAKE_ARGS
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -20,7 +24,7 @@ lint: ready  ## ruff and mypy --strict
 bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
 	@$(PY) -m tests.bench.predict_table
 	@.ci/setup bench
-	@$(PY) -m tests.bench.twin_vs_llama $(ARGS)
+	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
 
 soak: ready  ## the long forms of the tests
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
