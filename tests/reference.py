@@ -47,24 +47,27 @@ def dot(a: Floats, b: Floats) -> Floats:
 
 
 def exp(x: Floats) -> Floats:
-    x = np.clip(x, F(-87.33654), F(88.02969))
-    n = np.rint(x * F(1.44269504))
+    x = np.minimum(np.maximum(x, F(-87.33654)), F(88.02969))
+    n: Floats = np.rint(x * F(1.44269504))
     r = x - n * F(0.693359375)
     r = r - n * F(-2.12194440e-4)
-    p = np.full_like(x, 1.9875691500e-4)
+    p: Floats = np.full_like(x, 1.9875691500e-4)
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         p = p * r + F(c)
     p = p * (r * r) + r + F(1)
-    return p * ((n.astype(np.int32) + 127) << 23).view(F)
+    power: Floats = ((n.astype(np.int32) + 127) << 23).view(F)
+    p = p * power
+    return p
 
 
 def rms_norm(x: Floats, gain: Floats, eps: np.float32) -> Floats:
-    r = F(1) / np.sqrt(dot(x, x) / F(x.shape[-1]) + eps)
+    r: Floats = F(1) / np.sqrt(dot(x, x) / F(x.shape[-1]) + eps)
     return (x * r[..., None]) * gain
 
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
-    return (gate / (F(1) + exp(-gate))) * up
+    below: Floats = F(1) + exp(-gate)
+    return (gate / below) * up
 
 
 def accumulate(w: npt.NDArray[np.int8], x: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
@@ -126,7 +129,7 @@ class Reference:
 
         reader = GGUFReader(path)
         self.act_scale = act_scale
-        self.tensors = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
+        self.tensors: dict[str, npt.NDArray[Any]] = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
 
         def value(key: str) -> Any:
             return reader.fields[key].contents()
@@ -150,7 +153,8 @@ class Reference:
         return self.weight(name).apply(x, self.act_scale)
 
     def embed(self, ids: list[int]) -> Floats:
-        return self.tensors["token_embd.weight"][ids].astype(F)
+        rows: Floats = self.tensors["token_embd.weight"][ids].astype(F)
+        return rows
 
     def layer(self, index: int, x: Floats) -> Floats:
         """Block ``index`` on float32 (tokens, hidden) at positions 0 to tokens - 1."""
@@ -173,7 +177,8 @@ class Reference:
 
     def _heads(self, x: Floats) -> Floats:
         """(tokens, heads * head_dim) to (heads, tokens, head_dim)."""
-        return x.reshape(len(x), -1, self.head_dim).swapaxes(0, 1)
+        heads: Floats = x.reshape(len(x), -1, self.head_dim).swapaxes(0, 1)
+        return heads
 
     def _rope(self, x: Floats) -> Floats:
         angles = [[t * f for f in self.frequencies] for t in range(x.shape[1])]
@@ -199,4 +204,5 @@ class Reference:
         for t in range(tokens):
             out[:, t:] += e[:, t:, t, None] * v[:, t, None]
         out = out * (F(1) / lane_sum(e))[..., None]
-        return out.swapaxes(0, 1).reshape(tokens, -1)
+        joined: Floats = out.swapaxes(0, 1).reshape(tokens, -1)
+        return joined
