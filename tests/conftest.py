@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# NumPy's BLAS reads this when it is loaded: its threads wait for each other in loops, and on a busy machine that is
+# most of the time the tests take.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # A shared machine may stall any example: a deadline would make good tests fail now and then.
 settings.register_profile("default", deadline=None)
 settings.register_profile("soak", deadline=None, max_examples=2000)
