@@ -214,3 +214,12 @@ def test_what_is_not_there_yet_says_so(driver: Driver, model: Path, call: str) -
     done = driver(f"init:{model}", call)
     assert done.returned(call) == [-1]
     assert f"E rkllm: rkllm_{call} is not simulated yet" in done.log.splitlines()
+
+
+@pytest.mark.model
+def test_real_model(driver: Driver, smollm2_bundles: Mapping[str, Path]) -> None:
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    model = smollm2_bundles["w8a8"] / "model.sim.gguf"
+    done = driver(*GREEDY, "set:max_new_tokens=60", f"init:{model}", f"prompt:{prompt}", "run")
+    assert b"Paris" in done.text() and b"<|" not in done.text()
+    assert done.states()[-1] == FINISH
