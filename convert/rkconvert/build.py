@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,9 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
         "target_platform": "rk3588",
         "model": model_facts(source.config),
         "source": {
-            "name": source.path.absolute().name,
+            "name": source.name,
             "kind": source.kind,
+            **({"hub": asdict(source.origin)} if source.origin else {}),
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
             "files": files,
         },

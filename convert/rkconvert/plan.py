@@ -167,7 +167,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.name,
         "source": {
-            "path": str(plan.source.path),
+            "path": str(plan.source.origin or plan.source.path),
             "kind": plan.source.kind,
             "types": dict(Counter(t.kind for t in plan.source.tensors.values())),
             "bytes": sum(t.nbytes for t in plan.source.tensors.values()),

@@ -60,6 +60,19 @@ class SourceTensor:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where on the Hugging Face hub a model came from; ``file`` is "" for the repository as a folder."""
+
+    repository: str
+    revision: str  # as it was asked for
+    commit: str  # what that stood for
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.repository}{':' if self.file else ''}{self.file}@{self.commit[:12]}"
+
+
+@dataclass(frozen=True)
 class Source:
     """A model to convert. ``tensors`` goes by canonical name; ``files`` are hashed, ``copies`` go into the bundle."""
 
@@ -72,6 +85,14 @@ class Source:
     extras: tuple[Path, ...] = ()  # configuration that was read as well
     copies: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None
+
+    @property
+    def name(self) -> str:
+        """What it may be called where its place on this machine is nobody's business."""
+        if self.origin is None:
+            return self.path.absolute().name
+        return ":".join(filter(None, (self.origin.repository, self.origin.file)))
 
 
 def checked_tensors(

@@ -14,9 +14,11 @@ from rkconvert.vocabulary_hf import read_vocabulary
 
 from .base import Source, SourceTensor, checked_tensors
 
-_COPIED = (
+COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja")  # what is read beside the weights
 _PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
@@ -44,7 +46,7 @@ def read(folder: Path) -> Source:
     if config.tied:
         ignored.add(configs.OUTPUT)  # a copy of the embedding, or not used
     vocabulary = read_vocabulary(folder, settings, config.vocab_size)
-    extras = ("config.json", "model.safetensors.index.json", *_COPIED, "chat_template.jinja")
+    extras = (*CONFIGURATION, INDEX)
     return Source(
         path=folder,
         kind="huggingface",
@@ -53,7 +55,7 @@ def read(folder: Path) -> Source:
         tensors=_checked(config, found, folder, ignored),
         files=tuple(files),
         extras=tuple(folder / name for name in extras if (folder / name).is_file()),
-        copies=tuple(folder / name for name in _COPIED if (folder / name).is_file()),
+        copies=tuple(folder / name for name in COPIED if (folder / name).is_file()),
         notes=vocabulary.notes,
     )
 
@@ -104,8 +106,7 @@ def huggingface_name(name: str) -> str:
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
     """Files with weights, each with the tensors the index looks for in it (None: there is no index)."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
+    index, single = folder / INDEX, folder / SINGLE
     if not index.is_file():
         if single.is_file():
             return {single: None}

@@ -1,0 +1,183 @@
+"""Models on the Hugging Face hub: ``user/repo[@revision]``, or ``user/repo:file.gguf[@revision]``.
+
+What a model is, is known before its weights are here: their headers are asked for first, a few megabytes. So a plan,
+a taken target or an architecture nobody supports costs no download.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rk3588.errors import CheckpointError, UsageError
+
+from .config import ROPE_FACTORS
+from .hub_client import Repository
+from .sources.base import Origin, Source, open_source
+from .sources.gguf_file import read_header
+from .sources.huggingface import CONFIGURATION, INDEX, SINGLE
+
+_NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
+_FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_GGUF_HEAD = 32 << 20  # its header holds the tokenizer: 8 MB with 128,000 tokens, 16 MB with 256,000
+_SAFETENSORS_HEAD = 1 << 20  # asked for again with the true size where that is more
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What a user asked for."""
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        file = f":{self.file}" if self.file else ""
+        return self.repository + file + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model found on the hub: its configuration is here, its ``weights`` (file names) may be still there."""
+
+    repository: Repository
+    origin: Origin
+    configuration: tuple[Path, ...]
+    weights: tuple[str, ...]
+
+    @property
+    def missing(self) -> int:
+        """Bytes of weights that are not in the cache."""
+        return sum(self.repository.sizes[f] for f in self.weights if self.repository.cached(f) is None)
+
+
+def parse(text: str) -> HubName | None:
+    """``text`` as the name of a model on the hub; None when it can only be a path."""
+    match = _NAME.fullmatch(text)
+    if not match or text.startswith((".", "-")) or "/." in text or match[1].lower().endswith(_FILES):
+        return None
+    if match[2] and not match[2].lower().endswith(".gguf"):
+        raise UsageError(f"{text}: only a GGUF file can be named behind ':'; for anything else give the repository")
+    return HubName(*match.groups())
+
+
+def find(wanted: HubName) -> HubModel:
+    """Look the model up and fetch its configuration; CheckpointError when there is nothing to convert."""
+    repository = Repository(wanted.repository, wanted.revision)
+    file = wanted.file or _only_gguf(repository)
+    if file is None:
+        names = [name for name in (*CONFIGURATION, INDEX) if name in repository.sizes]
+        configuration = tuple(repository.small(name) for name in names)
+        weights = _shards(configuration[names.index(INDEX)], repository) if INDEX in names else (SINGLE,)
+    else:
+        configuration, weights = (), (_checked_gguf(file, repository),)
+    origin = Origin(repository.name, repository.revision, repository.commit, file or "")
+    return HubModel(repository, origin, configuration, weights)
+
+
+def _only_gguf(repository: Repository) -> str | None:
+    """None for a repository with a Hugging Face folder; else the one GGUF file in it."""
+    names = repository.sizes
+    if "config.json" in names and (SINGLE in names or INDEX in names):
+        return None
+    ggufs = _ggufs(repository)
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        raise CheckpointError(
+            f"{repository.name} has {len(ggufs)} GGUF files, name one as {repository.name}:FILE: {', '.join(ggufs)}"
+        )
+    if "config.json" in names and any(name.endswith(".bin") for name in names):
+        raise CheckpointError(
+            f"{repository.name} has its weights only as .bin files, which can run code when they are read: look for a "
+            "revision or a repository with safetensors"
+        )
+    raise CheckpointError(f"{repository.name} has neither a config.json with safetensors nor a GGUF file")
+
+
+def _ggufs(repository: Repository) -> list[str]:
+    return sorted(name for name in repository.sizes if name.lower().endswith(".gguf"))
+
+
+def _checked_gguf(file: str, repository: Repository) -> str:
+    if file not in repository.sizes:
+        there = ", ".join(_ggufs(repository)) or "none"
+        raise CheckpointError(f"{repository.name} has no file {file}; its GGUF files are: {there}")
+    if _PART.search(file):
+        raise CheckpointError(
+            f"{file} is one part of a model, which cannot be converted: join the parts with llama-gguf-split --merge"
+        )
+    return file
+
+
+def _shards(index: Path, repository: Repository) -> tuple[str, ...]:
+    """The shards an index names; what is wrong with it is found when the model is opened."""
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return tuple(sorted({name for name in named if isinstance(name, str) and name in repository.sizes}))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def peek(model: HubModel) -> Source:
+    """The model as far as a plan needs it. Its files are gone again: tensors cannot be read from them."""
+    with tempfile.TemporaryDirectory(prefix="rkconvert-") as scratch:
+        folder = Path(scratch)
+        for file in model.configuration:
+            shutil.copyfile(file, folder / file.name)
+        path = folder / Path(model.origin.file).name if model.origin.file else folder
+        try:
+            for name in model.weights:
+                _write_head(model, name, folder / Path(name).name)
+            source = open_source(path)
+        except CheckpointError as error:
+            shown = str(error).replace(f"{folder}/", f"{model.origin.repository}/").replace(scratch, str(model.origin))
+            raise CheckpointError(shown) from error
+    notes = (f"{model.missing / 1e6:.1f} MB are to be downloaded from {model.origin}",) if model.missing else ()
+    return replace(source, origin=model.origin, notes=(*notes, *source.notes))
+
+
+def _write_head(model: HubModel, name: str, target: Path) -> None:
+    """A file of the true size that holds the header and, from there on, nothing: a hole."""
+    repository, there = model.repository, model.repository.cached(name)
+    if there is not None:
+        target.symlink_to(there)
+        return
+    size = repository.sizes[name]
+    gguf = name.lower().endswith(".gguf")
+    head = repository.piece(name, 0, min(size, _GGUF_HEAD if gguf else _SAFETENSORS_HEAD))
+    needed = 0 if gguf else 8 + int.from_bytes(head[:8], "little")
+    if len(head) < needed <= size:
+        head = repository.piece(name, 0, needed)
+    target.write_bytes(head)
+    os.truncate(target, max(size, len(head)))
+    factors = read_header(target).tensors.get(ROPE_FACTORS) if gguf else None
+    if factors and factors.offset + factors.nbytes > len(head):  # the one tensor that is part of the configuration
+        with target.open("r+b") as file:
+            file.seek(factors.offset)
+            file.write(repository.piece(name, factors.offset, factors.nbytes))
+
+
+def download(model: HubModel, progress: Progress) -> Source:
+    """The model with its weights in the cache, ready to be read."""
+    repository = model.repository
+    repository.need_space(model.missing)
+    total, done = sum(repository.sizes[name] for name in model.weights), 0
+
+    def step(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("download", min(done, total), total)
+
+    files = [repository.large(name, step) for name in model.weights]
+    path = files[0] if model.origin.file else files[0].parent
+    return replace(open_source(path), origin=model.origin)
