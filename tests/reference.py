@@ -56,8 +56,7 @@ def exp(x: Floats) -> Floats:
         p = p * r + F(c)
     p = p * (r * r) + r + F(1)
     power: Floats = ((n.astype(np.int32) + 127) << 23).view(F)
-    p = p * power
-    return p
+    return p * power
 
 
 def rms_norm(x: Floats, gain: Floats, eps: np.float32) -> Floats:

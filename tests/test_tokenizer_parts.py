@@ -71,7 +71,8 @@ def test_the_tables_are_what_tokenizers_does() -> None:
     checked_in = (SOURCES / "unicode_tables.inc").read_text().splitlines()
     made = tool["tables"]().splitlines()
     different = [(a, b) for a, b in zip(made[1:], checked_in[1:]) if a != b]
-    assert not different and len(made) == len(checked_in), "run runtime/sim/tools/make_unicode_tables.py for this version of tokenizers"
+    remedy = "run runtime/sim/tools/make_unicode_tables.py for this version of tokenizers"
+    assert not different and len(made) == len(checked_in), remedy
 
 
 @pytest.mark.parametrize("pre", SPLITS)

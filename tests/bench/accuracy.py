@@ -1,0 +1,91 @@
+"""What each dtype costs in accuracy: `python -m tests.bench.accuracy` prints a table for SmolLM2-135M-Instruct.
+
+Perplexity on a text, and the Kullback-Leibler divergence and agreement on the best token, both against fp32. The text
+is Python's own documentation unless --text says otherwise, so figures compare on one machine, not between Pythons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from pydoc_data import topics
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rk3588 import bundle, quant, sim
+from tests import smollm2
+
+WINDOW = 512  # tokens read at a time, each window from an empty context
+Array = npt.NDArray[np.float64]
+
+
+class Accuracy(NamedTuple):
+    """Means over all positions that have a next token."""
+
+    perplexity: float
+    divergence: float  # of fp32 from this dtype, in nats
+    agreement: float  # share of positions with the same best token as fp32
+
+
+def default_text() -> str:
+    return "\n".join(topics.topics[name] for name in ("objects", "naming", "import"))
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)
+
+
+def windows(ids: list[int]) -> list[list[int]]:
+    return [part for start in range(0, len(ids), WINDOW) if len(part := ids[start : start + WINDOW]) > 1]
+
+
+def compare(reference: sim.SimModel, model: sim.SimModel, parts: Iterable[list[int]]) -> Accuracy:
+    """Both models read the same windows; one window's logits are in memory at a time."""
+    loss, divergence, same = [], [], []
+    for ids in parts:
+        truth, found = (log_softmax(each.logits(ids)[:-1]) for each in (reference, model))
+        loss.append(-found[np.arange(len(found)), ids[1:]])
+        divergence.append((np.exp(truth) * (truth - found)).sum(axis=1))
+        same.append(truth.argmax(axis=1) == found.argmax(axis=1))
+    return Accuracy(
+        float(np.exp(np.concatenate(loss).mean())),
+        float(np.concatenate(divergence).mean()),
+        float(np.concatenate(same).mean()),
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Accuracy of each dtype against fp32, on SmolLM2-135M-Instruct.")
+    parser.add_argument("--text", type=Path, help="a UTF-8 file to read (default: topics of Python's documentation)")
+    parser.add_argument("--tokens", type=int, default=1024, help="how many of its tokens (default: 1024)")
+    parser.add_argument("--dtype", action="append", choices=quant.SCHEMES, help="only these (default: all)")
+    parser.add_argument("--threads", type=int, default=0, help="default: all cores")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    text = options.text.read_text(encoding="utf-8") if options.text else default_text()
+    dtypes = options.dtype or list(quant.SCHEMES)
+    made = smollm2.bundles(dict.fromkeys([*dtypes, "fp32"]))
+    with sim.SimModel(made["fp32"] / bundle.SIM_MODEL, threads=options.threads) as reference:
+        parts = windows(reference.tokenise(text)[: max(options.tokens, 0)])
+        if not parts:
+            sys.exit("the text is too short: there is no token to predict")
+        read = sum(map(len, parts))
+        print(f"{smollm2.NAME}, {read} tokens in windows of {WINDOW}, kernel {sim.kernel()}", file=sys.stderr)
+        print(f"{'dtype':<10} {'perplexity':>10} {'KL to fp32':>11} {'top-1':>7}")
+        for dtype in dtypes:
+            with sim.SimModel(made[dtype] / bundle.SIM_MODEL, threads=options.threads) as model:
+                found = compare(reference, model, parts)
+            row = f"{dtype:<10} {found.perplexity:>10.3f} {found.divergence:>11.6f} {found.agreement:>7.1%}"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
