@@ -10,6 +10,7 @@ import pytest
 
 from rk3588 import sim
 from tests import models, smollm2
+from tests.bench import accuracy
 from tests.golden_logits import cases
 
 TOLERANCE = 1e-3
@@ -38,3 +39,14 @@ def test_smollm2_gives_the_logits_of_transformers(smollm2_bundles: Mapping[str, 
     top = np.take_along_axis(logits, golden["top_ids"].astype(np.int64), axis=1)
     np.testing.assert_allclose(top, golden["top"], rtol=0, atol=TOLERANCE)
     assert np.array_equal(found["top_ids"][:, 0], golden["top_ids"][:, 0])
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["w8a8", "w8a8_g128"])
+def test_int8_stays_near_fp32(smollm2_bundles: Mapping[str, Path], dtype: str) -> None:
+    """0.06 is what these 48 tokens cost; the figures of a whole text come from `python -m tests.bench.accuracy`."""
+    plain, int8 = (sim.SimModel(smollm2_bundles[name] / "model.sim.gguf") for name in ("fp32", dtype))
+    with plain, int8:
+        found = accuracy.compare(plain, int8, [cases.SMOLLM2_IDS])
+    assert 1e-4 < found.divergence < 0.08  # at nothing at all, it would be fp32 that was read
+    assert found.agreement > 0.8

@@ -70,7 +70,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    text = options.text.read_text(encoding="utf-8") if options.text else default_text()
+    try:
+        text = options.text.read_text(encoding="utf-8") if options.text else default_text()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"cannot read {options.text} as UTF-8 text: {error}")
     dtypes = options.dtype or list(quant.SCHEMES)
     made = smollm2.bundles(dict.fromkeys([*dtypes, "fp32"]))
     with sim.SimModel(made["fp32"] / bundle.SIM_MODEL, threads=options.threads) as reference:
