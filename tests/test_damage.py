@@ -1,0 +1,107 @@
+"""A damaged artifact or manifest is an error or the same answer: never a crash, a hang or a huge allocation."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from rk3588 import bundle
+from rk3588.errors import BundleError
+
+DTYPE = "w8a8_g128"
+ARTIFACTS, MANIFESTS = 10_000, 10_000
+
+# In a process of its own, with an address space of 2 GiB: what crashes or asks for too much ends it.
+ATTACK = """
+import os, random, resource, sys
+from rk3588.errors import SimError
+from rk3588.sim import SimModel
+
+path, work, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+whole = open(path, "rb").read()
+ids = [1, 5, 9]
+with SimModel(path, threads=1) as model:
+    answer = model.logits(ids).tobytes()
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+random.seed(1)
+refused = same = 0
+for i in range(count):
+    data = bytearray(whole)
+    if i % 4 == 3:
+        del data[random.randrange(len(data)):]
+    else:
+        # Three of four flips hit the header: it is what a reader takes decisions from.
+        end = len(data) if i % 4 == 0 else min(len(data), 1 << 14)
+        for _ in range(random.choice((1, 1, 1, 2, 8))):
+            bit = random.randrange(end * 8)
+            data[bit // 8] ^= 1 << bit % 8
+    with open(work, "wb") as file:
+        file.write(data)
+    try:
+        with SimModel(work, threads=1) as model:
+            assert model.logits(ids).tobytes() == answer, f"another answer after damage {i}"
+            same += 1
+    except SimError as error:
+        assert str(error) and "\\n" not in str(error), error
+        refused += 1
+print(refused, same)
+"""
+
+
+def test_a_damaged_artifact_never_answers_otherwise(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    model = bundle.read(tiny_bundles[DTYPE]).sim_model
+    assert model
+    command = [sys.executable, "-c", ATTACK, str(model), str(tmp_path / "damaged.gguf"), str(ARTIFACTS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, same = map(int, done.stdout.split())
+    assert refused + same == ARTIFACTS
+    assert refused > 0.99 * ARTIFACTS  # the checksums see nearly all of it; two flips may undo each other
+
+
+def test_a_damaged_manifest_is_refused_in_one_sentence(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    chance = random.Random(1)
+    whole = (tiny_bundles[DTYPE] / bundle.MANIFEST).read_bytes()
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for entry in json.loads(whole)["files"]:
+        (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / entry["path"]).symlink_to(tiny_bundles[DTYPE].resolve() / entry["path"])
+    refused = 0
+    for i in range(MANIFESTS):
+        data = bytearray(whole)
+        if i % 4 == 3:
+            del data[chance.randrange(len(data)) :]
+        else:
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        (folder / bundle.MANIFEST).write_bytes(data)
+        try:
+            found = bundle.read(folder)
+        except BundleError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            # The damage was in a word that names nothing here, or in the word "sim" itself: no model, then.
+            assert found.sim_model is None or found.sim_model.parent == folder
+    assert refused > MANIFESTS // 4
+
+
+@pytest.mark.parametrize("count", [2**63, 2**64 - 1, 2**40])
+def test_absurd_counts_in_the_header_are_refused(tiny_bundles: Mapping[str, Path], tmp_path: Path, count: int) -> None:
+    from rk3588.errors import SimError
+    from rk3588.sim import SimModel
+
+    model = bundle.read(tiny_bundles[DTYPE]).sim_model
+    assert model
+    for at in (8, 16):  # how many tensors, how many keys
+        data = bytearray(model.read_bytes())
+        data[at : at + 8] = count.to_bytes(8, "little")
+        (tmp_path / "absurd.gguf").write_bytes(data)
+        with pytest.raises(SimError):
+            SimModel(tmp_path / "absurd.gguf", threads=1)
