@@ -1,5 +1,5 @@
 # Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
-.PHONY: help quickstart test lint bench soak clean
+.PHONY: help quickstart test lint bench soak aarch64 test-aarch64 clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 # Another build of llama.cpp to compare with: make bench BENCH_VENV=build/bench-avx2
@@ -8,7 +8,7 @@ export BENCH_VENV ?= build/bench-venv
 export LLAMA_CMAKE_ARGS
 
 help:  ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
+	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 quickstart:  ## a real model, quantised three ways, each answering a question (about 2 minutes)
 	@.ci/setup system
@@ -28,6 +28,16 @@ bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: s
 
 soak: ready  ## the long forms of the tests
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
+
+aarch64: ready  ## the libraries for a board (glibc 2.28 or newer), cross-compiled into build/aarch64
+	@.ci/setup zig
+	@$(PY) -m cmake -S . -B build/aarch64 -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtime/sim/cmake/zig.cmake \
+	  -DRKSIM_PYTHON=$(CURDIR)/$(PY) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja
+	@$(PY) -m cmake --build build/aarch64
+
+test-aarch64: aarch64  ## they give the same logits under qemu-user as here
+	@.ci/setup qemu
+	@$(PY) -m tests.aarch64
 
 clean:  ## remove .venv, builds, caches and the quickstart's bundles
 	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -61,11 +61,11 @@ const Kernels& kernels_by_name(std::string_view name) {
   for (const Candidate& c : kCandidates) {
     if (name == c.kernels->name) {
       if (c.runs_here()) return *c.kernels;
-      throw Error("this processor cannot run the kernel " + std::string(name));
+      throw Error("this processor cannot run the kernel " + std::string(name) + " (RKSIM_KERNEL)");
     }
     known += std::string(known.empty() ? "" : ", ") + c.kernels->name;
   }
-  throw Error("unknown kernel '" + std::string(name) + "': there are " + known);
+  throw Error("unknown kernel (RKSIM_KERNEL) '" + std::string(name) + "': there are " + known);
 }
 
 const Kernels& kernels() {

@@ -15,6 +15,8 @@ namespace {
 
 // Far above any model, far below what could overflow a product of two of them.
 constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096;
+// The longest row of +-127 by +-127 whose sum an int32 holds.
+constexpr int64_t kMaxSum = 2147483647 / (127 * 127);
 
 int bounded(const Gguf& file, const char* key, uint32_t most) {
   uint32_t value = file.need_u32(key);
@@ -143,6 +145,9 @@ Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
   const bool grouped = weight_type_ == GgmlType::I8 && group_size_ != 0;
   linear.group = grouped ? group_size_ : k;
   linear.groups = ceil_div(k, linear.group);
+  if (weight_type_ == GgmlType::I8 && linear.group > kMaxSum)
+    throw Error(file.path() + ": tensor " + name + " has a scale for " + std::to_string(linear.group) +
+                " inputs, and int32 sums hold " + std::to_string(kMaxSum) + ": convert it with groups");
   linear.data = need(name, weight_type_, {static_cast<uint64_t>(k), static_cast<uint64_t>(n)}).data;
   if (weight_type_ == GgmlType::I8) pack(name, linear);
   linears_[name] = linear;

@@ -85,7 +85,7 @@ int rksim_get_info(const rksim_model* m, rksim_info* out) {
     const rksim::Shape& s = m->model->shape;
     *out = {s.n_vocab, s.n_layers, s.hidden, s.intermediate, s.n_heads, s.n_kv_heads, s.head_dim, s.context_length, 0, 0, 0};
   }
-  out->n_vocab = t.size();
+  if (!m->model) out->n_vocab = t.size();  // a model may have more rows than its tokenizer has tokens
   out->bos_id = t.bos_id();
   out->eos_id = t.eos_id();
   out->add_bos = t.add_bos();

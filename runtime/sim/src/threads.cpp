@@ -7,8 +7,11 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
+
+#include "error.h"
 
 namespace rksim {
 namespace {
@@ -17,6 +20,7 @@ namespace {
 constexpr int kSpins = 4000;
 // Each thread's share is cut into this many chunks, so that one that loses its core holds the others up little.
 constexpr int64_t kChunksPerThread = 4;
+constexpr long kMaxThreads = 256;
 
 void relax() {
 #if defined(__x86_64__)
@@ -29,9 +33,13 @@ void relax() {
 }  // namespace
 
 int default_threads() {
-  if (const char* text = std::getenv("RKSIM_THREADS")) {
-    int n = std::atoi(text);
-    if (n > 0) return std::min(n, 256);
+  if (const char* text = std::getenv("RKSIM_THREADS"); text && *text) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (*end || n < 1 || n > kMaxThreads)
+      throw Error(std::string("RKSIM_THREADS is '") + text + "': it must be a whole number from 1 to " +
+                  std::to_string(kMaxThreads));
+    return static_cast<int>(n);
   }
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));

@@ -5,7 +5,7 @@
 
 namespace rksim {
 
-// RKSIM_THREADS, else the cores this process may run on.
+// RKSIM_THREADS (Error when it is no number from 1 to 256), else the cores this process may run on.
 int default_threads();
 
 class ThreadPool {
