@@ -24,7 +24,7 @@ from tests.tokenizers_reference import (
 
 COUNT = 100_000
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<s>", "</s>", "<unk>", "<|user|>", "<tool>",
-           "<tool_call>", "  ", "\n\n", "<0x41>", "[PAD1]"]  # fmt: skip
+           "<tool_call>", "  ", "\n\n", "<0x41>", "[PAD1]", " xyzzy", "qqq", " €"]  # fmt: skip
 
 FAMILIES: dict[str, Callable[[], Family]] = {
     **{pre: partial(byte_level, pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},

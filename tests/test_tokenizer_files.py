@@ -87,6 +87,7 @@ def test_the_longest_of_the_leftmost_added_tokens(tmp_path: Path) -> None:
         assert model.tokenise("a<x>b<x><y>c<xx><") == [0, 4, 1, 5, 2, 3, 6]
         # What is found and may not be read is text, and nothing is looked for inside it.
         assert model.tokenise("a<x>b<xx><", parse_special=False) == [0, 1, 3, 6]
+        assert model.tokenise("a<x><b", parse_special=False) == [0, 1]
 
 
 def test_bytes_for_characters_without_a_token(tmp_path: Path) -> None:

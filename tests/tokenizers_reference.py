@@ -166,7 +166,7 @@ def _with_words_no_merge_makes(tokenizer: Tokenizer) -> Tokenizer:
     """Llama 3's vocabulary has words that no merges lead to: only ignore_merges finds them."""
     data = json.loads(tokenizer.to_str())
     vocab = data["model"]["vocab"]
-    for text in ("Ġxyzzy", "qqq", "zzz!?", "ĠâĤ¬"):
+    for text in ("Ġxyzzy", "qqq", "ĠâĤ¬"):
         vocab[text] = len(vocab)
     return Tokenizer.from_str(json.dumps(data))
 
