@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,10 @@ def _choose(name: str, variable: str) -> None:
     if there:
         os.environ.setdefault(variable, str(max(there, key=lambda path: path.stat().st_mtime)))
 
+
+# A shell starts what it runs in the background with Ctrl-C ignored; the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _choose("librksim.so", "RKSIM_LIBRARY")
 _choose("librkllmrt.so", "RKLLM_LIBRARY")
