@@ -24,7 +24,7 @@ SCHEMA = 1
 SIM_MODEL = "model.sim.gguf"
 NPU_MODEL = "model.rkllm"
 TEMPLATE = "chat_template.jinja"
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Bundle:
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file in hex; ``progress`` is told the size of each block read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
             if progress:
-                progress(len(block))
+                progress(size)
     return digest.hexdigest()
 
 

@@ -22,7 +22,7 @@ from .card import model_card
 from .config import ROPE_FACTORS
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
-from .writer import ArtifactWriter, make_header, write_error
+from .writer import ArtifactWriter, make_header, pack_vocabulary, write_error
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
@@ -73,9 +73,9 @@ def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check:
         progress("convert", done, total)
 
     with ExitStack() as stack:
-        writers = []
+        writers, packed = [], pack_vocabulary(source.vocabulary)
         for artifact, folder in zip(plan.artifacts, folders, strict=True):
-            header = make_header(plan.name, source.config, source.vocabulary, artifact)
+            header = make_header(plan.name, source.config, source.vocabulary, artifact, packed)
             writers.append(ArtifactWriter(folder / bundle.SIM_MODEL, artifact, header))
             stack.callback(writers[-1].close)
             check()
@@ -97,7 +97,10 @@ def _write_factors(plan: Plan, writer: ArtifactWriter) -> None:
 def _finish_bundles(
     plan: Plan, folders: list[Path], digests: dict[Path, str], progress: Progress, check: Callable[[], None]
 ) -> None:
-    """Everything beside the artifacts, the manifest last. Hashing takes as long as reading: one thread a bundle."""
+    """Everything beside the artifacts, the manifest last.
+
+    One thread a bundle, however few cores there are: hashing is most of it, and whole bundles in turn leave cores idle.
+    """
     total, done = sum(artifact.data_bytes for artifact in plan.artifacts), 0
     lock = threading.Lock()
 
@@ -108,7 +111,7 @@ def _finish_bundles(
             done += size
             progress("hash", min(done, total), total)
 
-    with ThreadPoolExecutor(plan.threads) as pool:
+    with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
             pool.submit(_finish_bundle, plan, artifact, folder, digests, step)
             for artifact, folder in zip(plan.artifacts, folders, strict=True)

@@ -9,9 +9,10 @@ import errno
 import io
 import logging
 import os
+import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rk3588.errors import TargetError
 
@@ -21,6 +22,7 @@ from .plan import ALIGNMENT, Artifact, OutTensor
 from .vocabulary import Vocabulary
 
 VERSION = 1
+_KEY_COUNT = 16  # where a GGUF file has it
 _HEADER_CRC, _TENSOR_CRC = "rksim.header_crc32", "rksim.tensor_crc32"
 
 
@@ -81,8 +83,31 @@ def _value_offset(header: bytearray, key: str) -> int:
     return header.index(encoded) + len(encoded) + 4
 
 
-def make_header(name: str, config: ModelConfig, vocabulary: Vocabulary, artifact: Artifact) -> bytes:
-    """Everything before the tensor data, padded, with all checksums zero."""
+class Packed(NamedTuple):
+    """Metadata as it stands in a file."""
+
+    keys: int
+    data: bytes
+
+
+def pack_vocabulary(vocabulary: Vocabulary) -> Packed:
+    """A tokenizer's metadata, the same in every artifact and slow to make: half a second with 128,000 tokens."""
+    import gguf
+    from gguf.gguf_writer import WriterState
+
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.kv_data[0].clear()  # the architecture
+    _add_vocabulary(writer, vocabulary)
+    buffer = io.BytesIO()
+    writer.fout, writer.state = [buffer], WriterState.HEADER
+    writer.write_kv_data_to_file()
+    return Packed(len(writer.kv_data[0]), buffer.getvalue())
+
+
+def make_header(
+    name: str, config: ModelConfig, vocabulary: Vocabulary, artifact: Artifact, packed: Packed | None = None
+) -> bytes:
+    """Everything before the tensor data, padded, with all checksums zero. ``packed`` is ``pack_vocabulary``'s."""
     import gguf
     from gguf.gguf_writer import WriterState
 
@@ -101,7 +126,7 @@ def make_header(name: str, config: ModelConfig, vocabulary: Vocabulary, artifact
         writer.add_key_value("rksim.eos_token_ids", list(vocabulary.eos_ids), array, sub_type=int32)
     writer.add_name(name)
     _add_shape(writer, config)
-    _add_vocabulary(writer, vocabulary)
+    packed = packed or pack_vocabulary(vocabulary)
     types = gguf.GGMLQuantizationType
     for tensor in artifact.tensors:
         # The dtype argument is only looked at where raw_dtype is None.
@@ -109,7 +134,10 @@ def make_header(name: str, config: ModelConfig, vocabulary: Vocabulary, artifact
     buffer = io.BytesIO()
     writer.fout, writer.state = [buffer], WriterState.EMPTY  # in memory: it is checksummed before it is written
     writer.write_header_to_file()
+    buffer.seek(_KEY_COUNT)
+    buffer.write(struct.pack("<Q", len(writer.kv_data[0]) + packed.keys))
     writer.write_kv_data_to_file()
+    buffer.write(packed.data)
     writer.write_ti_data_to_file()
     return buffer.getvalue() + bytes(-buffer.tell() % ALIGNMENT)
 
