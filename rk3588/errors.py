@@ -8,12 +8,21 @@ RkError
 ├── SimError             librksim refused an artifact or an argument
 ├── LibraryError         no usable librkllmrt, or one of another version
 ├── RuntimeFailure       librkllmrt answered with an error
-└── BoardError           the catalogue or the inventory of boards
+├── BoardError           the catalogue or the inventory of boards
+└── ServiceError         the chat daemon cannot answer a request
+    ├── QueueFull        too many wait already
+    ├── PromptTooLong    the prompt does not fit the context
+    ├── PromptRefused    the chat template does not take this conversation
+    ├── Unavailable      there is no model that could answer, now or at all
+    ├── Overdue          the deadline has passed
+    └── AnswerFailed     the runtime failed in the middle of an answer
 
 A message is one sentence: what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
+
+from typing import Optional
 
 
 class RkError(Exception):
@@ -51,4 +60,44 @@ class RuntimeFailure(RkError):
 
 
 class BoardError(RkError):
+    pass
+
+
+class ServiceError(RkError):
+    pass
+
+
+class QueueFull(ServiceError):
+    """``retry_after_s``: when to try again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PromptTooLong(ServiceError):
+    """``tokens`` of prompt, and the ``context`` they would have to fit into with room for an answer."""
+
+    def __init__(self, message: str, tokens: int, context: int) -> None:
+        super().__init__(message)
+        self.tokens, self.context = tokens, context
+
+
+class PromptRefused(ServiceError):
+    pass
+
+
+class Unavailable(ServiceError):
+    """``retry_after_s``: when to try again; None where waiting will not help."""
+
+    def __init__(self, message: str, retry_after_s: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overdue(ServiceError):
+    pass
+
+
+class AnswerFailed(ServiceError):
     pass

@@ -1,0 +1,112 @@
+"""What the HTTP side asks of the engine, and what it gets back: the words both sides of the daemon share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Protocol
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """One bundle and how it is run. What is None is the library's default; sampling is fixed when a model is loaded."""
+
+    bundle: Path
+    library: Optional[Path] = None  # librkllmrt.so; None: as the binding finds it
+    sim_library: Optional[Path] = None  # librksim.so, which counts tokens
+    context: int = 0  # tokens; 0: the model's, no more than a board can use
+    beyond_board: bool = False
+    max_tokens: int = -1  # of an answer that names no limit of its own; -1: until it ends or the context is full
+    temperature: Optional[float] = None
+    top_k: Optional[int] = None
+    top_p: Optional[float] = None
+    repeat_penalty: Optional[float] = None
+    queue_length: int = 32  # requests that may wait, besides the one that runs
+    deadline_s: float = 600.0  # from arrival to the last token, unless a request asks for less
+    patience: float = 1.0  # multiplies every deadline that the worker has: a slower machine wants more
+    state_dir: Optional[Path] = None  # where failed loads are remembered; None: in memory only
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer that somebody wants: a conversation in the model's template, or a text as it is."""
+
+    messages: Optional[Sequence[Message]] = None
+    text: Optional[str] = None
+    tools: Optional[Sequence[Mapping[str, Any]]] = None  # for the template
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: Optional[int] = None
+    owner: str = ""  # whom the queue is fair to: the name of an API key
+    background: bool = False  # after everything interactive
+    deadline_s: Optional[float] = None
+    lora: Optional[str] = None
+
+
+class Piece(NamedTuple):
+    """Some of an answer. ``tokens`` is how many it came from: 0 for a mere sign of life while nothing comes."""
+
+    text: str
+    tokens: int = 1
+
+
+class Answer(Protocol):
+    """An answer under way. Counts and the reason are final when ``pieces`` has ended.
+
+    ``finish_reason``: "stop" (the model ended it), "length" (max_tokens, or the context is full).
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+    def pieces(self, beat_s: Optional[float] = None) -> AsyncIterator[Piece]:
+        """The answer as it comes; with ``beat_s``, an empty piece after each so many seconds of silence.
+
+        Raises Overdue, Unavailable or AnswerFailed. To be iterated once.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give the answer up, in the queue, in prefill or in decode. Closing what has ended does nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the engine knows of itself. ``state``: loading, ready, failed, reboot or closed."""
+
+    state: str
+    reason: str = ""  # one sentence where it is not ready
+    context: int = 0  # tokens, once a model was loaded
+    queued: int = 0
+    running: bool = False
+    restarts: int = 0
+
+
+class Engine(Protocol):
+    """One model behind one worker process."""
+
+    settings: EngineSettings
+
+    async def start(self) -> None: ...
+
+    async def close(self, drain_s: float) -> None:
+        """Take no more, give what is under way ``drain_s`` seconds to end, then stop the worker."""
+        ...
+
+    @property
+    def status(self) -> Status: ...
+
+    async def submit(self, job: Job) -> Answer:
+        """Queue a job: returns when its prompt has been counted and has a place in the queue.
+
+        Raises QueueFull, PromptTooLong, PromptRefused (the template), Unavailable, Overdue.
+        """
+        ...
+
+    async def count(self, job: Job) -> int:
+        """Tokens of the job's prompt, without running it. Raises PromptRefused or Unavailable."""
+        ...
