@@ -15,7 +15,7 @@ from rk3588.bundle import Bundle
 from rk3588.errors import BundleError, UsageError
 
 from .binding import CONTEXT_RESERVE, RKLLM
-from .generation import FINISH
+from .generation import FINISH, Token
 from .prompts import Prompt, Prompts
 
 BOARD_CONTEXT = 4096  # tokens an RK3588 can use under 1.1; answers degrade above
@@ -112,9 +112,16 @@ class Model:
 
     def answer(self, prompt: Prompt) -> Generator[str, None, None]:
         """Texts as they come; ``cost`` is this answer's. The run has ended when the iteration has."""
+        with closing(self.tokens(prompt)) as tokens:
+            for token in tokens:
+                if token.text:
+                    yield token.text
+
+    def tokens(self, prompt: Prompt, max_tokens: Optional[int] = None) -> Generator[Token, None, None]:
+        """Tokens as they come, at most ``max_tokens`` and what the settings allow; ``cost`` is this answer's."""
         cost = self.cost = Cost(prompt_tokens=None if isinstance(prompt, str) else len(prompt))
         room = self.context - len(prompt) if not isinstance(prompt, str) and self.context else None
-        limit = min((n for n in (room, self.max_tokens) if n is not None and n >= 0), default=None)
+        limit = min((n for n in (room, self.max_tokens, max_tokens) if n is not None and n >= 0), default=None)
         start = time.perf_counter()
         cost.finish_reason = "abort"
         with closing(self.llm.generate(prompt, limit)) as tokens:
@@ -123,8 +130,7 @@ class Model:
                     cost.tokens += 1
                     cost.last_s = time.perf_counter() - start
                     cost.first_s = cost.first_s or cost.last_s
-                if token.text:
-                    yield token.text
+                yield token
         cost.finish_reason = "length" if cost.tokens == limit else "stop"
 
     def too_long(self, prompt: Prompt) -> bool:

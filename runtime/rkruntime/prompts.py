@@ -7,10 +7,10 @@ typed those characters: only the template's own special tokens are special.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from rk3588.bundle import Bundle
 from rk3588.sim import SimModel
@@ -51,13 +51,16 @@ class Prompts:
         """A text as it is; special tokens in it are special."""
         return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text)) if self._vocabulary else text
 
-    def chat(self, messages: Sequence[Message]) -> Prompt:
-        """A conversation in the model's template, up to where the assistant speaks."""
+    def chat(self, messages: Sequence[Message], **variables: Any) -> Prompt:
+        """A conversation in the model's template, up to where the assistant speaks.
+
+        ``variables`` (``tools``, …) reach the template by name; no text in them or in the messages is special.
+        """
         if self._vocabulary is None:
-            return self.template.render(messages)
+            return self.template.render(messages, **variables)
         masks: dict[str, str] = {}
-        masked = [{**m, "content": _mask(self._vocabulary, m["content"], masks)} for m in messages]
-        text = self.template.render(masked)
+        masked = _mask(self._vocabulary, {"messages": messages, **variables}, masks)
+        text = self.template.render(masked.pop("messages"), **masked)
         if not masks:
             return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text))
         return self._with_bos(self._vocabulary, _encode_masked(self._vocabulary, text, masks))
@@ -84,17 +87,27 @@ def _special_texts(vocabulary: SimModel, ids: Sequence[int]) -> set[str]:
     return found
 
 
-def _mask(vocabulary: SimModel, content: str, masks: dict[str, str]) -> str:
-    """``content`` with special tokens' texts replaced by stand-ins, which ``masks`` maps back to them."""
-    parsed = vocabulary.tokenise(content, parse_special=True)
-    if parsed == vocabulary.tokenise(content, parse_special=False):
-        return content
-    for text in sorted(_special_texts(vocabulary, parsed), key=len, reverse=True):
+def _mask(vocabulary: SimModel, value: Any, masks: dict[str, str]) -> Any:
+    """``value`` with special tokens' texts in its strings replaced by stand-ins, which ``masks`` maps back to them."""
+    if isinstance(value, str):
+        return _mask_text(vocabulary, value, masks)
+    if isinstance(value, Mapping):
+        return {_mask(vocabulary, k, masks): _mask(vocabulary, v, masks) for k, v in value.items()}
+    if isinstance(value, Sequence):
+        return [_mask(vocabulary, item, masks) for item in value]
+    return value
+
+
+def _mask_text(vocabulary: SimModel, text: str, masks: dict[str, str]) -> str:
+    parsed = vocabulary.tokenise(text, parse_special=True)
+    if parsed == vocabulary.tokenise(text, parse_special=False):
+        return text
+    for special in sorted(_special_texts(vocabulary, parsed), key=len, reverse=True):
         # Noncharacters: no template looks for them, and no text has them.
         stand_in = f"\ufdd0{len(masks)}\ufdd1"
-        masks[stand_in] = text
-        content = content.replace(text, stand_in)
-    return content
+        masks[stand_in] = special
+        text = text.replace(special, stand_in)
+    return text
 
 
 def _encode_masked(vocabulary: SimModel, text: str, masks: dict[str, str]) -> list[int]:

@@ -58,7 +58,7 @@ class Answer(Protocol):
     ``finish_reason``: "stop" (the model ended it), "length" (max_tokens, or the context is full).
     """
 
-    prompt_tokens: int
+    prompt_tokens: Optional[int]  # None: the bundle has no vocabulary to count with
     completion_tokens: int
     finish_reason: str
 
@@ -107,6 +107,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def count(self, job: Job) -> int:
-        """Tokens of the job's prompt, without running it. Raises PromptRefused or Unavailable."""
+    async def count(self, job: Job) -> Optional[int]:
+        """Tokens of the job's prompt, without running it; None if they cannot be counted.
+
+        Raises PromptRefused or Unavailable.
+        """
         ...

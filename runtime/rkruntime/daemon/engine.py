@@ -1,0 +1,316 @@
+"""The engine: one queue, one worker, one answer at a time; restarts what dies and says truly how things stand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from rk3588 import bundle as bundles
+from rk3588.errors import AnswerFailed, BundleError, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+
+from .deadlines import Deadlines
+from .jobs import EngineSettings, Job, Piece, Status
+from .loadguard import LIMIT, LoadGuard, identity
+from .process import KILL_GRACE_S, Worker, WorkerGone
+from .protocol import Frame
+from .queue import FairQueue
+from .ticket import Ticket
+
+log = logging.getLogger("rkchatd")
+_BACKOFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before a load, by failures in a row
+
+
+class WorkerEngine:
+    """``Engine`` of jobs.py over a worker process. ``command`` and ``worker_env`` replace and extend how it is started.
+
+    Raises BundleError if there is nothing to run.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        command: Optional[Sequence[str]] = None,
+        worker_env: Optional[Mapping[str, str]] = None,
+    ) -> None:
+        self.settings = settings
+        bundle = bundles.read(settings.bundle)
+        model = bundle.npu_model or bundle.sim_model
+        if model is None:
+            raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
+        self._deadlines = Deadlines(model.stat().st_size / 1e9, settings.patience)
+        self._guard = LoadGuard(identity(bundle), settings.state_dir)
+        self._command, self._env = command, {**_libraries(settings), **(worker_env or {})}
+        self._queue: FairQueue[Ticket] = FairQueue()
+        self._arriving = 0  # have a place in the queue, but no prompt yet
+        self._running: Optional[Ticket] = None
+        self._state, self._reason = "loading", ""
+        self._refusing = False  # the last load failed: whoever comes is told so instead of waiting
+        self._failures = 0  # in a row, of loads and of runs
+        self._starts = 0
+        self._context, self._room = 0, 0
+        self._recent_s = 5.0  # how long answers took of late
+        self._worker: Optional[Worker] = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._closing = False
+
+    # What the HTTP side calls.
+
+    async def start(self) -> None:
+        self._main_task = asyncio.get_running_loop().create_task(self._main())
+
+    async def close(self, drain_s: float) -> None:
+        self._closing = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while (self.status.queued or self._running) and loop.time() < end and not self._refusing:
+            await self._change(end - loop.time())
+        self._main_task.cancel()
+        await asyncio.gather(self._main_task, return_exceptions=True)
+        self._set_state("closed", "the daemon has shut down")
+        self._refuse_all(self._reason)
+        if self._worker is not None:
+            await self._worker.close(KILL_GRACE_S)
+        self._guard.end()
+
+    @property
+    def status(self) -> Status:
+        queued = len(self._queue) + self._arriving
+        return Status(
+            self._state, self._reason, self._context, queued, self._running is not None, max(self._starts - 1, 0)
+        )
+
+    async def submit(self, job: Job) -> Ticket:
+        self._check_open()
+        queued = self.status.queued
+        if queued >= self.settings.queue_length:
+            wait = min(max(int(self._recent_s * queued), 1), 300)
+            raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
+        most = self.settings.deadline_s
+        ticket = Ticket(job, min(job.deadline_s or most, most), self._give_up)
+        self._arriving += 1
+        try:
+            ticket.prompt = await asyncio.wait_for(self._encode(job), ticket.left_s)
+            self._check_room(ticket)
+            self._check_open()
+        except BaseException as error:
+            ticket.finish("")
+            if isinstance(error, asyncio.TimeoutError):
+                raise Overdue(f"the model was not ready within {ticket.deadline_s:.0f} s") from None
+            raise
+        finally:
+            self._arriving -= 1
+        self._queue.push(ticket)
+        self._wake()
+        return ticket
+
+    async def count(self, job: Job) -> Optional[int]:
+        prompt = await self._encode(job)
+        return None if isinstance(prompt, str) else len(prompt)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the daemon is shutting down", retry_after_s=10)
+        if self._state in ("failed", "reboot"):
+            raise Unavailable(self._reason)
+        if self._refusing:
+            raise Unavailable(self._reason, retry_after_s=int(self._backoff_s) + 1)
+
+    def _check_room(self, ticket: Ticket) -> None:
+        tokens = ticket.prompt_tokens
+        if tokens is not None and tokens > self._room:
+            raise PromptTooLong(
+                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._room}: shorten the "
+                "conversation, or load the model with a longer context",
+                tokens,
+                self._context,
+            )
+
+    async def _encode(self, job: Job) -> Any:
+        """The job's prompt, from whichever worker is ready next."""
+        messages = None if job.messages is None else [dict(message) for message in job.messages]
+        tools = None if job.tools is None else [dict(tool) for tool in job.tools]
+        request = {"text": job.text, "messages": messages, "tools": tools, "variables": dict(job.template_variables)}
+        while True:
+            worker = await self._ready_worker()
+            try:
+                frame = await worker.encode(request, self._deadlines.first_token_s(0))
+            except WorkerGone:
+                continue  # it had nothing to do with this prompt, or the next one will tell
+            if "refused" in frame:
+                raise PromptRefused(frame["refused"])
+            return frame["prompt"]
+
+    async def _ready_worker(self) -> Worker:
+        while self._state != "ready" or self._worker is None:
+            self._check_open()
+            await self._change()
+        return self._worker
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """The client has gone, or the deadline has: out of the queue, or out of the run when the library lets go."""
+        if ticket.run is not None:
+            ticket.run.abort()
+        else:
+            self._queue.remove(ticket)
+            self._wake()
+
+    # The life of the worker.
+
+    async def _main(self) -> None:
+        while self._state not in ("failed", "reboot"):
+            await asyncio.sleep(self._backoff_s)
+            worker = await self._load()
+            if worker is None:
+                self._failures += 1
+                continue
+            reason = await self._serve(worker)
+            log.warning("the worker is gone: %s", reason)
+            self._failures += 1
+            self._set_state("loading", f"loading again: {reason}")
+            await self._bury(worker)
+        self._refuse_all(self._reason)
+
+    @property
+    def _backoff_s(self) -> float:
+        return _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
+
+    async def _load(self) -> Optional[Worker]:
+        """Start a worker and have it load the model; None, and the state says why, if that fails."""
+        if self._guard.tripped:
+            hint = f", then remove {self._guard.path}" if self._guard.path else ""
+            self._set_state(
+                "failed",
+                f"{self.settings.bundle} ended its process {LIMIT} times while it was loaded, and is not tried again: "
+                f"check the model, the runtime's version and the memory{hint} and start the daemon again",
+            )
+            return None
+        self._guard.begin()
+        self._starts += 1
+        worker = self._worker = await Worker.start(log.info, self._command, self._env)
+        try:
+            frame = await worker.load(self.settings.bundle, _model_settings(self.settings), self._deadlines.load_s)
+            problem = None if frame["event"] == "ready" else str(frame["message"])
+            if problem is not None:
+                self._guard.end()  # it said what is wrong: that is no crash
+        except WorkerGone as error:
+            frame, problem = {}, str(error)
+        if problem is not None:
+            self._refusing = True
+            log.error("cannot load %s: %s", self.settings.bundle, problem)
+            self._set_state("loading", f"the model cannot be loaded: {problem}")
+            await self._bury(worker)
+            return None
+        self._guard.end()
+        self._context, self._room, self._refusing = frame["context"], frame["room"], False
+        self._set_state("ready", "")
+        return worker
+
+    async def _bury(self, worker: Worker) -> None:
+        """End what is left of a worker. One that SIGKILL does not end holds the NPU: no other may be started."""
+        self._worker = None
+        if not await worker.close(0 if worker.gone.done() else KILL_GRACE_S):
+            self._set_state(
+                "reboot",
+                f"the runtime's process {worker.pid} hangs in the NPU driver and cannot be killed: reboot the board",
+            )
+
+    async def _serve(self, worker: Worker) -> str:
+        """Answer what waits, one after the other, until the worker is gone; returns why it is."""
+        while not worker.gone.done():
+            ticket = self._queue.pop()
+            if ticket is None:
+                await self._change(or_done=worker.gone)
+                continue
+            self._running = ticket
+            try:
+                await self._answer(worker, ticket)
+            except WorkerGone as error:
+                self._lost(ticket, str(error))
+            finally:
+                self._running = None
+                self._wake()
+        return worker.gone.result()
+
+    async def _answer(self, worker: Worker, ticket: Ticket) -> None:
+        """One run. The NPU is free only when the worker says that the run has ended, whoever still listens."""
+        job = ticket.job
+        limit = self.settings.max_tokens if job.max_tokens is None else job.max_tokens
+        began = asyncio.get_running_loop().time()
+        run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
+        try:
+            silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)
+            while True:
+                frame = await run.next(silence)
+                if "end" in frame or "error" in frame:
+                    break
+                ticket.put(Piece(frame["text"], frame["tokens"]))
+                silence = self._deadlines.token_s
+        finally:
+            ticket.run = None
+            run.forget()
+        if "error" in frame:
+            ticket.fail(AnswerFailed(frame["error"]))
+        else:
+            ticket.finish(frame["end"])
+        self._failures = 0
+        self._recent_s += 0.2 * (asyncio.get_running_loop().time() - began - self._recent_s)
+
+    def _lost(self, ticket: Ticket, reason: str) -> None:
+        """The worker died under an answer: once more from the beginning if nobody has seen any of it."""
+        if ticket.over:
+            return
+        if ticket.completion_tokens == 0 and not ticket.retried:
+            ticket.retried = True
+            self._queue.push_first(ticket)
+        else:
+            ticket.fail(AnswerFailed(f"the answer was lost: {reason}"))
+
+    def _refuse_all(self, reason: str) -> None:
+        while (ticket := self._queue.pop()) is not None:
+            ticket.fail(Unavailable(reason))
+        if self._running is not None:
+            self._running.fail(Unavailable(reason))
+
+    # Who waits for a change of anything.
+
+    def _set_state(self, state: str, reason: str) -> None:
+        if state != self._state:
+            log.info("%s%s", state, f": {reason}" if reason else "")
+        self._state, self._reason = state, reason
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _change(self, timeout_s: Optional[float] = None, or_done: Optional[asyncio.Future[str]] = None) -> None:
+        """Wait for a change, for ``or_done``, or for so long."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            futures: set[asyncio.Future[Any]] = {waiter, or_done} if or_done else {waiter}
+            await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waiters.discard(waiter)
+
+
+def _libraries(settings: EngineSettings) -> dict[str, str]:
+    """Where the worker finds librksim: in a zipapp there is no packaged one."""
+    return {"RKSIM_LIBRARY": str(settings.sim_library)} if settings.sim_library else {}
+
+
+def _model_settings(settings: EngineSettings) -> Frame:
+    """``rkruntime.model.Settings``, as JSON."""
+    return {
+        "context": settings.context,
+        "beyond_board": settings.beyond_board,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "repeat_penalty": settings.repeat_penalty,
+        "library": str(settings.library) if settings.library else None,
+    }

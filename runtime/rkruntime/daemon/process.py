@@ -1,0 +1,224 @@
+"""The worker as the supervisor sees it: started, spoken to, watched and, if need be, killed.
+
+Whatever goes wrong with it - it dies, it is silent for too long, the library logs ``E RKNN`` - ends the same way: the
+process is killed, and everybody who waits for it gets WorkerGone with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+import zipimport
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import rkruntime
+from rk3588.errors import RkError
+
+from . import protocol
+from .protocol import Frame
+
+KILL_GRACE_S = 5.0  # a process that outlives SIGKILL by this hangs in the kernel: the NPU driver holds it
+_FATAL = ("E RKNN", "GGML_ASSERT")
+_LINE_BYTES = 64 << 10
+
+
+class WorkerGone(RkError):
+    """The worker has died or was killed; the text says why."""
+
+
+class Worker:
+    """One worker process. Made by ``start``; used by one event loop."""
+
+    def __init__(self, process: asyncio.subprocess.Process, ours: socket.socket, log: Callable[[str], None]) -> None:
+        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._process, self._log = process, log
+        self._socket = ours
+        self._ids = itertools.count(1)
+        self._inboxes: dict[Optional[int], asyncio.Queue[Frame]] = {}
+        self._lines: deque[str] = deque(maxlen=20)
+        self._reason = ""
+        self._writer: Optional[asyncio.StreamWriter] = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(
+        cls,
+        log: Callable[[str], None],
+        command: Optional[Sequence[str]] = None,
+        env: Optional[Mapping[str, str]] = None,
+    ) -> Worker:
+        """Start the process; ``log`` gets what it and the library print, by lines. ``env`` is added to ours."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(command or (sys.executable, "-m", "rkruntime.daemon.worker")),
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                limit=_LINE_BYTES,
+                env={**os.environ, **_import_path(), **(env or {})},
+            )
+        worker = cls(process, ours, log)
+        await worker._open()
+        return worker
+
+    async def _open(self) -> None:
+        reader, self._writer = await asyncio.open_connection(sock=self._socket)
+        tasks = (self._read_frames(reader), self._read_log(), self._wait())
+        self._tasks = [asyncio.get_running_loop().create_task(task) for task in tasks]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def load(self, bundle: Path, settings: Mapping[str, Any], timeout_s: float) -> Frame:
+        """The ``ready`` or ``failed`` frame, after the model has been loaded and has answered one token."""
+        return await self._ask(None, {"op": "load", "bundle": str(bundle), "settings": dict(settings)}, timeout_s)
+
+    async def encode(self, request: Frame, timeout_s: float) -> Frame:
+        """The ``prompt`` of a conversation or text, or why it is refused."""
+        number = next(self._ids)
+        return await self._ask(number, {"op": "encode", "id": number, **request}, timeout_s)
+
+    async def _ask(self, number: Optional[int], frame: Frame, timeout_s: float) -> Frame:
+        inbox = self._inboxes[number] = asyncio.Queue()
+        try:
+            self.send(frame)
+            return await self._next(inbox, timeout_s)
+        finally:
+            self._inboxes.pop(number, None)
+
+    def run(self, request: Frame) -> Run:
+        """Begin an answer; its frames come out of the result."""
+        number = next(self._ids)
+        inbox = self._inboxes[number] = asyncio.Queue()
+        self.send({"op": "run", "id": number, **request})
+        return Run(self, number, inbox)
+
+    def send(self, frame: Frame) -> None:
+        if self._writer is not None and not self.gone.done():
+            self._writer.write(protocol.pack(frame))
+
+    async def _next(self, inbox: asyncio.Queue[Frame], timeout_s: float) -> Frame:
+        """The next frame for one who asked; a silence of ``timeout_s`` kills the worker."""
+        timer = asyncio.get_running_loop().call_later(
+            timeout_s, self.kill, f"the runtime gave no sign of life for {timeout_s:.0f} s"
+        )
+        try:
+            frame = await inbox.get()
+        finally:
+            timer.cancel()
+        if "gone" in frame:
+            raise WorkerGone(frame["gone"])
+        return frame
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL; ``gone`` follows with this reason, also if the process survives in the kernel."""
+        self._reason = self._reason or reason
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._fall_silent()
+
+    async def ended(self, timeout_s: float = KILL_GRACE_S) -> bool:
+        """Whether the process is no more, waiting at most so long."""
+        done, _ = await asyncio.wait({self._tasks[-1]}, timeout=timeout_s)
+        return bool(done)
+
+    async def close(self, timeout_s: float) -> bool:
+        """Ask it to end, kill it if it does not; False if it lives even then."""
+        self.send({"op": "quit"})
+        if not await self.ended(timeout_s):
+            self.kill("it did not end when asked to")
+        ended = await self.ended()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+        return ended
+
+    def _fall_silent(self) -> None:
+        if self.gone.done():
+            return
+        reason = self._reason or "the runtime's process ended"
+        self.gone.set_result(reason)
+        for inbox in self._inboxes.values():
+            inbox.put_nowait({"gone": reason})
+
+    async def _read_frames(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while (frame := await protocol.receive(reader)) is not None:
+                inbox = self._inboxes.get(frame.get("id"))
+                if inbox is not None:
+                    inbox.put_nowait(frame)
+        except protocol.ProtocolError as error:
+            self.kill(f"the runtime's process sent garbage: {error}")
+
+    async def _read_log(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        while True:
+            try:
+                raw = await output.readline()
+            except ValueError:  # a line longer than the limit: what was read of it is gone
+                continue
+            if not raw:
+                return
+            line = raw.decode("utf-8", "replace").rstrip()
+            self._lines.append(line)
+            self._log(line)
+            if _FATAL[0] in line:
+                self.kill(f"the runtime reported a failure of the NPU or of the model: {line}")
+
+    async def _wait(self) -> None:
+        """The end of the process, and its last words before anybody is told of it."""
+        code = await self._process.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._tasks[1]), 1.0)
+        words = next((line for line in reversed(self._lines) if any(mark in line for mark in _FATAL)), "")
+        self._reason = self._reason or f"the runtime's process {_how(code)}" + (f": {words}" if words else "")
+        self._fall_silent()
+
+
+class Run:
+    """An answer that the worker is giving."""
+
+    def __init__(self, worker: Worker, number: int, inbox: asyncio.Queue[Frame]) -> None:
+        self._worker, self._number, self._inbox = worker, number, inbox
+
+    async def next(self, timeout_s: float) -> Frame:
+        """The next frame; WorkerGone, also when none comes for ``timeout_s``."""
+        return await self._worker._next(self._inbox, timeout_s)
+
+    def abort(self) -> None:
+        self._worker.send({"op": "abort", "id": self._number})
+
+    def forget(self) -> None:
+        self._worker._inboxes.pop(self._number, None)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def _import_path() -> dict[str, str]:
+    """Where a new interpreter finds this package if it is not installed: the zipapp, the folder, whatever we are in."""
+    spec = rkruntime.__spec__
+    if spec is not None and isinstance(spec.loader, zipimport.zipimporter):
+        return {"PYTHONPATH": spec.loader.archive}
+    return {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}

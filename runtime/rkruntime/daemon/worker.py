@@ -1,0 +1,137 @@
+"""The worker process: owns the library's handle, renders and counts prompts, runs one answer at a time.
+
+``python -m rkruntime.daemon.worker FD``, with a socket to the supervisor as FD. The first thread reads frames and
+encodes prompts, also while an answer is under way; the second loads and runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Optional
+
+from rk3588.errors import RkError
+from rkruntime.binding import CONTEXT_RESERVE
+from rkruntime.generation import FINISH
+from rkruntime.model import Model, Settings
+from rkruntime.prompts import Prompt
+
+from .protocol import Channel, Frame
+
+_BOARD_FILES = 102_400  # what librkllmrt opens of one model is counted in thousands (errno 24 below it)
+
+
+class Worker:
+    """What the two threads share. ``serve`` is the first one's loop, ``_work`` the second's."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._jobs: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._model: Optional[Model] = None
+        self._aborted: Optional[int] = None
+
+    def serve(self) -> None:
+        """Until ``quit``, or the supervisor is gone."""
+        threading.Thread(target=self._work, name="rkllm", daemon=True).start()
+        while True:
+            frame = self._channel.receive()
+            if frame is None or frame["op"] == "quit":
+                return
+            if frame["op"] == "encode":
+                self._encode(frame)
+            elif frame["op"] == "abort":
+                self._aborted = frame["id"]
+            else:
+                self._jobs.put(frame)
+
+    def _work(self) -> None:
+        while True:
+            frame = self._jobs.get()
+            if frame["op"] == "load":
+                self._load(frame)
+            else:
+                self._run(frame)
+
+    def _load(self, frame: Frame) -> None:
+        """Load the model and have it answer one token: rkllm_init returns 0 for models that it could not load, too."""
+        settings = frame["settings"]
+        library = settings.pop("library")
+        try:
+            wanted = Settings(library=Path(library) if library else None, **settings)
+            model = Model(Path(frame["bundle"]), wanted, _warn)
+            with closing(model.tokens(model.prompts.plain("Hello"), 1)) as tokens:
+                for _ in tokens:
+                    pass
+        except RkError as error:
+            self._channel.send(event="failed", message=str(error))
+            return
+        self._model = model
+        self._channel.send(event="ready", context=model.context, room=model.context - CONTEXT_RESERVE)
+
+    def _encode(self, frame: Frame) -> None:
+        """A job's prompt: ids, or a text where the bundle has no vocabulary."""
+        assert self._model is not None
+        prompts = self._model.prompts
+        try:
+            if frame["text"] is not None:
+                prompt: Prompt = prompts.plain(frame["text"])
+            else:
+                prompt = prompts.chat(frame["messages"], tools=frame["tools"], **frame["variables"])
+        except RkError as error:
+            self._channel.send(id=frame["id"], refused=str(error))
+            return
+        self._channel.send(id=frame["id"], prompt=prompt)
+
+    def _run(self, frame: Frame) -> None:
+        """Tokens as they come, then ``end``: the library has let go of the NPU by then."""
+        assert self._model is not None
+        number, model, send = frame["id"], self._model, self._channel.send
+        aborted = False
+        try:
+            with closing(model.tokens(frame["prompt"], frame["max_tokens"])) as tokens:
+                for token in tokens:
+                    # An abort reaches the library at the next token, which is when the library would heed it itself.
+                    aborted = self._aborted == number
+                    if aborted:
+                        break
+                    send(id=number, text=token.text, tokens=1 if token.state != FINISH else 0)
+        except RkError as error:
+            send(id=number, error=str(error))
+            return
+        send(id=number, end="abort" if aborted else model.cost.finish_reason)
+
+
+def _warn(message: str) -> None:
+    print(f"W rkchatd: {message}", file=sys.stderr, flush=True)
+
+
+def _prepare() -> None:
+    """More files, since the library wants them; and if memory runs out, the kernel is to end this process first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < _BOARD_FILES:
+        _warn(f"this process may open {hard} files; a large model on an NPU wants {_BOARD_FILES} (LimitNOFILE)")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us, too: the supervisor decides
+    _prepare()
+    Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).serve()
+    # Without cleaning up: a run may be under way that nobody waits for, and the kernel frees everything.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
