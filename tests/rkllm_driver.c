@@ -1,7 +1,8 @@
 /* A C program over librkllmrt.so for tests/test_rkllm.py: loads the library with dlopen, does what its arguments say
  * in their order, and prints what came back, one line each:
  *   ret CALL VALUE                              what a function returned
- *   cb RUN STATE TOKEN TEXT THREAD              one callback; TEXT in hex or NULL, THREAD main or other
+ *   cb RUN STATE TOKEN TEXT THREAD              one callback; TEXT in hex or NULL, THREAD main or other;
+ *                                               TOKEN and TEXT are NULL when the whole result is
  *   hidden RUN EMBD_SIZE NUM_TOKENS VALUES      the floats of a hidden-state callback, in hex
  * Arguments are VERB or VERB:VALUE; see `verbs` below. */
 #define _DEFAULT_SOURCE /* usleep */
@@ -80,9 +81,12 @@ static void act(const char *what);
 
 static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
   flockfile(stdout);
-  printf("cb %ld %d %d ", (long)(intptr_t)userdata, state, result->token_id);
-  if (result->text && *result->text) print_hex(result->text, strlen(result->text));
-  else printf(result->text ? "-" : "NULL");
+  printf("cb %ld %d ", (long)(intptr_t)userdata, state);
+  if (result) printf("%d ", result->token_id);
+  else printf("NULL ");
+  const char *text = result ? result->text : NULL;
+  if (text && *text) print_hex(text, strlen(text));
+  else printf(text ? "-" : "NULL");
   printf(" %s\n", pthread_equal(pthread_self(), main_thread) ? "main" : "other");
   if (state == RKLLM_RUN_GET_LAST_HIDDEN_LAYER) {
     const RKLLMResultLastHiddenLayer *h = &result->last_hidden_layer;

@@ -21,11 +21,11 @@ EXTRA_FLAGS = os.environ.get("RKLLM_DRIVER_FLAGS", "").split()
 
 @dataclass(frozen=True)
 class Call:
-    """One callback. ``text`` None: the library gave NULL."""
+    """One callback. ``text`` None: the library gave NULL; ``token`` None: a NULL result."""
 
     run: int
     state: int
-    token: int
+    token: int | None
     text: bytes | None
     thread: str
 
@@ -41,13 +41,13 @@ class Outcome:
 
     def calls(self, run: int = 1) -> list[Call]:
         found = [f for f in self.lines if f[0] == "cb" and int(f[1]) == run]
-        return [Call(run, int(f[2]), int(f[3]), _text(f[4]), f[5]) for f in found]
+        return [Call(run, int(f[2]), None if f[3] == "NULL" else int(f[3]), _text(f[4]), f[5]) for f in found]
 
     def states(self, run: int = 1) -> list[int]:
         return [call.state for call in self.calls(run)]
 
     def tokens(self, run: int = 1) -> list[int]:
-        return [call.token for call in self.calls(run) if call.state in (NORMAL, WAITING)]
+        return [call.token for call in self.calls(run) if call.state in (NORMAL, WAITING) and call.token is not None]
 
     def text(self, run: int = 1) -> bytes:
         return b"".join(call.text or b"" for call in self.calls(run))
@@ -81,13 +81,21 @@ class Driver:
 
     def __call__(self, *commands: str, env: Mapping[str, str] | None = None) -> Outcome:
         """What ``commands`` did. The program itself must end well; a live handle is destroyed at its end."""
-        settings = {"RKSIM_THREADS": "2", **(env or {})}
-        done = subprocess.run(
+        return self.ending(0, *commands, env=env)
+
+    def ending(self, code: int, *commands: str, env: Mapping[str, str] | None = None) -> Outcome:
+        """The same of a program that must end with ``code``; negative: killed by that signal."""
+        with self.start(*commands, env=env) as process:
+            out, log = process.communicate(timeout=120)
+        assert process.returncode == code, f"the driver ended with {process.returncode}:\n{log}\n{out[-2000:]!r}"
+        return Outcome(out, log)
+
+    def start(self, *commands: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [str(self.program), str(self.library), *commands],
-            capture_output=True,
-            timeout=120,
-            env={**os.environ, **settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, "RKSIM_THREADS": "2", **(env or {})},
         )
-        log = done.stderr.decode("utf-8", "replace")
-        assert done.returncode == 0, f"the driver ended with {done.returncode}:\n{log}\n{done.stdout[-2000:]!r}"
-        return Outcome(done.stdout.decode(), log)

@@ -125,6 +125,7 @@ def test_text_arrives_in_whole_characters(driver: Driver, model: Path, oracle: S
     for run in range(1, runs + 1):
         held = b""
         for call in done.calls(run)[:-1]:
+            assert call.token is not None
             held += oracle.detokenise([call.token], skip_special=True)
             waits = ends_inside_a_character(held)
             shown = held.split(b"\0")[0]  # a C string: U+0000 ends it

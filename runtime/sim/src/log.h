@@ -7,10 +7,8 @@
 
 namespace rksim {
 
-inline void log_line(const char* tag, const std::string& text) {
-  const std::string line = std::string(tag) + ": " + text + "\n";
-  std::fwrite(line.data(), 1, line.size(), stderr);
-}
+inline void log_text(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stderr); }
+inline void log_line(const char* tag, const std::string& text) { log_text(std::string(tag) + ": " + text + "\n"); }
 inline void log_error(const std::string& text) { log_line("E rkllm", text); }
 inline void log_warning(const std::string& text) { log_line("W rkllm", text); }
 

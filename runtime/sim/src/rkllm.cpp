@@ -75,7 +75,8 @@ int context_setting(const RKLLMParam& p) {
   return context;
 }
 
-// Every live handle. Never freed: a run may still be under way when the process exits.
+// Every live handle; nullptr for one whose rkllm_init lied (RKSIM_FAULTS). Never freed: a run may still be under way
+// when the process exits.
 struct Registry {
   std::mutex mutex;
   std::map<LLMHandle, std::shared_ptr<Runtime>> live;
@@ -85,6 +86,13 @@ Registry& registry() {
   return *all;
 }
 
+// Whether rkllm_init lied about this handle: it has no model behind it.
+bool hollow(LLMHandle handle) {
+  std::lock_guard lock(registry().mutex);
+  const auto it = registry().live.find(handle);
+  return it != registry().live.end() && !it->second;
+}
+
 // The handle's runtime, kept alive as long as the result; nullptr and a log line for what is no live handle.
 std::shared_ptr<Runtime> find(LLMHandle handle, const char* function) {
   std::lock_guard lock(registry().mutex);
@@ -92,6 +100,11 @@ std::shared_ptr<Runtime> find(LLMHandle handle, const char* function) {
   if (it != registry().live.end()) return it->second;
   log_error(std::string(function) + ": the handle is " + (handle ? "not one of rkllm_init's, or destroyed" : "NULL"));
   return nullptr;
+}
+
+std::shared_ptr<Runtime> find_to_run(LLMHandle handle, const char* function) {
+  if (hollow(handle)) rksim::die_without_model();
+  return find(handle, function);
 }
 
 void say_hello(int threads) {
@@ -120,7 +133,15 @@ int init(LLMHandle* handle, const RKLLMParam* param, LLMResultCallback callback)
   const int threads = rksim::default_threads();
   say_hello(threads);
   const rksim::RunParams params{context_setting(*param), param->max_new_tokens, param->skip_special_token,
-                                sampler_params(*param)};
+                                sampler_params(*param), rksim::faults_setting()};
+  rksim::sleep_ms(params.faults.load_ms);
+  if (params.faults.init_lies && rksim::claim(params.faults)) {
+    rksim::say_load_failed();
+    *handle = new char;
+    std::lock_guard lock(registry().mutex);
+    registry().live[*handle] = nullptr;
+    return 0;
+  }
   const auto runtime = std::make_shared<Runtime>(load(param->model_path, threads), params, callback);
   if (param->is_async) log_warning("is_async is ignored: rkllm_run blocks, rkllm_run_async does not");
   const std::string context = "max_context_len " + std::to_string(params.context);
@@ -227,23 +248,24 @@ int rkllm_release_prompt_cache(LLMHandle handle) { return not_yet(handle, "rkllm
 int rkllm_destroy(LLMHandle handle) {
   return guarded("rkllm_destroy", [&] {
     const auto runtime = find(handle, "rkllm_destroy");
-    if (!runtime || !runtime->close()) return kFailed;
+    if (runtime && !runtime->close()) return kFailed;
     std::lock_guard lock(registry().mutex);
-    registry().live.erase(handle);
+    if (!registry().live.erase(handle)) return kFailed;
+    if (!runtime) delete static_cast<char*>(handle);
     return 0;
   });
 }
 
 int rkllm_run(LLMHandle handle, RKLLMInput* input, RKLLMInferParam* infer_params, void* userdata) {
   return guarded("rkllm_run", [&] {
-    const auto runtime = find(handle, "rkllm_run");
+    const auto runtime = find_to_run(handle, "rkllm_run");
     return runtime ? runtime->run(read_request(input, infer_params, userdata, *runtime)) : kFailed;
   });
 }
 
 int rkllm_run_async(LLMHandle handle, RKLLMInput* input, RKLLMInferParam* infer_params, void* userdata) {
   return guarded("rkllm_run_async", [&] {
-    const auto runtime = find(handle, "rkllm_run_async");
+    const auto runtime = find_to_run(handle, "rkllm_run_async");
     return runtime ? runtime->run_async(read_request(input, infer_params, userdata, *runtime)) : kFailed;
   });
 }

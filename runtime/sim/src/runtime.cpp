@@ -113,6 +113,8 @@ void Runtime::generate(const Request& request) {
   } else {
     const float* logits = prefill(request, nullptr);
     for (int n = 0; (params_.max_new_tokens < 0 || n < params_.max_new_tokens) && !aborted_; n++) {
+      sleep_ms(params_.faults.token_ms);
+      act_at(params_.faults, n + 1);
       if (n > 0) logits = session_.eval(&id, 1);
       id = sampler_.sample(logits);
       if (id < 0) throw Error("the model gave no finite logit");
@@ -144,6 +146,8 @@ void Runtime::check_room(size_t tokens) const {
 // The logits after the prompt; all_hidden (nullptr: not wanted) gets the hidden state of each of its tokens.
 const float* Runtime::prefill(const Request& request, std::vector<float>* all_hidden) {
   const auto size = static_cast<size_t>(shape().hidden);
+  sleep_ms(params_.faults.prefill_ms);
+  act_at(params_.faults, 0);
   if (request.type == RKLLM_INPUT_MULTIMODAL) throw Error("multimodal input is not simulated");
   if (request.type == RKLLM_INPUT_EMBED) {
     check_room(request.tokens);
@@ -183,7 +187,8 @@ void Runtime::give_token(int32_t id, const Request& request) {
 
 void Runtime::give(RKLLMResult result, const Request& request, LLMCallState state) {
   over_ = state == RKLLM_RUN_FINISH || state == RKLLM_RUN_ERROR;
-  callback_(&result, request.userdata, state);
+  if (params_.faults.null_text && (over_ || state == RKLLM_RUN_WAITING)) result.text = nullptr;
+  callback_(over_ && params_.faults.finish_null ? nullptr : &result, request.userdata, state);
 }
 
 }  // namespace rksim

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "faults.h"
 #include "model.h"
 #include "rkllm.h"
 #include "sampler.h"
@@ -32,6 +33,7 @@ struct RunParams {
   int max_new_tokens;  // negative: until the end of the answer
   bool skip_special;
   SamplerParams sampler;
+  Faults faults;
 };
 
 // The mutex guards who runs; all else belongs to the run.
