@@ -59,7 +59,7 @@ class WorkerEngine:
     # What the HTTP side calls.
 
     async def start(self) -> None:
-        self._main_task = asyncio.get_running_loop().create_task(self._main())
+        self._main_task = asyncio.get_running_loop().create_task(self._live())
 
     async def close(self, drain_s: float) -> None:
         self._closing = True
@@ -73,7 +73,6 @@ class WorkerEngine:
         self._refuse_all(self._reason)
         if self._worker is not None:
             await self._worker.close(KILL_GRACE_S)
-        self._guard.end()
 
     @property
     def status(self) -> Status:
@@ -144,7 +143,7 @@ class WorkerEngine:
             return frame["prompt"]
 
     async def _ready_worker(self) -> Worker:
-        while self._state != "ready" or self._worker is None:
+        while self._state != "ready" or self._worker is None or self._worker.gone.done():
             self._check_open()
             await self._change()
         return self._worker
@@ -159,6 +158,15 @@ class WorkerEngine:
 
     # The life of the worker.
 
+    async def _live(self) -> None:
+        """Until no worker can be had any more; a defect of ours ends there, too, instead of in silence."""
+        try:
+            await self._main()
+        except Exception as error:
+            log.exception("the engine has failed")
+            self._set_state("failed", f"the daemon itself has failed ({error!r}): restart it and report this")
+        self._refuse_all(self._reason)
+
     async def _main(self) -> None:
         while self._state not in ("failed", "reboot"):
             await asyncio.sleep(self._backoff_s)
@@ -171,7 +179,6 @@ class WorkerEngine:
             self._failures += 1
             self._set_state("loading", f"loading again: {reason}")
             await self._bury(worker)
-        self._refuse_all(self._reason)
 
     @property
     def _backoff_s(self) -> float:
@@ -180,23 +187,27 @@ class WorkerEngine:
     async def _load(self) -> Optional[Worker]:
         """Start a worker and have it load the model; None, and the state says why, if that fails."""
         if self._guard.tripped:
-            hint = f", then remove {self._guard.path}" if self._guard.path else ""
+            hint = f" remove {self._guard.path} and" if self._guard.path else ""
+            why = f" ({self._reason})" if self._reason else ""
             self._set_state(
                 "failed",
-                f"{self.settings.bundle} ended its process {LIMIT} times while it was loaded, and is not tried again: "
-                f"check the model, the runtime's version and the memory{hint} and start the daemon again",
+                f"{self.settings.bundle} ended its process {LIMIT} times while it was loaded, and is not tried again"
+                f"{why}: check the model, the runtime's version and the memory, then{hint} start the daemon again",
             )
             return None
         self._guard.begin()
         self._starts += 1
-        worker = self._worker = await Worker.start(log.info, self._command, self._env)
         try:
+            worker = self._worker = await Worker.start(log.info, self._command, self._env)
             frame = await worker.load(self.settings.bundle, _model_settings(self.settings), self._deadlines.load_s)
             problem = None if frame["event"] == "ready" else str(frame["message"])
             if problem is not None:
                 self._guard.end()  # it said what is wrong: that is no crash
         except WorkerGone as error:
             frame, problem = {}, str(error)
+        except asyncio.CancelledError:
+            self._guard.end()  # called off
+            raise
         if problem is not None:
             self._refusing = True
             log.error("cannot load %s: %s", self.settings.bundle, problem)
@@ -229,6 +240,9 @@ class WorkerEngine:
                 await self._answer(worker, ticket)
             except WorkerGone as error:
                 self._lost(ticket, str(error))
+            except asyncio.CancelledError:
+                ticket.fail(Unavailable("the daemon was shut down before the answer was whole"))
+                raise
             finally:
                 self._running = None
                 self._wake()
@@ -271,8 +285,6 @@ class WorkerEngine:
     def _refuse_all(self, reason: str) -> None:
         while (ticket := self._queue.pop()) is not None:
             ticket.fail(Unavailable(reason))
-        if self._running is not None:
-            self._running.fail(Unavailable(reason))
 
     # Who waits for a change of anything.
 

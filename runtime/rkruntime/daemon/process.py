@@ -37,16 +37,22 @@ class WorkerGone(RkError):
 class Worker:
     """One worker process. Made by ``start``; used by one event loop."""
 
-    def __init__(self, process: asyncio.subprocess.Process, ours: socket.socket, log: Callable[[str], None]) -> None:
-        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._process, self._log = process, log
-        self._socket = ours
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log: Callable[[str], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.gone: asyncio.Future[str] = loop.create_future()
+        self._process, self._writer, self._log = process, writer, log
         self._ids = itertools.count(1)
         self._inboxes: dict[Optional[int], asyncio.Queue[Frame]] = {}
         self._lines: deque[str] = deque(maxlen=20)
         self._reason = ""
-        self._writer: Optional[asyncio.StreamWriter] = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._reading = [loop.create_task(self._read_frames(reader)), loop.create_task(self._read_log())]
+        self._end = loop.create_task(self._wait())
 
     @classmethod
     async def start(
@@ -57,25 +63,23 @@ class Worker:
     ) -> Worker:
         """Start the process; ``log`` gets what it and the library print, by lines. ``env`` is added to ours."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(command or (sys.executable, "-m", "rkruntime.daemon.worker")),
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                limit=_LINE_BYTES,
-                env={**os.environ, **_import_path(), **(env or {})},
-            )
-        worker = cls(process, ours, log)
-        await worker._open()
-        return worker
-
-    async def _open(self) -> None:
-        reader, self._writer = await asyncio.open_connection(sock=self._socket)
-        tasks = (self._read_frames(reader), self._read_log(), self._wait())
-        self._tasks = [asyncio.get_running_loop().create_task(task) for task in tasks]
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(command or (sys.executable, "-m", "rkruntime.daemon.worker")),
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    pass_fds=[theirs.fileno()],
+                    limit=_LINE_BYTES,
+                    env={**os.environ, **_import_path(), **(env or {})},
+                )
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        return cls(process, reader, writer, log)
 
     @property
     def pid(self) -> int:
@@ -106,11 +110,13 @@ class Worker:
         return Run(self, number, inbox)
 
     def send(self, frame: Frame) -> None:
-        if self._writer is not None and not self.gone.done():
+        if not self.gone.done():
             self._writer.write(protocol.pack(frame))
 
     async def _next(self, inbox: asyncio.Queue[Frame], timeout_s: float) -> Frame:
         """The next frame for one who asked; a silence of ``timeout_s`` kills the worker."""
+        if self.gone.done() and inbox.empty():
+            raise WorkerGone(self.gone.result())
         timer = asyncio.get_running_loop().call_later(
             timeout_s, self.kill, f"the runtime gave no sign of life for {timeout_s:.0f} s"
         )
@@ -131,8 +137,8 @@ class Worker:
 
     async def ended(self, timeout_s: float = KILL_GRACE_S) -> bool:
         """Whether the process is no more, waiting at most so long."""
-        done, _ = await asyncio.wait({self._tasks[-1]}, timeout=timeout_s)
-        return bool(done)
+        await asyncio.wait({self._end}, timeout=timeout_s)
+        return self._end.done()
 
     async def close(self, timeout_s: float) -> bool:
         """Ask it to end, kill it if it does not; False if it lives even then."""
@@ -140,11 +146,12 @@ class Worker:
         if not await self.ended(timeout_s):
             self.kill("it did not end when asked to")
         ended = await self.ended()
-        for task in self._tasks:
+        for task in (*self._reading, self._end):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._writer is not None:
-            self._writer.close()
+        await asyncio.gather(*self._reading, self._end, return_exceptions=True)
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
         return ended
 
     def _fall_silent(self) -> None:
@@ -181,10 +188,9 @@ class Worker:
                 self.kill(f"the runtime reported a failure of the NPU or of the model: {line}")
 
     async def _wait(self) -> None:
-        """The end of the process, and its last words before anybody is told of it."""
+        """The end of the process; what it said before is read before anybody is told."""
         code = await self._process.wait()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._tasks[1]), 1.0)
+        await asyncio.wait(self._reading, timeout=1.0)
         words = next((line for line in reversed(self._lines) if any(mark in line for mark in _FATAL)), "")
         self._reason = self._reason or f"the runtime's process {_how(code)}" + (f": {words}" if words else "")
         self._fall_silent()
