@@ -1,7 +1,8 @@
 # Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
-.PHONY: help quickstart test lint bench soak aarch64 test-aarch64 clean
+.PHONY: help quickstart test lint format bench soak aarch64 test-aarch64 clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+C_SOURCES = $(shell find runtime/sim tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.inc')
 # Another build of llama.cpp to compare with: make bench BENCH_VENV=build/bench-avx2
 #   LLAMA_CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
 export BENCH_VENV ?= build/bench-venv
@@ -17,9 +18,13 @@ quickstart:  ## a real model, quantised three ways, each answering a question (a
 test: ready  ## the tests
 	@$(PY) -m pytest $(ARGS)
 
-lint: ready  ## ruff and mypy --strict
+lint: ready  ## ruff, mypy --strict, clang-format
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@.venv/bin/clang-format --dry-run --Werror $(C_SOURCES)
+
+format: ready  ## clang-format over the C and C++ sources
+	@.venv/bin/clang-format -i $(C_SOURCES)
 
 bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
 	@$(PY) -m tests.bench.predict_table

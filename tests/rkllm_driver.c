@@ -252,8 +252,8 @@ static void command(const char *verb, char *value) {
   else if (!strcmp(verb, "await")) wait_calls(atol(value));        /* until so many callbacks have come */
   else if (!strcmp(verb, "wait")) wait_idle();
   else if (!strcmp(verb, "after")) task.after = atol(value);       /* another thread waits for so many callbacks, */
-  else if (!strcmp(verb, "helper")) {                              /* ... then makes this call */
-    task.what = value;
+  else if (!strcmp(verb, "helper")) {
+    task.what = value; /* ... then makes this call */
     if (pthread_create(&helper, NULL, help, NULL)) die("cannot start", "a thread");
   } else if (!strcmp(verb, "join")) pthread_join(helper, NULL);
   else if (!strcmp(verb, "defaults")) print_defaults();

@@ -22,8 +22,7 @@ constexpr bool kCompareChecksums = true;
 #endif
 
 // GGUF's own numbers for value types.
-enum : uint32_t { U8 = 0, I8T = 1, U16 = 2, I16 = 3, U32 = 4, I32 = 5, F32T = 6, BOOL = 7, STRING = 8, ARRAY = 9,
-                  U64 = 10, I64 = 11, F64 = 12 };
+enum : uint32_t { U8, I8T, U16, I16, U32, I32, F32T, BOOL, STRING, ARRAY, U64, I64, F64 };
 constexpr uint64_t kAlignment = 64, kMaxDims = 4;
 
 size_t scalar_size(uint32_t type) {
@@ -139,8 +138,7 @@ void Gguf::parse() {
     if (!values_.emplace(std::move(key), v).second) throw Error(path_ + " is damaged: a key stands in it twice");
   }
   if (u32("rksim.version") != 1u)
-    throw Error(path_ + " was not written for this runtime (it has no rksim.version 1): convert the model with "
-                        "rkconvert");
+    throw Error(path_ + " was not written for this runtime (it has no rksim.version 1): convert it with rkconvert");
   parse_tensors(at, n_tensors);
 }
 
