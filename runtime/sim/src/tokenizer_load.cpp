@@ -91,10 +91,14 @@ Tokenizer::Impl::Impl(const Gguf& file) {
     if (!known) fail(file, "its pre-tokeniser " + quoted(name) + " is none of gpt-2, smollm, llama-bpe and qwen2");
     pre = *known;
   } else if (model == "llama") {
-    if (name == "metaspace-always") lead = Lead::UnlessSpace;
-    else if (name == "metaspace-first") lead = Lead::FirstUnlessSpace;
-    else if (name == "default") lead = Lead::Always;
-    else fail(file, "its pre-tokeniser " + quoted(name) + " is none of default, metaspace-first, metaspace-always");
+    if (name == "metaspace-always")
+      lead = Lead::UnlessSpace;
+    else if (name == "metaspace-first")
+      lead = Lead::FirstUnlessSpace;
+    else if (name == "default")
+      lead = Lead::Always;
+    else
+      fail(file, "its pre-tokeniser " + quoted(name) + " is none of default, metaspace-first, metaspace-always");
     if (!file.boolean("tokenizer.ggml.add_space_prefix").value_or(true)) lead = Lead::None;
   } else {
     fail(file, "its tokenizer " + quoted(model) + " is neither gpt2 nor llama");

@@ -30,9 +30,9 @@ class AddedTokens {
 
  private:
   std::optional<Match> match_at(std::string_view text, size_t at) const;
-  std::array<bool, 256> begins_{};                  // with this byte
-  std::vector<int32_t> id_{-1};                     // of the token that ends in a node of the trie, else -1
-  std::unordered_map<uint64_t, uint32_t> children_; // (node, byte) -> node
+  std::array<bool, 256> begins_{};                   // with this byte
+  std::vector<int32_t> id_{-1};                      // of the token that ends in a node of the trie, else -1
+  std::unordered_map<uint64_t, uint32_t> children_;  // (node, byte) -> node
 };
 
 }  // namespace rksim
