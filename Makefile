@@ -31,8 +31,10 @@ bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: s
 	@.ci/setup bench
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
 
-soak: ready  ## the long forms of the tests
+soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
+	@.ci/setup clang
+	@$(PY) -m tests.fuzz.run --seconds 600
 
 aarch64: ready  ## the libraries for a board (glibc 2.28 or newer), cross-compiled into build/aarch64
 	@.ci/setup zig

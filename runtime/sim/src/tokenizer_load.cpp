@@ -263,6 +263,12 @@ void Tokenizer::Impl::load_ids(const Gguf& file) {
     for (int32_t id : {eos, read("tokenizer.ggml.eot_token_id")})
       if (id >= 0) ends_of_answer.push_back(id);
   }
+  auto read_all = [&](const char* key, std::unordered_set<int32_t>& into) {
+    if (auto ids = file.i32s(key))
+      for (int32_t id : *ids) into.insert(checked(key, static_cast<uint32_t>(id)));
+  };
+  read_all("rksim.lstrip_token_ids", added.strip_left);
+  read_all("rksim.rstrip_token_ids", added.strip_right);
   if (eos < 0 && !ends_of_answer.empty()) eos = ends_of_answer[0];
 }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace rksim {
@@ -22,11 +23,14 @@ class AddedTokens {
  public:
   void add(std::string_view text, int32_t id);  // the empty text is never found
   struct Match {
-    size_t at, length;
+    size_t begin, end;
     int32_t id;
   };
   // The first match that begins at byte `from` or after.
   std::optional<Match> find(std::string_view text, size_t from) const;
+
+  // Tokens that take the spaces before or after them along.
+  std::unordered_set<int32_t> strip_left, strip_right;
 
  private:
   std::optional<Match> match_at(std::string_view text, size_t at) const;
