@@ -1,5 +1,5 @@
 # Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
-.PHONY: help quickstart test lint format bench soak aarch64 test-aarch64 clean
+.PHONY: help quickstart test lint format bench soak aarch64 test-aarch64 x86_64 test-x86_64 clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 C_SOURCES = $(shell find runtime/sim tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.inc')
@@ -45,6 +45,16 @@ aarch64: ready  ## the libraries for a board (glibc 2.28 or newer), cross-compil
 test-aarch64: aarch64  ## they give the same logits under qemu-user as here
 	@.ci/setup qemu
 	@$(PY) -m tests.aarch64
+
+x86_64: ready  ## the libraries for old distributions (glibc 2.17 or newer), into build/x86_64
+	@.ci/setup zig
+	@$(PY) -m cmake -S . -B build/x86_64 -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtime/sim/cmake/zig.cmake \
+	  -DRKSIM_TARGET=x86_64-linux-gnu.2.17 -DRKSIM_PYTHON=$(CURDIR)/$(PY) \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja
+	@$(PY) -m cmake --build build/x86_64
+
+test-x86_64: x86_64  ## they need no newer glibc, and give the same logits as those compiled here
+	@$(PY) -m tests.x86_64
 
 clean:  ## remove .venv, builds, caches and the quickstart's bundles
 	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
