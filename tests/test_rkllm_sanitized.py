@@ -20,8 +20,8 @@ SANITIZERS = ["address,undefined", "thread"]
 FROM_C = ["test_rkllm", "test_rkllm_threads", "test_rkllm_refusals", "test_rkllm_sentencepiece",
           "test_rkllm_faults"]  # fmt: skip
 FROM_PYTHON = [
-    "test_numerics", "test_logits", "test_tokenizer_files", "test_tokenizer_parts", "test_binding_twin", "test_sim_gguf",
-    "test_quant", "test_damage",
+    "test_numerics", "test_logits", "test_tokenizer_files", "test_tokenizer_parts", "test_binding_twin",
+    "test_sim_gguf", "test_quant", "test_damage",
 ]  # fmt: skip
 # Not these: what a build with sanitisers exports, what takes minutes in it, and sizes of address space.
 LEFT_OUT = "not exports and not real_model and not smollm2 and not large and not quickly"

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu_x86.h"
 #include "rksim.h"
 
 namespace {
@@ -106,7 +107,8 @@ int64_t rksim_quantize(const void* src, int src_type, int64_t rows, int64_t k, i
   if (rows < 0 || k <= 0 || group < 0) return -1;
   if (group == 0) group = k;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) return quantize_avx2(src, src_type, rows, k, group, q, scales);
+  static const bool avx2 = rksim::has_avx2();
+  if (avx2) return quantize_avx2(src, src_type, rows, k, group, q, scales);
 #endif
   return quantize(src, src_type, rows, k, group, q, scales);
 }
