@@ -5,6 +5,7 @@ PY := .venv/bin/python
 C_SOURCES = $(shell find runtime/sim tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.inc')
 # Another build of llama.cpp to compare with: make bench BENCH_VENV=build/bench-avx2
 #   LLAMA_CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
+# In some virtual machines llama.cpp's AMX code crashes: then add -DGGML_AVX512=ON and its parts to these.
 export BENCH_VENV ?= build/bench-venv
 export LLAMA_CMAKE_ARGS
 
@@ -29,6 +30,7 @@ format: ready  ## clang-format over the C and C++ sources
 bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
 	@$(PY) -m tests.bench.predict_table
 	@.ci/setup bench
+	@$(PY) -m tests.bench.converter_vs_llama --llama-python $(BENCH_VENV)/bin/python
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
 
 soak: ready  ## the long forms of the tests, and ten minutes of fuzzing

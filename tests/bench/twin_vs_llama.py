@@ -143,7 +143,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of the simulated runtime beside llama.cpp's.")
     parser.add_argument("--threads", default="1,2", help="comma-separated (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=7, help="measured rounds (default: %(default)s)")
-    parser.add_argument("--dtypes", default="w8a8,w8a8_g128,w8a8_g512,fp16,fp32", help="default: %(default)s")
+    parser.add_argument("--dtypes", default="w8a8,w8a8_g128,w8a8_g256,w8a8_g512,fp16,fp32", help="default: %(default)s")
     parser.add_argument(
         "--llama-python", type=Path, default=BUILD / "bench-venv" / "bin" / "python",
         help="a Python with llama-cpp-python (default: the one `make bench` builds)",
