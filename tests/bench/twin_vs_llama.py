@@ -3,6 +3,8 @@
 llama.cpp runs Q8_0, whose int8 blocks are the nearest it has to w8a8. Each engine is a process of its own and works
 only when asked; the repetitions go round the engines in turn, so that a busy moment hits all of them. Ours is measured
 through the C ABI: prefill is the time to the first callback, decode the time between callbacks, sampling included.
+The share of memory is decode's speed times the bytes of the weights by what NumPy reads from an array of 1 GiB: more
+than 100 % where a large cache holds the whole model.
 """
 
 from __future__ import annotations
