@@ -62,9 +62,12 @@ def runtime(sanitizer: str) -> str:
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_from_c(sanitizer: str) -> None:
     library = build(sanitizer, "rkllmrt") / "librkllmrt.so"
-    flags = f"-fsanitize={sanitizer}"
-    halt = "halt_on_error=1:print_stacktrace=1"
-    run_tests(FROM_C, LEFT_OUT_FROM_C, {"RKLLM_LIBRARY": str(library), "RKLLM_DRIVER_FLAGS": flags, "UBSAN_OPTIONS": halt})
+    environment = {
+        "RKLLM_LIBRARY": str(library),
+        "RKLLM_DRIVER_FLAGS": f"-fsanitize={sanitizer}",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    run_tests(FROM_C, LEFT_OUT_FROM_C, environment)
 
 
 @pytest.mark.slow
