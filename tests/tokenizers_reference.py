@@ -240,8 +240,8 @@ def gemma() -> Family:
     special = ["<start_of_turn>", "<end_of_turn>"]
     added = [*("\n" * n for n in (3, 4, 5)), *("▁" * n for n in (2, 4, 8)), "<table>"]
     _add(reference, special, added)
-    names = {"special": [*plain.special, *special], "added": [*plain.added, *added]}
-    return replace(plain, name="gemma", reference=reference, **names)
+    special, added = [*plain.special, *special], [*plain.added, *added]
+    return replace(plain, name="gemma", reference=reference, special=special, added=added)
 
 
 def _closed(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -40,11 +40,10 @@ def write(folder: Path) -> None:
 def _artifacts(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        scaling = {"rope_type": "linear", "factor": 2.0}
-        for kind, more in {"untied": {}, "tied": {"tied": True, "rope_scaling": scaling}}.items():
+        for kind in ("untied", "tied"):
             source = models.tiny_llama(
                 scratch / kind, layers=1, hidden=16, heads=2, kv_heads=1, head_dim=8, intermediate=24, vocab_size=259,
-                **more,
+                tied=kind == "tied", rope_scaling={"rope_type": "linear", "factor": 2.0} if kind == "tied" else None,
             )  # fmt: skip
             smollm2.convert(source, scratch / "out", DTYPES, name=kind)
             for dtype in DTYPES:
