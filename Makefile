@@ -1,9 +1,11 @@
 # Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
-.PHONY: help quickstart test lint bench soak aarch64 test-aarch64 clean
+.PHONY: help quickstart test lint format bench soak aarch64 test-aarch64 x86_64 test-x86_64 clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+C_SOURCES = $(shell find runtime/sim tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.inc')
 # Another build of llama.cpp to compare with: make bench BENCH_VENV=build/bench-avx2
 #   LLAMA_CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
+# In some virtual machines llama.cpp's AMX code crashes: then add -DGGML_AVX512=ON and its parts to these.
 export BENCH_VENV ?= build/bench-venv
 export LLAMA_CMAKE_ARGS
 
@@ -17,17 +19,24 @@ quickstart:  ## a real model, quantised three ways, each answering a question (a
 test: ready  ## the tests
 	@$(PY) -m pytest $(ARGS)
 
-lint: ready  ## ruff and mypy --strict
+lint: ready  ## ruff, mypy --strict, clang-format
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@.venv/bin/clang-format --dry-run --Werror $(C_SOURCES)
+
+format: ready  ## clang-format over the C and C++ sources
+	@.venv/bin/clang-format -i $(C_SOURCES)
 
 bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
 	@$(PY) -m tests.bench.predict_table
 	@.ci/setup bench
+	@$(PY) -m tests.bench.converter_vs_llama --llama-python $(BENCH_VENV)/bin/python
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
 
-soak: ready  ## the long forms of the tests
+soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
+	@.ci/setup clang
+	@$(PY) -m tests.fuzz.run --seconds 600
 
 aarch64: ready  ## the libraries for a board (glibc 2.28 or newer), cross-compiled into build/aarch64
 	@.ci/setup zig
@@ -38,6 +47,16 @@ aarch64: ready  ## the libraries for a board (glibc 2.28 or newer), cross-compil
 test-aarch64: aarch64  ## they give the same logits under qemu-user as here
 	@.ci/setup qemu
 	@$(PY) -m tests.aarch64
+
+x86_64: ready  ## the libraries for old distributions (glibc 2.17 or newer), into build/x86_64
+	@.ci/setup zig
+	@$(PY) -m cmake -S . -B build/x86_64 -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtime/sim/cmake/zig.cmake \
+	  -DRKSIM_TARGET=x86_64-linux-gnu.2.17 -DRKSIM_PYTHON=$(CURDIR)/$(PY) \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja
+	@$(PY) -m cmake --build build/x86_64
+
+test-x86_64: x86_64  ## they need no newer glibc, and give the same logits as those compiled here
+	@$(PY) -m tests.x86_64
 
 clean:  ## remove .venv, builds, caches and the quickstart's bundles
 	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -61,7 +61,8 @@ EXPORT RKLLMParam rkllm_createDefaultParam(void) {
 EXPORT int rkllm_init(LLMHandle *handle, RKLLMParam *p, LLMResultCallback with) {
   journal[0] = 0;
   note("init ctx=%d new=%d k=%d p=%g t=%g repeat=%g skip=%d async=%d\n", p->max_context_len, p->max_new_tokens,
-       p->top_k, (double)p->top_p, (double)p->temperature, (double)p->repeat_penalty, p->skip_special_token, p->is_async);
+       p->top_k, (double)p->top_p, (double)p->temperature, (double)p->repeat_penalty, p->skip_special_token,
+       p->is_async);
   FILE *file = fopen(p->model_path, "r");
   if (!file) return -1;
   script[fread(script, 1, sizeof script - 1, file)] = 0;
@@ -119,10 +120,8 @@ static int step(char *line, char *rest, int *result) {
     *result = number;
   } else if (strncmp(line, "detach", 6) == 0 || strncmp(line, "thread", 6) == 0) {
     pthread_create(&thread, NULL, play_on_thread, rest);
-    if (line[0] == 't')
-      pthread_join(thread, NULL);
-    else
-      pthread_detach(thread);
+    if (line[0] == 't') pthread_join(thread, NULL);
+    else pthread_detach(thread);
     return 0;
   }
   return 1;

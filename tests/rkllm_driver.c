@@ -111,8 +111,7 @@ static void act(const char *what) {
     int value = api.destroy(handle);
     if (value == 0) alive = 0;
     ret(what, value);
-  }
-  else if (!strcmp(what, "load_lora")) {
+  } else if (!strcmp(what, "load_lora")) {
     RKLLMLoraAdapter adapter = {"lora.rkllm", "style", 1.0f};
     ret(what, api.load_lora(handle, &adapter));
   } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, "cache.bin"));
@@ -149,10 +148,10 @@ static void set(char *text) {
   char *value = strchr(text, '=');
   if (!value) die("set wants NAME=VALUE, not", text);
   *value++ = 0;
-#define FIELD(name, read) \
+#define FIELD(name, read)     \
   if (!strcmp(text, #name)) { \
-    param.name = read; \
-    return; \
+    param.name = read;        \
+    return;                   \
   }
   FIELD(max_context_len, atoi(value))
   FIELD(max_new_tokens, atoi(value))
@@ -193,9 +192,9 @@ static void read_embeddings(char *text) {
 static void print_defaults(void) {
   printf("defaults");
   printf(" %d %d %d %g %g %g %g %g %d %g %g %d %d\n", param.max_context_len, param.max_new_tokens, param.top_k,
-         (double)param.top_p, (double)param.temperature, (double)param.repeat_penalty,
-         (double)param.frequency_penalty, (double)param.presence_penalty, param.mirostat, (double)param.mirostat_tau,
-         (double)param.mirostat_eta, param.skip_special_token, param.is_async);
+         (double)param.top_p, (double)param.temperature, (double)param.repeat_penalty, (double)param.frequency_penalty,
+         (double)param.presence_penalty, param.mirostat, (double)param.mirostat_tau, (double)param.mirostat_eta,
+         param.skip_special_token, param.is_async);
 }
 
 static void call_with_nulls(void) {
@@ -246,14 +245,14 @@ static void command(const char *verb, char *value) {
   else if (!strcmp(verb, "mode")) infer.mode = (RKLLMInferMode)atoi(value);
   else if (!strcmp(verb, "lora")) infer.lora_params = &lora;
   else if (!strcmp(verb, "cache")) infer.prompt_cache_params = &cache;
-  else if (!strcmp(verb, "slow")) slow_us = atol(value);           /* each callback takes so many microseconds */
-  else if (!strcmp(verb, "at")) act_at = atol(value);              /* in this callback, counted from 0, ... */
-  else if (!strcmp(verb, "do")) action = value;                    /* ... make this call */
-  else if (!strcmp(verb, "await")) wait_calls(atol(value));        /* until so many callbacks have come */
+  else if (!strcmp(verb, "slow")) slow_us = atol(value);    /* each callback takes so many microseconds */
+  else if (!strcmp(verb, "at")) act_at = atol(value);       /* in this callback, counted from 0, ... */
+  else if (!strcmp(verb, "do")) action = value;             /* ... make this call */
+  else if (!strcmp(verb, "await")) wait_calls(atol(value)); /* until so many callbacks have come */
   else if (!strcmp(verb, "wait")) wait_idle();
-  else if (!strcmp(verb, "after")) task.after = atol(value);       /* another thread waits for so many callbacks, */
-  else if (!strcmp(verb, "helper")) {                              /* ... then makes this call */
-    task.what = value;
+  else if (!strcmp(verb, "after")) task.after = atol(value); /* another thread waits for so many callbacks, */
+  else if (!strcmp(verb, "helper")) {
+    task.what = value; /* ... then makes this call */
     if (pthread_create(&helper, NULL, help, NULL)) die("cannot start", "a thread");
   } else if (!strcmp(verb, "join")) pthread_join(helper, NULL);
   else if (!strcmp(verb, "defaults")) print_defaults();

@@ -164,7 +164,7 @@ def test_a_conversation_that_is_too_long(tiny_bundles: Mapping[str, Path]) -> No
         assert conversation.history == []
         list(conversation.say("a"))
         conversation.command("/context")
-        assert re.match(r"\d+ of 40 tokens \(\d+ %\), 1 exchanges$", told[-1])
+        assert re.match(r"\d+ of 40 tokens \(\d+ %\), 1 exchange$", told[-1])
 
 
 def test_typed_special_tokens_are_mere_text(tiny_bundles: Mapping[str, Path]) -> None:
@@ -282,7 +282,7 @@ def test_a_person_at_a_terminal(library: Path, tmp_path: Path, term: str) -> Non
         terminal.expect("(stopped)")
         terminal.expect(">")
         terminal.type("/context\r")
-        terminal.expect("1 exchanges")
+        terminal.expect("1 exchange")
         terminal.expect(">")
         terminal.type("\x03")
         terminal.expect("Ctrl-D leaves")

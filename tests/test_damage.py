@@ -28,7 +28,8 @@ whole = open(path, "rb").read()
 ids = [1, 5, 9]
 with SimModel(path, threads=1) as model:
     answer = model.logits(ids).tobytes()
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+if "LD_PRELOAD" not in os.environ:  # a sanitiser reserves terabytes
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 random.seed(1)
 refused = same = 0
 for i in range(count):

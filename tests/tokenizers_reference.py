@@ -8,7 +8,7 @@ import random
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ def write_vocabulary(
     types: Sequence[int] | None = None,
     merges: Sequence[str] | None = None,
     scores: Sequence[float] | None = None,
+    lstrip: Sequence[int] | None = None,
+    rstrip: Sequence[int] | None = None,
     **more: Any,
 ) -> Path:
     """A tokenizer.gguf (docs/sim-gguf.md); ``more`` is further keys of ``tokenizer.ggml``: numbers and booleans."""
@@ -54,13 +56,15 @@ def write_vocabulary(
         writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     arrays: list[tuple[str, Sequence[Any] | None, gguf.GGUFValueType]] = [
-        ("token_type", types, gguf.GGUFValueType.INT32),
-        ("merges", merges, gguf.GGUFValueType.STRING),
-        ("scores", scores, gguf.GGUFValueType.FLOAT32),
+        ("tokenizer.ggml.token_type", types, gguf.GGUFValueType.INT32),
+        ("tokenizer.ggml.merges", merges, gguf.GGUFValueType.STRING),
+        ("tokenizer.ggml.scores", scores, gguf.GGUFValueType.FLOAT32),
+        ("rksim.lstrip_token_ids", lstrip, gguf.GGUFValueType.INT32),
+        ("rksim.rstrip_token_ids", rstrip, gguf.GGUFValueType.INT32),
     ]
     for key, values, kind in arrays:
-        if values is not None:
-            writer.add_key_value(f"tokenizer.ggml.{key}", values, gguf.GGUFValueType.ARRAY, sub_type=kind)
+        if values:
+            writer.add_key_value(key, values, gguf.GGUFValueType.ARRAY, sub_type=kind)
     for key, value in more.items():
         (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(f"tokenizer.ggml.{key}", value)
     writer.write_header_to_file()
@@ -104,6 +108,9 @@ class Family:
             scores = [made.get(token, -1e6) for token in tokens]
         types = [self._type(token) for token in tokens]
         lists: dict[str, Any] = {"scores": scores} if by_score else {"merges": merges}
+        for side in ("lstrip", "rstrip"):
+            decoder = self.reference.get_added_tokens_decoder()
+            lists[side] = [i for i, token in decoder.items() if getattr(token, side)]
         return write_vocabulary(path, tokens, model=self.model, pre=self.pre, types=types, **lists, **self.keys)
 
     def _type(self, token: str) -> int:
@@ -210,6 +217,31 @@ def sentencepiece(lead: str = "normaliser", *, bytes_from: int = 0) -> Family:
     _add(reference, special, added)
     pre = f"metaspace-{lead}" if lead in ("first", "always") else None
     return Family(f"sentencepiece {lead}", reference, "llama", pre, special, added, keys)
+
+
+@functools.cache
+def phi3() -> Family:
+    """Llama 2's, with special tokens that take the spaces after them along; one takes those before it, too."""
+    plain = sentencepiece()
+    reference = Tokenizer.from_str(plain.reference.to_str())
+    special = ["<|assistant|>", "<|end|>", "<|place|>"]
+    for text in special:
+        left = text == "<|place|>"
+        reference.add_special_tokens([AddedToken(text, special=True, normalized=False, lstrip=left, rstrip=True)])
+    return replace(plain, name="phi-3", reference=reference, special=[*plain.special, *special])
+
+
+@functools.cache
+def gemma() -> Family:
+    """No space before the text; runs of line ends and of marks are tokens that text becomes before it is merged."""
+    plain = sentencepiece("none")
+    reference = Tokenizer.from_str(plain.reference.to_str())
+    reference.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    special = ["<start_of_turn>", "<end_of_turn>"]
+    added = [*("\n" * n for n in (3, 4, 5)), *("▁" * n for n in (2, 4, 8)), "<table>"]
+    _add(reference, special, added)
+    special, added = [*plain.special, *special], [*plain.added, *added]
+    return replace(plain, name="gemma", reference=reference, special=special, added=added)
 
 
 def _closed(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:

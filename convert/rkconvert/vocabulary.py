@@ -27,6 +27,8 @@ class Vocabulary:
     add_space_prefix: bool
     eos_ids: tuple[int, ...]  # every id that ends an answer
     chat_template: str | None = field(repr=False)
+    lstrip: tuple[int, ...] = ()  # added tokens that take the spaces before them along
+    rstrip: tuple[int, ...] = ()  # ... and those after them
     notes: tuple[str, ...] = ()
 
     def text(self, token: int | None) -> str | None:

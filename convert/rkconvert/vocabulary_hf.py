@@ -18,6 +18,9 @@ from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+# Gemma splits at spaces when the normaliser has left none.
+_GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 _SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
 
 
@@ -49,6 +52,8 @@ def _build(
     where = folder / "tokenizer.json"
     kind, pre, space = _family(whole, model, where)
     added = whole.get("added_tokens") or []
+    if words := [t["content"] for t in added if t.get("single_word")]:
+        raise CheckpointError(f"{where}: the runtime cannot match {words[0]!r} as a whole word only (single_word)")
     by_text: dict[str, int] = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
     tokens, types = _tokens(by_text, added, size, where)
     unknown = by_text.get(model.get("unk_token") or _content(options.get("unk_token")) or "")
@@ -79,7 +84,9 @@ def _build(
         add_space_prefix=space,
         eos_ids=in_range([*ends, *([] if eos is None else [eos])], known),
         chat_template=_template(folder, options),
-        notes=_notes(added, pre, bool(model.get("ignore_merges"))),
+        lstrip=tuple(t["id"] for t in added if t.get("lstrip")),
+        rstrip=tuple(t["id"] for t in added if t.get("rstrip")),
+        notes=_notes(pre, bool(model.get("ignore_merges"))),
     )
 
 
@@ -128,7 +135,7 @@ def _family(whole: Mapping[str, Any], model: Mapping[str, Any], where: Path) -> 
             return "gpt2", pre, False
     raise CheckpointError(
         f"{where}: its normaliser ({_names(normaliser)}) and pre-tokeniser ({_names(steps)}) are none that the runtime "
-        "knows: those of GPT-2, SmolLM2, Llama 2, Llama 3 and Qwen2"
+        "knows: those of GPT-2, SmolLM2, Llama 2, Llama 3, Gemma and Qwen2"
     )
 
 
@@ -151,10 +158,11 @@ def _sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]
     (``pre``, ``add_space_prefix``), or None for anything else.
     """
     if not steps:
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-        if normaliser == [{"type": "Prepend", "prepend": "▁"}, replace]:
+        if normaliser == [{"type": "Prepend", "prepend": "▁"}, _SPACES_TO_MARKS]:
             return None, True
-        return (None, False) if normaliser == [replace] else None
+        return (None, False) if normaliser == [_SPACES_TO_MARKS] else None
+    if steps == [_GEMMA_SPLIT] and normaliser == [_SPACES_TO_MARKS]:
+        return None, False
     metaspace, scheme = steps[0], steps[0].get("prepend_scheme", "always")
     known = metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == "▁"
     if normaliser or len(steps) > 1 or not known or metaspace.get("split", True):
@@ -225,17 +233,9 @@ def _template(folder: Path, options: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _notes(added: list[Any], pre: str | None, ignores_merges: bool) -> tuple[str, ...]:
+def _notes(pre: str | None, ignores_merges: bool) -> tuple[str, ...]:
     """Where the runtime's tokenizer differs in rare texts, which is no reason to refuse a model."""
-    notes = []
-    odd = [t["content"] for t in added if t.get("lstrip") or t.get("rstrip") or t.get("single_word")]
-    if odd:
-        notes.append(
-            f"special tokens that swallow spaces or stand for whole words only are matched plainly: {', '.join(odd)}"
-        )
-    if ignores_merges != (pre == "llama-bpe"):
-        whole = "whole first" if pre == "llama-bpe" else "by merges only"
-        notes.append(
-            f"the runtime looks words up {whole}; this tokenizer.json says otherwise, so rare words may differ"
-        )
-    return tuple(notes)
+    if ignores_merges == (pre == "llama-bpe"):
+        return ()
+    whole = "whole first" if pre == "llama-bpe" else "by merges only"
+    return (f"the runtime looks words up {whole}; this tokenizer.json says otherwise, so rare words may differ",)

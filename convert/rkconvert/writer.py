@@ -176,5 +176,10 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
             writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    for key, ids in (("lstrip", vocabulary.lstrip), ("rstrip", vocabulary.rstrip)):
+        if ids:
+            writer.add_key_value(
+                f"rksim.{key}_token_ids", list(ids), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT32
+            )
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)

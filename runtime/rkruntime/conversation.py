@@ -91,9 +91,13 @@ class Conversation:
             self.system = argument
         self._remark(f"system prompt: {self.system or 'none'}")
 
+    def _exchanges(self) -> str:
+        count = len(self.history) // 2
+        return f"{count} exchange{'s' * (count != 1)}"
+
     def _context(self, _argument: str) -> None:
         prompt = self.model.prompts.chat(self.messages) if self.messages else []
-        exchanges = f"{len(self.history) // 2} exchanges"
+        exchanges = self._exchanges()
         if isinstance(prompt, str):
             self._remark(f"{exchanges}; tokens cannot be counted: this bundle has no vocabulary of its own")
         else:
@@ -126,7 +130,7 @@ class Conversation:
         if not self.saved:
             raise UsageError("nothing has been saved: /push does that")
         self.history = self.saved.pop()
-        self._remark(f"back at {len(self.history) // 2} exchanges; {len(self.saved)} left on the stack")
+        self._remark(f"back at {self._exchanges()}; {len(self.saved)} left on the stack")
 
     def _upload(self, argument: str) -> None:
         path = _path(argument, "/upload FILE")

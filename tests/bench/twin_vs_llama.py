@@ -3,6 +3,8 @@
 llama.cpp runs Q8_0, whose int8 blocks are the nearest it has to w8a8. Each engine is a process of its own and works
 only when asked; the repetitions go round the engines in turn, so that a busy moment hits all of them. Ours is measured
 through the C ABI: prefill is the time to the first callback, decode the time between callbacks, sampling included.
+The share of memory is decode's speed times the bytes of the weights by what NumPy reads from an array of 1 GiB: more
+than 100 % where a large cache holds the whole model.
 """
 
 from __future__ import annotations
@@ -143,7 +145,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of the simulated runtime beside llama.cpp's.")
     parser.add_argument("--threads", default="1,2", help="comma-separated (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=7, help="measured rounds (default: %(default)s)")
-    parser.add_argument("--dtypes", default="w8a8,w8a8_g128,w8a8_g512,fp16,fp32", help="default: %(default)s")
+    parser.add_argument("--dtypes", default="w8a8,w8a8_g128,w8a8_g256,w8a8_g512,fp16,fp32", help="default: %(default)s")
     parser.add_argument(
         "--llama-python", type=Path, default=BUILD / "bench-venv" / "bin" / "python",
         help="a Python with llama-cpp-python (default: the one `make bench` builds)",

@@ -33,7 +33,7 @@ typedef enum {
 
 typedef enum {
   RKLLM_INFER_GENERATE = 0,
-  RKLLM_INFER_GET_LAST_HIDDEN_LAYER = 1
+  RKLLM_INFER_GET_LAST_HIDDEN_LAYER = 1,
 } RKLLMInferMode;
 
 typedef struct {

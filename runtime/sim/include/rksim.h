@@ -15,9 +15,9 @@ extern "C" {
 
 typedef struct rksim_model rksim_model;
 
-enum { RKSIM_OPEN_VOCAB_ONLY = 1 };                   /* tokenizer only: weights are neither needed nor read */
-enum { RKSIM_ADD_BOS = 1, RKSIM_PARSE_SPECIAL = 2 };  /* tokenize */
-enum { RKSIM_SKIP_SPECIAL = 1 };                      /* detokenize */
+enum { RKSIM_OPEN_VOCAB_ONLY = 1 };                  /* tokenizer only: weights are neither needed nor read */
+enum { RKSIM_ADD_BOS = 1, RKSIM_PARSE_SPECIAL = 2 }; /* tokenize */
+enum { RKSIM_SKIP_SPECIAL = 1 };                     /* detokenize */
 enum { RKSIM_F32 = 0, RKSIM_F16 = 1, RKSIM_BF16 = 2 };
 
 typedef struct {
@@ -53,8 +53,7 @@ int rksim_gemm_i8(const char *kernel, const int8_t *w, const int8_t *x, int64_t 
                   int32_t *acc);
 /* Rows of f32/f16/bf16 to int8 and scales (rows x groups); group 0: the whole row. Returns 0, or 1 + the index of
  * the first value that is not finite, or -1. */
-int64_t rksim_quantize(const void *src, int src_type, int64_t rows, int64_t k, int64_t group, int8_t *q,
-                       float *scales);
+int64_t rksim_quantize(const void *src, int src_type, int64_t rows, int64_t k, int64_t group, int8_t *q, float *scales);
 
 #ifdef __cplusplus
 }

@@ -37,17 +37,28 @@ void set(Faults& faults, const std::string& word) {
   const size_t equals = word.find('=');
   const bool valued = equals != word.npos;
   const std::string name = word.substr(0, equals), value = valued ? word.substr(equals + 1) : "";
-  if (name == "init_lies" && !valued) faults.init_lies = true;
-  else if (name == "null_text" && !valued) faults.null_text = true;
-  else if (name == "finish_null" && !valued) faults.finish_null = true;
-  else if (name == "error_at" && valued) faults.error_at = number(name, value);
-  else if (name == "crash_at" && valued) faults.crash_at = number(name, value);
-  else if (name == "hang_at" && valued) faults.hang_at = number(name, value);
-  else if (name == "load_ms" && valued) faults.load_ms = number(name, value);
-  else if (name == "prefill_ms" && valued) faults.prefill_ms = number(name, value);
-  else if (name == "token_ms" && valued) faults.token_ms = number(name, value);
-  else if (name == "once" && !value.empty()) faults.once = value;
-  else refuse("there is no '" + word + "'; there are " + kWords);
+  if (name == "init_lies" && !valued)
+    faults.init_lies = true;
+  else if (name == "null_text" && !valued)
+    faults.null_text = true;
+  else if (name == "finish_null" && !valued)
+    faults.finish_null = true;
+  else if (name == "error_at" && valued)
+    faults.error_at = number(name, value);
+  else if (name == "crash_at" && valued)
+    faults.crash_at = number(name, value);
+  else if (name == "hang_at" && valued)
+    faults.hang_at = number(name, value);
+  else if (name == "load_ms" && valued)
+    faults.load_ms = number(name, value);
+  else if (name == "prefill_ms" && valued)
+    faults.prefill_ms = number(name, value);
+  else if (name == "token_ms" && valued)
+    faults.token_ms = number(name, value);
+  else if (name == "once" && !value.empty())
+    faults.once = value;
+  else
+    refuse("there is no '" + word + "'; there are " + kWords);
 }
 
 // So that nobody takes a fault on request for one of the runtime.
@@ -121,8 +132,9 @@ void say_load_failed() {
 }
 
 void die_without_model() {
-  log_text("0: GGML_ASSERT(view_src == NULL || data_size == 0 || data_size + view_offs <= ggml_nbytes(view_src)) "
-           "failed\n");
+  log_text(
+      "0: GGML_ASSERT(view_src == NULL || data_size == 0 || data_size + view_offs <= ggml_nbytes(view_src)) "
+      "failed\n");
   std::abort();
 }
 

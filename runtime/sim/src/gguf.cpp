@@ -22,23 +22,27 @@ constexpr bool kCompareChecksums = true;
 #endif
 
 // GGUF's own numbers for value types.
-enum : uint32_t { U8 = 0, I8T = 1, U16 = 2, I16 = 3, U32 = 4, I32 = 5, F32T = 6, BOOL = 7, STRING = 8, ARRAY = 9,
-                  U64 = 10, I64 = 11, F64 = 12 };
+enum : uint32_t { U8, I8T, U16, I16, U32, I32, F32T, BOOL, STRING, ARRAY, U64, I64, F64 };
 constexpr uint64_t kAlignment = 64, kMaxDims = 4;
 
 size_t scalar_size(uint32_t type) {
   switch (type) {
-    case U8: case I8T: case BOOL: return 1;
-    case U16: case I16: return 2;
-    case U32: case I32: case F32T: return 4;
-    case U64: case I64: case F64: return 8;
+    case U8:
+    case I8T:
+    case BOOL: return 1;
+    case U16:
+    case I16: return 2;
+    case U32:
+    case I32:
+    case F32T: return 4;
+    case U64:
+    case I64:
+    case F64: return 8;
     default: return 0;
   }
 }
 
-size_t element_size(GgmlType type) {
-  return type == GgmlType::F32 ? 4 : type == GgmlType::F16 ? 2 : 1;
-}
+size_t element_size(GgmlType type) { return type == GgmlType::F32 ? 4 : type == GgmlType::F16 ? 2 : 1; }
 
 template <class T>
 T load(const uint8_t* p) {
@@ -139,8 +143,7 @@ void Gguf::parse() {
     if (!values_.emplace(std::move(key), v).second) throw Error(path_ + " is damaged: a key stands in it twice");
   }
   if (u32("rksim.version") != 1u)
-    throw Error(path_ + " was not written for this runtime (it has no rksim.version 1): convert the model with "
-                        "rkconvert");
+    throw Error(path_ + " was not written for this runtime (it has no rksim.version 1): convert it with rkconvert");
   parse_tensors(at, n_tensors);
 }
 
@@ -150,7 +153,8 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
   for (uint64_t i = 0; i < count; i++) {
     Tensor t{std::string(at.text()), GgmlType::F32, {}, nullptr, 0};
     uint32_t dims = at.take<uint32_t>();
-    if (dims == 0 || dims > kMaxDims) throw Error(path_ + ": tensor " + t.name + " has " + std::to_string(dims) + " dimensions");
+    if (dims == 0 || dims > kMaxDims)
+      throw Error(path_ + ": tensor " + t.name + " has " + std::to_string(dims) + " dimensions");
     uint64_t elements = 1;
     for (uint32_t d = 0; d < dims; d++) {
       t.dims.push_back(at.take<uint64_t>());
@@ -161,7 +165,8 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
     }
     uint32_t type = at.take<uint32_t>();
     if (type != 0 && type != 1 && type != 24)
-      throw Error(path_ + ": tensor " + t.name + " has type " + std::to_string(type) + ", only F32, F16 and I8 are read");
+      throw Error(path_ + ": tensor " + t.name + " has type " + std::to_string(type) +
+                  ", only F32, F16 and I8 are read");
     t.type = static_cast<GgmlType>(type);
     t.bytes = elements * element_size(t.type);
     offsets.push_back(at.take<uint64_t>());
@@ -264,7 +269,8 @@ std::optional<std::vector<std::string_view>> Gguf::strings(std::string_view key)
 std::optional<std::vector<int32_t>> Gguf::i32s(std::string_view key) const {
   const Value* v = find(key, ARRAY);
   if (!v) return {};
-  if (v->item_type != I32 && v->item_type != U32) throw Error(path_ + ": " + std::string(key) + " has the wrong item type");
+  if (v->item_type != I32 && v->item_type != U32)
+    throw Error(path_ + ": " + std::string(key) + " has the wrong item type");
   std::vector<int32_t> items(v->count);
   if (v->count) std::memcpy(items.data(), base_ + v->at, 4 * v->count);
   return items;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "cpu_x86.h"
 #include "error.h"
 
 #if defined(__aarch64__)
@@ -31,15 +32,8 @@ struct Candidate {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx2() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-}
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-}
-const Candidate kCandidates[] = {{&kAvx512Kernels, has_avx512}, {&kAvx2Kernels, has_avx2}, {&kScalarKernels, always}};
+const Candidate kCandidates[] = {
+    {&kAvx512Kernels, has_avx512vnni}, {&kAvx2Kernels, has_avx2}, {&kScalarKernels, always}};
 #elif defined(__aarch64__)
 bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
 const Candidate kCandidates[] = {{&kNeonKernels, has_dotprod}, {&kScalarKernels, always}};

@@ -19,21 +19,21 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // One linear layer, N rows of K.
 struct Linear {
   int64_t n = 0, k = 0;
-  int64_t group = 0, groups = 1;     // inputs that share a scale; k without groups
+  int64_t group = 0, groups = 1;  // inputs that share a scale; k without groups
   GgmlType type = GgmlType::I8;
-  const uint8_t* data = nullptr;     // packed int8, or rows of fp16 or fp32
-  const float* scales = nullptr;     // packed [N / 16][groups][16]
+  const uint8_t* data = nullptr;  // packed int8, or rows of fp16 or fp32
+  const float* scales = nullptr;  // packed [N / 16][groups][16]
   int64_t blocks() const { return ceil_div(n, kRows); }
   int64_t quads() const { return ceil_div(k, kQuad); }
 };
 
 // Tokens quantised to int8, packed for the kernels. A token has one scale, or one a group (scale_groups == groups).
 struct Activations {
-  int64_t tokens = 0, width = 1;      // width: tokens in a tile, 1 or kTile
+  int64_t tokens = 0, width = 1;  // width: tokens in a tile, 1 or kTile
   int64_t k = 0, group = 0, quads = 0, groups = 1, scale_groups = 1;
-  std::vector<int8_t> q;              // [tiles][quads][width][4]
-  std::vector<float> amax, scale;     // [tiles * width][scale_groups]: max |x|, and that / 127
-  std::vector<int32_t> correction;    // [tiles * width][groups]: -128 * sum of q, for kernels with unsigned weights
+  std::vector<int8_t> q;            // [tiles][quads][width][4]
+  std::vector<float> amax, scale;   // [tiles * width][scale_groups]: max |x|, and that / 127
+  std::vector<int32_t> correction;  // [tiles * width][groups]: -128 * sum of q, for kernels with unsigned weights
   // Grows, never shrinks; padding tokens and inputs are zero.
   void shape(int64_t tokens, int64_t k, int64_t group, bool scale_by_group);
 };

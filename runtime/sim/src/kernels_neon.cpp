@@ -29,8 +29,7 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
   for (int64_t q = 0; q < quads; q++) {
     int8x16_t rows[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++)
-      rows[v] = vreinterpretq_s8_u8(vld1q_u8(w + v / 4 * block_stride + q * 64 + v % 4 * 16));
+    for (int v = 0; v < V; v++) rows[v] = vreinterpretq_s8_u8(vld1q_u8(w + v / 4 * block_stride + q * 64 + v % 4 * 16));
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
       int32_t four;
@@ -49,8 +48,8 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
 #include "tile_driver.inc"
 }  // namespace
 
-const Kernels kNeonKernels = {"neon", 0, linear_i8, accumulate_i8, linear_float, measure, quantise, rms_norm,
-                              swiglu, add, rope, to_f16, from_f16, attend};
+const Kernels kNeonKernels = {"neon",   0,      linear_i8, accumulate_i8, linear_float, measure,  quantise,
+                              rms_norm, swiglu, add,       rope,          to_f16,       from_f16, attend};
 
 }  // namespace rksim
 #endif

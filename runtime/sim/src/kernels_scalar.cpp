@@ -35,7 +35,8 @@ void linear_i8(const Linear& w, const Activations& x, int64_t b0, int64_t b1, fl
         int32_t acc[kRows] = {};
         accumulate(block, token_bytes(x, t), x.width, g * step, g * step + step < quads ? g * step + step : quads, acc);
         for (int64_t r = 0; r < kRows; r++)
-          sum[r] += (w.scales[(b * w.groups + g) * kRows + r] * static_cast<float>(acc[r])) * (by_group ? scale_x[g] : 1.0f);
+          sum[r] +=
+              (w.scales[(b * w.groups + g) * kRows + r] * static_cast<float>(acc[r])) * (by_group ? scale_x[g] : 1.0f);
       }
       for (int64_t r = 0; r < kRows && b * kRows + r < w.n; r++)
         y[t * stride + b * kRows + r] = sum[r] * (by_group ? 1.0f : scale_x[0]);
@@ -54,7 +55,7 @@ void accumulate_i8(const Linear& w, const Activations& x, int64_t b0, int64_t b1
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", 0, linear_i8, accumulate_i8, linear_float, measure, quantise, rms_norm,
-                                swiglu, add, rope, to_f16, from_f16, attend};
+const Kernels kScalarKernels = {"scalar", 0,      linear_i8, accumulate_i8, linear_float, measure,  quantise,
+                                rms_norm, swiglu, add,       rope,          to_f16,       from_f16, attend};
 
 }  // namespace rksim

@@ -21,7 +21,8 @@ constexpr int64_t kMaxSum = 2147483647 / (127 * 127);
 int bounded(const Gguf& file, const char* key, uint32_t most) {
   uint32_t value = file.need_u32(key);
   if (value == 0 || value > most)
-    throw Error(file.path() + ": " + key + " is " + std::to_string(value) + ", not between 1 and " + std::to_string(most));
+    throw Error(file.path() + ": " + key + " is " + std::to_string(value) + ", not between 1 and " +
+                std::to_string(most));
   return static_cast<int>(value);
 }
 
@@ -159,7 +160,8 @@ void Model::pack(const std::string& name, Linear& linear) {
   const Tensor& scale = need(name + ".scale", GgmlType::F32, {groups, n});
   const float* scales = reinterpret_cast<const float*>(scale.data);
   for (uint64_t i = 0; i < n * groups; i++)
-    if (!std::isfinite(scales[i])) throw Error(file.path() + ": tensor " + scale.name + " has a value that is not finite");
+    if (!std::isfinite(scales[i]))
+      throw Error(file.path() + ": tensor " + scale.name + " has a value that is not finite");
   const size_t bytes = n * static_cast<size_t>(linear.k);
   // The sign trick of the AVX2 kernel has no place for -128.
   if (std::memchr(linear.data, 0x80, bytes)) throw Error(file.path() + ": tensor " + name + " holds -128");
@@ -168,9 +170,8 @@ void Model::pack(const std::string& name, Linear& linear) {
   packed_.emplace_back(weights + static_cast<size_t>(linear.blocks() * linear.groups * kRows) * sizeof(float), true);
   uint8_t* out = packed_.back().data();
   const auto* source = reinterpret_cast<const int8_t*>(linear.data);
-  pool.run(linear.blocks(), 4, [&](int64_t b0, int64_t b1) {
-    pack_rows(source, linear.n, linear.k, kernels.flip, b0, b1, out);
-  });
+  pool.run(linear.blocks(), 4,
+           [&](int64_t b0, int64_t b1) { pack_rows(source, linear.n, linear.k, kernels.flip, b0, b1, out); });
   pack_scales(scales, linear.n, linear.groups, reinterpret_cast<float*>(out + weights));
   drop_pages(linear.data, bytes);
   linear.data = out;

@@ -42,7 +42,7 @@ class Pages {
 
 class Model {
  public:
-  Model(const std::string& path, int threads);  // Throws Error.
+  Model(const std::string& path, int threads);            // Throws Error.
   const Linear* linear(const std::string& tensor) const;  // nullptr: absent
 
   const Kernels& kernels;

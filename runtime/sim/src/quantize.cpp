@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu_x86.h"
 #include "rksim.h"
 
 namespace {
@@ -42,7 +43,9 @@ struct F16 {
 struct BF16 {
   using Int = int16_t;
   static constexpr Int kMagnitude = 0x7FFF, kInfinity = 0x7F80;
-  static RKSIM_INLINE float value(Int bits) { return as_float(static_cast<uint32_t>(static_cast<uint16_t>(bits)) << 16); }
+  static RKSIM_INLINE float value(Int bits) {
+    return as_float(static_cast<uint32_t>(static_cast<uint16_t>(bits)) << 16);
+  }
 };
 
 // One group of n values. False: one of them is not finite, and nothing is written.
@@ -91,8 +94,8 @@ RKSIM_INLINE int64_t quantize(const void* src, int type, int64_t rows, int64_t k
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) int64_t quantize_avx2(const void* src, int type, int64_t rows, int64_t k,
-                                                      int64_t group, int8_t* q, float* scales) {
+__attribute__((target("avx2"))) int64_t quantize_avx2(const void* src, int type, int64_t rows, int64_t k, int64_t group,
+                                                      int8_t* q, float* scales) {
   return quantize(src, type, rows, k, group, q, scales);
 }
 #endif
@@ -104,7 +107,8 @@ int64_t rksim_quantize(const void* src, int src_type, int64_t rows, int64_t k, i
   if (rows < 0 || k <= 0 || group < 0) return -1;
   if (group == 0) group = k;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) return quantize_avx2(src, src_type, rows, k, group, q, scales);
+  static const bool avx2 = rksim::has_avx2();
+  if (avx2) return quantize_avx2(src, src_type, rows, k, group, q, scales);
 #endif
   return quantize(src, src_type, rows, k, group, q, scales);
 }

@@ -71,7 +71,8 @@ rksim::SamplerParams sampler_params(const RKLLMParam& p) {
 int context_setting(const RKLLMParam& p) {
   const int context = p.max_context_len > 0 ? p.max_context_len : kDefaultContext;
   if (context <= rksim::kAnswerReserve)
-    throw Error("max_context_len is " + std::to_string(context) + ": it must be above " + std::to_string(rksim::kAnswerReserve));
+    throw Error("max_context_len is " + std::to_string(context) + ": it must be above " +
+                std::to_string(rksim::kAnswerReserve));
   return context;
 }
 
@@ -205,8 +206,7 @@ Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void
       r.embeddings.assign(given.embed, given.embed + size);
       return r;
     }
-    case RKLLM_INPUT_MULTIMODAL:
-      break;
+    case RKLLM_INPUT_MULTIMODAL: break;
   }
   return r;
 }

@@ -83,7 +83,8 @@ int rksim_get_info(const rksim_model* m, rksim_info* out) {
   std::memset(out, 0, sizeof *out);
   if (m->model) {
     const rksim::Shape& s = m->model->shape;
-    *out = {s.n_vocab, s.n_layers, s.hidden, s.intermediate, s.n_heads, s.n_kv_heads, s.head_dim, s.context_length, 0, 0, 0};
+    *out = {s.n_vocab, s.n_layers, s.hidden, s.intermediate, s.n_heads, s.n_kv_heads, s.head_dim, s.context_length,
+            0,         0,          0};
   }
   if (!m->model) out->n_vocab = t.size();  // a model may have more rows than its tokenizer has tokens
   out->bos_id = t.bos_id();
@@ -92,7 +93,8 @@ int rksim_get_info(const rksim_model* m, rksim_info* out) {
   return 0;
 }
 
-int64_t rksim_tokenize(const rksim_model* m, const char* text, size_t length, int flags, int32_t* ids, size_t capacity) {
+int64_t rksim_tokenize(const rksim_model* m, const char* text, size_t length, int flags, int32_t* ids,
+                       size_t capacity) {
   return guarded<>(int64_t{-1}, [&] {
     auto found = m->tokenizer().encode({text, length}, flags & RKSIM_ADD_BOS, flags & RKSIM_PARSE_SPECIAL);
     if (size_t n = std::min(found.size(), capacity)) std::memcpy(ids, found.data(), n * sizeof *ids);

@@ -140,7 +140,8 @@ void Runtime::check_room(size_t tokens) const {
   if (tokens == 0) throw Error("the prompt has no tokens");
   const auto most = static_cast<size_t>(params_.context - kAnswerReserve);
   if (tokens > most)
-    throw Error("prompt gather than max context (" + std::to_string(tokens) + " tokens > " + std::to_string(most) + ")");
+    throw Error("prompt gather than max context (" + std::to_string(tokens) + " tokens > " + std::to_string(most) +
+                ")");
 }
 
 // The logits after the prompt; all_hidden (nullptr: not wanted) gets the hidden state of each of its tokens.

@@ -23,7 +23,7 @@ struct Request {
   RKLLMInferMode mode;
   void* userdata;
   std::string prompt;
-  size_t tokens = 0;              // of ids or embeddings, of which no more are copied than the context holds
+  size_t tokens = 0;  // of ids or embeddings, of which no more are copied than the context holds
   std::vector<int32_t> ids;
   std::vector<float> embeddings;  // tokens x hidden
 };

@@ -2,8 +2,8 @@
 //
 // As there: penalties look at the last penalty_last_n tokens of prompt and answer together, once for each distinct
 // token; top-p is cut on the softmax of the kept logits *before* temperature; a temperature of 0 or less is greedy.
-// Unlike there, ties go to the lower id and the draw is one walk over the sorted candidates with 53 random bits, so that a seed
-// gives the same answer with every compiler and standard library.
+// Unlike there, ties go to the lower id and the draw is one walk over the sorted candidates with 53 random bits, so
+// that a seed gives the same answer with every compiler and standard library.
 #include "sampler.h"
 
 #include <algorithm>

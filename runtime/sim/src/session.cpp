@@ -60,7 +60,8 @@ struct Session::Impl {
   }
 
   uint8_t* cached(int layer, int side, int64_t head) const {
-    return cache.data() + static_cast<size_t>(((int64_t{layer} * 2 + side) * s.n_kv_heads + head) * context * s.head_dim) * kv_bytes;
+    return cache.data() +
+           static_cast<size_t>(((int64_t{layer} * 2 + side) * s.n_kv_heads + head) * context * s.head_dim) * kv_bytes;
   }
 
   // body(token) for every token, on all threads where there are several.
@@ -118,13 +119,15 @@ struct Session::Impl {
     grow(x, tokens * s.hidden);
     for (int64_t t = 0; t < tokens; t++) {
       if (ids[t] < 0 || ids[t] >= s.n_vocab)
-        throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary of " + std::to_string(s.n_vocab));
+        throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary of " +
+                    std::to_string(s.n_vocab));
       const int64_t row = int64_t{ids[t]} * s.hidden;
       if (model.embedding->type == GgmlType::F32)
         std::memcpy(&x[static_cast<size_t>(t * s.hidden)], reinterpret_cast<const float*>(model.embedding->data) + row,
                     static_cast<size_t>(s.hidden) * sizeof(float));
       else
-        kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row, &x[static_cast<size_t>(t * s.hidden)], s.hidden);
+        kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row,
+                         &x[static_cast<size_t>(t * s.hidden)], s.hidden);
     }
   }
 
@@ -146,7 +149,8 @@ struct Session::Impl {
     const float *c = &cosine[static_cast<size_t>(t * dim / 2)], *n = &sine[static_cast<size_t>(t * dim / 2)];
     for (int h = 0; h < s.n_heads; h++) kernels.rope(&q[static_cast<size_t>(t * q_size + h * dim)], c, n, dim / 2);
     for (int h = 0; h < s.n_kv_heads; h++) {
-      float *key = &k[static_cast<size_t>(t * kv_size + h * dim)], *value = &v[static_cast<size_t>(t * kv_size + h * dim)];
+      float *key = &k[static_cast<size_t>(t * kv_size + h * dim)],
+            *value = &v[static_cast<size_t>(t * kv_size + h * dim)];
       kernels.rope(key, c, n, dim / 2);
       store(key, cached(layer, 0, h), slot);
       store(value, cached(layer, 1, h), slot);
@@ -169,9 +173,15 @@ struct Session::Impl {
         const int64_t h = i / tokens, t = i % tokens;
         const int64_t length = std::min(position + t + 1, context);
         grow(scores, length + 16);
-        KvView kv{cached(layer, 0, h / shared), cached(layer, 1, h / shared), (position + t + 1 - length) % context,
-                  length, context, dim, model.kv_fp32};
-        kernels.attend(&q[static_cast<size_t>(t * q_size + h * dim)], kv, &mixed[static_cast<size_t>(t * q_size + h * dim)], scores.data());
+        KvView kv{cached(layer, 0, h / shared),
+                  cached(layer, 1, h / shared),
+                  (position + t + 1 - length) % context,
+                  length,
+                  context,
+                  dim,
+                  model.kv_fp32};
+        kernels.attend(&q[static_cast<size_t>(t * q_size + h * dim)], kv,
+                       &mixed[static_cast<size_t>(t * q_size + h * dim)], scores.data());
       }
     };
     const int64_t work = tokens * s.n_heads;
@@ -185,7 +195,8 @@ struct Session::Impl {
     const Layer& l = model.layers[static_cast<size_t>(layer)];
     auto norm = [&](const float* gain) {
       each_token(tokens, [&](int64_t t) {
-        kernels.rms_norm(&x[static_cast<size_t>(t * s.hidden)], gain, &normed[static_cast<size_t>(t * s.hidden)], s.hidden, s.norm_eps);
+        kernels.rms_norm(&x[static_cast<size_t>(t * s.hidden)], gain, &normed[static_cast<size_t>(t * s.hidden)],
+                         s.hidden, s.norm_eps);
       });
     };
     norm(l.attn_norm);
@@ -233,11 +244,13 @@ struct Session::Impl {
   // The output norm of every token just evaluated, tokens x hidden.
   void norm_all(int64_t tokens, float* out) {
     for (int64_t t = 0; t < tokens; t++)
-      kernels.rms_norm(&x[static_cast<size_t>(t * s.hidden)], model.output_norm, out + t * s.hidden, s.hidden, s.norm_eps);
+      kernels.rms_norm(&x[static_cast<size_t>(t * s.hidden)], model.output_norm, out + t * s.hidden, s.hidden,
+                       s.norm_eps);
   }
 
   const float* last_logits(int64_t tokens) {
-    kernels.rms_norm(&x[static_cast<size_t>((tokens - 1) * s.hidden)], model.output_norm, hidden.data(), s.hidden, s.norm_eps);
+    kernels.rms_norm(&x[static_cast<size_t>((tokens - 1) * s.hidden)], model.output_norm, hidden.data(), s.hidden,
+                     s.norm_eps);
     linear(hidden.data(), 1, {{&model.output, logits.data(), s.n_vocab}});
     return logits.data();
   }
@@ -266,7 +279,8 @@ const float* Session::eval_embeddings(const float* x, size_t n, float* all_hidde
     tokens = impl_->next_chunk(static_cast<int64_t>(n - done), chunk);
     const int64_t size = tokens * impl_->s.hidden;
     grow(impl_->x, size);
-    std::memcpy(impl_->x.data(), x + done * static_cast<size_t>(impl_->s.hidden), static_cast<size_t>(size) * sizeof(float));
+    std::memcpy(impl_->x.data(), x + done * static_cast<size_t>(impl_->s.hidden),
+                static_cast<size_t>(size) * sizeof(float));
     impl_->forward(tokens);
     if (all_hidden) impl_->norm_all(tokens, all_hidden + done * static_cast<size_t>(impl_->s.hidden));
   }

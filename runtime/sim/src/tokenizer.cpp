@@ -86,13 +86,15 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, bool
   text = unicode::valid_utf8(text, buffer);
   Encoder encoder(*impl_);
   if (add_bos && impl_->bos >= 0) encoder.ids.push_back(impl_->bos);
-  size_t start = 0, from = 0;
-  while (auto match = impl_->added.find(text, from)) {
-    from = match->at + match->length;
+  size_t start = 0;
+  for (size_t from = 0; auto match = impl_->added.find(text, from);) {
+    from = match->end;  // as in tokenizers, a token may begin in the spaces that the one before it takes along
     if (impl_->is_special(static_cast<size_t>(match->id)) && !parse_special) continue;
-    encoder.part(text.substr(start, match->at - start), start == 0);
+    size_t end = match->begin;
+    if (impl_->added.strip_left.count(match->id)) end = std::max(start, unicode::before_spaces(text, end));
+    if (start < end) encoder.part(text.substr(start, end - start), start == 0);
     encoder.ids.push_back(match->id);
-    start = from;
+    start = impl_->added.strip_right.count(match->id) ? unicode::after_spaces(text, from) : from;
   }
   encoder.part(text.substr(start), start == 0);
   return std::move(encoder.ids);

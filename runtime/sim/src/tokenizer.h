@@ -26,10 +26,10 @@ class Tokenizer {
   std::string decode(const int32_t* ids, size_t n, bool skip_special) const;
 
   int32_t size() const;
-  int32_t bos_id() const;  // -1: none
-  int32_t eos_id() const;  // tokenizer.ggml.eos_token_id, else the first that ends an answer, -1: none
-  bool add_bos() const;    // tokenizer.ggml.add_bos_token
-  bool drops_first_space() const;  // decode drops one leading space (add_space_prefix)
+  int32_t bos_id() const;              // -1: none
+  int32_t eos_id() const;              // tokenizer.ggml.eos_token_id, else the first that ends an answer, -1: none
+  bool add_bos() const;                // tokenizer.ggml.add_bos_token
+  bool drops_first_space() const;      // decode drops one leading space (add_space_prefix)
   bool ends_answer(int32_t id) const;  // rksim.eos_token_ids, else eos_token_id and eot_token_id
   bool is_special(int32_t id) const;   // control tokens and the unknown token
 

@@ -14,7 +14,7 @@ class MergeTable {
     uint32_t rank = 0;
     int32_t id = 0;
   };
-  void reserve(size_t count);  // before the first add
+  void reserve(size_t count);                                        // before the first add
   void add(int32_t left, int32_t right, uint32_t rank, int32_t id);  // the last of several for a pair holds
   const Merge* find(int32_t left, int32_t right) const;              // nullptr: the two do not merge
 

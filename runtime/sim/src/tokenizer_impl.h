@@ -33,10 +33,10 @@ struct Tokenizer::Impl {
   Pre pre = Pre::Gpt2;
   Lead lead = Lead::None;
   std::vector<uint8_t> types;
-  std::string bytes;             // all pieces after each other
-  std::vector<size_t> ends{0};   // piece i is bytes[ends[i], ends[i + 1])
+  std::string bytes;            // all pieces after each other
+  std::vector<size_t> ends{0};  // piece i is bytes[ends[i], ends[i + 1])
   std::array<int32_t, 256> byte_ids;
-  std::unordered_map<uint32_t, int32_t> char_ids;           // SentencePiece-style: single characters
+  std::unordered_map<uint32_t, int32_t> char_ids;             // SentencePiece-style: single characters
   std::unordered_map<std::string_view, int32_t> whole_words;  // llama-bpe takes a word it knows whole
   MergeTable merges;
   AddedTokens added;

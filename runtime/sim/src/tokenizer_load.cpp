@@ -91,10 +91,14 @@ Tokenizer::Impl::Impl(const Gguf& file) {
     if (!known) fail(file, "its pre-tokeniser " + quoted(name) + " is none of gpt-2, smollm, llama-bpe and qwen2");
     pre = *known;
   } else if (model == "llama") {
-    if (name == "metaspace-always") lead = Lead::UnlessSpace;
-    else if (name == "metaspace-first") lead = Lead::FirstUnlessSpace;
-    else if (name == "default") lead = Lead::Always;
-    else fail(file, "its pre-tokeniser " + quoted(name) + " is none of default, metaspace-first, metaspace-always");
+    if (name == "metaspace-always")
+      lead = Lead::UnlessSpace;
+    else if (name == "metaspace-first")
+      lead = Lead::FirstUnlessSpace;
+    else if (name == "default")
+      lead = Lead::Always;
+    else
+      fail(file, "its pre-tokeniser " + quoted(name) + " is none of default, metaspace-first, metaspace-always");
     if (!file.boolean("tokenizer.ggml.add_space_prefix").value_or(true)) lead = Lead::None;
   } else {
     fail(file, "its tokenizer " + quoted(model) + " is neither gpt2 nor llama");
@@ -259,6 +263,12 @@ void Tokenizer::Impl::load_ids(const Gguf& file) {
     for (int32_t id : {eos, read("tokenizer.ggml.eot_token_id")})
       if (id >= 0) ends_of_answer.push_back(id);
   }
+  auto read_all = [&](const char* key, std::unordered_set<int32_t>& into) {
+    if (auto ids = file.i32s(key))
+      for (int32_t id : *ids) into.insert(checked(key, static_cast<uint32_t>(id)));
+  };
+  read_all("rksim.lstrip_token_ids", added.strip_left);
+  read_all("rksim.rstrip_token_ids", added.strip_right);
   if (eos < 0 && !ends_of_answer.empty()) eos = ends_of_answer[0];
 }
 

@@ -135,7 +135,7 @@ std::optional<AddedTokens::Match> AddedTokens::match_at(std::string_view text, s
     auto child = children_.find(uint64_t{node} << 8 | static_cast<uint8_t>(text[i]));
     if (child == children_.end()) break;
     node = child->second;
-    if (id_[node] >= 0) longest = Match{at, i + 1 - at, id_[node]};
+    if (id_[node] >= 0) longest = Match{at, i + 1, id_[node]};
   }
   return longest;
 }

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace rksim {
@@ -22,17 +23,20 @@ class AddedTokens {
  public:
   void add(std::string_view text, int32_t id);  // the empty text is never found
   struct Match {
-    size_t at, length;
+    size_t begin, end;
     int32_t id;
   };
   // The first match that begins at byte `from` or after.
   std::optional<Match> find(std::string_view text, size_t from) const;
 
+  // Tokens that take the spaces before or after them along.
+  std::unordered_set<int32_t> strip_left, strip_right;
+
  private:
   std::optional<Match> match_at(std::string_view text, size_t at) const;
-  std::array<bool, 256> begins_{};                  // with this byte
-  std::vector<int32_t> id_{-1};                     // of the token that ends in a node of the trie, else -1
-  std::unordered_map<uint64_t, uint32_t> children_; // (node, byte) -> node
+  std::array<bool, 256> begins_{};                   // with this byte
+  std::vector<int32_t> id_{-1};                      // of the token that ends in a node of the trie, else -1
+  std::unordered_map<uint64_t, uint32_t> children_;  // (node, byte) -> node
 };
 
 }  // namespace rksim

@@ -55,6 +55,25 @@ Decoded decode(std::string_view text, size_t at) {
   return {cp, needed, true, false};
 }
 
+size_t after_spaces(std::string_view text, size_t at) {
+  while (at < text.size()) {
+    const Decoded c = decode(text, at);
+    if (!(properties(c.cp) & kSpace)) break;
+    at += c.length;
+  }
+  return at;
+}
+
+size_t before_spaces(std::string_view text, size_t end) {
+  while (end > 0) {
+    size_t begin = end - 1;
+    while (begin > 0 && (text[begin] & 0xC0) == 0x80) begin--;
+    if (!(properties(decode(text, begin).cp) & kSpace)) break;
+    end = begin;
+  }
+  return end;
+}
+
 void append(std::string& text, uint32_t cp) {
   auto put = [&](uint32_t byte) { text.push_back(static_cast<char>(byte)); };
   if (cp < 0x80) return put(cp);

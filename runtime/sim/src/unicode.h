@@ -21,6 +21,10 @@ struct Decoded {
 Decoded decode(std::string_view text, size_t at);
 void append(std::string& text, uint32_t cp);
 
+// The first byte of the spaces that end at byte `end`, and the byte after those that begin at `at`.
+size_t before_spaces(std::string_view text, size_t end);
+size_t after_spaces(std::string_view text, size_t at);
+
 // `text` itself when it is what is asked for, else `buffer` filled with it.
 std::string_view valid_utf8(std::string_view text, std::string& buffer);  // U+FFFD for each maximal invalid part
 std::string_view nfc(std::string_view text, std::string& buffer);         // `text` is valid UTF-8

@@ -75,8 +75,8 @@ void order(std::vector<Mark>& chars) {
 uint32_t composed(uint32_t a, uint32_t b) {
   if (a - kLeads < kLeadCount && b - kVowels < kVowelCount)
     return kSyllables + ((a - kLeads) * kVowelCount + b - kVowels) * kTailCount;
-  if (uint32_t s = a - kSyllables; s < kLeadCount * kVowelCount * kTailCount && s % kTailCount == 0 &&
-                                   b - kTails - 1 < kTailCount - 1)
+  if (uint32_t s = a - kSyllables;
+      s < kLeadCount * kVowelCount * kTailCount && s % kTailCount == 0 && b - kTails - 1 < kTailCount - 1)
     return a + b - kTails;
   auto found = std::lower_bound(std::begin(kCompositions), std::end(kCompositions), std::tie(a, b),
                                 [](const Composition& c, const std::tuple<const uint32_t&, const uint32_t&>& pair) {
