@@ -28,6 +28,16 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
+class Lora:
+    """An adapter beside a bundle's model, to be chosen at run time: a file for each runtime that it was made for."""
+
+    name: str
+    scale: float  # what it is meant to be used with
+    sim: Path | None
+    npu: Path | None
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle on disk whose manifest has been read and is of the right form."""
 
@@ -53,6 +63,16 @@ class Bundle:
         return self._artifact("rk3588")
 
     @property
+    def loras(self) -> dict[str, Lora]:
+        """By name, the adapters that can be chosen; one that was merged into the model is none."""
+        lora = self.manifest.get("lora")
+        found = {}
+        for entry in lora["adapters"] if lora and lora["mode"] == "adapter" else ():
+            files = {target: self.path / name for target, name in entry["artifacts"].items()}
+            found[entry["name"]] = Lora(entry["name"], entry["scale"], files.get("sim"), files.get("rk3588"))
+        return found
+
+    @property
     def chat_template(self) -> str | None:
         path = self.path / TEMPLATE
         return path.read_text(encoding="utf-8") if path.is_file() else None
@@ -60,6 +80,11 @@ class Bundle:
     def _artifact(self, target: str) -> Path | None:
         name = self.manifest["artifacts"].get(target)
         return self.path / name if name else None
+
+
+def size(folder: Path) -> int:
+    """Bytes of all the files in a bundle's folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -124,6 +149,29 @@ def _check_form(where: Path, manifest: Any) -> None:
     for target, name in manifest["artifacts"].items():
         if not isinstance(name, str) or name not in listed:
             raise BundleError(f"{where}: the artifact for {target} ({name!r}) is not among its files")
+    if "lora" in manifest and not _is_lora(manifest["lora"], listed):
+        raise BundleError(
+            f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
+            "not merged, its artifacts among the bundle's files"
+        )
+
+
+def _is_lora(lora: Any, listed: set[str]) -> bool:
+    if not isinstance(lora, dict) or lora.get("mode") not in ("adapter", "merge"):
+        return False
+    entries = lora.get("adapters")
+    return isinstance(entries, list) and all(_is_adapter(entry, lora["mode"], listed) for entry in entries)
+
+
+def _is_adapter(entry: Any, mode: str, listed: set[str]) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    if type(entry.get("scale")) not in (int, float):
+        return False
+    artifacts = entry.get("artifacts")
+    if mode == "merge":
+        return artifacts is None
+    return isinstance(artifacts, dict) and all(isinstance(a, str) and a in listed for a in artifacts.values())
 
 
 def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> None:

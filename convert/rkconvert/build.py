@@ -17,7 +17,7 @@ import rk3588
 from rk3588 import bundle, sim
 from rk3588.errors import TargetError
 
-from . import pipeline
+from . import lora, pipeline
 from .card import model_card
 from .config import ROPE_FACTORS
 from .plan import Artifact, Plan, model_facts
@@ -52,7 +52,8 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
 
 
 def _check_space(plan: Plan) -> None:
-    needed = sum(artifact.data_bytes for artifact in plan.artifacts)
+    kept = sum(adapter.nbytes for adapter in plan.kept)
+    needed = sum(artifact.data_bytes + kept for artifact in plan.artifacts)
     free = shutil.disk_usage(plan.out).free
     if needed > free:
         raise TargetError(
@@ -79,7 +80,7 @@ def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check:
             writers.append(ArtifactWriter(folder / bundle.SIM_MODEL, artifact, header))
             stack.callback(writers[-1].close)
             check()
-        digests = pipeline.run(source, writers, plan.threads, step)
+        digests = pipeline.run(source, writers, plan.threads, step, plan.merged)
         for writer in writers:
             _write_factors(plan, writer)
             writer.finish()
@@ -128,6 +129,10 @@ def _finish_bundle(
         shutil.copyfile(file, folder / file.name)
     if source.vocabulary.chat_template:
         (folder / bundle.TEMPLATE).write_text(source.vocabulary.chat_template, encoding="utf-8")
+    for adapter in plan.kept:
+        path = folder / lora.bundle_file(adapter)
+        path.parent.mkdir(exist_ok=True)
+        lora.write_gguf(adapter, source.config, path)
     manifest = make_manifest(plan, artifact, digests)
     size = (folder / bundle.SIM_MODEL).stat().st_size
     (folder / "README.md").write_text(model_card(manifest, artifact.scheme, size), encoding="utf-8")
@@ -160,5 +165,6 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "eos_token_ids": list(vocabulary.eos_ids),
         },
         "artifacts": {"sim": bundle.SIM_MODEL},
+        **({"lora": lora.manifest_entry(plan.loras, plan.lora_mode)} if plan.loras else {}),
         "converter": {"rkconvert": rk3588.__version__},
     }

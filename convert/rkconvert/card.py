@@ -32,7 +32,7 @@ def model_card(manifest: dict[str, Any], scheme: Scheme, size: int) -> str:
 | Architecture | {model["architecture"]}, {model["layers"]} layers, {model["parameters"] / 1e6:.1f} million parameters |
 | Context | {model["context_length"]} tokens |
 | Made from | {source["name"]} ({source["kind"]}; weights: {", ".join(source["types"])}) |
-| Made by | rkconvert {manifest["converter"]["rkconvert"]} |
+{_loras(manifest.get("lora"))}| Made by | rkconvert {manifest["converter"]["rkconvert"]} |
 | Artifact | `{SIM_MODEL}`, {size / 1e6:.1f} MB |
 
 `{SIM_MODEL}` runs on the simulated runtime, on any x86-64 or aarch64 Linux. It is not a `.rkllm` and no NPU can run
@@ -41,3 +41,16 @@ it. Its accuracy has not been measured; the licence is the original model's.
     rk3588 run {folder} "What is the capital of France?"
     rk3588 bundle verify {folder}
 """
+
+
+def _loras(lora: dict[str, Any] | None) -> str:
+    """A row for each adapter that was merged or kept, and none for any other."""
+    if lora is None:
+        return ""
+    rows = []
+    for adapter in lora["adapters"]:
+        of = f", trained on {adapter['base_model']}" if "base_model" in adapter else ""
+        what = f"{adapter['name']} (rank {adapter['rank']}, scale {adapter['scale']:g}{of})"
+        where = "merged into the weights" if lora["mode"] == "merge" else f"`--lora {adapter['name']}` selects it"
+        rows.append(f"| LoRA | {what}, {where} |\n")
+    return "".join(rows)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from rk3588 import quant
+from rk3588 import bundle, quant
 from rk3588.errors import CheckpointError, UsageError
 
-from . import hub
+from . import hub, lora
 from . import plan as plans
 from .build import convert
 from .plan import Plan
@@ -33,6 +33,14 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help=f"One of {', '.join(quant.SCHEMES)}; give it again for another bundle from the same pass.",
 )  # fmt: skip
 @click.option("--target", type=click.Choice(["sim"]), default="sim", show_default=True, help="What the bundle runs on.")
+@click.option(
+    "--lora", "loras", multiple=True, metavar="ADAPTER[:NAME[:SCALE]]",
+    help="A folder of PEFT with a LoRA for MODEL; give it again for another.",
+)  # fmt: skip
+@click.option(
+    "--lora-mode", type=click.Choice(lora.MODES),
+    help="Keep each LoRA as a file to be chosen at run time, or merge them all into the weights.  [default: adapter]",
+)  # fmt: skip
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
 @click.option("--overwrite", is_flag=True, help="Replace bundles that exist.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -42,6 +50,8 @@ def build(
     out: Path | None,
     dtypes: tuple[str, ...],
     target: str,  # noqa: ARG001  (one choice so far)
+    loras: tuple[str, ...],
+    lora_mode: str | None,
     name: str | None,
     overwrite: bool,
     dry_run: bool,
@@ -55,6 +65,9 @@ def build(
     All dtypes are made in one pass over the model. The path of each bundle is a line on stdout.
     """
     schemes = [quant.scheme(dtype) for dtype in dtypes]
+    adapters = lora.parse_all(loras)
+    if lora_mode and not adapters:
+        raise UsageError("--lora-mode says what to do with a LoRA: give one with --lora ADAPTER")
     if out is None and not dry_run:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
     path, remote = Path(model), None
@@ -70,11 +83,14 @@ def build(
     if not _NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
     source = hub.peek(remote) if remote else _open(path)
-    plan = plans.make_plan(source, chosen, out or Path(), schemes, overwrite=overwrite)
+    plan = plans.make_plan(
+        source, chosen, out or Path(), schemes, overwrite=overwrite,
+        loras=[lora.read(adapter, source) for adapter in adapters], lora_mode=lora_mode or lora.MODES[0],
+    )  # fmt: skip
     if dry_run:
         click.echo(json.dumps(plans.describe(plan), indent=2) if as_json else render(plan))
         return
-    for note in source.notes:
+    for note in plan.notes:
         click.echo(f"Note: {note}", err=True)
     if remote:
         with shown() as progress:
@@ -97,7 +113,7 @@ def _run(plan: Plan, as_json: bool) -> None:
             click.echo(folder)
         return
     done = [
-        {"dtype": artifact.scheme.name, "path": str(folder), "bytes": sum(f.stat().st_size for f in folder.iterdir())}
+        {"dtype": artifact.scheme.name, "path": str(folder), "bytes": bundle.size(folder)}
         for artifact, folder in zip(plan.artifacts, folders, strict=True)
     ]
     click.echo(json.dumps({"name": plan.name, "bundles": done}, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rk3588.errors import TargetError, UsageError
 from rk3588.quant import Scheme
 
 from .config import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
+from .lora import Lora, facts
 from .sources.base import Source, SourceTensor
 
 ALIGNMENT = 64
@@ -55,6 +57,22 @@ class Plan:
     artifacts: tuple[Artifact, ...]
     overwrite: bool = False
     threads: int = 1
+    loras: tuple[Lora, ...] = ()
+    lora_mode: str = "adapter"  # or merge
+
+    @property
+    def merged(self) -> tuple[Lora, ...]:
+        """What is added to the weights before they are quantised."""
+        return self.loras if self.lora_mode == "merge" else ()
+
+    @property
+    def kept(self) -> tuple[Lora, ...]:
+        """What goes into the bundle as a file of its own."""
+        return self.loras if self.lora_mode == "adapter" else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.source.notes, *(note for lora in self.loras for note in lora.notes))
 
     def folder(self, artifact: Artifact) -> Path:
         return self.out / f"{self.name}-rk3588-{artifact.scheme.name}"
@@ -62,22 +80,32 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """Estimated peak: blocks read ahead, what is made of those being worked on, and the tokenizer."""
-        per_weight = 4 + sum(1 if a.scheme.quantised else 2 for a in self.artifacts)
+        per_weight = 4 + sum(1 if a.scheme.quantised else 2 for a in self.artifacts) + (20 if self.merged else 0)
         ahead = (2 * self.threads + 2) * max(block_bytes(t) for t in self.source.tensors.values())
         work = self.threads * per_weight * max(block_rows(t) * t.columns for t in self.source.tensors.values())
         vocabulary = self.source.vocabulary
-        return _BASE_MEMORY + ahead + work + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
+        loras = sum(lora.nbytes for lora in self.loras)
+        return _BASE_MEMORY + loras + ahead + work + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
 
 
 def make_plan(
-    source: Source, name: str, out: Path, schemes: list[Scheme], *, overwrite: bool = False, threads: int = 0
+    source: Source,
+    name: str,
+    out: Path,
+    schemes: list[Scheme],
+    *,
+    overwrite: bool = False,
+    threads: int = 0,
+    loras: Sequence[Lora] = (),
+    lora_mode: str = "adapter",
 ) -> Plan:
     """A plan whose targets are free; UsageError for a dtype given twice, TargetError for a target that exists."""
     twice = [dtype for dtype, n in Counter(s.name for s in schemes).items() if n > 1]
     if twice:
         raise UsageError(f"--dtype {twice[0]} is given more than once: one bundle is written for each dtype")
     artifacts = tuple(make_artifact(source.config, scheme) for scheme in schemes)
-    plan = Plan(source, name, out, artifacts, overwrite, threads or len(os.sched_getaffinity(0)))
+    threads = threads or len(os.sched_getaffinity(0))
+    plan = Plan(source, name, out, artifacts, overwrite, threads, tuple(loras), lora_mode)
     for artifact in artifacts:
         target = plan.folder(artifact)
         if target.exists() and not overwrite:
@@ -186,7 +214,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         ],
         "threads": plan.threads,
         "memory_bytes": plan.memory_bytes,
-        "notes": list(plan.source.notes),
+        **({"lora": {"mode": plan.lora_mode, "adapters": [facts(lora) for lora in plan.loras]}} if plan.loras else {}),
+        "notes": list(plan.notes),
     }
 
 

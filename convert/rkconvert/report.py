@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .lora import Lora, bundle_file
 from .plan import Artifact, Plan, describe, linear_kinds, toolkit_obstacle
 
 
@@ -18,11 +19,20 @@ def render(plan: Plan) -> str:
         f"source: {source['path']} ({source['kind']}, {_mb(source['bytes'])}; tensors: {types})",
         f"tokenizer: {tokenizer}, {model['vocab_size']} tokens",
     ]
+    lines += [_lora(lora, plan.lora_mode) for lora in plan.loras]
     for artifact in plan.artifacts:
         lines += ["", *_bundle(plan, artifact)]
     lines += ["", f"peak memory: about {_mb(plan.memory_bytes)} with {plan.threads} threads"]
-    lines += [f"note: {note}" for note in plan.source.notes]
+    lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def _lora(lora: Lora, mode: str) -> str:
+    fate = "merged into the weights" if mode == "merge" else f"kept as {bundle_file(lora)}"
+    return (
+        f"lora {lora.name}: rank {lora.rank}, alpha {lora.alpha:g}, scale {lora.option.scale:g}, "
+        f"{len(lora.pairs)} layers ({', '.join(lora.targets)}), {fate}"
+    )
 
 
 def _bundle(plan: Plan, artifact: Artifact) -> list[str]:
