@@ -210,7 +210,7 @@ def test_hidden_states(driver: Driver, model: Path, oracle: SimModel) -> None:
     assert done.states(2)[-1] == FINISH
 
 
-@pytest.mark.parametrize("call", ["load_lora", "load_prompt_cache", "release_prompt_cache"])
+@pytest.mark.parametrize("call", ["load_prompt_cache", "release_prompt_cache"])
 def test_what_is_not_there_yet_says_so(driver: Driver, model: Path, call: str) -> None:
     done = driver(f"init:{model}", call)
     assert done.returned(call) == [-1]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rk3588 import bundle
+from rk3588 import lora as naming
 from rk3588.errors import CheckpointError, UsageError
 
 from .config import EMBEDDING, OUTPUT, Fields, ModelConfig
@@ -27,7 +28,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODES = ("adapter", "merge")
 Floats = npt.NDArray[np.float32]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Keys of adapter_config.json that, where they are set, make an adapter more than B @ A on a few layers.
 _BEYOND_LORA = {
@@ -96,26 +96,13 @@ class Lora:
 
 
 def parse(text: str) -> LoraOption:
-    """``ADAPTER[:NAME[:SCALE]]``; NAME is the folder's where it is left out or empty, SCALE 1."""
-    for parts in range(3):
-        path, *rest = text.rsplit(":", parts)
-        if len(rest) == parts and Path(path).is_dir():
-            break
-    else:
-        path, *rest = text.split(":")
-        raise UsageError(f"--lora {text}: {path} is not a folder; give one that PEFT saved an adapter in")
-    name = (rest[0] if rest else "") or Path(path).absolute().name
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"--lora {text}: {name!r} cannot be an adapter's name; use ADAPTER:NAME with letters, digits, '.', '_', '-'"
-        )
-    try:
-        scale = float(rest[1]) if len(rest) > 1 else 1.0
-    except ValueError:
-        scale = math.nan
-    if not math.isfinite(scale):
-        raise UsageError(f"--lora {text}: the scale is {rest[1]!r}, expected a number")
-    return LoraOption(Path(path), name, scale)
+    """``ADAPTER[:NAME[:SCALE]]``; NAME is the folder's where it is left out, SCALE 1."""
+    wanted = naming.parse(text, lambda what: Path(what).is_dir())
+    if wanted is None:
+        raise UsageError(f"--lora {text}: {text.split(':')[0]} is not a folder; give one that PEFT saved an adapter in")
+    path = Path(wanted.what)
+    name = wanted.name or naming.checked_name(path.absolute().name, text)
+    return LoraOption(path, name, 1.0 if wanted.scale is None else wanted.scale)
 
 
 def parse_all(texts: Sequence[str]) -> list[LoraOption]:

@@ -17,7 +17,7 @@ const rksim::Tokenizer& tokenizer() {
       std::fputs("set RKSIM_FUZZ_MODEL to a vocabulary\n", stderr);
       std::exit(2);
     }
-    return new rksim::Gguf(path, false, 1);
+    return new rksim::Gguf(path, rksim::Gguf::Content::kVocabulary, 1);
   }();
   static rksim::Tokenizer* tokenizer = new rksim::Tokenizer(*file);
   return *tokenizer;

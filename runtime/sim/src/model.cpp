@@ -25,12 +25,6 @@ int bounded(const Gguf& file, const char* key, uint32_t most) {
   return static_cast<int>(value);
 }
 
-std::string listed(const std::vector<uint64_t>& dims) {
-  std::string text;
-  for (uint64_t d : dims) text += (text.empty() ? "[" : ", ") + std::to_string(d);
-  return text + "]";
-}
-
 // The file's pages have been copied: give them back, so that a model is not in memory twice.
 void drop_pages(const uint8_t* data, size_t bytes) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -58,7 +52,7 @@ Pages& Pages::operator=(Pages&& other) noexcept {
 }
 
 Model::Model(const std::string& path, int threads)
-    : kernels(rksim::kernels()), file(path, true, threads), pool(threads), tokenizer(file) {
+    : kernels(rksim::kernels()), file(path, Gguf::Content::kModel, threads), pool(threads), tokenizer(file) {
   read_shape();
   const Shape& s = shape;
   const int64_t heads = int64_t{s.n_heads} * s.head_dim, kv = int64_t{s.n_kv_heads} * s.head_dim;
@@ -139,6 +133,7 @@ const float* Model::load_vector(const std::string& name, int64_t n) const {
 
 Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
   Linear linear;
+  linear.id = static_cast<int>(linears_.size());
   linear.n = n;
   linear.k = k;
   linear.type = weight_type_;

@@ -71,6 +71,8 @@ class Model {
   std::vector<Pages> packed_;
 };
 
+class Lora;
+
 // One sequence over a model. Not thread-safe; the model may serve one session at a time.
 class Session {
  public:
@@ -78,6 +80,7 @@ class Session {
   Session(Model& model, int context);
   ~Session();
   void reset();
+  void use(const Lora* lora);  // from the next token on; nullptr: the model alone
   int64_t position() const;  // tokens evaluated since reset
 
   // Logits of the last token, [n_vocab], valid until the next call. n >= 1; ids must be in range (Error).

@@ -13,6 +13,30 @@ Runtime::Runtime(std::unique_ptr<Model> model, const RunParams& params, LLMResul
     : model_(std::move(model)), params_(params), callback_(callback), session_(*model_, params.context),
       sampler_(params.sampler, model_->shape.n_vocab) {}
 
+void Runtime::load_lora(const std::string& path, const std::string& name, float scale) {
+  const auto refuse_second = [&] {
+    if (loras_.count(name)) throw Error("a LoRA called '" + name + "' is loaded already: give it another name");
+  };
+  {
+    std::lock_guard lock(mutex_);
+    refuse_second();
+  }
+  auto lora = std::make_unique<Lora>(path, *model_, scale);  // not under the lock: abort must get through
+  log_line("I rksim", "LoRA '" + name + "' changes " + std::to_string(lora->layers()) + " layers");
+  std::lock_guard lock(mutex_);
+  refuse_second();
+  loras_[name] = std::move(lora);
+}
+
+const Lora* Runtime::lora(const std::string& name) {
+  std::lock_guard lock(mutex_);
+  const auto it = loras_.find(name);
+  if (it != loras_.end()) return it->second.get();
+  std::string known;
+  for (const auto& [other, _] : loras_) known += (known.empty() ? "; there are " : ", ") + other;
+  throw Error("no LoRA called '" + name + "' is loaded" + known);
+}
+
 // Under the lock.
 bool Runtime::begin() {
   if (running_ || closing_) {
@@ -104,6 +128,7 @@ int Runtime::work(const Request& request) noexcept {
 
 void Runtime::generate(const Request& request) {
   session_.reset();
+  session_.use(request.lora);
   sampler_.reset();
   held_.clear();
   at_start_ = true;

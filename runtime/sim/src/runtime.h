@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "faults.h"
+#include "lora.h"
 #include "model.h"
 #include "rkllm.h"
 #include "sampler.h"
@@ -26,6 +28,7 @@ struct Request {
   size_t tokens = 0;              // of ids or embeddings, of which no more are copied than the context holds
   std::vector<int32_t> ids;
   std::vector<float> embeddings;  // tokens x hidden
+  const Lora* lora = nullptr;     // of the runtime's own; nullptr: the model alone
 };
 
 struct RunParams {
@@ -36,7 +39,7 @@ struct RunParams {
   Faults faults;
 };
 
-// The mutex guards who runs; all else belongs to the run.
+// The mutex guards who runs and which adapters there are; all else belongs to the run.
 class Runtime {
  public:
   // Throws Error.
@@ -44,6 +47,10 @@ class Runtime {
 
   const Shape& shape() const { return model_->shape; }
   int context() const { return params_.context; }
+
+  // Kept under `name` until the end. Throws Error.
+  void load_lora(const std::string& path, const std::string& name, float scale);
+  const Lora* lora(const std::string& name);  // Throws Error on a name that is not loaded.
 
   // As the functions of rkllm.h; -1 and a log line when a run is under way.
   int run(const Request& request);
@@ -81,6 +88,7 @@ class Runtime {
   std::thread worker_;
   std::thread::id runner_;
   bool running_ = false, closing_ = false;
+  std::map<std::string, std::unique_ptr<Lora>> loras_;
   std::atomic<bool> aborted_{false};
 };
 

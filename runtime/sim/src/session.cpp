@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "error.h"
-#include "model.h"
+#include "lora.h"
 
 namespace rksim {
 namespace {
@@ -48,7 +48,9 @@ struct Session::Impl {
   const ActScale act_scale = act_scale_setting();
   size_t kv_bytes;  // of one cached value
   Pages cache;      // [layers][2: k, v][kv heads][context][head_dim]
+  const Lora* lora = nullptr;
   Floats x, normed, q, k, v, mixed, gate, up, delta, cosine, sine, hidden, logits;
+  Floats low_rank, change;
   Activations activations;
 
   Impl(Model& m, int n)
@@ -111,6 +113,24 @@ struct Session::Impl {
         begin -= size;
         end -= size;
       }
+    });
+    if (!lora) return;
+    for (const Job& job : jobs)
+      if (const LoraPair* pair = lora->find(*job.linear)) adapt(*pair, input, tokens, job);
+  }
+
+  void adapt(const LoraPair& pair, const float* input, int64_t tokens, const Job& job) {
+    const int64_t rank = pair.a.n, n = pair.b.n;
+    grow(low_rank, tokens * rank);
+    grow(change, tokens * n);
+    each_token(tokens, [&](int64_t t) {
+      kernels.linear_float(pair.a, input + t * pair.a.k, 1, 0, rank, &low_rank[static_cast<size_t>(t * rank)], rank);
+    });
+    model.pool.run(n, 16, [&](int64_t begin, int64_t end) {
+      kernels.linear_float(pair.b, low_rank.data(), tokens, begin, end, change.data(), n);
+      for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = begin; i < end; i++)
+          job.y[t * job.stride + i] += pair.scale * change[static_cast<size_t>(t * n + i)];
     });
   }
 
@@ -246,6 +266,7 @@ struct Session::Impl {
 Session::Session(Model& model, int context) : impl_(std::make_unique<Impl>(model, std::max(context, 1))) {}
 Session::~Session() = default;
 void Session::reset() { impl_->position = 0; }
+void Session::use(const Lora* lora) { impl_->lora = lora; }
 int64_t Session::position() const { return impl_->position; }
 const float* Session::last_hidden() const { return impl_->hidden.data(); }
 
