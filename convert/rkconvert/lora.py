@@ -40,7 +40,14 @@ _BEYOND_LORA = {
     "target_parameters": "parameters that are no layer's weight (target_parameters)",
     "layer_replication": "replicated layers (layer_replication)",
     "alora_invocation_tokens": "activation by certain tokens (aLoRA)",
+    "use_bdlora": "block-diagonal matrices (BD-LoRA)",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "a router over adapters (Arrow)",
 }
+# How B and A may have begun without a change to the base; PiSSA, OLoRA and others subtract their beginning from it.
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_BASE_COPY = ".base_layer.weight"  # peft saves the base's own lm_head beside an adapter of it
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,12 @@ def _refuse_others(settings: Mapping[str, Any], where: str) -> None:
     for key, what in _BEYOND_LORA.items():
         if settings.get(key):
             raise CheckpointError(f"{where}: the adapter uses {what}, only plain LoRA can be converted")
+    start = settings.get("init_lora_weights")
+    if start not in _PLAIN_STARTS:
+        raise CheckpointError(
+            f"{where}: the adapter began as {start!r}, which changes the base as well: convert it to a plain one when "
+            "it is saved (path_initial_model_for_weight_conversion in peft)"
+        )
     if settings.get("bias") not in (None, "none"):
         raise CheckpointError(
             f"{where}: bias is {settings['bias']!r}: a Llama has none, and only 'none' can be converted"
@@ -168,6 +181,8 @@ def _pairs(
     sides: dict[str, dict[str, SourceTensor]] = {}
     for name, tensor in header.items():
         match = _TENSOR.fullmatch(name)
+        if _is_base_copy(name, tensor, config):
+            continue
         if match is None:
             raise CheckpointError(f"{tensor.file}: tensor {name} is not lora_A or lora_B of a linear layer")
         sides.setdefault(match[1], {})[match[2]] = tensor
@@ -176,6 +191,11 @@ def _pairs(
     return {
         canonical(f"{module}.weight"): _pair(settings, module, both, config, where) for module, both in sides.items()
     }
+
+
+def _is_base_copy(name: str, tensor: SourceTensor, config: ModelConfig) -> bool:
+    own = canonical(name.removeprefix("base_model.model.").removesuffix(_BASE_COPY) + ".weight")
+    return name.endswith(_BASE_COPY) and config.tensors().get(own) == tensor.shape
 
 
 def _pair(
