@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rk3588 import bundle, quant
@@ -363,6 +363,8 @@ def test_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(text=st.text(max_size=40))
+@example(text="a" * 5000)
+@example(text="a\0b")
 def test_any_text_is_a_usage_error_or_an_option(text: str) -> None:
     try:
         option = lora.parse(text)

@@ -7,6 +7,7 @@ alpha / sqrt(rank) where it was trained with rsLoRA (Hu et al. 2021, Kalajdzievs
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Lora:
 
 def parse(text: str) -> LoraOption:
     """``ADAPTER[:NAME[:SCALE]]``; NAME is the folder's where it is left out, SCALE 1."""
-    wanted = naming.parse(text, lambda what: Path(what).is_dir())
+    wanted = naming.parse(text, os.path.isdir)  # raises for no text, unlike Path's
     if wanted is None:
         raise UsageError(f"--lora {text}: {text.split(':')[0]} is not a folder; give one that PEFT saved an adapter in")
     path = Path(wanted.what)

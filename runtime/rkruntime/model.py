@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -132,7 +133,8 @@ class Model:
 
     def _find_lora(self, text: str) -> tuple[Path, str, float]:
         own = self.bundle.loras
-        wanted = lora.parse(text, lambda what: what in own or Path(what).is_file())
+        # os.path's isfile raises for no text, unlike Path's.
+        wanted = lora.parse(text, lambda what: what in own or os.path.isfile(what))  # noqa: PTH113
         if wanted is None:
             there = ", ".join(own) or "none"
             raise UsageError(f"there is no LoRA file {text.split(':')[0]}, and those of this bundle are: {there}")
