@@ -109,14 +109,23 @@ def test_what_the_binding_refuses(llm: RKLLM, built: Bundles, tmp_path: Path) ->
     for kind, message, call in refused:
         with pytest.raises(kind, match=message):
             call()
-    with llm.generate(cases.PROMPT) as running:
-        next(running)
-        with pytest.raises(RuntimeFailure, match="a run is going on"):
-            llm.load_lora(path, "late")
     assert llm.loras == ("pirate",)
     llm.close()
     with pytest.raises(UsageError, match="has been closed"):
         llm.load_lora(path, "a")
+
+
+def test_no_adapter_is_loaded_while_a_run_goes_on(built: Bundles, rkllm_library: Path) -> None:
+    """The twin could; of the real library nobody has said so."""
+    path = built["adapter", "w8a8"]
+    endless = {"top_k": 1, "repeat_penalty": 1.0, "presence_penalty": -1000.0}  # the first token, for ever
+    with RKLLM(path / bundle.SIM_MODEL, library=rkllm_library, **endless) as llm:  # type: ignore[arg-type]
+        with llm.generate([70]) as running:
+            next(running)
+            with pytest.raises(RuntimeFailure, match="a run is going on"):
+                llm.load_lora(path / ADAPTER, "late")
+        llm.load_lora(path / ADAPTER, "late")
+        assert llm.loras == ("late",)
 
 
 def run(path: Path, *options: object) -> subprocess.CompletedProcess[str]:
