@@ -35,7 +35,7 @@ static RKLLMInput input;
 static RKLLMInferParam infer;
 static RKLLMLoraParam lora;
 static RKLLMLoraAdapter adapter = {"lora.gguf", "style", 1.0f};
-static RKLLMPromptCacheParam cache = {1, "cache.bin"};
+static RKLLMPromptCacheParam cache = {1, NULL};
 static pthread_t main_thread, helper;
 static long run_number, calls_in_run;
 static _Atomic long calls; /* callbacks of the run at hand */
@@ -115,7 +115,7 @@ static void act(const char *what) {
   }
   else if (!strcmp(what, "load_lora")) {
     ret(what, api.load_lora(handle, &adapter));
-  } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, "cache.bin"));
+  } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, cache.prompt_cache_path));
   else if (!strcmp(what, "release_prompt_cache")) ret(what, api.release_prompt_cache(handle));
   else die("unknown call", what);
 }
@@ -258,7 +258,8 @@ static void command(const char *verb, char *value) {
   else if (!strcmp(verb, "lora")) lora.lora_adapter_name = value, infer.lora_params = &lora; /* no value: a NULL name */
   else if (!strcmp(verb, "no_lora")) infer.lora_params = NULL;
   else if (!strcmp(verb, "adapter")) read_adapter(value);
-  else if (!strcmp(verb, "cache")) infer.prompt_cache_params = &cache;
+  else if (!strcmp(verb, "cache")) cache.prompt_cache_path = value; /* no value: NULL */
+  else if (!strcmp(verb, "save_cache")) infer.prompt_cache_params = atoi(value) ? &cache : NULL;
   else if (!strcmp(verb, "slow")) slow_us = atol(value);           /* each callback takes so many microseconds */
   else if (!strcmp(verb, "at")) act_at = atol(value);              /* in this callback, counted from 0, ... */
   else if (!strcmp(verb, "do")) action = value;                    /* ... make this call */

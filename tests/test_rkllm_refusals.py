@@ -166,9 +166,3 @@ def test_runs_that_are_refused_before_they_begin(driver: Driver, model: Path, co
     assert done.calls(1) == done.calls(2) == []
     assert (done.returned("run"), done.returned("run_async"), done.returned("is_running")) == ([-1], [-1], [1])
     assert errors(done.log) == [f"rkllm_run: {said}", f"rkllm_run_async: {said}"]
-
-
-def test_a_prompt_cache_that_is_asked_for_is_not_saved(driver: Driver, model: Path) -> None:
-    done = driver(*GREEDY, f"init:{model}", "prompt:Hi", "cache", "run")
-    assert "W rkllm: the prompt cache is not simulated yet: nothing is saved" in done.log.splitlines()
-    assert done.states()[-1] == FINISH

@@ -18,6 +18,7 @@ TESTS = [
     "tests/test_rkllm_sentencepiece.py",
     "tests/test_rkllm_faults.py",
     "tests/test_rkllm_lora.py",
+    "tests/test_rkllm_prompt_cache.py",
 ]
 # What loads the library into this Python would need the sanitiser in it, too.
 CHOSEN = "not exports and not real_model and not binding and not library_kills"

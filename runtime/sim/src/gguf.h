@@ -49,6 +49,7 @@ class Gguf {
   const Tensor* tensor(std::string_view name) const;  // nullptr: absent
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::string& path() const { return path_; }
+  uint32_t header_checksum() const { return u32("rksim.header_crc32").value_or(0); }
 
  private:
   struct Value {

@@ -1,5 +1,6 @@
 #include "lora.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string_view>
@@ -79,7 +80,12 @@ Lora::Lora(const std::string& path, const Model& model, float scale) {
     pair.a = load(file, *halves.a, model, 0);
     pair.b = load(file, *halves.b, model, permuted_heads(name, model.shape));
     pair.scale = alpha != 0 ? scale * (alpha / static_cast<float>(pair.a.n)) : scale;
+    checksum_ = crc32(checksum_, reinterpret_cast<const uint8_t*>(name.data()), name.size());
+    checksum_ = crc32(checksum_, reinterpret_cast<const uint8_t*>(&pair.scale), sizeof pair.scale);
+    for (const Linear* half : {&pair.a, &pair.b})
+      checksum_ = crc32(checksum_, half->data, static_cast<size_t>(half->n * half->k) * sizeof(float));
   }
+  checksum_ = std::max(checksum_, 1u);
 }
 
 Linear Lora::load(const Gguf& file, const Tensor& tensor, const Model& model, int heads) {

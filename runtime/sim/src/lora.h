@@ -20,12 +20,14 @@ class Lora {
   Lora(const std::string& path, const Model& model, float scale);
   const LoraPair* find(const Linear& layer) const;  // nullptr: the layer stays as it is
   size_t layers() const { return pairs_.size(); }
+  uint32_t checksum() const { return checksum_; }  // of everything that an answer depends on; never 0
 
  private:
   Linear load(const Gguf& file, const Tensor& tensor, const Model& model, int heads);
 
   std::map<int, LoraPair> pairs_;  // by the layer's id
   std::vector<std::vector<float>> values_;
+  uint32_t checksum_ = 0;
 };
 
 }  // namespace rksim

@@ -90,6 +90,13 @@ class Session {
   const float* eval_embeddings(const float* x, size_t n, float* all_hidden = nullptr);
   // Logits of every token, n x n_vocab.
   void eval_all(const int32_t* ids, size_t n, float* logits);
+  // Keys and values of the first `tokens` positions, all of which must still be there; and an empty session's first
+  // `tokens` from those of `stored` positions. Bits that eval() would compute again.
+  std::vector<uint8_t> save_kv(int64_t tokens) const;
+  void load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t tokens);
+  size_t kv_token_bytes() const;
+  uint32_t act_scale() const;         // RKSIM_ACT_SCALE as a number, for what must not be mixed
+  int64_t reusable(int64_t n) const;  // of n equal tokens, those after which a prompt may go on
   // The hidden states behind the last logits: after the output norm, [hidden].
   const float* last_hidden() const;
 

@@ -167,8 +167,6 @@ int raw(const E& value) {
 void check_infer(const RKLLMInferParam& infer) {
   if (raw(infer.mode) < RKLLM_INFER_GENERATE || raw(infer.mode) > RKLLM_INFER_GET_LAST_HIDDEN_LAYER)
     throw Error("unknown infer mode " + std::to_string(raw(infer.mode)));
-  if (infer.prompt_cache_params && infer.prompt_cache_params->save_prompt_cache)
-    log_warning("the prompt cache is not simulated yet: nothing is saved");
 }
 
 // Copies what the run needs. Throws Error on what no run could make sense of.
@@ -178,11 +176,17 @@ Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void
   const int type = raw(input->input_type);
   if (type < RKLLM_INPUT_PROMPT || type > RKLLM_INPUT_MULTIMODAL)
     throw Error("unknown input type " + std::to_string(type));
-  Request r{input->input_type, infer->mode, userdata, {}, 0, {}, {}, nullptr};
+  Request r{input->input_type, infer->mode, userdata, {}, 0, {}, {}, nullptr, {}};
   // A run that names an adapter must not answer without it.
   if (infer->lora_params) {
     if (!infer->lora_params->lora_adapter_name) throw Error("lora_params->lora_adapter_name is NULL");
     r.lora = runtime.lora(infer->lora_params->lora_adapter_name);
+  }
+  if (infer->prompt_cache_params && infer->prompt_cache_params->save_prompt_cache) {
+    const char* path = infer->prompt_cache_params->prompt_cache_path;
+    if (!path || !*path) throw Error("prompt_cache_path is NULL or empty");
+    if (type == RKLLM_INPUT_EMBED) throw Error("a prompt of embeddings has no tokens to find it by: it cannot be saved");
+    r.save_cache = path;
   }
   const auto most = static_cast<size_t>(runtime.context());
   switch (input->input_type) {
@@ -223,14 +227,6 @@ int load_lora(Runtime& runtime, const RKLLMLoraAdapter* adapter) {
   return 0;
 }
 
-// What the two functions of a later version do until then.
-int not_yet(LLMHandle handle, const char* function) {
-  return guarded(function, [&] {
-    if (find(handle, function)) log_error(std::string(function) + " is not simulated yet");
-    return kFailed;
-  });
-}
-
 }  // namespace
 
 extern "C" {
@@ -260,8 +256,24 @@ int rkllm_load_lora(LLMHandle handle, RKLLMLoraAdapter* lora_adapter) {
   });
 }
 
-int rkllm_load_prompt_cache(LLMHandle handle, const char*) { return not_yet(handle, "rkllm_load_prompt_cache"); }
-int rkllm_release_prompt_cache(LLMHandle handle) { return not_yet(handle, "rkllm_release_prompt_cache"); }
+int rkllm_load_prompt_cache(LLMHandle handle, const char* prompt_cache_path) {
+  return guarded("rkllm_load_prompt_cache", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_load_prompt_cache");
+    if (!runtime) return kFailed;
+    if (!prompt_cache_path) throw Error("prompt_cache_path is NULL");
+    runtime->load_prompt_cache(prompt_cache_path);
+    return 0;
+  });
+}
+
+int rkllm_release_prompt_cache(LLMHandle handle) {
+  return guarded("rkllm_release_prompt_cache", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_release_prompt_cache");
+    if (!runtime) return kFailed;
+    runtime->release_prompt_cache();
+    return 0;
+  });
+}
 
 int rkllm_destroy(LLMHandle handle) {
   return guarded("rkllm_destroy", [&] {

@@ -12,6 +12,7 @@
 #include "faults.h"
 #include "lora.h"
 #include "model.h"
+#include "prompt_cache.h"
 #include "rkllm.h"
 #include "sampler.h"
 
@@ -29,6 +30,7 @@ struct Request {
   std::vector<int32_t> ids;
   std::vector<float> embeddings;  // tokens x hidden
   const Lora* lora = nullptr;     // of the runtime's own; nullptr: the model alone
+  std::string save_cache;         // where the prompt's keys and values go; empty: nowhere
 };
 
 struct RunParams {
@@ -52,6 +54,10 @@ class Runtime {
   void load_lora(const std::string& path, const std::string& name, float scale);
   const Lora* lora(const std::string& name);  // Throws Error on a name that is not loaded.
 
+  // For every later run, until it is released or another one is loaded. Both throw Error while a run is under way.
+  void load_prompt_cache(const std::string& path);
+  void release_prompt_cache();
+
   // As the functions of rkllm.h; -1 and a log line when a run is under way.
   int run(const Request& request);
   int run_async(Request request);
@@ -69,6 +75,9 @@ class Runtime {
   std::vector<int32_t> prompt_ids(const Request& request) const;
   void check_room(size_t tokens) const;
   const float* prefill(const Request& request, std::vector<float>* all_hidden);
+  size_t reuse_cache(const std::vector<int32_t>& ids, const Lora* lora);
+  CacheKey cache_key(const Lora* lora) const;
+  void check_idle() const;
   void give_hidden_states(const Request& request);
   void give_token(int32_t id, const Request& request);
   void give(RKLLMResult result, const Request& request, LLMCallState state);
@@ -89,6 +98,7 @@ class Runtime {
   std::thread::id runner_;
   bool running_ = false, closing_ = false;
   std::map<std::string, std::unique_ptr<Lora>> loras_;
+  std::unique_ptr<PromptCache> cache_;
   std::atomic<bool> aborted_{false};
 };
 

@@ -65,6 +65,14 @@ struct Session::Impl {
     return cache.data() + static_cast<size_t>(((int64_t{layer} * 2 + side) * s.n_kv_heads + head) * context * s.head_dim) * kv_bytes;
   }
 
+  // body(its keys, then its values) of every KV head, layer by layer.
+  template <class F>
+  void each_head(F&& body) const {
+    for (int layer = 0; layer < s.n_layers; layer++)
+      for (int side = 0; side < 2; side++)
+        for (int64_t head = 0; head < s.n_kv_heads; head++) body(cached(layer, side, head));
+  }
+
   // body(token) for every token, on all threads where there are several.
   template <class F>
   void each_token(int64_t tokens, F&& body) {
@@ -268,6 +276,36 @@ Session::~Session() = default;
 void Session::reset() { impl_->position = 0; }
 void Session::use(const Lora* lora) { impl_->lora = lora; }
 int64_t Session::position() const { return impl_->position; }
+size_t Session::kv_token_bytes() const {
+  const Impl& m = *impl_;
+  return static_cast<size_t>(int64_t{m.s.n_layers} * 2 * m.kv_size) * m.kv_bytes;
+}
+uint32_t Session::act_scale() const { return static_cast<uint32_t>(impl_->act_scale); }
+
+// Tiles are counted from where an evaluation starts.
+int64_t Session::reusable(int64_t n) const { return impl_->act_scale == ActScale::kTile64 ? n / kTile64 * kTile64 : n; }
+
+std::vector<uint8_t> Session::save_kv(int64_t tokens) const {
+  const Impl& m = *impl_;
+  std::vector<uint8_t> kv;
+  kv.reserve(static_cast<size_t>(tokens) * kv_token_bytes());
+  m.each_head([&](const uint8_t* head) {
+    kv.insert(kv.end(), head, head + static_cast<size_t>(tokens * m.s.head_dim) * m.kv_bytes);
+  });
+  return kv;
+}
+
+void Session::load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t tokens) {
+  Impl& m = *impl_;
+  const size_t row = static_cast<size_t>(m.s.head_dim) * m.kv_bytes;
+  const uint8_t* from = kv.data();
+  m.each_head([&](uint8_t* head) {
+    std::memcpy(head, from, static_cast<size_t>(tokens) * row);
+    from += static_cast<size_t>(stored) * row;
+  });
+  m.position = tokens;
+}
+
 const float* Session::last_hidden() const { return impl_->hidden.data(); }
 
 const float* Session::eval(const int32_t* ids, size_t n, float* all_hidden) {
