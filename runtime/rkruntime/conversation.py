@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Optional
 
 from rk3588.errors import RkError, UsageError
+from rk3588.templates import Message
 
 from .model import Model
-from .templates import Message
 
 
 class Leave(Exception):

@@ -14,8 +14,7 @@ from typing import Any, Optional, Union
 
 from rk3588.bundle import Bundle
 from rk3588.sim import SimModel
-
-from .templates import ChatTemplate, Message
+from rk3588.templates import ChatTemplate, Message
 
 Prompt = Union[str, list[int]]
 VOCABULARY = "tokenizer.gguf"
