@@ -9,7 +9,10 @@ import click
 import rk3588
 from rk3588 import lazy
 
-_COMMANDS = {"build": ("rkconvert.commands:build", "Convert MODEL into bundles; the default command.")}
+_COMMANDS = {
+    "build": ("rkconvert.commands:build", "Convert MODEL into bundles; the default command."),
+    "toolkit": ("rkconvert.toolkit.commands:toolkit", "Rockchip's rkllm-toolkit: install, status, remove."),
+}
 
 
 @click.group(
