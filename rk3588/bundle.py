@@ -24,6 +24,7 @@ SCHEMA = 1
 SIM_MODEL = "model.sim.gguf"
 NPU_MODEL = "model.rkllm"
 TEMPLATE = "chat_template.jinja"
+VOCABULARY = "tokenizer.gguf"
 _BLOCK = 1 << 20
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rk3588.bundle import SIM_MODEL
-from rk3588.quant import Scheme
+
+from .plan import Artifact, Plan
 
 _SCHEMES = {
     "w8a8": "8-bit integers, one scale for each output channel; activations 8-bit with one scale a token",
@@ -14,8 +16,10 @@ _SCHEMES = {
 }
 
 
-def model_card(manifest: dict[str, Any], scheme: Scheme, size: int) -> str:
+def model_card(plan: Plan, artifact: Artifact, manifest: dict[str, Any], folder_: Path) -> str:
     """``README.md`` of a bundle with this manifest, whose artifact has ``size`` bytes."""
+    scheme = artifact.scheme
+    size = (folder_ / SIM_MODEL).stat().st_size if plan.for_sim else 0
     model, source = manifest["model"], manifest["source"]
     how = _SCHEMES.get(
         scheme.name,

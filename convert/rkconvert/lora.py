@@ -341,9 +341,14 @@ def bundle_file(lora: Lora) -> str:
     return f"lora/{lora.name}.gguf"
 
 
-def manifest_entry(loras: Sequence[Lora], mode: str) -> dict[str, Any]:
+def npu_file(lora: Lora) -> str:
+    """Where a kept adapter for a board lies."""
+    return f"lora/{lora.name}.rkllm"
+
+
+def manifest_entry(loras: Sequence[Lora], mode: str, targets: Sequence[str] = ("sim",)) -> dict[str, Any]:
     """``lora`` of ``rkbundle.json``. For a bundle that has none, the key is absent."""
-    return {"mode": mode, "adapters": [_entry(lora, mode) for lora in loras]}
+    return {"mode": mode, "adapters": [_entry(lora, mode, targets) for lora in loras]}
 
 
 def facts(lora: Lora) -> dict[str, Any]:
@@ -358,11 +363,12 @@ def facts(lora: Lora) -> dict[str, Any]:
     }
 
 
-def _entry(lora: Lora, mode: str) -> dict[str, Any]:
+def _entry(lora: Lora, mode: str, targets: Sequence[str]) -> dict[str, Any]:
+    places = {"sim": bundle_file(lora), "rk3588": npu_file(lora)}
     files = [{"path": f.name, "size": f.stat().st_size, "sha256": bundle.sha256(f)} for f in lora.files]
     return {
         **facts(lora),
         **({"base_model": lora.base_model} if lora.base_model else {}),
         "source": {"name": lora.option.path.absolute().name, "files": files},
-        **({"artifacts": {"sim": bundle_file(lora)}} if mode == "adapter" else {}),
+        **({"artifacts": {target: places[target] for target in targets}} if mode == "adapter" else {}),
     }

@@ -52,7 +52,7 @@ class Sink:
         if self.scale is None:
             values = block.as_float32() if self.tensor.kind == "F32" else block.as_float16()
             return [self._write(self.tensor, row, values)]
-        q, scales = block.quantised(self.writer.artifact.scheme)
+        q, scales = block.quantised(self.writer.artifact.scheme_of(self.tensor.name))
         return [self._write(self.tensor, row, q), self._write(self.scale, row, scales)]
 
     def _write(self, tensor: OutTensor, row: int, values: Array) -> Written:
@@ -240,10 +240,7 @@ class _Flight:
 
 def _pieces(file: Path, tensors: list[SourceTensor]) -> Iterator[tuple[SourceTensor | None, int, bytes]]:
     """The whole file in order: (tensor, first row, bytes), or (None, 0, bytes) for what lies between tensors."""
-    try:
-        fd = os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+    fd = _open(file)
     try:
         at = 0
         for tensor in sorted(tensors, key=lambda t: t.offset):
@@ -258,6 +255,25 @@ def _pieces(file: Path, tensors: list[SourceTensor]) -> Iterator[tuple[SourceTen
         yield from ((None, 0, raw) for raw in _between(fd, file, at, os.fstat(fd).st_size))
     finally:
         os.close(fd)
+
+
+def blocks(tensor: SourceTensor) -> Iterator[tuple[int, bytes]]:
+    """The rows of one tensor, a block at a time: (first row, bytes)."""
+    rows, row_bytes = block_rows(tensor), tensor.nbytes // tensor.rows
+    fd = _open(tensor.file)
+    try:
+        for row in range(0, tensor.rows, rows):
+            n = min(rows, tensor.rows - row) * row_bytes
+            yield row, _read(fd, tensor.file, n, tensor.offset + row * row_bytes)
+    finally:
+        os.close(fd)
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
 
 
 def _between(fd: int, file: Path, start: int, end: int) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from .build import Progress
 
-_WHAT = {"download": "Downloading", "convert": "Converting", "hash": "Hashing"}
+_WHAT = {"download": "Downloading", "measure": "Measuring", "convert": "Converting", "hash": "Hashing"}
 _SECONDS = 10.0  # between two lines
 
 

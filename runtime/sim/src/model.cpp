@@ -70,6 +70,9 @@ Model::Model(const std::string& path, int threads)
     layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
     layer.up = load_linear(b + "ffn_up.weight", s.intermediate, s.hidden);
     layer.down = load_linear(b + "ffn_down.weight", s.hidden, s.intermediate);
+    check_alike(layer.q, layer.k, b + "attn");
+    check_alike(layer.q, layer.v, b + "attn");
+    check_alike(layer.gate, layer.up, b + "ffn");
     layers.push_back(layer);
   }
   output_norm = load_vector("output_norm.weight", s.hidden);
@@ -83,6 +86,7 @@ void Model::read_shape() {
                 " is not one this runtime knows (llama)");
   dtype = file.need_string("rksim.dtype");
   group_size_ = file.need_u32("rksim.group_size");
+  hybrid_ = file.f32("rksim.hybrid_rate").has_value();
   if (dtype != "fp16" && dtype != "fp32" && dtype.rfind("w8a8", 0) != 0)
     throw Error(file.path() + ": unknown rksim.dtype " + dtype);
   // Groups are whole quads and whole vectors in every kernel.
@@ -137,7 +141,7 @@ Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
   linear.n = n;
   linear.k = k;
   linear.type = weight_type_;
-  const bool grouped = weight_type_ == GgmlType::I8 && group_size_ != 0;
+  const bool grouped = weight_type_ == GgmlType::I8 && group_size_ != 0 && !(hybrid_ && has_one_scale(name));
   linear.group = grouped ? group_size_ : k;
   linear.groups = ceil_div(k, linear.group);
   if (weight_type_ == GgmlType::I8 && linear.group > kMaxSum)
@@ -147,6 +151,18 @@ Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
   if (weight_type_ == GgmlType::I8) pack(name, linear);
   linears_[name] = linear;
   return linear;
+}
+
+// In a hybrid, the shape of a layer's scales says whether it has groups.
+bool Model::has_one_scale(const std::string& name) const {
+  const Tensor* scale = file.tensor(name + ".scale");
+  return scale && scale->dims.size() == 2 && scale->dims[0] == 1;
+}
+
+// Layers that read the same input share its quantised form.
+void Model::check_alike(const Linear& a, const Linear& b, const std::string& block) const {
+  if (a.group != b.group)
+    throw Error(file.path() + ": " + block + " mixes groups between layers of one input; convert the model again");
 }
 
 void Model::pack(const std::string& name, Linear& linear) {

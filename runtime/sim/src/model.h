@@ -63,10 +63,13 @@ class Model {
   const Tensor& need(const std::string& name, GgmlType type, std::vector<uint64_t> dims) const;
   const float* load_vector(const std::string& name, int64_t n) const;
   Linear load_linear(const std::string& name, int64_t n, int64_t k);
+  bool has_one_scale(const std::string& name) const;
+  void check_alike(const Linear& a, const Linear& b, const std::string& block) const;
   void pack(const std::string& name, Linear& linear);
 
   GgmlType weight_type_;
   uint32_t group_size_ = 0;
+  bool hybrid_ = false;  // some layers have groups, some one scale a row
   std::map<std::string, Linear> linears_;
   std::vector<Pages> packed_;
 };
