@@ -6,6 +6,8 @@ at all. What the manifest says was done was done; what was not measured is absen
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -26,6 +28,14 @@ NPU_MODEL = "model.rkllm"
 TEMPLATE = "chat_template.jinja"
 VOCABULARY = "tokenizer.gguf"
 _BLOCK = 1 << 20
+_NOT_RKLLM = {
+    b"GGUF": "a GGUF file",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"NOT AN RKLLM MODEL": "a test's stand-in for one",
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,11 @@ class Bundle:
 
     @property
     def npu_model(self) -> Path | None:
-        """``model.rkllm``, for a real NPU, where the bundle has it."""
-        return self._artifact("rk3588")
+        """``model.rkllm``, for a real NPU, where the bundle has it; BundleError if that is plainly something else."""
+        path = self._artifact("rk3588")
+        if path is not None:
+            _check_npu_model(path)
+        return path
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -186,6 +199,18 @@ def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> Non
             )
 
 
+def _check_npu_model(path: Path) -> None:
+    """Nobody outside Rockchip can read a .rkllm, but what is not one can be told."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        return  # whoever opens it next says why
+    for magic, what in _NOT_RKLLM.items():
+        if start.startswith(magic):
+            raise BundleError(f"{path} is no .rkllm but {what}: no NPU can run it; convert with rkllm-toolkit")
+
+
 @contextmanager
 def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not."""
@@ -193,7 +218,7 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise TargetError(f"{final} exists already: remove it, choose another -o, or give --overwrite")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        folder, lock = _locked_folder(final)
     except OSError as error:
         raise TargetError(f"cannot write to {final.parent}: {error.strerror}") from error
     try:
@@ -206,6 +231,50 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked_folder(final: Path) -> tuple[Path, int]:
+    """A temporary folder for ``final``, and the open descriptor that holds a lock on it.
+
+    A folder like it that nobody holds is what a killed process left: it goes. The parent is locked meanwhile, so that
+    nobody takes one for left that was made a moment ago.
+    """
+    parent = os.open(final.parent, os.O_RDONLY)
+    try:
+        _lock(parent, fcntl.LOCK_EX)
+        for other in final.parent.glob(f".{glob.escape(final.name)}.*.part"):
+            if _is_left(other):
+                shutil.rmtree(other, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        lock = os.open(folder, os.O_RDONLY)
+        _lock(lock, fcntl.LOCK_EX)
+        return folder, lock
+    finally:
+        os.close(parent)
+
+
+def _lock(fd: int, how: int) -> bool:
+    """Whether the lock was had; True as well where the file system has no locks."""
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return not how & fcntl.LOCK_NB
+    return True
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
 
 
 def write_manifest(

@@ -18,10 +18,11 @@ from rk3588 import bundle, quant, sim
 from rk3588.errors import TargetError
 
 from . import hybrid, lora, pipeline
-from .card import model_card
+from .card import Variant, model_card, read_base
 from .config import ROPE_FACTORS
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
+from .sources.base import CARD
 from .toolkit import build as npu
 from .toolkit.options import PLATFORM
 from .vocabulary import Vocabulary
@@ -143,7 +144,11 @@ def _finish_bundle(
         path.parent.mkdir(exist_ok=True)
         lora.write_gguf(adapter, plan.llama.config, path)
     manifest = make_manifest(plan, artifact, digests)
-    (folder / "README.md").write_text(model_card(plan, artifact, manifest, folder), encoding="utf-8")
+    sizes = {target: (folder / file).stat().st_size for target, file in manifest["artifacts"].items()}
+    named = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
+    variant = Variant(plan.variant(artifact), named, sizes, source.shape)
+    card = model_card([variant], read_base(source.folder))
+    (folder / CARD).write_text(card, encoding="utf-8")
     bundle.write_manifest(folder, manifest, step)
 
 

@@ -16,6 +16,7 @@ from rk3588.errors import CheckpointError, UsageError
 from . import hub, lora
 from . import plan as plans
 from .build import convert
+from .card import naming_note, read_base
 from .plan import Plan
 from .progress import shown
 from .report import render
@@ -112,6 +113,9 @@ def build(
     if remote:
         with shown() as progress:
             plan = replace(plan, source=hub.download(remote, progress, request.opener))
+    naming = naming_note(plan.name, read_base(plan.source.folder))
+    if naming:
+        click.echo(f"Note: {naming}", err=True)
     _run(plan, as_json)
 
 

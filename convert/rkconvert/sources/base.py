@@ -113,12 +113,17 @@ class Checkpoint:
         return [t for t in self.tensors.values() if len(t.shape) == 2 and not _EMBEDDING.search(t.name)]
 
     @property
+    def folder(self) -> Path | None:
+        """Where its card and its licence lie; None for a lone file, whose folder may be anybody's."""
+        if self.kind == "huggingface":
+            return self.path
+        return self.path.parent if self.origin else None
+
+    @property
     def license_files(self) -> list[Path]:
-        """Licence and notices beside the model, whatever they are called."""
-        folder = self.path if self.kind == "huggingface" else self.path.parent
-        if self.kind == "gguf" and not self.origin:  # that folder may be anybody's
-            return []
-        return sorted(f for f in folder.iterdir() if f.is_file() and LICENCE.match(f.name))
+        """Licence and notices, whatever they are called."""
+        found = self.folder.iterdir() if self.folder else ()
+        return sorted(file for file in found if file.is_file() and LICENCE.match(file.name))
 
 
 @dataclass(frozen=True, kw_only=True)
