@@ -11,6 +11,7 @@ from rk3588 import lazy
 
 _COMMANDS = {
     "build": ("rkconvert.commands:build", "Convert MODEL into bundles; the default command."),
+    "sweep": ("rkconvert.sweep.commands:sweep", "Many bundles from one file: models x dtypes x rates x LoRAs."),
     "toolkit": ("rkconvert.toolkit.commands:toolkit", "Rockchip's rkllm-toolkit: install, status, remove."),
 }
 

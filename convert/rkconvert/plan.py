@@ -135,11 +135,7 @@ class Plan:
     def variant(self, artifact: Artifact) -> str:
         """What tells this bundle from others of the same model; what is not usual is part of it."""
         level = self.board.options.optimization_level if self.board else 1
-        base = f"{self.name}-{PLATFORM}-{artifact.scheme.name}"
-        if self.community_names:
-            return f"{base}-opt-{level}-hybrid-ratio-{float(self.hybrid_rate)}"
-        unusual = "" if level == 1 else f"-opt{level}"
-        return base + unusual + (f"-hybrid{self.hybrid_rate:g}" if self.hybrid_rate else "")
+        return variant_name(self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names)
 
     def npu_model(self, artifact: Artifact) -> str:
         """The file that rkllm-toolkit writes."""
@@ -176,6 +172,15 @@ class Plan:
         vocabulary = self.llama.vocabulary
         loras = sum(lora.nbytes for lora in self.loras)
         return _BASE_MEMORY + loras + ahead + work + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
+
+
+def variant_name(name: str, dtype: str, level: int, hybrid_rate: float, community: bool) -> str:
+    """A bundle's folder. ``community``: as the models that others publish are called."""
+    base = f"{name}-{PLATFORM}-{dtype}"
+    if community:
+        return f"{base}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
+    unusual = "" if level == 1 else f"-opt{level}"
+    return base + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "")
 
 
 def make_plan(
