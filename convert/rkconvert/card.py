@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from rk3588 import boards, predict, quant
-from rk3588.bundle import NPU_MODEL, SIM_MODEL
+from rk3588 import boards, predict, quant, shape
+from rk3588.bundle import NPU_MODEL, SIM_MODEL, Bundle
+from rk3588.errors import CheckpointError
 from rk3588.predict import MAX_CONTEXT, Estimate, Prediction, Workload
 from rk3588.shape import Shape
 
@@ -23,7 +24,7 @@ _SOC = "RK3588"
 _GB = 1e9
 _ORIGINAL = "## The original model card"
 # Of the original only: figures measured on it, and how its own files are loaded.
-_DROPPED = ("model-index", "library_name", "widget", "inference", "base_model_relation", "quantized_by", "datasets")
+_DROPPED = ("model-index", "library_name", "widget", "inference", "quantized_by", "datasets")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Variant:
     manifest: dict[str, Any]
     sizes: dict[str, int]
     shape: Shape | None
+
+    @classmethod
+    def of(cls, found: Bundle) -> Variant:
+        """A bundle on disk."""
+        sizes = {t: (found.path / file).stat().st_size for t, file in found.manifest["artifacts"].items()}
+        try:
+            known: Shape | None = shape.load(found.path)
+        except CheckpointError:  # a family that is not known here
+            known = None
+        return cls(found.path.absolute().name, found.manifest, sizes, known)
 
     @property
     def dtype(self) -> str:
@@ -84,6 +95,13 @@ def read_base(folder: Path | None) -> Base:
     return Base(facts, body)
 
 
+def original(own: Base) -> Base:
+    """The original's card out of a bundle's own."""
+    _, mark, text = own.text.partition(f"\n{_ORIGINAL}\n")
+    text = text.split("\n\n", 1)[1] if mark else ""  # past the line that says whose it is
+    return Base(own.facts, text)
+
+
 def split(text: str) -> tuple[dict[str, Any], str]:
     """Front matter and the rest. What is not a mapping in YAML is left where it is."""
     if not text.startswith("---\n"):
@@ -110,19 +128,21 @@ def _source(variants: list[Variant]) -> str:
 
 
 def _front_matter(variants: list[Variant], base: Base) -> str:
-    facts = {key: value for key, value in base.facts.items() if key not in _DROPPED}
-    source = variants[0].manifest["source"]
-    if "hub" in source:
-        facts["base_model"] = source["hub"]["repository"]
-    elif "base_model" not in facts:
-        facts["base_model"] = source["name"]
-    facts["base_model_relation"] = "quantized"
-    dtypes = [v.dtype for v in variants]
-    facts["quantization"] = dtypes[0] if len(dtypes) == 1 else list(dict.fromkeys(dtypes))
-    tags = facts.get("tags")
-    ours = ["rk3588", *(["rkllm"] if any("rk3588" in v.sizes for v in variants) else [])]
-    facts["tags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), *ours]))
-    return yaml.safe_dump(facts, allow_unicode=True, sort_keys=False)
+    """The original's, and ours behind it; what is ours is put in anew, so that a card may be made of a card."""
+    source, dtypes = variants[0].manifest["source"], list(dict.fromkeys(v.dtype for v in variants))
+    tags = base.facts.get("tags")
+    named = source["hub"]["repository"] if "hub" in source else base.facts.get("base_model", source["name"])
+    ours = {
+        "base_model": named,
+        "base_model_relation": "quantized",
+        "quantization": dtypes[0] if len(dtypes) == 1 else dtypes,
+        "tags": [*(tags if isinstance(tags, list) else []), "rk3588"],
+    }
+    if any("rk3588" in v.sizes for v in variants):
+        ours["tags"].append("rkllm")
+    ours["tags"] = list(dict.fromkeys(ours["tags"]))
+    facts = {key: value for key, value in base.facts.items() if key not in (*_DROPPED, *ours)}
+    return yaml.safe_dump({**facts, **ours}, allow_unicode=True, sort_keys=False)
 
 
 def _title(variants: list[Variant]) -> str:
