@@ -91,7 +91,8 @@ def driver(rkllm_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Dri
 @pytest.fixture(scope="session")
 def toolkit(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The double of rkllm-toolkit, installed as a user installs the real one, in the best Python for it here."""
+    from rkconvert.toolkit.install import PYTHONS, search_python
     from tests import toolkit_double
 
-    version = next((v for v in ("3.10", "3.8") if toolkit_double.python(v)), None)
+    version = next((v for v in PYTHONS if search_python(v)), None)
     return toolkit_double.install(tmp_path_factory.mktemp("toolkit"), version or sys.executable)

@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("version", "tag"), [("3.8", WHEEL38), ("3.10", WHEEL310)])
 def test_a_release_folder_installs_and_the_worker_runs(home: Path, version: str, tag: str) -> None:
     """Under the real 3.8 and 3.10: the wheel that fits is found, installed, asked for, and taken away again."""
-    toolkit_double.needed_python(version)
+    toolkit_double.need_python(version)
     for each in (WHEEL38, WHEEL310):
         wheel = toolkit_double.build_wheel(home / "release" / "packages", each)
     env = toolkit_double.environment(home)
@@ -75,7 +75,7 @@ def test_only_known_wheels_unless_told_otherwise(home: Path, monkeypatch: pytest
     with pytest.raises(ToolkitError, match=r"is not a wheel of 1\.1\.1 that this version knows.*--allow-unknown"):
         installs.choose(wheel, None, allow_unknown=False)
     monkeypatch.setattr(installs, "KNOWN", {installs._md5(wheel): "3.10"})
-    monkeypatch.setattr(installs, "_search", lambda version: Path(f"/python{version}"))
+    monkeypatch.setattr(installs, "search_python", lambda version: Path(f"/python{version}"))
     package = installs.choose(wheel, None, allow_unknown=False)
     assert package.known and package.python == Path("/python3.10")
     with pytest.raises(UsageError, match=r"this wheel is for Python 3\.10, not 3.8"):
@@ -87,7 +87,7 @@ def test_only_known_wheels_unless_told_otherwise(home: Path, monkeypatch: pytest
     (home / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no wheel of rkllm-toolkit and no Python package"):
         installs.choose(home / "empty", None, allow_unknown=True)
-    monkeypatch.setattr(installs, "_search", lambda _: None)
+    monkeypatch.setattr(installs, "search_python", lambda _: None)
     with pytest.raises(ToolkitError, match=r"Python 3\.10 is not on this machine"):
         installs.choose(wheel, None, allow_unknown=False)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")

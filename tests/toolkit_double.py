@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rkconvert.toolkit.install import _search
+from rkconvert.toolkit.install import search_python
 
 PACKAGE = Path(__file__).with_name("rkllm_double")
 BANNER = b"NOT AN RKLLM MODEL"
@@ -48,16 +48,10 @@ def rkconvert(*args: object, env: dict[str, str], **options: Any) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
 
 
-def python(version: str) -> Path | None:
-    """An interpreter of this version, if the machine has one."""
-    return _search(version)
-
-
-def needed_python(version: str) -> Path:
-    found = python(version)
-    if found is None:
+def need_python(version: str) -> None:
+    """Skip the test where the machine has no such interpreter."""
+    if search_python(version) is None:
         pytest.skip(f"Python {version}, which rkllm-toolkit's wheels are for, is not on this machine")
-    return found
 
 
 def install(home: Path, interpreter: str) -> Installed:

@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 _PATIENCE = 60.0  # seconds to clean up in
@@ -52,6 +51,9 @@ class Running:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
+    def wait(self) -> None:
+        self._process.wait()
+
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
         self._cut()
@@ -85,17 +87,10 @@ class Running:
 
 def run(arguments: list[str]) -> dict[str, Any]:
     """A whole cell, for a machine of a Dask cluster; plain data, since it travels."""
-    with running(arguments) as cell:
-        cell._process.wait()
-        result = cell.result()
-    return {"state": result.state, "reason": result.reason, "bytes": result.bytes}
-
-
-@contextmanager
-def running(arguments: list[str]) -> Iterator[Running]:
     cell = Running(arguments)
     try:
-        yield cell
+        cell.wait()
+        return asdict(cell.result())
     finally:
         cell.stop()
 

@@ -143,7 +143,7 @@ def _wheel_in(folder: Path, wanted: str | None) -> Path:
         raise UsageError(f"{folder} holds no wheel of rkllm-toolkit and no Python package: {GET}")
     asked = _version_of(Path(wanted)) if wanted and "/" in wanted else wanted
     order = [asked] if asked else [*PYTHONS, *by_python]
-    usable = [python for python in order if python in by_python and (asked or _search(python))]
+    usable = [python for python in order if python in by_python and (asked or search_python(python))]
     if not usable:
         raise ToolkitError(
             f"{folder} holds wheels for Python {', '.join(by_python)}, and "
@@ -172,7 +172,7 @@ def find_python(wanted: str | None, needs: str, *, fixed: bool) -> Path:
             raise UsageError(f"--python {wanted} is not a Python interpreter that runs")
         return Path(wanted).absolute()
     assert found is not None
-    path_found = _search(found)
+    path_found = search_python(found)
     if path_found is None:
         raise ToolkitError(
             f"Python {found} is not on this machine: install it (pyenv and uv have it), or give --python PATH"
@@ -180,7 +180,7 @@ def find_python(wanted: str | None, needs: str, *, fixed: bool) -> Path:
     return path_found
 
 
-def _search(version: str) -> Path | None:
+def search_python(version: str) -> Path | None:
     """A Python of this version on PATH, else one of pyenv's or uv's."""
     candidates = [Path(found)] if (found := shutil.which(f"python{version}")) else []
     pyenv = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
