@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from rk3588 import bundle, quant, sim
-from rk3588.errors import BundleError
+from rk3588.errors import BundleError, ToolkitError
 from rkconvert import hybrid
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
@@ -207,6 +207,18 @@ def test_a_lora_is_the_toolkits_too(toolkit: Installed, model: Path, tmp_path: P
     given = exported(merged.path / "model.rkllm")["model"]["model.safetensors"]
     assert given != hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     assert merged.loras == {}
+
+
+def test_a_lora_that_the_toolkit_did_not_export_ends_it(model: Path, tmp_path: Path) -> None:
+    """It may say that all went well: what counts is the file."""
+    from rkconvert import lora
+    from rkconvert.toolkit import build
+
+    adapter = lora.read(lora.parse(str(loras.peft_lora(tmp_path / "tuned", TINY))), open_source(model))
+    (tmp_path / "0.rkllm").write_bytes(b"model")
+    (tmp_path / "0_lora.rkllm").touch()
+    with pytest.raises(ToolkitError, match=r"said that it exported the LoRA, and wrote no tuned\.rkllm"):
+        build._adopt({tmp_path / "0.rkllm": adapter}, tmp_path / "model.rkllm", tmp_path)
 
 
 def test_a_merged_folder_is_what_adding_gives(model: Path, tmp_path: Path) -> None:
