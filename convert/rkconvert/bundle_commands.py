@@ -30,7 +30,7 @@ def accuracy(paths: tuple[Path, ...], text: Path | None, tokens: int, as_json: b
     """
     from . import accuracy as measuring
 
-    read, name = _text(text)
+    read, called = _text(text)
     found = [bundle.read(path) for path in paths]
     rows = []
     with deferred_interrupts() as check, shown() as progress:
@@ -44,15 +44,18 @@ def accuracy(paths: tuple[Path, ...], text: Path | None, tokens: int, as_json: b
                 done += size
                 progress(label, min(done, tokens), tokens)
 
-            result = measuring.measure(one, reference, read, name, tokens, step)
+            result = measuring.measure(one, reference, read, called, tokens, step)
             measuring.record(one, result)
             rows.append({"path": str(one.path), "dtype": one.dtype, **asdict(result)})
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'dtype':<10} {'perplexity':>10} {'KL to fp32':>11} {'top-1':>7}")
-    for row in rows:
-        click.echo(f"{row['dtype']:<10} {row['perplexity']:>10.3f} {row['divergence']:>11.6f} {row['agreement']:>7.1%}")
+    names = [Path(row["path"]).absolute().name for row in rows]
+    width = max(map(len, names))
+    click.echo(f"{'bundle':<{width}} {'perplexity':>10} {'KL to fp32':>11} {'top-1':>7}")
+    for name, row in zip(names, rows):
+        figures = f"{row['perplexity']:>10.3f} {row['divergence']:>11.6f} {row['agreement']:>7.1%}"
+        click.echo(f"{name:<{width}} {figures}")
 
 
 def _text(path: Path | None) -> tuple[str, str]:
