@@ -6,6 +6,8 @@ at all. What the manifest says was done was done; what was not measured is absen
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -24,7 +26,26 @@ SCHEMA = 1
 SIM_MODEL = "model.sim.gguf"
 NPU_MODEL = "model.rkllm"
 TEMPLATE = "chat_template.jinja"
+VOCABULARY = "tokenizer.gguf"
 _BLOCK = 1 << 20
+_NOT_RKLLM = {
+    b"GGUF": "a GGUF file",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"NOT AN RKLLM MODEL": "a test's stand-in for one",
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter beside a bundle's model, to be chosen at run time: a file for each runtime that it was made for."""
+
+    name: str
+    scale: float  # what it is meant to be used with
+    sim: Path | None
+    npu: Path | None
 
 
 @dataclass(frozen=True)
@@ -49,8 +70,21 @@ class Bundle:
 
     @property
     def npu_model(self) -> Path | None:
-        """``model.rkllm``, for a real NPU, where the bundle has it."""
-        return self._artifact("rk3588")
+        """``model.rkllm``, for a real NPU, where the bundle has it; BundleError if that is plainly something else."""
+        path = self._artifact("rk3588")
+        if path is not None:
+            _check_npu_model(path)
+        return path
+
+    @property
+    def loras(self) -> dict[str, Lora]:
+        """By name, the adapters that can be chosen; one that was merged into the model is none."""
+        lora = self.manifest.get("lora")
+        found = {}
+        for entry in lora["adapters"] if lora and lora["mode"] == "adapter" else ():
+            files = {target: self.path / name for target, name in entry["artifacts"].items()}
+            found[entry["name"]] = Lora(entry["name"], entry["scale"], files.get("sim"), files.get("rk3588"))
+        return found
 
     @property
     def chat_template(self) -> str | None:
@@ -60,6 +94,11 @@ class Bundle:
     def _artifact(self, target: str) -> Path | None:
         name = self.manifest["artifacts"].get(target)
         return self.path / name if name else None
+
+
+def size(folder: Path) -> int:
+    """Bytes of all the files in a bundle's folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -124,6 +163,29 @@ def _check_form(where: Path, manifest: Any) -> None:
     for target, name in manifest["artifacts"].items():
         if not isinstance(name, str) or name not in listed:
             raise BundleError(f"{where}: the artifact for {target} ({name!r}) is not among its files")
+    if "lora" in manifest and not _is_lora(manifest["lora"], listed):
+        raise BundleError(
+            f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
+            "not merged, its artifacts among the bundle's files"
+        )
+
+
+def _is_lora(lora: Any, listed: set[str]) -> bool:
+    if not isinstance(lora, dict) or lora.get("mode") not in ("adapter", "merge"):
+        return False
+    entries = lora.get("adapters")
+    return isinstance(entries, list) and all(_is_adapter(entry, lora["mode"], listed) for entry in entries)
+
+
+def _is_adapter(entry: Any, mode: str, listed: set[str]) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    if type(entry.get("scale")) not in (int, float):
+        return False
+    artifacts = entry.get("artifacts")
+    if mode == "merge":
+        return artifacts is None
+    return isinstance(artifacts, dict) and all(isinstance(a, str) and a in listed for a in artifacts.values())
 
 
 def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> None:
@@ -137,6 +199,18 @@ def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> Non
             )
 
 
+def _check_npu_model(path: Path) -> None:
+    """Nobody outside Rockchip can read a .rkllm, but what is not one can be told."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        return  # whoever opens it next says why
+    for magic, what in _NOT_RKLLM.items():
+        if start.startswith(magic):
+            raise BundleError(f"{path} is no .rkllm but {what}: no NPU can run it; convert with rkllm-toolkit")
+
+
 @contextmanager
 def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not."""
@@ -144,7 +218,7 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise TargetError(f"{final} exists already: remove it, choose another -o, or give --overwrite")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        folder, lock = _locked_folder(final)
     except OSError as error:
         raise TargetError(f"cannot write to {final.parent}: {error.strerror}") from error
     try:
@@ -157,6 +231,50 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked_folder(final: Path) -> tuple[Path, int]:
+    """A temporary folder for ``final``, and the open descriptor that holds a lock on it.
+
+    A folder like it that nobody holds is what a killed process left: it goes. The parent is locked meanwhile, so that
+    nobody takes one for left that was made a moment ago.
+    """
+    parent = os.open(final.parent, os.O_RDONLY)
+    try:
+        _lock(parent, fcntl.LOCK_EX)
+        for other in final.parent.glob(f".{glob.escape(final.name)}.*.part"):
+            if _is_left(other):
+                shutil.rmtree(other, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        lock = os.open(folder, os.O_RDONLY)
+        _lock(lock, fcntl.LOCK_EX)
+        return folder, lock
+    finally:
+        os.close(parent)
+
+
+def _lock(fd: int, how: int) -> bool:
+    """Whether the lock was had; True as well where the file system has no locks."""
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return not how & fcntl.LOCK_NB
+    return True
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
 
 
 def write_manifest(

@@ -4,6 +4,7 @@ RkError
 ├── UsageError           the call itself is wrong                        exit code 2
 ├── CheckpointError      a model to convert is not what it should be     exit code 1
 ├── BundleError          a bundle is missing, incomplete or changed
+├── ToolkitError         rkllm-toolkit is missing, failed, or was killed
 ├── TargetError          the place to write to is taken or not writable
 ├── SimError             librksim refused an artifact or an argument
 ├── LibraryError         no usable librkllmrt, or one of another version
@@ -40,6 +41,10 @@ class CheckpointError(RkError):
 
 
 class BundleError(RkError):
+    pass
+
+
+class ToolkitError(RkError):
     pass
 
 

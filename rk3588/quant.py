@@ -57,6 +57,11 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
+def mixed(spec: Scheme) -> tuple[Scheme, Scheme]:
+    """The two that a hybrid of ``spec`` is made of: without groups and with; those of 128 where it has none."""
+    return SCHEMES["w8a8"], spec if spec.group_size else SCHEMES["w8a8_g128"]
+
+
 def scheme(name: str) -> Scheme:
     """The scheme called ``name``; UsageError names the ones there are."""
     try:

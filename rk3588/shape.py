@@ -29,6 +29,7 @@ class Shape:
     tied: bool
     context: int = 0  # the longest the model was trained for; 0: not said
     extras: int = 0  # biases and norms inside one layer
+    family: str = "llama"  # its model_type
 
     @property
     def linear_params(self) -> int:
@@ -149,6 +150,7 @@ def from_config(
         tied=read.flag("tie_word_embeddings", family.tied),
         context=read.size("max_position_embeddings", 0),
         extras=extras + family.head_norms * head_dim,
+        family=str(kind),
     )
 
 

@@ -59,6 +59,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_get_info": (c.c_int, [_P, c.POINTER(_Info)]),
     "rksim_tokenize": (c.c_int64, [_P, c.c_char_p, c.c_size_t, c.c_int, _P, c.c_size_t]),
     "rksim_detokenize": (c.c_int64, [_P, _P, c.c_size_t, c.c_int, _P, c.c_size_t]),
+    "rksim_use_lora": (c.c_int, [_P, c.c_char_p, c.c_float]),
     "rksim_logits": (c.c_int, [_P, _P, c.c_size_t, c.c_int, _P]),
     "rksim_layer": (c.c_int, [_P, c.c_int, _P, c.c_size_t, _P]),
     "rksim_linear": (c.c_int, [_P, c.c_char_p, _P, c.c_size_t, _P]),
@@ -141,6 +142,11 @@ class SimModel:
         text = c.create_string_buffer(size or 1)
         self._lib.rksim_detokenize(self._handle, array, len(ids), flags, text, size)
         return text.raw[:size]
+
+    def use_lora(self, path: str | os.PathLike[str] | None, scale: float = 1.0) -> None:
+        """Compute with a GGUF adapter over the weights from now on; None: without any again."""
+        if self._lib.rksim_use_lora(self._handle, None if path is None else os.fsencode(path), scale):
+            raise _failed()
 
     def logits(self, ids: list[int], *, chunk: int = 0) -> npt.NDArray[np.float32]:
         """Logits of every position, float32 (n, n_vocab), from an empty KV cache."""

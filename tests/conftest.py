@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from rk3588.errors import LibraryError
 
 if TYPE_CHECKING:
     from tests.rkllm_driver import Driver
+    from tests.toolkit_double import Installed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,3 +86,13 @@ def driver(rkllm_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Dri
 
     program = rkllm_driver.compile_driver(tmp_path_factory.mktemp("driver") / "driver")
     return rkllm_driver.Driver(program, rkllm_library)
+
+
+@pytest.fixture(scope="session")
+def toolkit(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The double of rkllm-toolkit, installed as a user installs the real one, in the best Python for it here."""
+    from rkconvert.toolkit.install import PYTHONS, search_python
+    from tests import toolkit_double
+
+    version = next((v for v in PYTHONS if search_python(v)), None)
+    return toolkit_double.install(tmp_path_factory.mktemp("toolkit"), version or sys.executable)

@@ -1,7 +1,7 @@
 """Logits by their bits, from a process of its own: a library chooses its kernel once, when it is loaded.
 
-Reads jobs as JSON from stdin, ``[{"model": path, "ids": […], "threads": n, "chunk": n}, …]``, and prints the kernel in
-use and the SHA-256 of each job's logits.
+Reads jobs as JSON from stdin, ``[{"model": path, "ids": […], "threads": n, "chunk": n, "lora": path}, …]``, and prints
+the kernel in use and the SHA-256 of each job's logits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Job(NamedTuple):
     ids: list[int]
     threads: int = 1
     chunk: int = 0  # tokens per step of the prefill; 0: the library's default
+    lora: Path | None = None
 
 
 def digest(logits: npt.NDArray[np.float32]) -> str:
@@ -33,7 +34,7 @@ def digest(logits: npt.NDArray[np.float32]) -> str:
 
 def run(kernel: str, jobs: list[Job]) -> list[str]:
     """The digests of ``jobs`` as ``kernel`` computes them."""
-    text = json.dumps([{**job._asdict(), "model": str(job.model)} for job in jobs])
+    text = json.dumps([job._asdict() for job in jobs], default=str)
     program = [sys.executable, "-c", "from tests.digests import main; main()"]
     environment = {**os.environ, "RKSIM_KERNEL": kernel, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(program, input=text, env=environment, capture_output=True, text=True)
@@ -49,5 +50,6 @@ def main() -> None:
     found = []
     for job in jobs:
         with sim.SimModel(job["model"], threads=job["threads"]) as model:
+            model.use_lora(job["lora"])
             found.append(digest(model.logits(job["ids"], chunk=job["chunk"])))
     json.dump({"kernel": sim.kernel(), "digests": found}, sys.stdout)

@@ -152,7 +152,8 @@ EXPORT int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer
     note("run ids");
     for (size_t i = 0; i < input->token_input.n_tokens; i++) note(" %d", input->token_input.input_ids[i]);
   }
-  note(" mode=%d lora=%d cache=%d\n", infer->mode, infer->lora_params != NULL, infer->prompt_cache_params != NULL);
+  const char *lora = infer->lora_params ? infer->lora_params->lora_adapter_name : "0";
+  note(" mode=%d lora=%s cache=%d\n", infer->mode, lora, infer->prompt_cache_params != NULL);
   const int result = play(script);
   if (result == 1000) return 0;
   running = 0;
@@ -176,8 +177,9 @@ EXPORT int rkllm_destroy(LLMHandle handle) {
 }
 
 EXPORT int rkllm_load_lora(LLMHandle handle, RKLLMLoraAdapter *adapter) {
-  (void)handle, (void)adapter;
-  return -1;
+  (void)handle;
+  note("lora %s %s %g\n", adapter->lora_adapter_path, adapter->lora_adapter_name, (double)adapter->scale);
+  return strcmp(adapter->lora_adapter_name, "bad") ? 0 : -1;
 }
 
 EXPORT int rkllm_load_prompt_cache(LLMHandle handle, const char *path) {

@@ -129,6 +129,7 @@ class Reference:
         reader = GGUFReader(path)
         self.act_scale = act_scale
         self.tensors: dict[str, npt.NDArray[Any]] = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
+        self.lora: dict[str, tuple[Floats, Floats, np.float32]] = {}  # A, B and scale by layer
 
         def value(key: str) -> Any:
             return reader.fields[key].contents()
@@ -149,7 +150,26 @@ class Reference:
         return Weight(self.tensors[name], self.tensors.get(f"{name}.scale"), self.group_size)
 
     def linear(self, name: str, x: Floats) -> Floats:
-        return self.weight(name).apply(x, self.act_scale)
+        y = self.weight(name).apply(x, self.act_scale)
+        if name not in self.lora:
+            return y
+        a, b, scale = self.lora[name]
+        changed: Floats = y + scale * dot(dot(x[:, None], a[None])[:, None], b[None])
+        return changed
+
+    def use_lora(self, path: Path, scale: float) -> None:
+        """Compute with a GGUF adapter, whose rows of Q and K llama.cpp interleaves."""
+        from gguf import GGUFReader
+
+        reader = GGUFReader(path)
+        alpha = F(reader.fields["adapter.lora.alpha"].contents())
+        tensors = {tensor.name: np.asarray(tensor.data).astype(F) for tensor in reader.tensors}
+        for name in [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]:
+            a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+            if name.endswith(("attn_q.weight", "attn_k.weight")):
+                heads = b.reshape(-1, self.head_dim // 2, 2, len(a))
+                b = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)
+            self.lora[name] = (a, b, F(scale) * (alpha / F(len(a))))
 
     def embed(self, ids: list[int]) -> Floats:
         rows: Floats = self.tensors["token_embd.weight"][ids].astype(F)

@@ -33,8 +33,9 @@ static LLMHandle handle;
 static RKLLMParam param;
 static RKLLMInput input;
 static RKLLMInferParam infer;
-static RKLLMLoraParam lora = {"style"};
-static RKLLMPromptCacheParam cache = {1, "cache.bin"};
+static RKLLMLoraParam lora;
+static RKLLMLoraAdapter adapter = {"lora.gguf", "style", 1.0f};
+static RKLLMPromptCacheParam cache = {1, NULL};
 static pthread_t main_thread, helper;
 static long run_number, calls_in_run;
 static _Atomic long calls; /* callbacks of the run at hand */
@@ -112,9 +113,8 @@ static void act(const char *what) {
     if (value == 0) alive = 0;
     ret(what, value);
   } else if (!strcmp(what, "load_lora")) {
-    RKLLMLoraAdapter adapter = {"lora.rkllm", "style", 1.0f};
     ret(what, api.load_lora(handle, &adapter));
-  } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, "cache.bin"));
+  } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, cache.prompt_cache_path));
   else if (!strcmp(what, "release_prompt_cache")) ret(what, api.release_prompt_cache(handle));
   else die("unknown call", what);
 }
@@ -177,6 +177,16 @@ static void read_tokens(char *text) {
   input.token_input.n_tokens = n;
 }
 
+/* PATH,NAME,SCALE for load_lora; a part that is - is NULL. */
+static void read_adapter(char *text) {
+  char *name = strchr(text, ','), *scale = name ? strchr(name + 1, ',') : NULL;
+  if (!scale) die("adapter wants PATH,NAME,SCALE, not", text);
+  *name++ = *scale++ = 0;
+  adapter.lora_adapter_path = strcmp(text, "-") ? text : NULL;
+  adapter.lora_adapter_name = strcmp(name, "-") ? name : NULL;
+  adapter.scale = strtof(scale, NULL);
+}
+
 /* COUNT,FILE: float32 values in a file. */
 static void read_embeddings(char *text) {
   static float values[1 << 16];
@@ -216,6 +226,7 @@ static void call_with_nulls(void) {
     ret("run-content", api.run(handle, &empty, &infer, NULL));
   }
   ret("load_lora-handle", api.load_lora(NULL, NULL));
+  ret("load_lora-adapter", api.load_lora(handle, NULL));
   ret("load_prompt_cache-handle", api.load_prompt_cache(NULL, NULL));
   ret("release_prompt_cache-handle", api.release_prompt_cache(NULL));
   ret("destroy-handle", api.destroy(NULL));
@@ -243,8 +254,11 @@ static void command(const char *verb, char *value) {
   else if (!strcmp(verb, "embed")) read_embeddings(value);
   else if (!strcmp(verb, "input_type")) input.input_type = (RKLLMInputType)atoi(value);
   else if (!strcmp(verb, "mode")) infer.mode = (RKLLMInferMode)atoi(value);
-  else if (!strcmp(verb, "lora")) infer.lora_params = &lora;
-  else if (!strcmp(verb, "cache")) infer.prompt_cache_params = &cache;
+  else if (!strcmp(verb, "lora")) lora.lora_adapter_name = value, infer.lora_params = &lora; /* no value: a NULL name */
+  else if (!strcmp(verb, "no_lora")) infer.lora_params = NULL;
+  else if (!strcmp(verb, "adapter")) read_adapter(value);
+  else if (!strcmp(verb, "cache")) cache.prompt_cache_path = value; /* no value: NULL */
+  else if (!strcmp(verb, "save_cache")) infer.prompt_cache_params = atoi(value) ? &cache : NULL;
   else if (!strcmp(verb, "slow")) slow_us = atol(value);    /* each callback takes so many microseconds */
   else if (!strcmp(verb, "at")) act_at = atol(value);       /* in this callback, counted from 0, ... */
   else if (!strcmp(verb, "do")) action = value;             /* ... make this call */

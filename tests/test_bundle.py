@@ -85,6 +85,21 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         write(tmp_path / "file" / "new")
 
 
+BAD_LORAS: list[Any] = [
+    None,
+    [],
+    {"mode": "adapter"},
+    {"mode": "both", "adapters": []},
+    {"mode": "merge", "adapters": [{"name": "a"}]},
+    {"mode": "merge", "adapters": [{"name": "a", "scale": True}]},
+    {"mode": "merge", "adapters": [{"name": "a", "scale": 1, "artifacts": {"sim": "lora/a.bin"}}]},
+    {"mode": "adapter", "adapters": [{"name": "a", "scale": 1}]},
+    {"mode": "adapter", "adapters": [{"name": 1, "scale": 1, "artifacts": {}}]},
+    {"mode": "adapter", "adapters": [{"name": "a", "scale": 1, "artifacts": {"sim": "../a.bin"}}]},
+    {"mode": "adapter", "adapters": [{"name": "a", "scale": 1, "artifacts": {"sim": None}}]},
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -99,12 +114,25 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         ({"files": [{"path": "/etc/passwd", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "a\0b", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
     ],
 )
 def test_manifests_that_are_refused(made: Path, changes: dict[str, Any], message: str) -> None:
     edit(made, **changes)
     with pytest.raises(BundleError, match=message):
         bundle.read(made)
+
+
+def test_adapters_by_name(made: Path) -> None:
+    assert bundle.read(made).loras == {}
+    edit(made, lora={"mode": "adapter", "adapters": [
+        {"name": "a", "scale": 0.5, "artifacts": {"sim": "lora/a.bin"}}, {"name": "b", "scale": 1, "artifacts": {}},
+    ]})  # fmt: skip
+    assert bundle.read(made).loras == {
+        "a": bundle.Lora("a", 0.5, made / "lora/a.bin", None), "b": bundle.Lora("b", 1, None, None),
+    }  # fmt: skip
+    edit(made, lora={"mode": "merge", "adapters": [{"name": "a", "scale": 0.5}]})
+    assert bundle.read(made).loras == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000])

@@ -131,6 +131,7 @@ def test_commands_on_nothing(talk: Talk) -> None:
         "push",
         "pop",
         "upload",
+        "lora",
         "exit",
     } == (set(named))
 

@@ -10,7 +10,7 @@ import pytest
 
 from rk3588.bundle import Bundle
 from rk3588.errors import BundleError
-from rkruntime.templates import ChatTemplate
+from rk3588.templates import ChatTemplate
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": None}
 HELLO = [{"role": "user", "content": " Hi <b>&\n"}]

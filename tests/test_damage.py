@@ -13,6 +13,9 @@ import pytest
 
 from rk3588 import bundle
 from rk3588.errors import BundleError
+from rkconvert import lora
+from rkconvert.sources.base import open_source
+from tests import loras, models
 
 DTYPE = "w8a8_g128"
 ARTIFACTS, MANIFESTS = 10_000, 10_000
@@ -23,52 +26,77 @@ import os, random, resource, sys
 from rk3588.errors import SimError
 from rk3588.sim import SimModel
 
-path, work, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-whole = open(path, "rb").read()
+path, work, count, header, *adapter = sys.argv[1:]
+victim = adapter[0] if adapter else path
+whole = open(victim, "rb").read()
 ids = [1, 5, 9]
-with SimModel(path, threads=1) as model:
-    answer = model.logits(ids).tobytes()
-if "LD_PRELOAD" not in os.environ:  # a sanitiser reserves terabytes
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-random.seed(1)
-refused = same = 0
-for i in range(count):
-    data = bytearray(whole)
-    if i % 4 == 3:
-        del data[random.randrange(len(data)):]
-    else:
-        # Three of four flips hit the header: it is what a reader takes decisions from.
-        end = len(data) if i % 4 == 0 else min(len(data), 1 << 14)
-        for _ in range(random.choice((1, 1, 1, 2, 8))):
-            bit = random.randrange(end * 8)
-            data[bit // 8] ^= 1 << bit % 8
-    with open(work, "wb") as file:
-        file.write(data)
-    try:
-        with SimModel(work, threads=1) as model:
-            assert model.logits(ids).tobytes() == answer, f"another answer after damage {i}"
+with SimModel(path, threads=1) as base:
+    answer = base.logits(ids).tobytes()
+    if "LD_PRELOAD" not in os.environ:  # a sanitiser reserves terabytes
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    random.seed(1)
+    refused = same = 0
+    for i in range(int(count)):
+        data = bytearray(whole)
+        if i % 4 == 3:
+            del data[random.randrange(len(data)):]
+        else:
+            # Three of four flips hit the header: it is what a reader takes decisions from.
+            end = len(data) if i % 4 == 0 else min(len(data), int(header))
+            for _ in range(random.choice((1, 1, 1, 2, 8))):
+                bit = random.randrange(end * 8)
+                data[bit // 8] ^= 1 << bit % 8
+        with open(work, "wb") as file:
+            file.write(data)
+        try:
+            if adapter:
+                base.use_lora(work)
+                base.logits(ids)
+            else:
+                with SimModel(work, threads=1) as model:
+                    assert model.logits(ids).tobytes() == answer, f"another answer after damage {i}"
             same += 1
-    except SimError as error:
-        assert str(error) and "\\n" not in str(error), error
-        refused += 1
+        except SimError as error:
+            assert str(error) and "\\n" not in str(error), error
+            refused += 1
 print(refused, same)
 """
+
+
+def attack(model: Path, work: Path, count: int, header: int, *adapter: Path) -> int:
+    """How many of ``count`` damaged files are refused; the others load and run."""
+    command = [sys.executable, "-c", ATTACK, *map(str, (model, work, count, header, *adapter))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, same = map(int, done.stdout.split())
+    assert refused + same == count
+    return refused
 
 
 def test_a_damaged_artifact_never_answers_otherwise(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
     model = bundle.read(tiny_bundles[DTYPE]).sim_model
     assert model
-    command = [sys.executable, "-c", ATTACK, str(model), str(tmp_path / "damaged.gguf"), str(ARTIFACTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    refused, same = map(int, done.stdout.split())
-    assert refused + same == ARTIFACTS
+    refused = attack(model, tmp_path / "damaged.gguf", ARTIFACTS, 1 << 14)
     assert refused > 0.99 * ARTIFACTS  # the checksums see nearly all of it; two flips may undo each other
+
+
+def test_a_damaged_adapter_is_refused_or_runs(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    """The format has no checksums, so a number may have changed; nothing else may."""
+    source = open_source(models.tiny_llama(tmp_path / "base"))
+    option = lora.LoraOption(loras.peft_lora(tmp_path / "a", models.Tiny(), rank=1, targets=["q_proj"]), "a", 1.0)
+    lora.write_gguf(lora.read(option, source), source.config, tmp_path / "a.gguf")
+    model = bundle.read(tiny_bundles[DTYPE]).sim_model
+    assert model
+    header = (tmp_path / "a.gguf").stat().st_size - 1024  # two layers of 64 + 64 numbers follow
+    refused = attack(model, tmp_path / "damaged.gguf", ARTIFACTS, header, tmp_path / "a.gguf")
+    assert ARTIFACTS // 2 < refused < ARTIFACTS
 
 
 def test_a_damaged_manifest_is_refused_in_one_sentence(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
     chance = random.Random(1)
-    whole = (tiny_bundles[DTYPE] / bundle.MANIFEST).read_bytes()
+    manifest = json.loads((tiny_bundles[DTYPE] / bundle.MANIFEST).read_bytes())
+    adapter = {"name": "a", "scale": 1.0, "artifacts": {"sim": "README.md"}}
+    whole = json.dumps({**manifest, "lora": {"mode": "adapter", "adapters": [adapter]}}, indent=2).encode()
     folder = tmp_path / "damaged"
     folder.mkdir()
     for entry in json.loads(whole)["files"]:
@@ -90,6 +118,7 @@ def test_a_damaged_manifest_is_refused_in_one_sentence(tiny_bundles: Mapping[str
         else:
             # The damage was in a word that names nothing here, or in the word "sim" itself: no model, then.
             assert found.sim_model is None or found.sim_model.parent == folder
+            assert all(one.sim is None or one.sim.parent == folder for one in found.loras.values())
     assert refused > MANIFESTS // 4
 
 

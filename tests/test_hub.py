@@ -25,7 +25,7 @@ from rk3588.errors import UsageError
 from rkconvert.cli import main
 from rkconvert.hub import HubModel, HubName, parse, peek
 from rkconvert.hub_client import Repository
-from rkconvert.sources.base import Origin, open_source
+from rkconvert.sources.base import Origin, Source, open_source
 from rkconvert.sources.gguf_file import read_header
 from tests.hub_server import COMMIT, Hub, serve
 from tests.models import tiny_gguf, tiny_llama
@@ -326,6 +326,7 @@ def test_rope_factors_behind_the_header_are_asked_for(tmp_path: Path, monkeypatc
     monkeypatch.setattr("rkconvert.hub._GGUF_HEAD", head)
     repository = LocalRepository(tmp_path)
     found = peek(HubModel(repository, Origin("user/repo", "main", COMMIT, "m.gguf"), (), ("m.gguf",)))
+    assert isinstance(found, Source)
     assert found.config == local.config
     assert found.config.rope_factors
     assert [size for _, size in repository.pieces] == [head, 4 * len(found.config.rope_factors)]

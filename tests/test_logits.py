@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rk3588 import sim
+from rkconvert import accuracy
 from tests import models, smollm2
-from tests.bench import accuracy
 from tests.golden_logits import cases
 
 TOLERANCE = 1e-3
@@ -47,6 +47,6 @@ def test_int8_stays_near_fp32(smollm2_bundles: Mapping[str, Path], dtype: str) -
     """0.06 is what these 48 tokens cost; the figures of a whole text come from `python -m tests.bench.accuracy`."""
     plain, int8 = (sim.SimModel(smollm2_bundles[name] / "model.sim.gguf") for name in ("fp32", dtype))
     with plain, int8:
-        found = accuracy.compare(plain, int8, [cases.SMOLLM2_IDS])
+        found = accuracy.compare(plain, int8, [cases.SMOLLM2_IDS], "48 tokens")
     assert 1e-4 < found.divergence < 0.08  # at nothing at all, it would be fp32 that was read
     assert found.agreement > 0.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from rk3588 import bundle, quant, sim
 from rk3588.errors import SimError
+from rkconvert import lora
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
-from tests import digests, models
+from tests import digests, loras, models
 from tests.digests import Job
 from tests.models import Tiny
 from tests.reference import Reference, accumulate
@@ -214,6 +216,49 @@ def test_every_kernel_thread_count_and_split_gives_the_same_bits(expected: Mappi
     jobs = [Job(path, tokens(39), threads, chunk) for path in expected for threads, chunk in ways]
     found = digests.run(kernel, jobs)
     assert not [job for job, one in zip(jobs, found, strict=True) if one != expected[job.model]]
+
+
+def adapter(folder: Path, tiny: Tiny, **changes: Any) -> Path:
+    """A GGUF adapter for ``tiny``, as the converter writes it."""
+    folder = loras.peft_lora(folder, tiny, **changes)
+    source = open_source(models.write_llama(folder / "base", models.config(tiny, "bf16"), tiny.weights(), dtype="bf16"))
+    lora.write_gguf(lora.read(lora.LoraOption(folder, "a", 1.0), source), source.config, folder / "a.gguf")
+    return folder / "a.gguf"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "rank"), [("gqa", 4), ("odd", 21), ("llama32", 16), ("heads80", 1)])
+def test_adapters_equal_the_reference(
+    built: Mapping[tuple[str, str], Path], tmp_path: Path, shape: str, rank: int, dtype: str
+) -> None:
+    path, file = built[shape, dtype], adapter(tmp_path, SHAPES[shape], rank=rank, alpha=5)
+    reference = Reference(path)
+    plain = reference.logits(tokens(35))
+    with sim.SimModel(path, threads=2) as model:
+        for scale in (1.0, -0.3):
+            reference.use_lora(file, scale)
+            wanted = reference.logits(tokens(35))
+            model.use_lora(file, scale)
+            np.testing.assert_array_equal(model.logits(tokens(35)), wanted, err_msg=f"scale {scale}")
+            assert np.abs(wanted - plain).max() > 0.1
+        model.use_lora(file, 0.0)
+        np.testing.assert_array_equal(model.logits(tokens(35)), plain, err_msg="scale 0")
+        model.use_lora(None)
+        np.testing.assert_array_equal(model.logits(tokens(35)), plain, err_msg="none again")
+
+
+def test_adapters_give_the_same_bits_on_every_kernel_thread_count_and_split(
+    built: Mapping[tuple[str, str], Path], tmp_path: Path, kernel: str
+) -> None:
+    jobs, wanted = [], []
+    for shape, dtype in (("odd", "w8a8_g128"), ("gqa", "w8a8"), ("gqa", "fp16")):
+        path, file = built[shape, dtype], adapter(tmp_path / f"{shape}-{dtype}", SHAPES[shape], rank=5)
+        reference = Reference(path)
+        reference.use_lora(file, 1.0)
+        ways = [(1, 0), (1, 1), (2, 7), (3, 38)]
+        jobs += [Job(path, tokens(39), threads, chunk, file) for threads, chunk in ways]
+        wanted += [digests.digest(reference.logits(tokens(39)))] * len(ways)
+    assert digests.run(kernel, jobs) == wanted
 
 
 @pytest.mark.parametrize("setting", ["token", "tile64", "group"])

@@ -26,6 +26,8 @@ for name in {PACKAGED!r}:
     assert resources.files("rk3588").joinpath(name).is_file(), name
 for package in ("rkconvert", "rkruntime"):
     assert resources.files(package).joinpath("py.typed").is_file(), package
+for name in ("data/calibration.json", "toolkit/toolkit_worker.py"):
+    assert resources.files("rkconvert").joinpath(name).is_file(), name
 assert ctypes.CDLL(str(rk3588.sim.packaged("lib/librkllmrt.so"))).rkllm_init
 print(rk3588.__file__, rk3588.sim.packaged("lib/librksim.so"), rk3588.sim.kernel(), sep="\\n")
 """

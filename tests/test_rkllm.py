@@ -210,13 +210,6 @@ def test_hidden_states(driver: Driver, model: Path, oracle: SimModel) -> None:
     assert done.states(2)[-1] == FINISH
 
 
-@pytest.mark.parametrize("call", ["load_lora", "load_prompt_cache", "release_prompt_cache"])
-def test_what_is_not_there_yet_says_so(driver: Driver, model: Path, call: str) -> None:
-    done = driver(f"init:{model}", call)
-    assert done.returned(call) == [-1]
-    assert f"E rkllm: rkllm_{call} is not simulated yet" in done.log.splitlines()
-
-
 @pytest.mark.model
 def test_real_model(driver: Driver, smollm2_bundles: Mapping[str, Path]) -> None:
     prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"

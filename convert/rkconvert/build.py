@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import rk3588
-from rk3588 import bundle, sim
+from rk3588 import bundle, quant, sim
 from rk3588.errors import TargetError
 
-from . import pipeline
-from .card import model_card
+from . import hybrid, lora, pipeline
+from .card import Variant, model_card, read_base
 from .config import ROPE_FACTORS
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
-from .writer import ArtifactWriter, make_header, pack_vocabulary, write_error
+from .sources.base import CARD
+from .toolkit import build as npu
+from .toolkit.options import PLATFORM
+from .vocabulary import Vocabulary
+from .writer import ArtifactWriter, make_header, pack_vocabulary, write_error, write_vocabulary
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
@@ -37,13 +41,20 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
     Raises CheckpointError for a source that is not what it should be, TargetError for a place that cannot be
     written to. Ctrl-C is KeyboardInterrupt. In all cases nothing half-written stays behind.
     """
-    sim.library()  # a missing quantiser should not show after minutes of reading
+    if plan.for_sim:
+        sim.library()  # a missing quantiser should not show after minutes of reading
     finals = [plan.folder(artifact) for artifact in plan.artifacts]
     with deferred_interrupts() as check, ExitStack() as stack:
         folders = [stack.enter_context(bundle.new_folder(final, replace=plan.overwrite)) for final in finals]
         _check_space(plan)
         try:
-            digests = _write_artifacts(plan, folders, progress, check)
+            digests: dict[Path, str] = {}
+            if plan.for_sim:
+                plan = hybrid.settled(plan, _counted("measure", plan.source.nbytes, progress, check))
+                digests = _write_artifacts(plan, folders, progress, check)
+            if plan.board:
+                for artifact, folder in zip(plan.artifacts, folders, strict=True):
+                    npu.write_model(plan, plan.board, artifact, folder, progress, check)
             _finish_bundles(plan, folders, digests, progress, check)
         except OSError as error:
             raise write_error(error, Path(error.filename or folders[0] / bundle.SIM_MODEL)) from error
@@ -52,8 +63,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
 
 
 def _check_space(plan: Plan) -> None:
-    needed = sum(artifact.data_bytes for artifact in plan.artifacts)
-    free = shutil.disk_usage(plan.out).free
+    needed, free = plan.needed_bytes, shutil.disk_usage(plan.out).free
     if needed > free:
         raise TargetError(
             f"no space left in {plan.out}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free; free some or "
@@ -61,25 +71,32 @@ def _check_space(plan: Plan) -> None:
         )
 
 
-def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check: Callable[[], None]) -> dict[Path, str]:
-    """Fill every ``model.sim.gguf``; returns the hashes of the source's files."""
-    source = plan.source
-    total, done = sum(file.stat().st_size for file in source.files), 0
+def _counted(what: str, total: int, progress: Progress, check: Callable[[], None]) -> Callable[[int], None]:
+    """Told the sizes of pieces, from any thread, it reports how much is done, and raises when asked to stop."""
+    done, lock = 0, threading.Lock()
 
     def step(size: int) -> None:
         nonlocal done
         check()
-        done += size
-        progress("convert", done, total)
+        with lock:
+            done += size
+            progress(what, min(done, total), total)
 
+    return step
+
+
+def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check: Callable[[], None]) -> dict[Path, str]:
+    """Fill every ``model.sim.gguf``; returns the hashes of the source's files."""
+    source = plan.llama
+    step = _counted("convert", sum(file.stat().st_size for file in source.files), progress, check)
     with ExitStack() as stack:
         writers, packed = [], pack_vocabulary(source.vocabulary)
         for artifact, folder in zip(plan.artifacts, folders, strict=True):
-            header = make_header(plan.name, source.config, source.vocabulary, artifact, packed)
+            header = make_header(plan.name, source.config, source.vocabulary, artifact, packed, plan.hybrid_rate)
             writers.append(ArtifactWriter(folder / bundle.SIM_MODEL, artifact, header))
             stack.callback(writers[-1].close)
             check()
-        digests = pipeline.run(source, writers, plan.threads, step)
+        digests = pipeline.run(source, writers, plan.threads, step, plan.merged)
         for writer in writers:
             _write_factors(plan, writer)
             writer.finish()
@@ -87,7 +104,7 @@ def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check:
 
 
 def _write_factors(plan: Plan, writer: ArtifactWriter) -> None:
-    factors = plan.source.config.rope_factors or ()
+    factors = plan.llama.config.rope_factors or ()
     for tensor in writer.artifact.tensors:
         if tensor.name == ROPE_FACTORS:
             data = struct.pack(f"<{len(factors)}f", *factors)
@@ -101,16 +118,8 @@ def _finish_bundles(
 
     One thread a bundle, however few cores there are: hashing is most of it, and whole bundles in turn leave cores idle.
     """
-    total, done = sum(artifact.data_bytes for artifact in plan.artifacts), 0
-    lock = threading.Lock()
-
-    def step(size: int) -> None:
-        nonlocal done
-        check()
-        with lock:
-            done += size
-            progress("hash", min(done, total), total)
-
+    total = sum(bundle.size(folder) for folder in folders)
+    step = _counted("hash", total, progress, check)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
             pool.submit(_finish_bundle, plan, artifact, folder, digests, step)
@@ -123,29 +132,39 @@ def _finish_bundles(
 def _finish_bundle(
     plan: Plan, artifact: Artifact, folder: Path, digests: dict[Path, str], step: Callable[[int], None]
 ) -> None:
-    source = plan.source
-    for file in source.copies:
+    source, vocabulary = plan.source, plan.source.vocabulary
+    for file in (*source.copies, *source.license_files):
         shutil.copyfile(file, folder / file.name)
-    if source.vocabulary.chat_template:
-        (folder / bundle.TEMPLATE).write_text(source.vocabulary.chat_template, encoding="utf-8")
+    if vocabulary and vocabulary.chat_template:
+        (folder / bundle.TEMPLATE).write_text(vocabulary.chat_template, encoding="utf-8")
+    if vocabulary and plan.board:
+        write_vocabulary(folder / bundle.VOCABULARY, plan.name, vocabulary)
+    for adapter in plan.kept if plan.for_sim else ():
+        path = folder / lora.bundle_file(adapter)
+        path.parent.mkdir(exist_ok=True)
+        lora.write_gguf(adapter, plan.llama.config, path)
     manifest = make_manifest(plan, artifact, digests)
-    size = (folder / bundle.SIM_MODEL).stat().st_size
-    (folder / "README.md").write_text(model_card(manifest, artifact.scheme, size), encoding="utf-8")
+    sizes = {target: (folder / file).stat().st_size for target, file in manifest["artifacts"].items()}
+    named = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
+    variant = Variant(plan.variant(artifact), named, sizes, source.shape)
+    card = model_card([variant], read_base(source.folder))
+    (folder / CARD).write_text(card, encoding="utf-8")
     bundle.write_manifest(folder, manifest, step)
 
 
 def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:
     """``rkbundle.json`` without its list of files. Names only: where the source lay is nobody's business."""
-    source, vocabulary = plan.source, plan.source.vocabulary
+    source = plan.source
     files = [
         {"path": file.name, "size": file.stat().st_size, "sha256": digests.get(file) or bundle.sha256(file)}
         for file in (*source.files, *source.extras)
     ]
+    made = {"sim": bundle.SIM_MODEL, PLATFORM: plan.npu_model(artifact)}
     return {
         "name": plan.name,
         "dtype": artifact.scheme.name,
-        "target_platform": "rk3588",
-        "model": model_facts(source.config),
+        "target_platform": PLATFORM,
+        "model": model_facts(source),
         "source": {
             "name": source.name,
             "kind": source.kind,
@@ -153,12 +172,33 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
             "files": files,
         },
-        "tokenizer": {
-            "bos_token": vocabulary.text(vocabulary.bos),
-            "eos_token": vocabulary.text(vocabulary.eos),
-            "add_bos": vocabulary.add_bos,
-            "eos_token_ids": list(vocabulary.eos_ids),
-        },
-        "artifacts": {"sim": bundle.SIM_MODEL},
+        "tokenizer": _tokenizer_facts(source.vocabulary),
+        "artifacts": {target: made[target] for target in plan.targets},
+        **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
+        **({"lora": lora.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
+        **({"toolkit": plan.board.facts()} if plan.board else {}),
         "converter": {"rkconvert": rk3588.__version__},
+    }
+
+
+def _tokenizer_facts(vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """Nothing of a tokenizer that is not known here."""
+    if vocabulary is None:
+        return {}
+    return {
+        "bos_token": vocabulary.text(vocabulary.bos),
+        "eos_token": vocabulary.text(vocabulary.eos),
+        "add_bos": vocabulary.add_bos,
+        "eos_token_ids": list(vocabulary.eos_ids),
+    }
+
+
+def _hybrid_facts(plan: Plan, artifact: Artifact) -> dict[str, Any]:
+    """The rate, and what it came to where that is known: which layers rkllm-toolkit chose, it does not say."""
+    if not artifact.tensors:
+        return {"rate": plan.hybrid_rate}
+    groups = quant.mixed(artifact.scheme)[1].group_size
+    return {
+        "rate": plan.hybrid_rate,
+        "sim": {"group_size": groups, "grouped": hybrid.grouped_layers(artifact)},
     }

@@ -1,43 +1,333 @@
-"""The model card of a bundle: what it is, how it was made, what it is not."""
+"""The model card of a bundle: what it is, what was done, what is known of it on a board; then the original card.
+
+It says only what is true: a LoRA only where one was applied, accuracy only where it was measured.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rk3588.bundle import SIM_MODEL
-from rk3588.quant import Scheme
+import yaml
 
-_SCHEMES = {
-    "w8a8": "8-bit integers, one scale for each output channel; activations 8-bit with one scale a token",
-    "fp16": "16-bit floating point, not quantised",
-    "fp32": "32-bit floating point, not quantised: the reference that accuracy is measured against",
-}
+from rk3588 import boards, predict, quant, shape
+from rk3588.bundle import NPU_MODEL, SIM_MODEL, Bundle
+from rk3588.errors import CheckpointError
+from rk3588.predict import MAX_CONTEXT, Estimate, Prediction, Workload
+from rk3588.shape import Shape
+
+from . import licences
+from .sources.base import CARD, LICENCE
+
+_SOC = "RK3588"
+_GB = 1e9
+_ORIGINAL = "## The original model card"
+# Of the original only: figures measured on it, and how its own files are loaded.
+_DROPPED = ("model-index", "library_name", "widget", "inference", "quantized_by", "datasets")
 
 
-def model_card(manifest: dict[str, Any], scheme: Scheme, size: int) -> str:
-    """``README.md`` of a bundle with this manifest, whose artifact has ``size`` bytes."""
-    model, source = manifest["model"], manifest["source"]
-    how = _SCHEMES.get(
-        scheme.name,
-        f"8-bit integers, one scale for every {scheme.group_size} inputs of an output channel; activations 8-bit with "
-        "one scale a token",
+@dataclass(frozen=True)
+class Base:
+    """The original's card: its front matter, and its text."""
+
+    facts: dict[str, Any]
+    text: str
+
+    @property
+    def licence(self) -> licences.Licence | None:
+        return licences.find(str(self.facts.get("license", "")), str(self.facts.get("license_name", "")))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One bundle: its manifest, its folder's name, the bytes of its artifacts by target, and its model's shape."""
+
+    folder: str
+    manifest: dict[str, Any]
+    sizes: dict[str, int]
+    shape: Shape | None
+
+    @classmethod
+    def of(cls, found: Bundle) -> Variant:
+        """A bundle on disk."""
+        sizes = {t: (found.path / file).stat().st_size for t, file in found.manifest["artifacts"].items()}
+        try:
+            known: Shape | None = shape.load(found.path)
+        except CheckpointError:  # a family that is not known here
+            known = None
+        return cls(found.path.absolute().name, found.manifest, sizes, known)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.manifest["dtype"])
+
+    @property
+    def context(self) -> int:
+        """Tokens; on a board, those that its runtime can use."""
+        own = int(self.manifest["model"].get("context_length") or MAX_CONTEXT)
+        return min(own, MAX_CONTEXT) if "rk3588" in self.sizes else own
+
+    def predictions(self) -> list[Prediction]:
+        """On a board at its highest clocks: none where nothing is known, two that bound a hybrid."""
+        scheme = quant.SCHEMES[self.dtype]
+        if self.shape is None or not scheme.quantised:
+            return []
+        context = min(self.shape.context or MAX_CONTEXT, MAX_CONTEXT)
+        if context - predict.RESERVED_IN_PROMPT < 1:
+            return []
+        prompt = min(128, context - predict.RESERVED_IN_PROMPT)
+        cores = self.manifest.get("toolkit", {}).get("npu_cores", 3)
+        schemes = quant.mixed(scheme) if "hybrid" in self.manifest else (scheme,)
+        work = Workload(prompt=prompt, context=context, cores=cores)
+        return [predict.predict(self.shape, s.name, work, boards.catalogue().socs[_SOC]) for s in schemes]
+
+
+def read_base(folder: Path | None) -> Base:
+    """The card in a model's folder; an empty one where there is none, or none that can be read."""
+    if folder is None:
+        return Base({}, "")
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return Base({}, "")
+    facts, body = split(text)
+    return Base(facts, body)
+
+
+def original(own: Base) -> Base:
+    """The original's card out of a bundle's own."""
+    _, mark, text = own.text.partition(f"\n{_ORIGINAL}\n")
+    text = text.split("\n\n", 1)[1] if mark else ""  # past the line that says whose it is
+    return Base(own.facts, text)
+
+
+def split(text: str) -> tuple[dict[str, Any], str]:
+    """Front matter and the rest. What is not a mapping in YAML is left where it is."""
+    if not text.startswith("---\n"):
+        return {}, text
+    head, mark, rest = text[4:].partition("\n---\n")
+    try:
+        facts = yaml.safe_load(head) if mark else None
+    except yaml.YAMLError:
+        facts = None
+    return (facts, rest) if isinstance(facts, dict) else ({}, text)
+
+
+def model_card(variants: list[Variant], base: Base) -> str:
+    """``README.md`` for one bundle, or for several of one model."""
+    parts = [_title(variants), _what(variants), _table(variants), *_loras(variants), _use(variants)]
+    parts.append(_licence(variants, base))
+    if base.text.strip():
+        parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
+    return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _source(variants: list[Variant]) -> str:
+    return str(variants[0].manifest["source"]["name"])
+
+
+def _front_matter(variants: list[Variant], base: Base) -> str:
+    """The original's, and ours behind it; what is ours is put in anew, so that a card may be made of a card."""
+    source, dtypes = variants[0].manifest["source"], list(dict.fromkeys(v.dtype for v in variants))
+    tags = base.facts.get("tags")
+    named = source["hub"]["repository"] if "hub" in source else base.facts.get("base_model", source["name"])
+    ours = {
+        "base_model": named,
+        "base_model_relation": "quantized",
+        "quantization": dtypes[0] if len(dtypes) == 1 else dtypes,
+        "tags": [*(tags if isinstance(tags, list) else []), "rk3588"],
+    }
+    if any("rk3588" in v.sizes for v in variants):
+        ours["tags"].append("rkllm")
+    ours["tags"] = list(dict.fromkeys(ours["tags"]))
+    facts = {key: value for key, value in base.facts.items() if key not in (*_DROPPED, *ours)}
+    return yaml.safe_dump({**facts, **ours}, allow_unicode=True, sort_keys=False)
+
+
+def _title(variants: list[Variant]) -> str:
+    title = variants[0].folder if len(variants) == 1 else f"{variants[0].manifest['name']} for the RK3588"
+    return f"# {title}"
+
+
+def _what(variants: list[Variant]) -> str:
+    first = variants[0].manifest
+    model, source = first["model"], first["source"]
+    targets = {target for v in variants for target in v.sizes}
+    runs = {
+        frozenset({"sim"}): "the simulated runtime of the toolkit rk3588, on any x86-64 or aarch64 Linux. It is not a "
+        "`.rkllm`, and no NPU can run it",
+        frozenset({"rk3588"}): "the NPU of an RK3588, under RKLLM runtime 1.1.x",
+    }.get(frozenset(targets), "the NPU of an RK3588 under RKLLM runtime 1.1.x, and beside it for the simulated runtime")
+    size = f"{model['parameters'] / 1e6:,.1f} million parameters"
+    layers = f", {model['layers']} layers" if "layers" in model else ""
+    made = [f"rkconvert {first['converter']['rkconvert']}", *_toolkits(variants)]
+    rows = [
+        ("Architecture", f"{model['architecture']}{layers}, {size}"),
+        ("Made from", f"{_source(variants)}{_commit(source)} ({source['kind']}; {', '.join(source['types'])})"),
+        ("Made by", ", ".join(made)),
+    ]
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    how = "; ".join(dict.fromkeys(_scheme(v) for v in variants))
+    return f"A conversion of {_source(variants)} for {runs}. Its weights are {how}.\n\n| | |\n|---|---|\n{table}"
+
+
+def _commit(source: dict[str, Any]) -> str:
+    return f" at {source['hub']['commit'][:12]}" if "hub" in source else ""
+
+
+def _toolkits(variants: list[Variant]) -> list[str]:
+    found = []
+    for toolkit in (v.manifest["toolkit"] for v in variants if "toolkit" in v.manifest):
+        known = "" if toolkit["known"] else f" (`{toolkit['package']}`, which is none of Rockchip's known wheels)"
+        found.append(f"rkllm-toolkit {toolkit['version']}{known}")
+    return list(dict.fromkeys(found))
+
+
+def _scheme(variant: Variant) -> str:
+    scheme = quant.SCHEMES[variant.dtype]
+    if not scheme.quantised:
+        bits = 16 if scheme.name == "fp16" else 32
+        return f"{bits}-bit floating point, not quantised ({scheme.name})"
+    groups = f"one for every {scheme.group_size} inputs of an output" if scheme.group_size else "one for each output"
+    mixed = ""
+    if "hybrid" in variant.manifest:
+        rate, grouped = variant.manifest["hybrid"]["rate"], quant.mixed(scheme)[1].group_size
+        groups = f"one for each output or for every {grouped} inputs of it"
+        mixed = f", hybrid rate {rate:g}"
+    return f"8-bit integers with scales, {groups} ({scheme.name}{mixed}), and so are the activations, at run time"
+
+
+def _table(variants: list[Variant]) -> str:
+    head = ["Variant", "File", "Size", "Context", "Memory on a board", "Predicted decode", "Predicted prefill"]
+    measured = [v.manifest.get("accuracy") for v in variants]
+    if any(measured):
+        head.append("Accuracy against fp32")
+    rows = [row for v, accuracy in zip(variants, measured) for row in _rows(v, accuracy, bool(any(measured)))]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## Variants\n\n{table}\n\n{_notes(variants)}"
+
+
+def _rows(variant: Variant, accuracy: dict[str, Any] | None, column: bool) -> list[list[str]]:
+    found = variant.predictions()
+    memory = max((p.memory.total for p in found), default=0)
+    on_board = [
+        f"{memory / _GB:.2f} GB" if found else "not known",
+        _speed([p.decode_tok_s for p in found]),
+        _speed([p.prefill_tok_s for p in found]),
+    ]
+    name = f"{variant.dtype}{_unusual(variant)}"
+    rows = []
+    for target, size in variant.sizes.items():
+        file = variant.manifest["artifacts"][target]
+        row = [name, f"`{file}`", f"{size / 1e6:,.1f} MB", f"{variant.context} tokens", *on_board]
+        # It was measured on the simulated runtime; what a board's kernels make of it is not known.
+        shown = _accuracy(accuracy) if accuracy and target == "sim" else "not measured"
+        rows.append([*row, *([shown] if column else [])])
+    return rows
+
+
+def _unusual(variant: Variant) -> str:
+    level = variant.manifest.get("toolkit", {}).get("optimization_level", 1)
+    rate = variant.manifest.get("hybrid", {}).get("rate")
+    return (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
+
+
+def _speed(found: list[Estimate]) -> str:
+    if not found:
+        return "not known"
+    low, high = min(e.low for e in found), max(e.high for e in found)
+    likely = f"{found[0].value:.1f}, " if len(found) == 1 else ""
+    return f"{likely}{low:.1f} to {high:.1f} tok/s"
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    return (
+        f"perplexity {found['perplexity']:.3f} (fp32: {found['reference_perplexity']:.3f}), "
+        f"KL {found['divergence']:.5f}, same best token {found['agreement']:.1%}, "
+        f"over {found['tokens']} tokens of {found['text']}"
     )
-    folder = f"{manifest['name']}-rk3588-{scheme.name}"
-    return f"""# {folder}
 
-{manifest["name"]} for the simulated RK3588 runtime, in {scheme.name}: {how}.
 
-| | |
-|---|---|
-| Architecture | {model["architecture"]}, {model["layers"]} layers, {model["parameters"] / 1e6:.1f} million parameters |
-| Context | {model["context_length"]} tokens |
-| Made from | {source["name"]} ({source["kind"]}; weights: {", ".join(source["types"])}) |
-| Made by | rkconvert {manifest["converter"]["rkconvert"]} |
-| Artifact | `{SIM_MODEL}`, {size / 1e6:.1f} MB |
+def _notes(variants: list[Variant]) -> str:
+    lines = [
+        "Speed and memory on a board are predicted from the model's shape by a fit to Rockchip's published figures, at "
+        "full clocks, with intervals of 90 %. Nothing of this was measured on a board."
+    ]
+    if any(v.predictions() for v in variants):
+        notes = dict.fromkeys(note for v in variants for p in v.predictions() for note in p.notes)
+        lines += [f"- {note}" for note in notes]
+    if not any(v.manifest.get("accuracy") for v in variants):
+        lines.append("Its accuracy has not been measured.")
+    return "\n".join(lines)
 
-`{SIM_MODEL}` runs on the simulated runtime, on any x86-64 or aarch64 Linux. It is not a `.rkllm` and no NPU can run
-it. Its accuracy has not been measured; the licence is the original model's.
+
+def _loras(variants: list[Variant]) -> list[str]:
+    """A section where an adapter was merged or kept, and nothing else."""
+    lines = []
+    for variant in variants:
+        lora = variant.manifest.get("lora")
+        for adapter in lora["adapters"] if lora else ():
+            of = f", trained on {adapter['base_model']}" if "base_model" in adapter else ""
+            merged = lora is not None and lora["mode"] == "merge"
+            where = "merged into the weights" if merged else f"`--lora {adapter['name']}` selects it"
+            about = f"rank {adapter['rank']}, scale {adapter['scale']:g}{of}"
+            lines.append(f"- {variant.dtype}: LoRA {adapter['name']} ({about}), {where}")
+    return ["## LoRA\n\n" + "\n".join(dict.fromkeys(lines))] if lines else []
+
+
+def _use(variants: list[Variant]) -> str:
+    folder = variants[0].folder
+    sim = f"`{SIM_MODEL}` also runs in any program that speaks RKLLM 1.1.1, over this toolkit's `librkllmrt.so`."
+    text = f"""## Use
+
+With the toolkit rk3588:
 
     rk3588 run {folder} "What is the capital of France?"
+    rk3588 chat {folder}
     rk3588 bundle verify {folder}
 """
+    board = next((v for v in variants if "rk3588" in v.sizes), None)
+    if board:
+        file = board.manifest["artifacts"].get("rk3588", NPU_MODEL)
+        text += f"""
+With Rockchip's own runtime 1.1.x and its demo, on the board:
+
+    ulimit -n 102400
+    ./llm_demo {board.folder}/{file} 512 {board.context}
+
+Runtime 1.1.x applies no chat template and keeps no history: render each prompt with the conversation so far, as
+`chat_template.jinja` does."""
+    else:
+        text += f"\n{sim}"
+    return text
+
+
+def _licence(variants: list[Variant], base: Base) -> str:
+    lines = ["## Licence\n"]
+    known, stated = base.licence, base.facts.get("license_name") or base.facts.get("license")
+    if known is None:
+        what = f"is stated as `{stated}`" if stated else "is not stated in what this was made from"
+        lines.append(f"The licence is the original model's. It {what}: look it up before you pass this on.")
+    else:
+        lines.append(f"The licence is the original model's: {known.title}.")
+    if known and known.display:
+        lines.append(f"\n**{known.display}**")
+    if known and known.notice:
+        lines.append(f"\n{known.notice}")
+    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
+    if files:
+        lines.append(f"\nIts text came with the model: {', '.join(f'`{file}`' for file in files)}.")
+    return "\n".join(lines)
+
+
+def naming_note(name: str, base: Base) -> str | None:
+    """Where the licence asks for a name that this one is not."""
+    known = base.licence
+    if known is None or not known.prefix or name.startswith(known.prefix):
+        return None
+    return (
+        f"the {known.title} asks that a model derived from it, when it is passed on, has a name that begins with "
+        f"'{known.prefix}': choose one with --name"
+    )

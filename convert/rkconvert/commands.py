@@ -6,21 +6,23 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rk3588 import quant
+from rk3588 import bundle, quant
 from rk3588.errors import CheckpointError, UsageError
 
-from . import hub
+from . import hub, lora
 from . import plan as plans
 from .build import convert
+from .card import naming_note, read_base
 from .plan import Plan
 from .progress import shown
 from .report import render
-from .sources.base import Source, open_source
+from .request import NAME, TARGETS, Request
+from .sources.base import Checkpoint
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 
@@ -30,10 +32,36 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write bundles into.")
 @click.option(
     "--dtype", "dtypes", multiple=True, metavar="DTYPE", default=["w8a8"], show_default=True,
-    help=f"One of {', '.join(quant.SCHEMES)}; give it again for another bundle from the same pass.",
+    help=f"One of {', '.join(quant.SCHEMES)}; give it again for another bundle.",
 )  # fmt: skip
-@click.option("--target", type=click.Choice(["sim"]), default="sim", show_default=True, help="What the bundle runs on.")
+@click.option(
+    "--target", "targets", type=click.Choice(TARGETS), multiple=True, default=["sim"], show_default=True,
+    help="What the bundle runs on: the simulated runtime, a board, or given twice, both.",
+)  # fmt: skip
+@click.option(
+    "--hybrid-rate", type=float, default=0.0, metavar="R", show_default=True,
+    help="Mix layers with and without groups: a share of R has them, 0 <= R < 1.  [0: no mix]",
+)  # fmt: skip
+@click.option(
+    "--lora", "loras", multiple=True, metavar="ADAPTER[:NAME[:SCALE]]",
+    help="A folder of PEFT with a LoRA for MODEL; give it again for another.",
+)  # fmt: skip
+@click.option(
+    "--lora-mode", type=click.Choice(lora.MODES),
+    help="Keep each LoRA as a file to be chosen at run time, or merge them all into the weights.  [default: adapter]",
+)  # fmt: skip
+@click.option("--optimization-level", type=int, metavar="0|1", help="rkllm-toolkit's.  [default: 1]")
+@click.option("--npu-cores", type=int, metavar="N", help="Cores that a board runs the model on.  [default: 3]")
+@click.option("--algorithm", metavar="NAME", help="rkllm-toolkit's quantized_algorithm.  [default: normal]")
+@click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
+@click.option(
+    "--dataset", type=click.Path(path_type=Path), metavar="FILE",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
+)  # fmt: skip
+@click.option("--device", metavar="cpu|cuda", help="What rkllm-toolkit computes on.  [default: cpu]")
+@click.option("--force", is_flag=True, help="Try what will likely fail in rkllm-toolkit.")
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
+@click.option("--community-names", is_flag=True, help="NAME-rk3588-DTYPE-opt-1-hybrid-ratio-0.0, and so its .rkllm.")
 @click.option("--overwrite", is_flag=True, help="Replace bundles that exist.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
@@ -41,20 +69,26 @@ def build(
     model: str,
     out: Path | None,
     dtypes: tuple[str, ...],
-    target: str,  # noqa: ARG001  (one choice so far)
+    targets: tuple[str, ...],
+    loras: tuple[str, ...],
     name: str | None,
-    overwrite: bool,
     dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Convert MODEL, of the Llama family, into DIR/NAME-rk3588-DTYPE/.
+    """Convert MODEL into DIR/NAME-rk3588-DTYPE/.
 
     MODEL is a Hugging Face folder or a GGUF file, or one on the Hugging Face hub: USER/REPO[@REVISION] or
     USER/REPO:FILE.gguf[@REVISION]. HF_TOKEN, HF_HOME and HF_ENDPOINT are honoured.
 
-    All dtypes are made in one pass over the model. The path of each bundle is a line on stdout.
+    For the simulated runtime it has to be of the Llama family. For a board (--target rk3588), Rockchip's rkllm-toolkit
+    does the work, and the model may be any that it knows: see `rkconvert toolkit`. Known mistakes are told before it
+    starts.
+
+    The path of each bundle is a line on stdout.
     """
-    schemes = [quant.scheme(dtype) for dtype in dtypes]
+    request = Request(targets=targets, dtypes=dtypes, loras=loras, **options)
+    request.check()
     if out is None and not dry_run:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
     path, remote = Path(model), None
@@ -67,40 +101,47 @@ def build(
             )
         remote = hub.find(wanted)
     chosen = name or default_name(path, remote)
-    if not _NAME.fullmatch(chosen):
+    if not NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
-    source = hub.peek(remote) if remote else _open(path)
-    plan = plans.make_plan(source, chosen, out or Path(), schemes, overwrite=overwrite)
+    source = hub.peek(remote, request.opener) if remote else _opened(path, request)
+    plan = request.plan(source, chosen, out or Path())
     if dry_run:
         click.echo(json.dumps(plans.describe(plan), indent=2) if as_json else render(plan))
         return
-    for note in source.notes:
+    for note in plan.notes:
         click.echo(f"Note: {note}", err=True)
     if remote:
         with shown() as progress:
-            plan = replace(plan, source=hub.download(remote, progress))
+            plan = replace(plan, source=hub.download(remote, progress, request.opener))
+    naming = naming_note(plan.name, read_base(plan.source.folder))
+    if naming:
+        click.echo(f"Note: {naming}", err=True)
     _run(plan, as_json)
 
 
-def _open(path: Path) -> Source:
+def _opened(path: Path, request: Request) -> Checkpoint:
     try:
-        return open_source(path)
+        return request.opener(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
 
 def _run(plan: Plan, as_json: bool) -> None:
-    with shown() as progress:
-        folders = convert(plan, progress)
-    if not as_json:
-        for folder in folders:
-            click.echo(folder)
-        return
-    done = [
-        {"dtype": artifact.scheme.name, "path": str(folder), "bytes": sum(f.stat().st_size for f in folder.iterdir())}
-        for artifact, folder in zip(plan.artifacts, folders, strict=True)
-    ]
-    click.echo(json.dumps({"name": plan.name, "bundles": done}, indent=2))
+    done = []
+    for part in _parts(plan):
+        with shown() as progress:
+            folders = convert(part, progress)
+        for artifact, folder in zip(part.artifacts, folders, strict=True):
+            done.append({"dtype": artifact.scheme.name, "path": str(folder), "bytes": bundle.size(folder)})
+            if not as_json:
+                click.echo(folder)
+    if as_json:
+        click.echo(json.dumps({"name": plan.name, "bundles": done}, indent=2))
+
+
+def _parts(plan: Plan) -> list[Plan]:
+    """All in one pass over the model; for a board one by one: what took an hour shall not be lost with the next."""
+    return [replace(plan, artifacts=(artifact,)) for artifact in plan.artifacts] if plan.board else [plan]
 
 
 def default_name(model: Path, remote: hub.HubModel | None = None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rk3588.errors import CheckpointError
+from rk3588.shape import Shape
 
 FAMILY = "the Llama family (Llama 2 to 3.2, TinyLlama, SmolLM2)"
 _MOST = {"layers": 4096, "heads": 4096, "kv_heads": 4096, "head_dim": 4096, "vocab_size": 1 << 24}
@@ -34,6 +35,22 @@ class ModelConfig:
     rope_theta: float
     tied: bool
     rope_factors: tuple[float, ...] | None = None
+
+    def shape(self, name: str) -> Shape:
+        """What predictions need to know of it."""
+        return Shape(
+            name=name,
+            layers=self.layers,
+            hidden=self.hidden,
+            intermediate=self.intermediate,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab=self.vocab_size,
+            tied=self.tied,
+            context=self.context_length,
+            extras=2 * self.hidden,
+        )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every weight such a model has, by canonical name, with its shape: (N, K) or (N,)."""
@@ -124,6 +141,11 @@ def _refuse_others(fields: Fields) -> None:
         raise CheckpointError(f"{fields.where}: hidden_act is {fields.get('hidden_act')!r}, only 'silu' is supported")
     if fields.get("partial_rotary_factor") not in (None, 1):
         raise CheckpointError(f"{fields.where}: partial_rotary_factor is not supported: RoPE must turn whole heads")
+    refuse_quantised(fields)
+
+
+def refuse_quantised(fields: Fields) -> None:
+    """A checkpoint of 4- or 8-bit weights has lost what a conversion needs."""
     if quantised := fields.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise CheckpointError(

@@ -19,7 +19,7 @@ from rk3588.errors import CheckpointError, UsageError
 
 from .config import ROPE_FACTORS
 from .hub_client import Repository
-from .sources.base import Origin, Source, open_source
+from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source
 from .sources.gguf_file import read_header
 from .sources.huggingface import CONFIGURATION, INDEX, SINGLE
 
@@ -30,6 +30,7 @@ _GGUF_HEAD = 32 << 20  # its header holds the tokenizer: 8 MB with 128,000 token
 _SAFETENSORS_HEAD = 1 << 20  # asked for again with the true size where that is more
 
 Progress = Callable[[str, int, int], None]
+Opener = Callable[[Path], Checkpoint]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _shards(index: Path, repository: Repository) -> tuple[str, ...]:
         return ()
 
 
-def peek(model: HubModel) -> Source:
+def peek(model: HubModel, opener: Opener = open_source) -> Checkpoint:
     """The model as far as a plan needs it. Its files are gone again: tensors cannot be read from them."""
     with tempfile.TemporaryDirectory(prefix="rkconvert-") as scratch:
         folder = Path(scratch)
@@ -138,7 +139,7 @@ def peek(model: HubModel) -> Source:
         try:
             for name in model.weights:
                 _write_head(model, name, folder / Path(name).name)
-            source = open_source(path)
+            source = opener(path)
         except CheckpointError as error:
             shown = str(error).replace(f"{folder}/", f"{model.origin.repository}/").replace(scratch, str(model.origin))
             raise CheckpointError(shown) from error
@@ -167,10 +168,13 @@ def _write_head(model: HubModel, name: str, target: Path) -> None:
             file.write(repository.piece(name, factors.offset, factors.nbytes))
 
 
-def download(model: HubModel, progress: Progress) -> Source:
+def download(model: HubModel, progress: Progress, opener: Opener = open_source) -> Checkpoint:
     """The model with its weights in the cache, ready to be read."""
     repository = model.repository
     repository.need_space(model.missing)
+    for name in repository.sizes:
+        if name == CARD or LICENCE.match(name):  # what the bundle's card carries on
+            repository.small(name)
     total, done = sum(repository.sizes[name] for name in model.weights), 0
 
     def step(size: int) -> None:
@@ -180,4 +184,4 @@ def download(model: HubModel, progress: Progress) -> Source:
 
     files = [repository.large(name, step) for name in model.weights]
     path = files[0] if model.origin.file else files[0].parent
-    return replace(open_source(path), origin=model.origin)
+    return replace(opener(path), origin=model.origin)

@@ -24,6 +24,7 @@ from rk3588 import sim
 from rk3588.errors import CheckpointError
 from rk3588.quant import Scheme
 
+from .lora import Lora, Pair
 from .plan import BLOCK_BYTES, OutTensor, block_rows
 from .sources.base import Array, Source, SourceTensor
 from .writer import ArtifactWriter, write_error
@@ -51,7 +52,7 @@ class Sink:
         if self.scale is None:
             values = block.as_float32() if self.tensor.kind == "F32" else block.as_float16()
             return [self._write(self.tensor, row, values)]
-        q, scales = block.quantised(self.writer.artifact.scheme)
+        q, scales = block.quantised(self.writer.artifact.scheme_of(self.tensor.name))
         return [self._write(self.tensor, row, q), self._write(self.scale, row, scales)]
 
     def _write(self, tensor: OutTensor, row: int, values: Array) -> Written:
@@ -83,6 +84,14 @@ class Block:
         self.values, self.kind = tensor.decode(raw)
         self._float32: npt.NDArray[np.float32] | None = None
         self._float16: npt.NDArray[np.float16] | None = None
+
+    def add(self, changes: Sequence[tuple[Pair, float]]) -> None:
+        """Merge what adapters change in these rows. Summed in float64, so that the sum's order hardly ever shows."""
+        rows = slice(self.row, self.row + len(self.values))
+        wide = self.as_float32().astype(np.float64)
+        for pair, scale in changes:
+            wide += (scale * pair.factor) * (pair.b[rows].astype(np.float64) @ pair.a.astype(np.float64))
+        self.values, self.kind, self._float32 = wide.astype(np.float32), "F32", None
 
     def quantised(self, scheme: Scheme) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
         try:
@@ -146,9 +155,13 @@ def sinks_of(writers: Sequence[ArtifactWriter]) -> dict[str, list[Sink]]:
 
 
 def run(
-    source: Source, writers: Sequence[ArtifactWriter], threads: int, step: Callable[[int], None]
+    source: Source,
+    writers: Sequence[ArtifactWriter],
+    threads: int,
+    step: Callable[[int], None],
+    merged: Sequence[Lora] = (),
 ) -> dict[Path, str]:
-    """Fill the writers from ``source``; returns the SHA-256 of each source file.
+    """Fill the writers from ``source`` with ``merged`` added; returns the SHA-256 of each source file.
 
     ``step`` is told the bytes of each piece read, and may raise to end the run.
     """
@@ -163,7 +176,9 @@ def run(
             for tensor, row, raw in _pieces(file, [t for t in source.tensors.values() if t.file == file]):
                 jobs: list[Future[Any]] = [hasher.submit(digest.update, raw)]
                 if tensor is not None:
-                    jobs.append(workers.submit(_convert, tensor, row, raw, sinks[names[file, tensor.offset]]))
+                    name = names[file, tensor.offset]
+                    changes = [lora for lora in merged if name in lora.pairs]
+                    jobs.append(workers.submit(_convert, name, tensor, row, raw, sinks[name], changes))
                 flight.add(jobs)
                 step(len(raw))
             flight.drain()
@@ -192,8 +207,12 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert(tensor: SourceTensor, row: int, raw: bytes, sinks: list[Sink]) -> list[Written]:
+def _convert(
+    name: str, tensor: SourceTensor, row: int, raw: bytes, sinks: list[Sink], merged: Sequence[Lora]
+) -> list[Written]:
     block = Block(tensor, row, raw)
+    if merged:
+        block.add([(lora.pairs[name], lora.option.scale) for lora in merged])
     return [written for sink in sinks for written in sink.put(row, block)]
 
 
@@ -221,10 +240,7 @@ class _Flight:
 
 def _pieces(file: Path, tensors: list[SourceTensor]) -> Iterator[tuple[SourceTensor | None, int, bytes]]:
     """The whole file in order: (tensor, first row, bytes), or (None, 0, bytes) for what lies between tensors."""
-    try:
-        fd = os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+    fd = _open(file)
     try:
         at = 0
         for tensor in sorted(tensors, key=lambda t: t.offset):
@@ -239,6 +255,25 @@ def _pieces(file: Path, tensors: list[SourceTensor]) -> Iterator[tuple[SourceTen
         yield from ((None, 0, raw) for raw in _between(fd, file, at, os.fstat(fd).st_size))
     finally:
         os.close(fd)
+
+
+def blocks(tensor: SourceTensor) -> Iterator[tuple[int, bytes]]:
+    """The rows of one tensor, a block at a time: (first row, bytes)."""
+    rows, row_bytes = block_rows(tensor), tensor.nbytes // tensor.rows
+    fd = _open(tensor.file)
+    try:
+        for row in range(0, tensor.rows, rows):
+            n = min(rows, tensor.rows - row) * row_bytes
+            yield row, _read(fd, tensor.file, n, tensor.offset + row * row_bytes)
+    finally:
+        os.close(fd)
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
 
 
 def _between(fd: int, file: Path, start: int, end: int) -> Iterator[bytes]:

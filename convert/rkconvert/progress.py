@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from .build import Progress
 
-_WHAT = {"download": "Downloading", "convert": "Converting", "hash": "Hashing"}
+_WHAT = {"download": "Downloading", "measure": "Measuring", "convert": "Converting", "hash": "Hashing"}
 _SECONDS = 10.0  # between two lines
 
 
@@ -20,14 +20,13 @@ def shown() -> Iterator[Progress]:
         yield _Lines().update
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
     ]
     tasks: dict[str, TaskID] = {}
@@ -35,8 +34,8 @@ def shown() -> Iterator[Progress]:
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(_WHAT[what], total=total)
-            bars.update(tasks[what], completed=done)
+                tasks[what] = bars.add_task(_WHAT.get(what, what), total=total, amount="")
+            bars.update(tasks[what], completed=done, amount=_amount(what, done, total))
 
         yield update
 
@@ -48,4 +47,11 @@ class _Lines:
     def update(self, what: str, done: int, total: int) -> None:
         if time.monotonic() >= self._next:
             self._next += _SECONDS
-            print(f"{_WHAT[what]}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            print(f"{_WHAT.get(what, what)}: {_amount(what, done, total)}", file=sys.stderr, flush=True)
+
+
+def _amount(what: str, done: int, total: int) -> str:
+    """Bytes of the steps that are ours; of anything else, percent is all that is known."""
+    if what in _WHAT:
+        return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
+    return f"{100 * done // max(total, 1)} %"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rk3588.errors import TargetError
+from rk3588.quant import mixed
 
 from .config import ModelConfig
 from .crc import combine
@@ -59,8 +60,7 @@ class ArtifactWriter:
         start = _value_offset(self._header, _TENSOR_CRC) + 12  # past the item type and the count
         for i, tensor in enumerate(self.artifact.tensors):
             self._header[start + 4 * i : start + 4 * i + 4] = self._crc[tensor.name].to_bytes(4, "little")
-        own = _value_offset(self._header, _HEADER_CRC)
-        self._header[own : own + 4] = zlib.crc32(self._header).to_bytes(4, "little")
+        _seal(self._header)
         os.pwrite(self._fd, self._header, 0)
 
     def close(self) -> None:
@@ -105,34 +105,76 @@ def pack_vocabulary(vocabulary: Vocabulary) -> Packed:
 
 
 def make_header(
-    name: str, config: ModelConfig, vocabulary: Vocabulary, artifact: Artifact, packed: Packed | None = None
+    name: str,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    artifact: Artifact,
+    packed: Packed | None = None,
+    hybrid_rate: float = 0.0,
 ) -> bytes:
     """Everything before the tensor data, padded, with all checksums zero. ``packed`` is ``pack_vocabulary``'s."""
     import gguf
-    from gguf.gguf_writer import WriterState
 
-    logging.getLogger("gguf").setLevel(logging.WARNING)
-    writer = gguf.GGUFWriter(None, "llama")
+    writer = _new_writer()
     scheme = artifact.scheme
-    uint32, int32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.INT32
-    array = gguf.GGUFValueType.ARRAY
-    writer.add_custom_alignment(ALIGNMENT)
-    writer.add_uint32("rksim.version", VERSION)
-    writer.add_uint32(_HEADER_CRC, 0)
+    array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
     writer.add_key_value(_TENSOR_CRC, [0] * len(artifact.tensors), array, sub_type=uint32)
     writer.add_string("rksim.dtype", scheme.name)
-    writer.add_uint32("rksim.group_size", scheme.group_size)
-    if vocabulary.eos_ids:
-        writer.add_key_value("rksim.eos_token_ids", list(vocabulary.eos_ids), array, sub_type=int32)
+    if artifact.grouped is None:
+        writer.add_uint32("rksim.group_size", scheme.group_size)
+    else:
+        writer.add_uint32("rksim.group_size", mixed(scheme)[1].group_size)
+        writer.add_float32("rksim.hybrid_rate", hybrid_rate)
+    _add_ends(writer, vocabulary)
     writer.add_name(name)
     _add_shape(writer, config)
-    packed = packed or pack_vocabulary(vocabulary)
     types = gguf.GGMLQuantizationType
     for tensor in artifact.tensors:
         # The dtype argument is only looked at where raw_dtype is None.
         writer.add_tensor_info(tensor.name, tensor.shape, None, tensor.nbytes, raw_dtype=types[tensor.kind])
+    return _assembled(writer, packed or pack_vocabulary(vocabulary))
+
+
+def write_vocabulary(path: Path, name: str, vocabulary: Vocabulary) -> None:
+    """``tokenizer.gguf``: the artifact's tokenizer without its tensors, for counting tokens on a board."""
+    writer = _new_writer()
+    _add_ends(writer, vocabulary)
+    writer.add_name(name)
+    header = bytearray(_assembled(writer, pack_vocabulary(vocabulary)))
+    _seal(header)
+    path.write_bytes(header)
+
+
+def _seal(header: bytearray) -> None:
+    own = _value_offset(header, _HEADER_CRC)
+    header[own : own + 4] = zlib.crc32(header).to_bytes(4, "little")
+
+
+def _new_writer() -> Any:
+    import gguf
+
+    logging.getLogger("gguf").setLevel(logging.WARNING)
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.add_custom_alignment(ALIGNMENT)
+    writer.add_uint32("rksim.version", VERSION)
+    writer.add_uint32(_HEADER_CRC, 0)
+    return writer
+
+
+def _add_ends(writer: Any, vocabulary: Vocabulary) -> None:
+    import gguf
+
+    if vocabulary.eos_ids:
+        array, int32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32
+        writer.add_key_value("rksim.eos_token_ids", list(vocabulary.eos_ids), array, sub_type=int32)
+
+
+def _assembled(writer: Any, packed: Packed) -> bytes:
+    """The file up to its tensors' data. In memory: it is checksummed before it is written."""
+    from gguf.gguf_writer import WriterState
+
     buffer = io.BytesIO()
-    writer.fout, writer.state = [buffer], WriterState.EMPTY  # in memory: it is checksummed before it is written
+    writer.fout, writer.state = [buffer], WriterState.EMPTY
     writer.write_header_to_file()
     buffer.seek(_KEY_COUNT)
     buffer.write(struct.pack("<Q", len(writer.kv_data[0]) + packed.keys))

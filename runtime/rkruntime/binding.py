@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +54,7 @@ class RKLLM:
         self._lib, self._abi = loader.load(self.library_path)
         self._run: Optional[Run] = None
         self._runs = 0
+        self._loras: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._handle = self._abi.LLMHandle()
         # The library calls this object until it is destroyed: it must live as long as the handle.
@@ -82,20 +85,51 @@ class RKLLM:
     ) -> None:
         self.close()
 
-    def generate(self, prompt: Union[str, Sequence[int]], max_tokens: Optional[int] = None) -> Generation:
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The names that ``generate`` takes as ``lora``."""
+        return tuple(self._loras)
+
+    def load_lora(self, path: loader.PathLike, name: str, scale: float = 1.0) -> None:
+        """Load a LoRA adapter that runs may choose by ``name``; a run that names none is the model's alone.
+
+        UsageError for a bad argument or a name that is taken, RuntimeFailure when the library refuses the file.
+        """
+        if not Path(path).is_file():
+            raise UsageError(f"there is no LoRA file {path}")
+        if not name or "\0" in name:
+            raise UsageError(f"{name!r} cannot be a LoRA's name")
+        if name in self._loras:
+            raise UsageError(f"a LoRA called {name!r} is loaded already: give this one another name")
+        if not math.isfinite(scale):
+            raise UsageError(f"the scale of the LoRA {name!r} is {scale}, expected a number")
+        raw = os.fsencode(path), name.encode("utf-8", "replace")
+        adapter = self._abi.RKLLMLoraAdapter(*raw, scale)
+        with self._lock:
+            self._check_idle()
+            try:
+                self._lib.rkllm_load_lora(self._handle, ctypes.byref(adapter))
+            except RuntimeFailure as error:
+                raise RuntimeFailure(f"{self.library_path} cannot load the LoRA {path}: {error}") from error
+            self._loras[name] = adapter  # the library may have kept its pointers
+
+    def generate(
+        self, prompt: Union[str, Sequence[int]], max_tokens: Optional[int] = None, lora: Optional[str] = None
+    ) -> Generation:
         """Start a run on a text or on token ids, and iterate over its tokens.
 
-        ``max_tokens`` aborts the run after so many, besides what the model was loaded with. UsageError when the prompt
-        is empty or too long, RuntimeFailure when a run is going on or ends in an error.
+        ``max_tokens`` aborts the run after so many, besides what the model was loaded with; ``lora`` is the name of an
+        adapter that was loaded. UsageError when the prompt is empty or too long or there is no such adapter,
+        RuntimeFailure when a run is going on or ends in an error.
         """
         input_ = self._input(prompt)
+        if lora is not None and lora not in self._loras:
+            there = ", ".join(self._loras) or "none"
+            raise UsageError(f"no LoRA called {lora!r} is loaded; there are: {there}")
         with self._lock:
-            if not self._handle:
-                raise UsageError("this model has been closed: load it again")
-            if self._run is not None and not self._run.ended:
-                raise RuntimeFailure("a run is going on: finish or close it first, the library does one at a time")
+            self._check_idle()
             self._runs += 1
-            run = self._run = self._new_run(self._runs, input_)
+            run = self._run = self._new_run(self._runs, input_, lora)
             generation = Generation(run, max_tokens)
             run.start()
         return generation
@@ -114,10 +148,20 @@ class RKLLM:
         if handle:
             self._lib.rkllm_destroy(handle)
 
-    def _new_run(self, number: int, input_: Any) -> Run:
+    def _check_idle(self) -> None:
+        """Under the lock."""
+        if not self._handle:
+            raise UsageError("this model has been closed: load it again")
+        if self._run is not None and not self._run.ended:
+            raise RuntimeFailure("a run is going on: finish or close it first, the library does one at a time")
+
+    def _new_run(self, number: int, input_: Any, lora: Optional[str]) -> Run:
         lib, handle = self._lib, self._handle
         infer = self._abi.RKLLMInferParam()
         infer.mode = self._abi.RKLLMInferMode.RKLLM_INFER_GENERATE
+        if lora is not None:
+            chosen = self._abi.RKLLMLoraParam(self._loras[lora].lora_adapter_name)
+            infer.lora_params = ctypes.pointer(chosen)
         return Run(
             number,
             work=lambda: lib.rkllm_run(handle, ctypes.byref(input_), ctypes.byref(infer), number),

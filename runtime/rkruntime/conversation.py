@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Optional
 
 from rk3588.errors import RkError, UsageError
+from rk3588.templates import Message
 
 from .model import Model
-from .templates import Message
 
 
 class Leave(Exception):
@@ -94,6 +94,12 @@ class Conversation:
     def _exchanges(self) -> str:
         count = len(self.history) // 2
         return f"{count} exchange{'s' * (count != 1)}"
+
+    def _lora(self, argument: str) -> None:
+        if argument:
+            self.model.choose_lora(None if argument == "off" else argument)
+        there = sorted({*self.model.bundle.loras, *self.model.llm.loras})
+        self._remark(f"LoRA: {self.model.lora or 'none'}; there are: {', '.join(there) or 'none'}")
 
     def _context(self, _argument: str) -> None:
         prompt = self.model.prompts.chat(self.messages) if self.messages else []
@@ -192,6 +198,7 @@ COMMANDS: dict[str, tuple[Handler, str, str]] = {
     "undo": (Conversation._undo, "", "forget the last exchange"),
     "forget": (Conversation._forget, "", "forget the oldest exchange"),
     "system": (Conversation._system, "[TEXT]", "show or set the system prompt"),
+    "lora": (Conversation._lora, "[NAME|FILE|off]", "show or choose the adapter that answers are given with"),
     "context": (Conversation._context, "", "how much of the context is used"),
     "stats": (Conversation._stats, "", "times and speed of the last answer"),
     "upload": (Conversation._upload, "FILE", "put a text file into the next message"),

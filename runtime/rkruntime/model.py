@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Optional
 
 from rk3588 import bundle as bundles
+from rk3588 import lora
 from rk3588.bundle import Bundle
 from rk3588.errors import BundleError, UsageError
 
@@ -33,6 +35,7 @@ class Settings:
     top_p: Optional[float] = None
     repeat_penalty: Optional[float] = None
     library: Optional[Path] = None
+    lora: Optional[str] = None  # as Model.choose_lora takes it
 
 
 @dataclass
@@ -92,11 +95,17 @@ class Model:
         self.prompts = Prompts(self.bundle)
         self.max_tokens = settings.max_tokens
         self.cost = Cost()
+        self.lora: Optional[str] = None  # what answers are given with; None: the model alone
         try:
             self.context = _context(settings, self.prompts.context, warn)
             self.llm = _load(artifact, self.context, settings)
         except BaseException:
             self.prompts.__exit__(None, None, None)
+            raise
+        try:
+            self.choose_lora(settings.lora)
+        except BaseException:
+            self.__exit__(None, None, None)
             raise
 
     def __enter__(self) -> Model:
@@ -109,6 +118,38 @@ class Model:
             self.llm.close()
         finally:
             self.prompts.__exit__(kind, value, trace)
+
+    def choose_lora(self, text: Optional[str]) -> None:
+        """Answer with an adapter from now on: ``FILE[:NAME[:SCALE]]``, or with a name of the bundle's own for FILE.
+
+        It is loaded the first time. None: the model alone.
+        """
+        if text is None or text in self.llm.loras:
+            self.lora = text
+            return
+        path, name, scale = self._find_lora(text)
+        self.llm.load_lora(path, name, scale)
+        self.lora = name
+
+    def _find_lora(self, text: str) -> tuple[Path, str, float]:
+        own = self.bundle.loras
+        # os.path's isfile raises for no text, unlike Path's.
+        wanted = lora.parse(text, lambda what: what in own or os.path.isfile(what))  # noqa: PTH113
+        if wanted is None:
+            there = ", ".join(own) or "none"
+            raise UsageError(f"there is no LoRA file {text.split(':')[0]}, and those of this bundle are: {there}")
+        path, name, scale = Path(wanted.what), Path(wanted.what).stem, 1.0
+        if wanted.what in own:
+            adapter = own[wanted.what]
+            name, scale = adapter.name, adapter.scale
+            found = adapter.sim if self.bundle.sim_model else adapter.npu
+            if found is None:
+                raise BundleError(
+                    f"{self.bundle.path} has no file of the LoRA {name} for this runtime: convert it again"
+                )
+            path = found
+        name = wanted.name or lora.checked_name(name, text)
+        return path, name, scale if wanted.scale is None else wanted.scale
 
     def answer(self, prompt: Prompt) -> Generator[str, None, None]:
         """Texts as they come; ``cost`` is this answer's. The run has ended when the iteration has."""
@@ -124,7 +165,7 @@ class Model:
         limit = min((n for n in (room, self.max_tokens, max_tokens) if n is not None and n >= 0), default=None)
         start = time.perf_counter()
         cost.finish_reason = "abort"
-        with closing(self.llm.generate(prompt, limit)) as tokens:
+        with closing(self.llm.generate(prompt, limit, self.lora)) as tokens:
             for token in tokens:
                 if token.state != FINISH:
                     cost.tokens += 1

@@ -12,13 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
 
-from rk3588.bundle import Bundle
+from rk3588.bundle import VOCABULARY, Bundle
 from rk3588.sim import SimModel
-
-from .templates import ChatTemplate, Message
+from rk3588.templates import ChatTemplate, Message
 
 Prompt = Union[str, list[int]]
-VOCABULARY = "tokenizer.gguf"
 
 
 class Prompts:

@@ -8,55 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data import topics
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from rk3588 import bundle, quant, sim
+from rkconvert.accuracy import WINDOW, compare, windows
 from tests import smollm2
-
-WINDOW = 512  # tokens read at a time, each window from an empty context
-Array = npt.NDArray[np.float64]
-
-
-class Accuracy(NamedTuple):
-    """Means over all positions that have a next token."""
-
-    perplexity: float
-    divergence: float  # of fp32 from this dtype, in nats
-    agreement: float  # share of positions with the same best token as fp32
 
 
 def default_text() -> str:
     return "\n".join(topics.topics[name] for name in ("objects", "naming", "import"))
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> Array:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)
-
-
-def windows(ids: list[int]) -> list[list[int]]:
-    return [part for start in range(0, len(ids), WINDOW) if len(part := ids[start : start + WINDOW]) > 1]
-
-
-def compare(reference: sim.SimModel, model: sim.SimModel, parts: Iterable[list[int]]) -> Accuracy:
-    """Both models read the same windows; one window's logits are in memory at a time."""
-    loss, divergence, same = [], [], []
-    for ids in parts:
-        truth, found = (log_softmax(each.logits(ids)[:-1]) for each in (reference, model))
-        loss.append(-found[np.arange(len(found)), ids[1:]])
-        divergence.append((np.exp(truth) * (truth - found)).sum(axis=1))
-        same.append(truth.argmax(axis=1) == found.argmax(axis=1))
-    return Accuracy(
-        float(np.exp(np.concatenate(loss).mean())),
-        float(np.concatenate(divergence).mean()),
-        float(np.concatenate(same).mean()),
-    )
 
 
 def parse() -> argparse.Namespace:
@@ -85,7 +46,7 @@ def main() -> None:
         print(f"{'dtype':<10} {'perplexity':>10} {'KL to fp32':>11} {'top-1':>7}")
         for dtype in dtypes:
             with sim.SimModel(made[dtype] / bundle.SIM_MODEL, threads=options.threads) as model:
-                found = compare(reference, model, parts)
+                found = compare(reference, model, parts, "")
             row = f"{dtype:<10} {found.perplexity:>10.3f} {found.divergence:>11.6f} {found.agreement:>7.1%}"
             print(row, flush=True)
 

@@ -12,7 +12,7 @@
 namespace {
 
 void use_vocabulary(const std::string& path) {
-  rksim::Gguf file(path, false, 1);
+  rksim::Gguf file(path, rksim::Gguf::Content::kVocabulary, 1);
   rksim::Tokenizer t(file);
   for (bool special : {false, true}) {
     const auto ids = t.encode("a b\nabab <s>\xe2\x96\x81 \xc3\xa9\xff", true, special);

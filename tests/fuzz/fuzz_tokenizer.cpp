@@ -14,7 +14,7 @@
 namespace {
 
 struct Vocabulary {
-  explicit Vocabulary(const std::string& path) : file(path, false, 1), tokenizer(file) {}
+  explicit Vocabulary(const std::string& path) : file(path, rksim::Gguf::Content::kVocabulary, 1), tokenizer(file) {}
   rksim::Gguf file;
   rksim::Tokenizer tokenizer;
 };

@@ -37,7 +37,7 @@ def smollm2() -> Arrays:
     return {"ids": np.array(cases.SMOLLM2_IDS, np.int32), **cases.summary(logits(model, cases.SMOLLM2_IDS))}
 
 
-def tiny(shape: models.Tiny) -> Arrays:
+def tiny_model(shape: models.Tiny) -> Any:
     settings = {**models.config(shape, "fp32"), "max_position_embeddings": 131072, "attn_implementation": "eager"}
     model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
     weights = {name: torch.from_numpy(value) for name, value in shape.weights().items()}
@@ -45,8 +45,12 @@ def tiny(shape: models.Tiny) -> Arrays:
     if unexpected or missing != (["lm_head.weight"] if shape.tied else []):
         raise SystemExit(f"the weights do not fit the model: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
+    return model
+
+
+def tiny(shape: models.Tiny) -> Arrays:
     ids = cases.tiny_ids(shape)
-    return {"ids": np.array(ids, np.int32), "logits": logits(model, ids)}
+    return {"ids": np.array(ids, np.int32), "logits": logits(tiny_model(shape), ids)}
 
 
 def differences(name: str, fresh: Arrays) -> list[str]:

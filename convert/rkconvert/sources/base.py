@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rk3588.errors import CheckpointError
+from rk3588.shape import Shape
 from rkconvert.config import ModelConfig
 from rkconvert.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
 # Types that need no unpacking; bf16 stays bits.
 PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_EMBEDDING = re.compile(r"embed|embd|wte\b|\bwpe\b", re.IGNORECASE)
+CARD = "README.md"
+LICENCE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,20 @@ class Origin:
         return f"{self.repository}{':' if self.file else ''}{self.file}@{self.commit[:12]}"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model to convert. ``tensors`` goes by canonical name; ``files`` are hashed, ``copies`` go into the bundle."""
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model of any architecture, as far as its headers tell: what rkllm-toolkit is given.
+
+    ``tensors`` is keyed as the opener likes; ``files`` are hashed, ``copies`` go into the bundle.
+    """
 
     path: Path
     kind: str  # "huggingface" or "gguf"
-    config: ModelConfig
-    vocabulary: Vocabulary
+    architecture: str  # config.json's ("LlamaForCausalLM") or GGUF's own ("llama")
     tensors: Mapping[str, SourceTensor]
     files: tuple[Path, ...]  # those with weights
+    vocabulary: Vocabulary | None = None  # None: its tokenizer is none that the simulated runtime knows
+    shape: Shape | None = None  # None: its family is not known here
     extras: tuple[Path, ...] = ()  # configuration that was read as well
     copies: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
@@ -93,6 +102,39 @@ class Source:
         if self.origin is None:
             return self.path.absolute().name
         return ":".join(filter(None, (self.origin.repository, self.origin.file)))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def linear(self) -> list[SourceTensor]:
+        """The tensors that become NPU weights: matrices, (N, K), other than the embedding."""
+        return [t for t in self.tensors.values() if len(t.shape) == 2 and not _EMBEDDING.search(t.name)]
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its card and its licence lie; None for a lone file, whose folder may be anybody's."""
+        if self.kind == "huggingface":
+            return self.path
+        return self.path.parent if self.origin else None
+
+    @property
+    def license_files(self) -> list[Path]:
+        """Licence and notices, whatever they are called."""
+        found = self.folder.iterdir() if self.folder else ()
+        return sorted(file for file in found if file.is_file() and LICENCE.match(file.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Checkpoint):
+    """A Llama, checked through and through: what the simulated runtime's artifact is made from.
+
+    ``tensors`` goes by canonical name.
+    """
+
+    config: ModelConfig
+    vocabulary: Vocabulary
 
 
 def checked_tensors(
@@ -125,16 +167,42 @@ def with_heads(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> dict
     return {name: replace(t, heads=heads.get(name.split(".")[-2], 0)) for name, t in tensors.items()}
 
 
+def vocabulary_or_note(read: Callable[[], Vocabulary]) -> tuple[Vocabulary | None, tuple[str, ...]]:
+    """A board can do without a tokenizer of ours; then prompts go to its runtime as text."""
+    try:
+        vocabulary = read()
+    except CheckpointError as error:
+        return None, (f"no tokenizer.gguf is written, so prompts are sent as text and not counted: {error}",)
+    return vocabulary, vocabulary.notes
+
+
 def open_source(path: Path) -> Source:
-    """The model at ``path``: a Hugging Face folder or a GGUF file."""
+    """The Llama at ``path``: a Hugging Face folder or a GGUF file."""
     from . import gguf_file, huggingface
 
+    return huggingface.read(path) if is_folder(path) else gguf_file.read(path)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The model at ``path``, of whatever architecture: a Hugging Face folder or a GGUF file."""
+    from . import gguf_file, huggingface
+
+    return huggingface.read_any(path) if is_folder(path) else gguf_file.read_any(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a Hugging Face folder, and not a GGUF file; CheckpointError when it is neither."""
     if path.is_dir():
-        return huggingface.read(path)
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        if ggufs and not (path / "config.json").exists():
+            raise CheckpointError(f"{path} is a folder with GGUF files: give one of them: {', '.join(ggufs)}")
+        return True
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF":
-        return gguf_file.read(path)
+        return False
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is one file of a model: give the folder that holds it and its config.json")
+    if path.suffix == ".rkllm":
+        raise CheckpointError(f"{path} is a .rkllm, which is converted already: give the model that it was made from")
     raise CheckpointError(f"{path} is neither a Hugging Face folder nor a GGUF file")

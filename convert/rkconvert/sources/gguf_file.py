@@ -18,7 +18,7 @@ from rk3588.errors import CheckpointError
 from rkconvert import config as configs
 from rkconvert.vocabulary_gguf import read_vocabulary
 
-from .base import Source, SourceTensor, checked_tensors, with_heads
+from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note, with_heads
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -46,7 +46,43 @@ def read(path: Path) -> Source:
         linear = config.rope_factors or (1.0,) * len(factors)
         config = replace(config, rope_factors=tuple(f * s for f, s in zip(factors, linear, strict=True)))
     vocabulary = read_vocabulary(metadata, path, config.vocab_size)
-    return Source(path, "gguf", config, vocabulary, tensors, (path,), notes=vocabulary.notes)
+    return Source(
+        path=path,
+        kind="gguf",
+        architecture="llama",
+        config=config,
+        vocabulary=vocabulary,
+        tensors=tensors,
+        files=(path,),
+        shape=config.shape(path.name),
+        notes=vocabulary.notes,
+    )
+
+
+def read_any(path: Path) -> Checkpoint:
+    """The model in ``path``, whatever its architecture; of a Llama, what ``read`` would say without refusing."""
+    metadata, found = read_header(path)
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not found:
+        raise CheckpointError(f"{path} holds no model: it names no architecture, or has no tensors")
+    embedding = found.get(configs.EMBEDDING)
+    rows = embedding.rows if embedding else 0
+    vocabulary, notes = vocabulary_or_note(lambda: read_vocabulary(metadata, path, rows))
+    shape = None
+    if architecture == "llama":
+        tied = configs.OUTPUT not in found
+        config = configs.from_gguf(metadata, str(path), vocab_size=metadata.get("llama.vocab_size", rows), tied=tied)
+        shape = config.shape(path.name)
+    return Checkpoint(
+        path=path,
+        kind="gguf",
+        architecture=architecture,
+        tensors=found,
+        files=(path,),
+        vocabulary=vocabulary,
+        shape=shape,
+        notes=notes,
+    )
 
 
 def _factors(tensor: SourceTensor, head_dim: int) -> tuple[float, ...]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rk3588 import shape as shapes
 from rk3588.errors import CheckpointError
 from rkconvert import config as configs
 from rkconvert.config import ModelConfig
 from rkconvert.vocabulary_hf import read_vocabulary
 
-from .base import Source, SourceTensor, checked_tensors
+from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja")  # what is read beside the weights
+CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja", "tokenizer.model")  # what is read beside the weights
 _PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
@@ -33,6 +35,64 @@ def read(folder: Path) -> Source:
     settings = read_json(folder / "config.json", "it is no Hugging Face folder; give the one that holds config.json")
     config = configs.from_huggingface(settings, str(folder / "config.json"))
     files = _weight_files(folder)
+    found = {canonical(name): tensor for name, tensor in _tensors(files).items()}
+    ignored = {n for n in found if n.endswith("rotary_emb.inv_freq")}  # old checkpoints carry it; it follows from theta
+    if config.tied:
+        ignored.add(configs.OUTPUT)  # a copy of the embedding, or not used
+    vocabulary = read_vocabulary(folder, settings, config.vocab_size)
+    return Source(
+        path=folder,
+        kind="huggingface",
+        architecture="LlamaForCausalLM",
+        config=config,
+        vocabulary=vocabulary,
+        tensors=_checked(config, found, folder, ignored),
+        files=tuple(files),
+        shape=config.shape(folder.absolute().name),
+        extras=_there(folder, *CONFIGURATION, INDEX),
+        copies=_there(folder, *COPIED),
+        notes=vocabulary.notes,
+    )
+
+
+def read_any(folder: Path) -> Checkpoint:
+    """The model in ``folder``, whatever its architecture, without a look at how its tensors fit together."""
+    where = folder / "config.json"
+    settings = read_json(where, "it is no Hugging Face folder; give the one that holds config.json")
+    configs.refuse_quantised(configs.Fields(settings, str(where)))
+    names = settings.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(f"{where} names no architecture: it is not the config.json of a model")
+    files = _weight_files(folder)
+    tensors = _tensors(files)
+    rows = settings.get("vocab_size", settings.get("padded_vocab_size"))
+    vocabulary, notes = vocabulary_or_note(
+        lambda: read_vocabulary(folder, settings, rows if isinstance(rows, int) else 0)
+    )
+    try:
+        shape = shapes.from_config(settings, where)
+    except CheckpointError:  # a family that predictions do not know is no reason to refuse a model
+        shape = None
+    return Checkpoint(
+        path=folder,
+        kind="huggingface",
+        architecture=names[0],
+        tensors=tensors,
+        files=tuple(files),
+        vocabulary=vocabulary,
+        shape=shape,
+        extras=_there(folder, *CONFIGURATION, INDEX),
+        copies=_there(folder, *COPIED),
+        notes=notes,
+    )
+
+
+def _there(folder: Path, *names: str) -> tuple[Path, ...]:
+    return tuple(folder / name for name in names if (folder / name).is_file())
+
+
+def _tensors(files: Mapping[Path, list[str] | None]) -> dict[str, SourceTensor]:
+    """Every tensor by the name it has in its file."""
     found: dict[str, SourceTensor] = {}
     for file, names in files.items():
         inside = read_header(file)
@@ -41,23 +101,8 @@ def read(folder: Path) -> Source:
                 raise CheckpointError(
                     f"{file} lacks the tensor {name}, which the index says is in it: download it again"
                 )
-            found[canonical(name)] = inside[name]
-    ignored = {n for n in found if n.endswith("rotary_emb.inv_freq")}  # old checkpoints carry it; it follows from theta
-    if config.tied:
-        ignored.add(configs.OUTPUT)  # a copy of the embedding, or not used
-    vocabulary = read_vocabulary(folder, settings, config.vocab_size)
-    extras = (*CONFIGURATION, INDEX)
-    return Source(
-        path=folder,
-        kind="huggingface",
-        config=config,
-        vocabulary=vocabulary,
-        tensors=_checked(config, found, folder, ignored),
-        files=tuple(files),
-        extras=tuple(folder / name for name in extras if (folder / name).is_file()),
-        copies=tuple(folder / name for name in COPIED if (folder / name).is_file()),
-        notes=vocabulary.notes,
-    )
+            found[name] = inside[name]
+    return found
 
 
 def _checked(

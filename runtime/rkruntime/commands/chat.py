@@ -90,7 +90,8 @@ def _stream(conversation: Conversation, line: str) -> None:
 
 def _greeting(model: Model) -> str:
     where = "on the NPU" if model.bundle.sim_model is None else "simulated, no NPU is used"
-    return f"{model.bundle.name} ({model.bundle.dtype}), {model.context} tokens of context; {where}. /help for help."
+    name = f"{model.bundle.name} with {model.lora}" if model.lora else model.bundle.name
+    return f"{name} ({model.bundle.dtype}), {model.context} tokens of context; {where}. /help for help."
 
 
 def _remark(text: str) -> None:

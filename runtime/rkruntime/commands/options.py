@@ -34,6 +34,10 @@ _OPTIONS = [
         help="Above 1 holds repetition down, 1 is none.",
     ),
     click.option(
+        "--lora", metavar="FILE[:NAME[:SCALE]]",
+        help="Answer with a LoRA adapter: a GGUF file, or the name of one in the bundle.",
+    ),
+    click.option(
         "--library", type=click.Path(path_type=Path), metavar="FILE",
         help="The librkllmrt.so to use, instead of RKLLM_LIBRARY, the simulated one, or the system's.",
     ),

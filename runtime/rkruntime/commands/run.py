@@ -45,6 +45,8 @@ def run(
         said = "".join(_shown(part, as_json) for part in model.answer(question))
         if as_json:
             facts = {"text": said, **model.cost.facts(), "bundle": model.bundle.name, "dtype": model.bundle.dtype}
+            if model.lora:
+                facts["lora"] = model.lora
             click.echo(json.dumps(facts, ensure_ascii=False))
         elif not said.endswith("\n"):
             click.echo()

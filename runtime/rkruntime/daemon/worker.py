@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Optional
 
-from rk3588.errors import RkError
+from rk3588.errors import RkError, UsageError
 from rkruntime.binding import CONTEXT_RESERVE
 from rkruntime.generation import FINISH
 from rkruntime.model import Model, Settings
@@ -96,6 +96,7 @@ class Worker:
         number, model, send = frame["id"], self._model, self._channel.send
         aborted = False
         try:
+            _choose_lora(model, frame["lora"])
             with closing(model.tokens(frame["prompt"], frame["max_tokens"])) as tokens:
                 for token in tokens:
                     # An abort reaches the library at the next token, which is when the library would heed it itself.
@@ -107,6 +108,15 @@ class Worker:
             send(id=number, error=str(error))
             return
         send(id=number, end="abort" if aborted else model.cost.finish_reason)
+
+
+def _choose_lora(model: Model, name: Optional[str]) -> None:
+    """By name only: a request must not make this process open files."""
+    if name is not None and name not in model.bundle.loras:
+        raise UsageError(
+            f"{model.bundle.name} has no LoRA {name!r}: there are {', '.join(model.bundle.loras) or 'none'}"
+        )
+    model.choose_lora(name)
 
 
 def _warn(message: str) -> None:

@@ -41,6 +41,9 @@ int64_t rksim_tokenize(const rksim_model *model, const char *text, size_t length
 int64_t rksim_detokenize(const rksim_model *model, const int32_t *ids, size_t n, int flags, char *text,
                          size_t capacity);
 
+/* A LoRA adapter (GGUF) over the model, for all that follows; NULL: none. */
+int rksim_use_lora(rksim_model *model, const char *path, float scale);
+
 /* Logits of every position, n x n_vocab, from an empty cache. chunk: tokens per prefill step (0: the default). */
 int rksim_logits(rksim_model *model, const int32_t *ids, size_t n, int chunk, float *out);
 /* One transformer block on n tokens at positions 0..n-1: x and y are n x hidden. */

@@ -23,7 +23,7 @@ constexpr bool kCompareChecksums = true;
 
 // GGUF's own numbers for value types.
 enum : uint32_t { U8, I8T, U16, I16, U32, I32, F32T, BOOL, STRING, ARRAY, U64, I64, F64 };
-constexpr uint64_t kAlignment = 64, kMaxDims = 4;
+constexpr uint64_t kAlignment = 64, kForeignAlignment = 32, kMaxDims = 4;
 
 size_t scalar_size(uint32_t type) {
   switch (type) {
@@ -89,7 +89,7 @@ class Gguf::Cursor {
   const Gguf& file_;
 };
 
-Gguf::Gguf(const std::string& path, bool check_tensors, int threads) : path_(path) {
+Gguf::Gguf(const std::string& path, Content content, int threads) : path_(path), content_(content) {
   int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat info;
   if (fd < 0 || fstat(fd, &info) != 0) {
@@ -99,7 +99,7 @@ Gguf::Gguf(const std::string& path, bool check_tensors, int threads) : path_(pat
   }
   if (!S_ISREG(info.st_mode) || info.st_size < 24) {
     close(fd);
-    throw Error(path + " is not a model: " + (S_ISREG(info.st_mode) ? "it has fewer than 24 bytes" : "not a file"));
+    throw Error(path + " is no GGUF file: " + (S_ISREG(info.st_mode) ? "it has fewer than 24 bytes" : "not a file"));
   }
   size_ = static_cast<size_t>(info.st_size);
   void* map = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -109,7 +109,7 @@ Gguf::Gguf(const std::string& path, bool check_tensors, int threads) : path_(pat
   base_ = static_cast<const uint8_t*>(map);
   try {
     parse();
-    if (check_tensors) check_data(threads);
+    if (content == Content::kModel) check_data(threads);
   } catch (...) {
     munmap(map, size_);
     throw;
@@ -142,13 +142,17 @@ void Gguf::parse() {
     }
     if (!values_.emplace(std::move(key), v).second) throw Error(path_ + " is damaged: a key stands in it twice");
   }
-  if (u32("rksim.version") != 1u)
+  if (content_ != Content::kAdapter && u32("rksim.version") != 1u)
     throw Error(path_ + " was not written for this runtime (it has no rksim.version 1): convert it with rkconvert");
   parse_tensors(at, n_tensors);
 }
 
 void Gguf::parse_tensors(Cursor& at, uint64_t count) {
-  if (u32("general.alignment").value_or(32) != kAlignment) throw Error(path_ + ": general.alignment must be 64");
+  alignment_ = u32("general.alignment").value_or(kForeignAlignment);
+  if (content_ != Content::kAdapter && alignment_ != kAlignment) throw Error(path_ + ": general.alignment must be 64");
+  // The format's own rule; what is read as float32 needs 4.
+  if (alignment_ == 0 || alignment_ % 8 || alignment_ > 1 << 20)
+    throw Error(path_ + ": general.alignment is " + std::to_string(alignment_) + ": the file is damaged");
   std::vector<uint64_t> offsets;
   for (uint64_t i = 0; i < count; i++) {
     Tensor t{std::string(at.text()), GgmlType::F32, {}, nullptr, 0};
@@ -172,15 +176,15 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
     offsets.push_back(at.take<uint64_t>());
     tensors_.push_back(std::move(t));
   }
-  check_header(at.at);
-  size_t start = (at.at + kAlignment - 1) / kAlignment * kAlignment, next = 0;
+  if (content_ != Content::kAdapter) check_header(at.at);
+  size_t start = aligned(at.at), next = 0;
   for (size_t i = 0; i < tensors_.size(); i++) {
     Tensor& t = tensors_[i];
     if (offsets[i] != next) throw Error(path_ + ": tensor " + t.name + " is not where the one before it ends");
     if (start > size_ || offsets[i] > size_ - start || t.bytes > size_ - start - offsets[i])
       throw Error(path_ + " is truncated: tensor " + t.name + " runs past its end; copy or convert it again");
     t.data = base_ + start + offsets[i];
-    next = (offsets[i] + t.bytes + kAlignment - 1) / kAlignment * kAlignment;
+    next = aligned(offsets[i] + t.bytes);
     if (!by_name_.emplace(t.name, i).second) throw Error(path_ + ": tensor " + t.name + " stands in it twice");
   }
   size_t end = tensors_.empty() ? at.at : start + next;
@@ -189,7 +193,7 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
 
 // The CRC's own four bytes count as zero, and so do not need to be known when it is computed.
 void Gguf::check_header(size_t header_end) const {
-  size_t start = std::min((header_end + kAlignment - 1) / kAlignment * kAlignment, size_);
+  size_t start = std::min(aligned(header_end), size_);
   const Value* v = find("rksim.header_crc32", U32);
   if (!v) throw Error(path_ + " has no rksim.header_crc32; convert the model again");
   const uint8_t zero[4] = {};
@@ -282,6 +286,12 @@ std::optional<std::vector<float>> Gguf::f32s(std::string_view key) const {
   std::vector<float> items(v->count);
   if (v->count) std::memcpy(items.data(), base_ + v->at, 4 * v->count);
   return items;
+}
+
+std::string listed(const std::vector<uint64_t>& dims) {
+  std::string text;
+  for (uint64_t d : dims) text += (text.empty() ? "[" : ", ") + std::to_string(d);
+  return text + "]";
 }
 
 namespace {

@@ -23,8 +23,11 @@ struct Tensor {
 // One mapped file. Views and tensor data live as long as it does.
 class Gguf {
  public:
-  // Maps and checks the header and, when `check_tensors`, every tensor's CRC-32 on `threads` threads. Throws Error.
-  Gguf(const std::string& path, bool check_tensors, int threads);
+  // kModel is of our own form and its checksums are compared, kVocabulary is that without tensors; kAdapter is any
+  // GGUF, which has no checksums.
+  enum class Content { kModel, kVocabulary, kAdapter };
+  // Maps and checks the file, the tensors' CRC-32 on `threads` threads. Throws Error.
+  Gguf(const std::string& path, Content content, int threads);
   ~Gguf();
   Gguf(const Gguf&) = delete;
   Gguf& operator=(const Gguf&) = delete;
@@ -46,6 +49,7 @@ class Gguf {
   const Tensor* tensor(std::string_view name) const;  // nullptr: absent
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::string& path() const { return path_; }
+  uint32_t header_checksum() const { return u32("rksim.header_crc32").value_or(0); }
 
  private:
   struct Value {
@@ -55,6 +59,7 @@ class Gguf {
   };
   class Cursor;
   void parse();
+  size_t aligned(size_t n) const { return (n + alignment_ - 1) / alignment_ * alignment_; }
   void parse_tensors(Cursor& at, uint64_t count);
   void check_header(size_t header_end) const;
   void check_data(int threads) const;
@@ -62,12 +67,16 @@ class Gguf {
   const Value* find_array(std::string_view key, uint32_t item_type) const;
 
   std::string path_;
+  Content content_;
+  uint32_t alignment_ = 0;
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
   std::map<std::string, Value, std::less<>> values_;
   std::vector<Tensor> tensors_;
   std::map<std::string_view, size_t> by_name_;
 };
+
+std::string listed(const std::vector<uint64_t>& dims);  // "[64, 4]"
 
 uint32_t crc32(uint32_t crc, const uint8_t* data, size_t size);  // zlib's; start with 0
 

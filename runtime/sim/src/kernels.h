@@ -18,6 +18,7 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One linear layer, N rows of K.
 struct Linear {
+  int id = -1;  // of a model's layers, counted as they are loaded
   int64_t n = 0, k = 0;
   int64_t group = 0, groups = 1;  // inputs that share a scale; k without groups
   GgmlType type = GgmlType::I8;

@@ -26,12 +26,6 @@ int bounded(const Gguf& file, const char* key, uint32_t most) {
   return static_cast<int>(value);
 }
 
-std::string listed(const std::vector<uint64_t>& dims) {
-  std::string text;
-  for (uint64_t d : dims) text += (text.empty() ? "[" : ", ") + std::to_string(d);
-  return text + "]";
-}
-
 // The file's pages have been copied: give them back, so that a model is not in memory twice.
 void drop_pages(const uint8_t* data, size_t bytes) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -59,7 +53,7 @@ Pages& Pages::operator=(Pages&& other) noexcept {
 }
 
 Model::Model(const std::string& path, int threads)
-    : kernels(rksim::kernels()), file(path, true, threads), pool(threads), tokenizer(file) {
+    : kernels(rksim::kernels()), file(path, Gguf::Content::kModel, threads), pool(threads), tokenizer(file) {
   read_shape();
   const Shape& s = shape;
   const int64_t heads = int64_t{s.n_heads} * s.head_dim, kv = int64_t{s.n_kv_heads} * s.head_dim;
@@ -77,6 +71,9 @@ Model::Model(const std::string& path, int threads)
     layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
     layer.up = load_linear(b + "ffn_up.weight", s.intermediate, s.hidden);
     layer.down = load_linear(b + "ffn_down.weight", s.hidden, s.intermediate);
+    check_alike(layer.q, layer.k, b + "attn");
+    check_alike(layer.q, layer.v, b + "attn");
+    check_alike(layer.gate, layer.up, b + "ffn");
     layers.push_back(layer);
   }
   output_norm = load_vector("output_norm.weight", s.hidden);
@@ -90,6 +87,7 @@ void Model::read_shape() {
                 " is not one this runtime knows (llama)");
   dtype = file.need_string("rksim.dtype");
   group_size_ = file.need_u32("rksim.group_size");
+  hybrid_ = file.f32("rksim.hybrid_rate").has_value();
   if (dtype != "fp16" && dtype != "fp32" && dtype.rfind("w8a8", 0) != 0)
     throw Error(file.path() + ": unknown rksim.dtype " + dtype);
   // Groups are whole quads and whole vectors in every kernel.
@@ -140,10 +138,11 @@ const float* Model::load_vector(const std::string& name, int64_t n) const {
 
 Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
   Linear linear;
+  linear.id = static_cast<int>(linears_.size());
   linear.n = n;
   linear.k = k;
   linear.type = weight_type_;
-  const bool grouped = weight_type_ == GgmlType::I8 && group_size_ != 0;
+  const bool grouped = weight_type_ == GgmlType::I8 && group_size_ != 0 && !(hybrid_ && has_one_scale(name));
   linear.group = grouped ? group_size_ : k;
   linear.groups = ceil_div(k, linear.group);
   if (weight_type_ == GgmlType::I8 && linear.group > kMaxSum)
@@ -153,6 +152,18 @@ Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
   if (weight_type_ == GgmlType::I8) pack(name, linear);
   linears_[name] = linear;
   return linear;
+}
+
+// In a hybrid, the shape of a layer's scales says whether it has groups.
+bool Model::has_one_scale(const std::string& name) const {
+  const Tensor* scale = file.tensor(name + ".scale");
+  return scale && scale->dims.size() == 2 && scale->dims[0] == 1;
+}
+
+// Layers that read the same input share its quantised form.
+void Model::check_alike(const Linear& a, const Linear& b, const std::string& block) const {
+  if (a.group != b.group)
+    throw Error(file.path() + ": " + block + " mixes groups between layers of one input; convert the model again");
 }
 
 void Model::pack(const std::string& name, Linear& linear) {

@@ -63,13 +63,18 @@ class Model {
   const Tensor& need(const std::string& name, GgmlType type, std::vector<uint64_t> dims) const;
   const float* load_vector(const std::string& name, int64_t n) const;
   Linear load_linear(const std::string& name, int64_t n, int64_t k);
+  bool has_one_scale(const std::string& name) const;
+  void check_alike(const Linear& a, const Linear& b, const std::string& block) const;
   void pack(const std::string& name, Linear& linear);
 
   GgmlType weight_type_;
   uint32_t group_size_ = 0;
+  bool hybrid_ = false;  // some layers have groups, some one scale a row
   std::map<std::string, Linear> linears_;
   std::vector<Pages> packed_;
 };
+
+class Lora;
 
 // One sequence over a model. Not thread-safe; the model may serve one session at a time.
 class Session {
@@ -78,7 +83,8 @@ class Session {
   Session(Model& model, int context);
   ~Session();
   void reset();
-  int64_t position() const;  // tokens evaluated since reset
+  void use(const Lora* lora);  // from the next token on; nullptr: the model alone
+  int64_t position() const;    // tokens evaluated since reset
 
   // Logits of the last token, [n_vocab], valid until the next call. n >= 1; ids must be in range (Error).
   // all_hidden, n x hidden, gets every token's last_hidden().
@@ -87,6 +93,13 @@ class Session {
   const float* eval_embeddings(const float* x, size_t n, float* all_hidden = nullptr);
   // Logits of every token, n x n_vocab.
   void eval_all(const int32_t* ids, size_t n, float* logits);
+  // Keys and values of the first `tokens` positions, all of which must still be there; and an empty session's first
+  // `tokens` from those of `stored` positions. Bits that eval() would compute again.
+  std::vector<uint8_t> save_kv(int64_t tokens) const;
+  void load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t tokens);
+  size_t kv_token_bytes() const;
+  uint32_t act_scale() const;         // RKSIM_ACT_SCALE as a number, for what must not be mixed
+  int64_t reusable(int64_t n) const;  // of n equal tokens, those after which a prompt may go on
   // The hidden states behind the last logits: after the output norm, [hidden].
   const float* last_hidden() const;
 

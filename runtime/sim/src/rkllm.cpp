@@ -165,26 +165,31 @@ int raw(const E& value) {
   return number;
 }
 
-// No adapters, no caches yet. A run that asks for an adapter is refused: its answer would be the base model's.
 void check_infer(const RKLLMInferParam& infer) {
   if (raw(infer.mode) < RKLLM_INFER_GENERATE || raw(infer.mode) > RKLLM_INFER_GET_LAST_HIDDEN_LAYER)
     throw Error("unknown infer mode " + std::to_string(raw(infer.mode)));
-  if (infer.lora_params) {
-    const char* name = infer.lora_params->lora_adapter_name;
-    throw Error(std::string("no LoRA called '") + (name ? name : "") + "' is loaded");
-  }
-  if (infer.prompt_cache_params && infer.prompt_cache_params->save_prompt_cache)
-    log_warning("the prompt cache is not simulated yet: nothing is saved");
 }
 
 // Copies what the run needs. Throws Error on what no run could make sense of.
-Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void* userdata, const Runtime& runtime) {
+Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void* userdata, Runtime& runtime) {
   if (!input || !infer) throw Error(std::string(input ? "infer_params" : "input") + " is NULL");
   check_infer(*infer);
   const int type = raw(input->input_type);
   if (type < RKLLM_INPUT_PROMPT || type > RKLLM_INPUT_MULTIMODAL)
     throw Error("unknown input type " + std::to_string(type));
-  Request r{input->input_type, infer->mode, userdata, {}, 0, {}, {}};
+  Request r{input->input_type, infer->mode, userdata, {}, 0, {}, {}, nullptr, {}};
+  // A run that names an adapter must not answer without it.
+  if (infer->lora_params) {
+    if (!infer->lora_params->lora_adapter_name) throw Error("lora_params->lora_adapter_name is NULL");
+    r.lora = runtime.lora(infer->lora_params->lora_adapter_name);
+  }
+  if (infer->prompt_cache_params && infer->prompt_cache_params->save_prompt_cache) {
+    const char* path = infer->prompt_cache_params->prompt_cache_path;
+    if (!path || !*path) throw Error("prompt_cache_path is NULL or empty");
+    if (type == RKLLM_INPUT_EMBED)
+      throw Error("a prompt of embeddings has no tokens to find it by: it cannot be saved");
+    r.save_cache = path;
+  }
   const auto most = static_cast<size_t>(runtime.context());
   switch (input->input_type) {
     case RKLLM_INPUT_PROMPT:
@@ -211,12 +216,16 @@ Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void
   return r;
 }
 
-// What the three functions of a later version do until then.
-int not_yet(LLMHandle handle, const char* function) {
-  return guarded(function, [&] {
-    if (find(handle, function)) log_error(std::string(function) + " is not simulated yet");
-    return kFailed;
-  });
+int load_lora(Runtime& runtime, const RKLLMLoraAdapter* adapter) {
+  const char* missing = !adapter                      ? "lora_adapter"
+                        : !adapter->lora_adapter_path ? "lora_adapter_path"
+                        : !adapter->lora_adapter_name ? "lora_adapter_name"
+                                                      : nullptr;
+  if (missing) throw Error(std::string(missing) + " is NULL");
+  if (!*adapter->lora_adapter_name) throw Error("lora_adapter_name is empty: runs choose an adapter by its name");
+  if (!std::isfinite(adapter->scale)) throw Error("scale is not a finite number");
+  runtime.load_lora(adapter->lora_adapter_path, adapter->lora_adapter_name, adapter->scale);
+  return 0;
 }
 
 }  // namespace
@@ -241,9 +250,31 @@ int rkllm_init(LLMHandle* handle, RKLLMParam* param, LLMResultCallback callback)
   return guarded("rkllm_init", [&] { return init(handle, param, callback); });
 }
 
-int rkllm_load_lora(LLMHandle handle, RKLLMLoraAdapter*) { return not_yet(handle, "rkllm_load_lora"); }
-int rkllm_load_prompt_cache(LLMHandle handle, const char*) { return not_yet(handle, "rkllm_load_prompt_cache"); }
-int rkllm_release_prompt_cache(LLMHandle handle) { return not_yet(handle, "rkllm_release_prompt_cache"); }
+int rkllm_load_lora(LLMHandle handle, RKLLMLoraAdapter* lora_adapter) {
+  return guarded("rkllm_load_lora", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_load_lora");
+    return runtime ? load_lora(*runtime, lora_adapter) : kFailed;
+  });
+}
+
+int rkllm_load_prompt_cache(LLMHandle handle, const char* prompt_cache_path) {
+  return guarded("rkllm_load_prompt_cache", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_load_prompt_cache");
+    if (!runtime) return kFailed;
+    if (!prompt_cache_path) throw Error("prompt_cache_path is NULL");
+    runtime->load_prompt_cache(prompt_cache_path);
+    return 0;
+  });
+}
+
+int rkllm_release_prompt_cache(LLMHandle handle) {
+  return guarded("rkllm_release_prompt_cache", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_release_prompt_cache");
+    if (!runtime) return kFailed;
+    runtime->release_prompt_cache();
+    return 0;
+  });
+}
 
 int rkllm_destroy(LLMHandle handle) {
   return guarded("rkllm_destroy", [&] {

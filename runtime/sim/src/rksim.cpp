@@ -8,12 +8,13 @@
 
 #include "error.h"
 #include "kernels.h"
-#include "model.h"
+#include "lora.h"
 
 struct rksim_model {
   std::unique_ptr<rksim::Gguf> vocabulary;  // opened VOCAB_ONLY: this and `tokenizer_only`, no `model`
   std::unique_ptr<rksim::Tokenizer> tokenizer_only;
   std::unique_ptr<rksim::Model> model;
+  std::unique_ptr<rksim::Lora> lora;
   std::unique_ptr<rksim::Session> session;  // as long as the last sequence
 
   const rksim::Tokenizer& tokenizer() const { return model ? model->tokenizer : *tokenizer_only; }
@@ -29,6 +30,7 @@ struct rksim_model {
       capacity = n;
     }
     session->reset();
+    session->use(lora.get());
     return *session;
   }
   size_t capacity = 0;
@@ -67,7 +69,7 @@ rksim_model* rksim_open(const char* path, int n_threads, int flags) {
     auto m = std::make_unique<rksim_model>();
     int threads = n_threads > 0 ? n_threads : rksim::default_threads();
     if (flags & RKSIM_OPEN_VOCAB_ONLY) {
-      m->vocabulary = std::make_unique<rksim::Gguf>(path, false, threads);
+      m->vocabulary = std::make_unique<rksim::Gguf>(path, rksim::Gguf::Content::kVocabulary, threads);
       m->tokenizer_only = std::make_unique<rksim::Tokenizer>(*m->vocabulary);
     } else {
       m->model = std::make_unique<rksim::Model>(path, threads);
@@ -107,6 +109,13 @@ int64_t rksim_detokenize(const rksim_model* m, const int32_t* ids, size_t n, int
     std::string found = m->tokenizer().decode(ids, n, flags & RKSIM_SKIP_SPECIAL);
     if (size_t size = std::min(found.size(), capacity)) std::memcpy(text, found.data(), size);
     return static_cast<int64_t>(found.size());
+  });
+}
+
+int rksim_use_lora(rksim_model* m, const char* path, float scale) {
+  return guarded(-1, [&] {
+    m->lora = path ? std::make_unique<rksim::Lora>(path, m->weights(), scale) : nullptr;
+    return 0;
   });
 }
 

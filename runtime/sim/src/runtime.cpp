@@ -1,6 +1,7 @@
 // The course of a run: prompt, tokens, exactly one FINISH or ERROR.
 #include "runtime.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -12,6 +13,52 @@ namespace rksim {
 Runtime::Runtime(std::unique_ptr<Model> model, const RunParams& params, LLMResultCallback callback)
     : model_(std::move(model)), params_(params), callback_(callback), session_(*model_, params.context),
       sampler_(params.sampler, model_->shape.n_vocab) {}
+
+void Runtime::load_lora(const std::string& path, const std::string& name, float scale) {
+  const auto refuse_second = [&] {
+    if (loras_.count(name)) throw Error("a LoRA called '" + name + "' is loaded already: give it another name");
+  };
+  {
+    std::lock_guard lock(mutex_);
+    refuse_second();
+  }
+  auto lora = std::make_unique<Lora>(path, *model_, scale);  // not under the lock: abort must get through
+  log_line("I rksim", "LoRA '" + name + "' changes " + std::to_string(lora->layers()) + " layers");
+  std::lock_guard lock(mutex_);
+  refuse_second();
+  loras_[name] = std::move(lora);
+}
+
+const Lora* Runtime::lora(const std::string& name) {
+  std::lock_guard lock(mutex_);
+  const auto it = loras_.find(name);
+  if (it != loras_.end()) return it->second.get();
+  std::string known;
+  for (const auto& [other, _] : loras_) known += (known.empty() ? "; there are " : ", ") + other;
+  throw Error("no LoRA called '" + name + "' is loaded" + known);
+}
+
+CacheKey Runtime::cache_key(const Lora* lora) const {
+  return {model_->file.header_checksum(), lora ? lora->checksum() : 0, session_.act_scale()};
+}
+
+// Under the lock.
+void Runtime::check_idle() const {
+  if (running_ || closing_) throw Error("a run is under way: the prompt cache belongs to it");
+}
+
+void Runtime::load_prompt_cache(const std::string& path) {
+  PromptCache read = read_prompt_cache(path, cache_key(nullptr), session_.kv_token_bytes());
+  std::lock_guard lock(mutex_);
+  check_idle();
+  cache_ = std::make_unique<PromptCache>(std::move(read));
+}
+
+void Runtime::release_prompt_cache() {
+  std::lock_guard lock(mutex_);
+  check_idle();
+  cache_.reset();
+}
 
 // Under the lock.
 bool Runtime::begin() {
@@ -104,6 +151,7 @@ int Runtime::work(const Request& request) noexcept {
 
 void Runtime::generate(const Request& request) {
   session_.reset();
+  session_.use(request.lora);
   sampler_.reset();
   held_.clear();
   at_start_ = true;
@@ -161,9 +209,30 @@ const float* Runtime::prefill(const Request& request, std::vector<float>* all_hi
   const std::vector<int32_t> ids = prompt_ids(request);
   check_room(request.type == RKLLM_INPUT_TOKEN ? request.tokens : ids.size());
   if (all_hidden) all_hidden->resize(ids.size() * size);
-  const float* logits = session_.eval(ids.data(), ids.size(), all_hidden ? all_hidden->data() : nullptr);
+  const size_t known = cache_ && !all_hidden ? reuse_cache(ids, request.lora) : 0;
+  const float* logits =
+      session_.eval(ids.data() + known, ids.size() - known, all_hidden ? all_hidden->data() : nullptr);
+  if (!request.save_cache.empty()) {
+    PromptCache saved{cache_key(request.lora), ids, session_.save_kv(static_cast<int64_t>(ids.size()))};
+    write_prompt_cache(request.save_cache, saved);
+  }
   for (int32_t id : ids) sampler_.accept(id);
   return logits;
+}
+
+// Starts the session with what the cache knows of this prompt: its beginning, but for the last token, whose logits are
+// asked for.
+size_t Runtime::reuse_cache(const std::vector<int32_t>& ids, const Lora* lora) {
+  if (cache_->key.lora != cache_key(lora).lora) {
+    log_line("I rksim", "the prompt cache is not used: it was saved with another LoRA");
+    return 0;
+  }
+  const size_t most = std::min(ids.size() - 1, cache_->ids.size());
+  const auto differs = std::mismatch(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(most), cache_->ids.begin());
+  const int64_t known = session_.reusable(differs.first - ids.begin());
+  session_.load_kv(cache_->kv, static_cast<int64_t>(cache_->ids.size()), known);
+  log_line("I rksim", "prompt cache: " + std::to_string(known) + " of " + std::to_string(ids.size()) + " tokens");
+  return static_cast<size_t>(known);
 }
 
 void Runtime::give_hidden_states(const Request& request) {

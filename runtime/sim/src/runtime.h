@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -9,7 +10,9 @@
 #include <vector>
 
 #include "faults.h"
+#include "lora.h"
 #include "model.h"
+#include "prompt_cache.h"
 #include "rkllm.h"
 #include "sampler.h"
 
@@ -26,6 +29,8 @@ struct Request {
   size_t tokens = 0;  // of ids or embeddings, of which no more are copied than the context holds
   std::vector<int32_t> ids;
   std::vector<float> embeddings;  // tokens x hidden
+  const Lora* lora = nullptr;     // of the runtime's own; nullptr: the model alone
+  std::string save_cache;         // where the prompt's keys and values go; empty: nowhere
 };
 
 struct RunParams {
@@ -36,7 +41,7 @@ struct RunParams {
   Faults faults;
 };
 
-// The mutex guards who runs; all else belongs to the run.
+// The mutex guards who runs and which adapters there are; all else belongs to the run.
 class Runtime {
  public:
   // Throws Error.
@@ -44,6 +49,14 @@ class Runtime {
 
   const Shape& shape() const { return model_->shape; }
   int context() const { return params_.context; }
+
+  // Kept under `name` until the end. Throws Error.
+  void load_lora(const std::string& path, const std::string& name, float scale);
+  const Lora* lora(const std::string& name);  // Throws Error on a name that is not loaded.
+
+  // For every later run, until it is released or another one is loaded. Both throw Error while a run is under way.
+  void load_prompt_cache(const std::string& path);
+  void release_prompt_cache();
 
   // As the functions of rkllm.h; -1 and a log line when a run is under way.
   int run(const Request& request);
@@ -62,6 +75,9 @@ class Runtime {
   std::vector<int32_t> prompt_ids(const Request& request) const;
   void check_room(size_t tokens) const;
   const float* prefill(const Request& request, std::vector<float>* all_hidden);
+  size_t reuse_cache(const std::vector<int32_t>& ids, const Lora* lora);
+  CacheKey cache_key(const Lora* lora) const;
+  void check_idle() const;
   void give_hidden_states(const Request& request);
   void give_token(int32_t id, const Request& request);
   void give(RKLLMResult result, const Request& request, LLMCallState state);
@@ -81,6 +97,8 @@ class Runtime {
   std::thread worker_;
   std::thread::id runner_;
   bool running_ = false, closing_ = false;
+  std::map<std::string, std::unique_ptr<Lora>> loras_;
+  std::unique_ptr<PromptCache> cache_;
   std::atomic<bool> aborted_{false};
 };
 

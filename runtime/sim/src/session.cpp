@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "error.h"
-#include "model.h"
+#include "lora.h"
 
 namespace rksim {
 namespace {
@@ -48,7 +48,9 @@ struct Session::Impl {
   const ActScale act_scale = act_scale_setting();
   size_t kv_bytes;  // of one cached value
   Pages cache;      // [layers][2: k, v][kv heads][context][head_dim]
+  const Lora* lora = nullptr;
   Floats x, normed, q, k, v, mixed, gate, up, delta, cosine, sine, hidden, logits;
+  Floats low_rank, change;
   Activations activations;
 
   Impl(Model& m, int n)
@@ -62,6 +64,14 @@ struct Session::Impl {
   uint8_t* cached(int layer, int side, int64_t head) const {
     return cache.data() +
            static_cast<size_t>(((int64_t{layer} * 2 + side) * s.n_kv_heads + head) * context * s.head_dim) * kv_bytes;
+  }
+
+  // body(its keys, then its values) of every KV head, layer by layer.
+  template <class F>
+  void each_head(F&& body) const {
+    for (int layer = 0; layer < s.n_layers; layer++)
+      for (int side = 0; side < 2; side++)
+        for (int64_t head = 0; head < s.n_kv_heads; head++) body(cached(layer, side, head));
   }
 
   // body(token) for every token, on all threads where there are several.
@@ -112,6 +122,24 @@ struct Session::Impl {
         begin -= size;
         end -= size;
       }
+    });
+    if (!lora) return;
+    for (const Job& job : jobs)
+      if (const LoraPair* pair = lora->find(*job.linear)) adapt(*pair, input, tokens, job);
+  }
+
+  void adapt(const LoraPair& pair, const float* input, int64_t tokens, const Job& job) {
+    const int64_t rank = pair.a.n, n = pair.b.n;
+    grow(low_rank, tokens * rank);
+    grow(change, tokens * n);
+    each_token(tokens, [&](int64_t t) {
+      kernels.linear_float(pair.a, input + t * pair.a.k, 1, 0, rank, &low_rank[static_cast<size_t>(t * rank)], rank);
+    });
+    model.pool.run(n, 16, [&](int64_t begin, int64_t end) {
+      kernels.linear_float(pair.b, low_rank.data(), tokens, begin, end, change.data(), n);
+      for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = begin; i < end; i++)
+          job.y[t * job.stride + i] += pair.scale * change[static_cast<size_t>(t * n + i)];
     });
   }
 
@@ -259,7 +287,38 @@ struct Session::Impl {
 Session::Session(Model& model, int context) : impl_(std::make_unique<Impl>(model, std::max(context, 1))) {}
 Session::~Session() = default;
 void Session::reset() { impl_->position = 0; }
+void Session::use(const Lora* lora) { impl_->lora = lora; }
 int64_t Session::position() const { return impl_->position; }
+size_t Session::kv_token_bytes() const {
+  const Impl& m = *impl_;
+  return static_cast<size_t>(int64_t{m.s.n_layers} * 2 * m.kv_size) * m.kv_bytes;
+}
+uint32_t Session::act_scale() const { return static_cast<uint32_t>(impl_->act_scale); }
+
+// Tiles are counted from where an evaluation starts.
+int64_t Session::reusable(int64_t n) const { return impl_->act_scale == ActScale::kTile64 ? n / kTile64 * kTile64 : n; }
+
+std::vector<uint8_t> Session::save_kv(int64_t tokens) const {
+  const Impl& m = *impl_;
+  std::vector<uint8_t> kv;
+  kv.reserve(static_cast<size_t>(tokens) * kv_token_bytes());
+  m.each_head([&](const uint8_t* head) {
+    kv.insert(kv.end(), head, head + static_cast<size_t>(tokens * m.s.head_dim) * m.kv_bytes);
+  });
+  return kv;
+}
+
+void Session::load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t tokens) {
+  Impl& m = *impl_;
+  const size_t row = static_cast<size_t>(m.s.head_dim) * m.kv_bytes;
+  const uint8_t* from = kv.data();
+  m.each_head([&](uint8_t* head) {
+    std::memcpy(head, from, static_cast<size_t>(tokens) * row);
+    from += static_cast<size_t>(stored) * row;
+  });
+  m.position = tokens;
+}
+
 const float* Session::last_hidden() const { return impl_->hidden.data(); }
 
 const float* Session::eval(const int32_t* ids, size_t n, float* all_hidden) {

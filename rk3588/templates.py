@@ -13,8 +13,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rk3588.bundle import TEMPLATE, Bundle
-from rk3588.errors import BundleError
+from .bundle import TEMPLATE, Bundle
+from .errors import BundleError
 
 Message = Mapping[str, Any]
 # What a template that somebody else wrote can raise, given a conversation that it did not expect.

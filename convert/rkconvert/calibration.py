@@ -1,0 +1,165 @@
+"""Calibration data for rkllm-toolkit: conversations in the model's own template, as ``input`` and ``target``.
+
+A file may be JSON (a list), JSON lines, or plain text. An entry is one of
+
+    {"messages": [{"role": ..., "content": ...}, ...]}    the last message is the assistant's
+    {"prompt": ..., "answer": ...}                        or question/instruction, and response/output
+    {"input": ..., "target": ...}                         rendered, unless the input shows a special token already
+
+and a text's paragraphs are cut near their middle: the first half is asked, the second answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rk3588.errors import BundleError, UsageError
+from rk3588.templates import ChatTemplate
+
+from .vocabulary import CONTROL, Vocabulary
+
+BUILT_IN = "built-in"
+_QUESTIONS, _ANSWERS = ("prompt", "question", "instruction"), ("answer", "response", "output", "completion")
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
+_FORMS = 'messages, or "prompt" and "answer", or "input" and "target"'
+
+Pair = tuple[str, str]
+Entry = tuple[str, Any]  # where it stands in its file, and what stands there
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rendered samples. ``name`` is the file's, without its folder."""
+
+    name: str
+    samples: tuple[Pair, ...]
+
+    def text(self) -> str:
+        """The JSON that rkllm-toolkit reads."""
+        rows = [{"input": question, "target": answer} for question, answer in self.samples]
+        return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+
+    def facts(self) -> dict[str, Any]:
+        digest = hashlib.sha256(self.text().encode()).hexdigest()
+        return {"name": self.name, "samples": len(self.samples), "sha256": digest}
+
+
+def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
+    """The samples of ``path`` (None: the built-in ones) for a model with this tokenizer.
+
+    UsageError names the entry that is wrong. A model without a template gets its texts as they are.
+    """
+    if path is None:
+        data = resources.files("rkconvert").joinpath("data/calibration.json").read_text(encoding="utf-8")
+        name, entries = BUILT_IN, [(f"entry {i}", e) for i, e in enumerate(json.loads(data), 1)]
+    else:
+        name, entries = path.name, _entries(path)
+    render = _renderer(vocabulary)
+    samples = tuple(_sample(f"{name}, {place}", entry, render) for place, entry in entries)
+    if not samples:
+        raise UsageError(f"--dataset {path} holds no sample: give conversations or texts to calibrate with")
+    return Dataset(name, samples)
+
+
+class _Renderer:
+    """A model's template and the texts of its special tokens."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        tokens = {"bos_token": vocabulary.text(vocabulary.bos), "eos_token": vocabulary.text(vocabulary.eos)}
+        source = vocabulary.chat_template
+        self._template = ChatTemplate(source, tokens, "the model's chat template") if source else None
+        kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
+        self._special = [text for text, kind in kinds if kind == CONTROL and text]
+
+    def __call__(self, messages: list[dict[str, str]]) -> str:
+        if self._template is None:
+            return "\n".join(message["content"] for message in messages)
+        return self._template.render(messages)
+
+    def rendered(self, text: str) -> bool:
+        """Whether somebody has put the text into a template before."""
+        return any(token in text for token in self._special)
+
+
+def _renderer(vocabulary: Vocabulary | None) -> _Renderer | None:
+    return _Renderer(vocabulary) if vocabulary else None
+
+
+def _entries(path: Path) -> list[Entry]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--dataset {path} is not a text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"--dataset {path}: {error.strerror}") from error
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [(f"line {i}", _json(line, f"--dataset {path}, line {i}")) for i, line in lines]
+    if suffix == ".json":
+        found = _json(text, f"--dataset {path}")
+        if not isinstance(found, list):
+            what = type(found).__name__
+            raise UsageError(f"--dataset {path} holds a {what}, expected a list of objects with {_FORMS}")
+        return [(f"entry {i}", entry) for i, entry in enumerate(found, 1)]
+    paragraphs = [p.strip() for p in re.split(r"\n\s*\n", text) if p.strip()]
+    return [(f"paragraph {i}", dict(zip(("prompt", "answer"), _halves(p)))) for i, p in enumerate(paragraphs, 1)]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON: {error}") from error
+
+
+def _halves(paragraph: str) -> Pair:
+    """Cut at the end of the sentence, else of the word, that is nearest the middle."""
+    ends = [m.end() for m in _SENTENCE.finditer(paragraph) if 0 < m.end() < len(paragraph)]
+    ends = ends or [m.end() for m in re.finditer(r"\s+", paragraph)] or [len(paragraph) // 2]
+    cut = min(ends, key=lambda end: abs(end - len(paragraph) / 2))
+    return paragraph[:cut].strip(), paragraph[cut:].strip()
+
+
+def _sample(where: str, entry: Any, render: _Renderer | None) -> Pair:
+    if not isinstance(entry, dict):
+        raise UsageError(f"--dataset {where}: found a {type(entry).__name__}, expected an object with {_FORMS}")
+    try:
+        if "messages" in entry:
+            *asked, last = _messages(where, entry["messages"])
+            return (render(asked) if render else asked[-1]["content"]), last["content"]
+        if "input" in entry or "target" in entry:
+            question, answer = _text(where, entry, ("input",)), _text(where, entry, ("target",))
+            if render is None or render.rendered(question):
+                return question, answer
+        else:
+            question, answer = _text(where, entry, _QUESTIONS), _text(where, entry, _ANSWERS)
+        return (render([{"role": "user", "content": question}]) if render else question), answer
+    except BundleError as error:
+        raise UsageError(f"--dataset {where}: {error}") from error
+
+
+def _messages(where: str, value: Any) -> list[dict[str, str]]:
+    whole = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
+    if not whole or len(value) < 2 or value[-1]["role"] != "assistant":
+        raise UsageError(
+            f"--dataset {where}: 'messages' has to be a list of two or more with role and content, the last one the "
+            "assistant's"
+        )
+    return list(value)
+
+
+def _text(where: str, entry: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    value = next((entry[name] for name in names if name in entry), None)
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"--dataset {where}: {' or '.join(map(repr, names))} is missing, empty or not a text")
+    return value

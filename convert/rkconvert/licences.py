@@ -1,0 +1,58 @@
+"""What a model's licence asks of whoever passes a conversion on: notices, and duties about names.
+
+A reading of the published licences for orientation, not legal advice; each entry quotes the notice it asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Licence:
+    """``display`` must be shown where the model is offered; a name must begin with ``prefix``."""
+
+    title: str
+    notice: str = ""
+    display: str = ""
+    prefix: str = ""
+
+
+def _llama(version: str, *, meta: str = "", display: str = "Built with Llama", prefix: str = "Llama") -> Licence:
+    name = f"{meta}Llama {version}"
+    return Licence(
+        title=f"{name} Community License",
+        notice=f"{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights "
+        "Reserved.",
+        display=display,
+        prefix=prefix,
+    )
+
+
+# By the identifiers of the hub's front matter.
+LICENCES = {
+    "llama2": Licence(
+        "Llama 2 Community License",
+        "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights "
+        "Reserved.",
+    ),
+    "llama3": _llama("3", meta="Meta ", display="Built with Meta Llama 3", prefix="Llama 3"),
+    "llama3.1": _llama("3.1"),
+    "llama3.2": _llama("3.2"),
+    "llama3.3": _llama("3.3"),
+    "gemma": Licence(
+        "Gemma Terms of Use",
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. Whoever "
+        "passes this model on passes these terms on, with the restrictions of the Gemma Prohibited Use Policy.",
+    ),
+    "qwen-research": Licence("Qwen RESEARCH LICENSE AGREEMENT", display="Built with Qwen"),
+    "qwen": Licence("Qwen LICENSE AGREEMENT", display="Built with Qwen"),
+    "tongyi-qianwen": Licence("Tongyi Qianwen LICENSE AGREEMENT", display="Built with Qwen"),
+    "apache-2.0": Licence("Apache License 2.0"),
+    "mit": Licence("MIT License"),
+}
+
+
+def find(identifier: str, name: str) -> Licence | None:
+    """By ``license`` of the front matter, or ``license_name`` where that says "other"."""
+    return LICENCES.get(name if identifier == "other" else identifier)

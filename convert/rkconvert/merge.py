@@ -1,0 +1,56 @@
+"""A Hugging Face folder with adapters merged into it, for rkllm-toolkit: the weights change, all else stays."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rk3588.errors import CheckpointError
+
+from .lora import Lora
+from .pipeline import Block, blocks
+from .sources.base import Array, Source
+
+
+def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check: Callable[[], None]) -> Path:
+    """A copy of ``source``'s folder in ``folder`` with ``loras`` added to the weights; returns ``folder``.
+
+    In the checkpoint's own type, as peft's ``merge_and_unload`` saves it.
+    """
+    if source.kind != "huggingface":
+        raise CheckpointError(
+            f"{source.path}: a LoRA cannot be merged into a GGUF file for a board: convert from the Hugging Face model"
+        )
+    folder.mkdir()
+    for file in source.path.iterdir():
+        if file.is_file() and file not in source.files and file.suffix not in (".bin", ".gguf"):
+            shutil.copyfile(file, folder / file.name)
+    for file in source.files:
+        shutil.copyfile(file, folder / file.name)
+        check()
+    for name, tensor in source.tensors.items():
+        changes = [(lora.pairs[name], lora.option.scale) for lora in loras if name in lora.pairs]
+        if not changes:
+            continue
+        with (folder / tensor.file.name).open("r+b") as target:
+            for row, raw in blocks(tensor):
+                block = Block(tensor, row, raw)
+                block.add(changes)
+                target.seek(tensor.offset + row * (tensor.nbytes // tensor.rows))
+                target.write(_encoded(block, tensor.kind).tobytes())
+                check()
+    return folder
+
+
+def _encoded(block: Block, kind: str) -> Array:
+    if kind == "F16":
+        return block.as_float16()
+    values = block.as_float32()
+    if kind == "F32":
+        return values
+    bits = values.view(np.uint32)  # to the nearest bf16, half to even
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.asarray(rounded, "<u2")

@@ -1,0 +1,109 @@
+"""What one call of ``rkconvert build`` asks for: checked as far as that goes, then made into a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from rk3588 import quant
+from rk3588.errors import UsageError
+
+from . import calibration, lora
+from .lora import LoraOption
+from .plan import Board, Plan, make_plan
+from .sources.base import Checkpoint, Source, open_checkpoint, open_source
+from .toolkit import install, preflight
+from .toolkit.options import PLATFORM, BoardOptions
+from .toolkit.preflight import Likely
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TARGETS = ("sim", PLATFORM)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``rkconvert build``, by their names; None where one was not given."""
+
+    targets: tuple[str, ...] = ("sim",)
+    dtypes: tuple[str, ...] = ("w8a8",)
+    hybrid_rate: float = 0.0
+    loras: tuple[str, ...] = ()
+    lora_mode: str | None = None
+    optimization_level: int | None = None
+    npu_cores: int | None = None
+    algorithm: str | None = None
+    extra_qparams: Path | None = None
+    dataset: Path | None = None
+    device: str | None = None
+    force: bool = False
+    community_names: bool = False
+    overwrite: bool = False
+
+    @property
+    def board(self) -> BoardOptions | None:
+        """What was given of rkllm-toolkit's options, over its defaults; None: not for a board."""
+        if PLATFORM not in self.targets:
+            return None
+        given = {f.name: value for f in fields(BoardOptions) if (value := getattr(self, f.name)) is not None}
+        return replace(BoardOptions(), **given)
+
+    @property
+    def opener(self) -> Callable[[Path], Checkpoint]:
+        """The simulated runtime and the checks of a LoRA want a Llama, a board takes what the toolkit does."""
+        return open_source if "sim" in self.targets or self.loras else open_checkpoint
+
+    @property
+    def adapters(self) -> list[LoraOption]:
+        return lora.parse_all(self.loras)
+
+    def check(self) -> list[Likely]:
+        """Everything that needs no look at the model: UsageError, or reasons to expect failure."""
+        if PLATFORM not in self.targets:
+            for field in fields(BoardOptions):
+                if getattr(self, field.name) is not None:
+                    option = "--" + field.name.replace("_", "-")
+                    raise UsageError(f"{option} is for rkllm-toolkit: give --target {PLATFORM} as well")
+            preflight.check_hybrid(self.hybrid_rate)
+        board = self.board
+        likely = preflight.check_options(self.dtypes, self.hybrid_rate, board) if board else []
+        for dtype in self.dtypes:
+            quant.scheme(dtype)
+        if self.lora_mode and not self.adapters:
+            raise UsageError("--lora-mode says what to do with a LoRA: give one with --lora ADAPTER")
+        return likely
+
+    def plan(self, source: Checkpoint, name: str, out: Path) -> Plan:
+        """The plan for ``source``, with all that can be known to go wrong told here."""
+        schemes = [quant.scheme(dtype) for dtype in self.dtypes]
+        likely, remarks = self.check(), []
+        options, board = self.board, None
+        if options:
+            for found, notes in (
+                preflight.check_model(source, schemes),
+                preflight.check_memory(source),
+            ):
+                likely += found
+                remarks += notes
+            dataset = calibration.load(options.dataset, source.vocabulary)
+            remarks += preflight.settle(likely, self.force)
+            board = Board(options, dataset, install.needed())
+        adapters = [lora.read(adapter, source) for adapter in self.adapters if isinstance(source, Source)]
+        plan = make_plan(
+            source,
+            name,
+            out,
+            schemes,
+            overwrite=self.overwrite,
+            loras=adapters,
+            lora_mode=self.lora_mode or lora.MODES[0],
+            sim="sim" in self.targets,
+            board=board,
+            hybrid_rate=self.hybrid_rate,
+            community_names=self.community_names,
+            remarks=remarks,
+        )
+        if board:
+            preflight.check_loras(plan.source, [adapter.name for adapter in adapters])
+        return plan

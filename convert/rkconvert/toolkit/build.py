@@ -1,0 +1,88 @@
+"""A plan's part for a board: what rkllm-toolkit is called with, and its exports put into the bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rk3588.errors import ToolkitError
+from rkconvert import lora, merge
+from rkconvert.lora import Lora
+from rkconvert.plan import Artifact, Board, Plan
+
+from . import driver, install
+from .options import PLATFORM
+
+_SCRATCH = ".toolkit"  # inside the unfinished bundle: it goes when that goes
+_LORA_SUFFIX = "_lora"  # what the toolkit puts behind the name of an export for its adapter
+
+
+def write_model(
+    plan: Plan, board: Board, artifact: Artifact, folder: Path, progress: driver.Progress, check: Callable[[], None]
+) -> None:
+    """Write the ``.rkllm`` of ``artifact`` into ``folder``, and one for each adapter that is kept.
+
+    The toolkit takes one adapter at a time, so each needs a build of its own. ToolkitError for whatever goes wrong.
+    """
+    scratch = folder / _SCRATCH
+    scratch.mkdir()
+    try:
+        dataset = scratch / "dataset.json"
+        dataset.write_text(board.dataset.text(), encoding="utf-8")
+        model = plan.source.path
+        if plan.merged:
+            model = merge.write_checkpoint(plan.llama, plan.merged, scratch / "merged", check)
+        exports, calls = {}, []
+        for number, adapter in enumerate(plan.kept or (None,)):
+            export = scratch / f"{number}.rkllm"
+            exports[export] = adapter
+            calls += calls_for(plan, board, artifact, model, adapter, dataset, export)
+        log = install.log_file(plan.variant(artifact))
+        driver.run(board.toolkit.interpreter, calls, log, progress, check)
+        _adopt(exports, folder / plan.npu_model(artifact), folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def calls_for(
+    plan: Plan, board: Board, artifact: Artifact, model: Path, adapter: Lora | None, dataset: Path, export: Path
+) -> list[driver.Call]:
+    """Every argument of rkllm-toolkit's three calls, none left to its defaults."""
+    options = board.options
+    path = str(model.absolute())
+    if plan.source.kind == "gguf":
+        load: driver.Call = ("load_gguf", {"model": path})
+    else:
+        its = str(adapter.option.path.absolute()) if adapter else None
+        load = ("load_huggingface", {"model": path, "model_lora": its, "device": options.device})
+    build: dict[str, Any] = {
+        "do_quantization": True,
+        "optimization_level": options.optimization_level,
+        "quantized_dtype": artifact.scheme.name,
+        "quantized_algorithm": options.algorithm,
+        "target_platform": PLATFORM,
+        "num_npu_core": options.npu_cores,
+        "extra_qparams": str(options.extra_qparams.absolute()) if options.extra_qparams else None,
+        "dataset": str(dataset.absolute()),
+        "hybrid_rate": plan.hybrid_rate,
+    }
+    return [load, ("build", build), ("export_rkllm", {"export_path": str(export.absolute())})]
+
+
+def _adopt(exports: dict[Path, Lora | None], target: Path, folder: Path) -> None:
+    """The first export is the model; the adapters' lie beside their own. A file that is not there is a failure."""
+    for number, (export, adapter) in enumerate(exports.items()):
+        if number == 0:
+            _move(export, target)
+        if adapter is not None:
+            _move(export.with_name(f"{export.stem}{_LORA_SUFFIX}.rkllm"), folder / lora.npu_file(adapter))
+
+
+def _move(export: Path, target: Path) -> None:
+    if not export.is_file() or export.stat().st_size == 0:
+        what = "the LoRA" if export.stem.endswith(_LORA_SUFFIX) else "the model"
+        raise ToolkitError(f"rkllm-toolkit said that it exported {what}, and wrote no {target.name}")
+    target.parent.mkdir(exist_ok=True)
+    export.replace(target)

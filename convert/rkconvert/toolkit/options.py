@@ -1,0 +1,22 @@
+"""What can be asked of rkllm-toolkit for a board, and which bundles a call makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PLATFORM = "rk3588"
+ALGORITHMS = ("normal", "gdq")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class BoardOptions:
+    """Arguments of rkllm-toolkit 1.1.1 as a user gives them; the defaults are its own, but for ``dataset``."""
+
+    optimization_level: int = 1
+    npu_cores: int = 3
+    algorithm: str = "normal"
+    extra_qparams: Path | None = None
+    dataset: Path | None = None  # None: the built-in one
+    device: str = "cpu"

@@ -1,0 +1,160 @@
+"""Mistakes that rkllm-toolkit tells after minutes or hours, told before it starts.
+
+What is certain is refused. What is only likely (``Likely``) is refused as well, unless --force was given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rk3588.errors import CheckpointError, RkError, ToolkitError, UsageError
+from rk3588.quant import SCHEMES, Scheme
+from rkconvert import memory
+from rkconvert.sources.base import Checkpoint, SourceTensor
+
+from .options import ALGORITHMS, DEVICES, BoardOptions
+
+BOARD_DTYPES = tuple(s.name for s in SCHEMES.values() if s.quantised)
+RK3576_DTYPES = ("w4a16", "w4a16_g32", "w4a16_g64", "w4a16_g128")
+CORES = (1, 2, 3)
+LEVELS = (0, 1)
+# From the lists of 1.1.1's README and manual.
+ARCHITECTURES = (
+    "LlamaForCausalLM", "QWenLMHeadModel", "Qwen2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM", "ChatGLMModel",
+    "GemmaForCausalLM", "Gemma2ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM",
+    "TelechatForCausalLM",
+)  # fmt: skip
+GGUF_ARCHITECTURES = (
+    "llama", "qwen", "qwen2", "phi2", "phi3", "chatglm", "gemma", "gemma2", "internlm2", "minicpm", "minicpm3",
+)  # fmt: skip
+GGUF_TYPES = ("F16", "Q4_0")
+LEAST, USUAL = 2, 4  # times the model's size that a conversion takes of RAM
+_NVIDIA = Path("/proc/driver/nvidia/version")
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A reason to expect failure, from incomplete knowledge; ``error`` is raised unless it is overridden."""
+
+    error: RkError
+
+
+def check_options(dtypes: Iterable[str], hybrid_rate: float, board: BoardOptions) -> list[Likely]:
+    """What the call alone says, before the model is looked at. UsageError for what no RK3588 can be built with."""
+    for dtype in dtypes:
+        if dtype not in BOARD_DTYPES:
+            whose = "is the RK3576's" if dtype in RK3576_DTYPES else "cannot be built for a board"
+            raise UsageError(f"--dtype {dtype} {whose}: an RK3588 runs {', '.join(BOARD_DTYPES)}")
+    if board.npu_cores not in CORES:
+        raise UsageError(f"--npu-cores {board.npu_cores}: an RK3588 has 3, give 1, 2 or 3")
+    check_hybrid(hybrid_rate)
+    if board.optimization_level not in LEVELS:
+        raise UsageError(f"--optimization-level {board.optimization_level}: rkllm-toolkit has 0 and 1")
+    if board.algorithm not in ALGORITHMS:
+        raise UsageError(f"--algorithm {board.algorithm}: rkllm-toolkit has {' and '.join(ALGORITHMS)}")
+    if board.algorithm == "gdq":
+        raise UsageError("--algorithm gdq is for 4-bit weights, which an RK3588 does not run: leave it at normal")
+    if board.device not in DEVICES:
+        raise UsageError(f"--device {board.device}: rkllm-toolkit has {' and '.join(DEVICES)}")
+    likely = []
+    if board.extra_qparams is not None:
+        if not board.extra_qparams.is_file():
+            raise UsageError(f"--extra-qparams {board.extra_qparams} is not a file")
+        likely.append(Likely(UsageError("--extra-qparams is what gdq computes, and an RK3588's dtypes do not use gdq")))
+    if board.device == "cuda" and not _NVIDIA.exists():
+        likely.append(Likely(UsageError("--device cuda: this machine has no NVIDIA driver; use --device cpu")))
+    return likely
+
+
+def check_hybrid(rate: float) -> None:
+    if not (math.isfinite(rate) and 0 <= rate < 1):
+        raise UsageError(f"--hybrid-rate {rate:g}: it is a share of the layers, from 0 up to but not including 1")
+
+
+def check_model(source: Checkpoint, schemes: Sequence[Scheme]) -> tuple[list[Likely], list[str]]:
+    """What the model's headers say: (reasons to expect failure, notes). CheckpointError for what cannot work."""
+    likely = _architecture(source)
+    if source.kind == "gguf":
+        likely += _gguf_types(source)
+    elif not any(file.name in ("tokenizer.json", "tokenizer.model") for file in source.extras):
+        raise CheckpointError(f"{source.path} has no tokenizer.json and no tokenizer.model: download the model again")
+    notes = []
+    for scheme in schemes:
+        misfit = next((t for t in source.linear if scheme.short_group(t.columns)), None)
+        if misfit is not None:
+            likely.append(Likely(CheckpointError(_misfit(source, scheme, misfit))))
+        outputs = sorted({t.rows for t in source.linear if scheme.group_size and t.rows % scheme.group_size})
+        if outputs:
+            notes.append(
+                f"the manual asks that a group of {scheme.group_size} divide a layer's outputs, which it does not for "
+                f"N = {', '.join(map(str, outputs))}; published models do not keep to that"
+            )
+    return likely, notes
+
+
+def _architecture(source: Checkpoint) -> list[Likely]:
+    known = GGUF_ARCHITECTURES if source.kind == "gguf" else ARCHITECTURES
+    if source.architecture in known:
+        return []
+    where = source.path / "config.json" if source.kind == "huggingface" else source.path
+    return [
+        Likely(
+            CheckpointError(
+                f"{where}: {source.architecture} is not among the architectures of rkllm-toolkit 1.1.1 "
+                f"({', '.join(known)})"
+            )
+        )
+    ]
+
+
+def _gguf_types(source: Checkpoint) -> list[Likely]:
+    other = [t for t in source.tensors.values() if len(t.shape) == 2 and t.kind not in GGUF_TYPES]
+    if not other:
+        return []
+    first = next((t for t in other if t in source.linear and "output" not in t.name), None)
+    told = "rkllm-toolkit takes GGUF files of F16 and Q4_0 only: convert from the Hugging Face model"
+    if first is not None:
+        raise CheckpointError(f"{source.path}: tensor {first.name} has type {first.kind}, and {told}")
+    # llama-quantize keeps these two at a higher precision in files that it calls Q4_0.
+    return [Likely(CheckpointError(f"{source.path}: tensor {other[0].name} has type {other[0].kind}, and {told}"))]
+
+
+def _misfit(source: Checkpoint, scheme: Scheme, tensor: SourceTensor) -> str:
+    sides = {t.columns for t in source.linear}
+    fits = [name for name in BOARD_DTYPES if not any(SCHEMES[name].short_group(k) for k in sides)]
+    return (
+        f"{tensor.file}: layer {tensor.name} has {tensor.columns} inputs, which groups of {scheme.group_size} do not "
+        f"divide, as rkllm-toolkit wants them to: take --dtype {' or '.join(fits)}"
+    )
+
+
+def check_loras(source: Checkpoint, names: Sequence[str]) -> None:
+    if names and source.kind == "gguf":
+        raise CheckpointError(
+            f"{source.path}: rkllm-toolkit takes a LoRA ({names[0]}) with a Hugging Face model only, not with GGUF"
+        )
+
+
+def check_memory(source: Checkpoint) -> tuple[list[Likely], list[str]]:
+    """A conversion that the kernel ends after an hour is told here."""
+    has = memory.machine()
+    size = source.nbytes
+    told = (
+        f"converting {size / _GB:.1f} GB takes rkllm-toolkit {LEAST * size / _GB:.1f} to {USUAL * size / _GB:.1f} GB "
+        f"of memory, and this machine has {has.free / _GB:.1f} GB of RAM free and {has.swap / _GB:.1f} GB of swap"
+    )
+    if has.most < LEAST * size:
+        return [Likely(ToolkitError(f"{told}: end other programs, add swap, or convert on a larger machine"))], []
+    return [], [told] if has.most < USUAL * size else []
+
+
+def settle(likely: Sequence[Likely], force: bool) -> list[str]:
+    """Raise the first reason; with ``force``, all of them are notes."""
+    if likely and not force:
+        error = likely[0].error
+        raise type(error)(f"{error}; --force tries it all the same")
+    return [f"forced, though {reason.error}" for reason in likely]

@@ -1,0 +1,70 @@
+"""rkllm-toolkit's double (``rkllm_double/``), installed by ``rkconvert toolkit install`` into folders of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rkconvert.toolkit.install import search_python
+
+PACKAGE = Path(__file__).with_name("rkllm_double")
+BANNER = b"NOT AN RKLLM MODEL"
+PROGRAM = "from rkconvert.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A user's home with the double in it; programs run with ``env``."""
+
+    home: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        return environment(self.home)
+
+    @property
+    def python(self) -> Path:
+        folder = self.home / "data" / "rk3588" / "toolkit"
+        environment: str = json.loads((folder / "toolkit.json").read_text())["environment"]
+        return folder / environment / "bin" / "python"
+
+    def rkconvert(self, *args: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        return rkconvert(*args, env={**self.env, **variables})
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_DATA_HOME": str(home / "data"), "XDG_STATE_HOME": str(home / "state")}
+
+
+def rkconvert(*args: object, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
+
+
+def need_python(version: str) -> None:
+    """Skip the test where the machine has no such interpreter."""
+    if search_python(version) is None:
+        pytest.skip(f"Python {version}, which rkllm-toolkit's wheels are for, is not on this machine")
+
+
+def install(home: Path, interpreter: str) -> Installed:
+    done = rkconvert(
+        "toolkit", "install", PACKAGE, "--python", interpreter, "--allow-unknown", env=environment(home)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Installed(home)
+
+
+def build_wheel(folder: Path, tag: str) -> Path:
+    """A wheel of the double with the tag of one of Rockchip's."""
+    from tests.rkllm_double import backend
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return backend.write_wheel(folder, tag)
