@@ -96,7 +96,7 @@ def test_null_pointers_change_nothing(flavour: Flavour, answer: str, faults: str
 
 def test_a_death_in_an_answer_costs_that_answer_alone(flavour: Flavour, answer: str, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with armed(flavour, "crash_at=5", tmp_path) as engine:
+        async with armed(flavour, "crash_at=5,token_ms=50", tmp_path) as engine:
             hit = await engine.submit(job(QUESTION))
             spared = [asyncio.create_task(ask(engine, QUESTION)) for _ in range(3)]
             with pytest.raises(AnswerFailed, match=r"the answer was lost: .*SIGABRT"):
