@@ -11,6 +11,7 @@ RkError
 ├── RuntimeFailure       librkllmrt answered with an error
 ├── BoardError           the catalogue or the inventory of boards
 └── ServiceError         the chat daemon cannot answer a request
+    ├── RequestRefused   the HTTP request asks for what cannot be done
     ├── QueueFull        too many wait already
     ├── PromptTooLong    the prompt does not fit the context
     ├── PromptRefused    the chat template does not take this conversation
@@ -70,6 +71,16 @@ class BoardError(RkError):
 
 class ServiceError(RkError):
     pass
+
+
+class RequestRefused(ServiceError):
+    """``status`` of HTTP; ``param`` is the field that is wrong, ``code`` a name that programs can test for."""
+
+    def __init__(
+        self, message: str, param: Optional[str] = None, status: int = 400, code: Optional[str] = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
 
 
 class QueueFull(ServiceError):

@@ -1,6 +1,6 @@
 """YAML mappings that know their file and line, so that every error can name both and the nearest right name.
 
-Used for the catalogue of boards and for the user's inventory. Only plain scalars, lists and mappings are taken.
+Used for the catalogue of boards, the user's inventory and the daemon's settings. Only plain scalars, lists and mappings are taken.
 """
 
 from __future__ import annotations
@@ -133,18 +133,24 @@ class Table:
         return self
 
 
-def read(file: Path) -> tuple[str, Table]:
-    """The file's text and its top-level mapping (an empty file is an empty one); BoardError with the line."""
+_BOARDS = "`boards:` or `hosts:`"
+
+
+def read(file: Path, expected: str = _BOARDS) -> tuple[str, Table]:
+    """The file's text and its top-level mapping (an empty file is an empty one); BoardError with the line.
+
+    ``expected`` says what should stand at the top, for a file that is no mapping.
+    """
     try:
         text = file.read_bytes().decode("utf-8")
     except OSError as error:
         raise BoardError(f"cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BoardError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    return text, parse(text, file)
+    return text, parse(text, file, expected)
 
 
-def parse(text: str, file: Path) -> Table:
+def parse(text: str, file: Path, expected: str = _BOARDS) -> Table:
     """The top-level mapping of ``text``, said to come from ``file``."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -156,9 +162,9 @@ def parse(text: str, file: Path) -> Table:
         line = text.count("\n", 0, error.position) + 1
         raise BoardError(f"{file}, line {line}: a character that YAML does not allow") from error
     except RecursionError as error:
-        raise BoardError(f"{file} is nested too deeply to be an inventory") from error
+        raise BoardError(f"{file} is nested too deeply") from error
     if node is None:
         node = yaml.MappingNode("tag:yaml.org,2002:map", [], yaml.Mark(str(file), 0, 0, 0, None, 0))
     if not isinstance(node, yaml.MappingNode):
-        raise BoardError(f"{file}, line {node.start_mark.line + 1}: expected `boards:` or `hosts:`, something else")
+        raise BoardError(f"{file}, line {node.start_mark.line + 1}: expected {expected}, found something else")
     return Table(file, node, "the file")._checked()

@@ -1,0 +1,347 @@
+"""What clients ask for, read and checked: a JSON body becomes a ``Wanted``, or a RequestRefused names the field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, Optional
+
+from rk3588.errors import RequestRefused
+
+from .config import Config
+from .jobs import Job, Message
+from .jsonformat import Format
+from .models import Models
+
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 1024  # characters
+_MOST_TOKENS = 2**31 - 1
+
+# What librkllmrt 1.1 takes only when a model is loaded, by its names in requests; the defaults are those of its manual.
+_AT_LOAD: Mapping[str, tuple[str, float]] = {
+    "temperature": ("temperature", 0.8),
+    "top_k": ("top_k", 40),
+    "top_p": ("top_p", 0.9),
+    "repeat_penalty": ("repeat_penalty", 1.1),
+    "repetition_penalty": ("repeat_penalty", 1.1),
+    "frequency_penalty": ("", 0.0),
+    "presence_penalty": ("", 0.0),
+}
+_ROLES = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "function": "tool",
+}  # fmt: skip
+_OF_THE_TEMPLATE = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One request. ``ignored``: fields that were asked for and will have no effect."""
+
+    job: Job
+    model: str
+    stream: bool
+    include_usage: bool
+    stops: tuple[str, ...]
+    format: Optional[Format]
+    ignored: tuple[str, ...]
+
+    def again(self, answer: str, problem: str) -> Job:
+        """The job that shows the model its own answer and what is wrong with it."""
+        told = f"That answer is not valid: {problem}. Answer again, with the corrected JSON only."
+        messages = [*(self.job.messages or ()), _message("assistant", answer), _message("user", told)]
+        return replace(self.job, messages=messages)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """The object in a request's body, its texts free of halves of surrogate pairs, which UTF-8 cannot write."""
+    try:
+        found = json.loads(body.decode("utf-8"))
+        if re.search(rb"\\u[dD][89a-fA-F]", body):
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    except UnicodeDecodeError as error:
+        raise RequestRefused(f"the body is not UTF-8 (byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestRefused(f"the body is not JSON: {reason}") from error
+    if not isinstance(found, dict):
+        raise RequestRefused("the body has to be a JSON object")
+    return found
+
+
+class Fields(Mapping[str, Any]):
+    """A body's fields. Those that are null count as left out."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self._found = {key: value for key, value in body.items() if value is not None}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._found[key]
+
+    def __iter__(self) -> Any:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def flag(self, name: str) -> bool:
+        return bool(self._typed(name, bool, "true or false", False))
+
+    def text(self, name: str) -> Optional[str]:
+        found: Optional[str] = self._typed(name, str, "a string", None)
+        return found
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._typed(name, dict, "an object", {})
+        return found
+
+    def items_of(self, name: str) -> Sequence[Any]:
+        found: Sequence[Any] = self._typed(name, list, "a list", ())
+        return found
+
+    def whole(self, name: str) -> Optional[int]:
+        value = self.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            refuse(name, "a whole number")
+        return value
+
+    def number(self, name: str) -> Optional[float]:
+        value = self.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            refuse(name, "a number")
+        return value
+
+    def _typed(self, name: str, kind: type, what: str, default: Any) -> Any:
+        value = self.get(name, default)
+        if name in self and not isinstance(value, kind):
+            refuse(name, what)
+        return value
+
+
+def refuse(param: str, what: str) -> NoReturn:
+    raise RequestRefused(f"{param!r} has to be {what}", param)
+
+
+def chat(body: Mapping[str, Any], config: Config, models: Models, owner: str) -> Wanted:
+    """A request to /v1/chat/completions."""
+    fields = Fields(body)
+    _refuse_what_cannot_be(fields)
+    for name in ("functions", "function_call"):
+        if fields.get(name) not in (None, "none", "auto", []):
+            raise RequestRefused(f"{name!r} is not supported: describe functions in `tools`", name)
+    format = Format.of(fields.mapping("response_format"))
+    messages = _messages(fields, config.max_messages)
+    if format is not None:
+        messages = _instruct(messages, format.instruction)
+    wanted = _common(fields, config, models, owner)
+    limit = fields.whole("max_completion_tokens")
+    job = replace(
+        wanted.job,
+        messages=messages,
+        tools=_tools(fields),
+        template_variables=_template_variables(fields),
+        max_tokens=_limit(limit, "max_completion_tokens") if limit is not None else wanted.job.max_tokens,
+    )
+    return replace(wanted, job=job, format=format)
+
+
+def completion(body: Mapping[str, Any], config: Config, models: Models, owner: str) -> Wanted:
+    """A request to /v1/completions: a prompt as it is, without a template."""
+    fields = Fields(body)
+    _refuse_what_cannot_be(fields)
+    if fields.flag("echo"):
+        raise RequestRefused("'echo' is not supported: the answer alone comes back", "echo")
+    if fields.text("suffix"):
+        raise RequestRefused("'suffix' is not supported: the model can only go on where a prompt ends", "suffix")
+    if (fields.whole("best_of") or 1) != 1:
+        raise RequestRefused("'best_of' is not supported: there is one answer to a prompt", "best_of")
+    wanted = _common(fields, config, models, owner)
+    return replace(wanted, job=replace(wanted.job, text=_prompt(fields)))
+
+
+def _refuse_what_cannot_be(fields: Fields) -> None:
+    if (fields.whole("n") or 1) != 1:
+        raise RequestRefused("'n' has to be 1: there is one answer to a request", "n")
+    for name in ("logprobs", "top_logprobs"):
+        if fields.get(name) not in (None, False) and not (name == "top_logprobs" and fields.get(name) == 0):
+            raise RequestRefused(f"{name!r} is not supported: the runtime gives no probabilities", name)
+    if fields.mapping("logit_bias"):
+        raise RequestRefused("'logit_bias' is not supported: the runtime has no such setting", "logit_bias")
+    if set(map(str, fields.items_of("modalities"))) - {"text"} or fields.mapping("audio"):
+        raise RequestRefused("only text can be answered with", "modalities")
+
+
+def _common(fields: Fields, config: Config, models: Models, owner: str) -> Wanted:
+    model = models.find(fields.text("model"))
+    limit = fields.whole("max_tokens")
+    job = Job(
+        max_tokens=None if limit is None else _limit(limit, "max_tokens"),
+        owner=owner,
+        background=model.background,
+        lora=model.lora,
+    )
+    ignored = _ignored(fields, config)
+    if ignored and config.strict:
+        raise RequestRefused(
+            f"{', '.join(ignored)} cannot be chosen by a request: librkllmrt 1.1 fixes sampling when it loads a model "
+            "(leave the field out, or run the daemon without --strict)",
+            ignored[0],
+        )
+    return Wanted(
+        job=job,
+        model=model.id,
+        stream=fields.flag("stream"),
+        include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
+        stops=_stops(fields),
+        format=None,
+        ignored=ignored,
+    )
+
+
+def _limit(value: int, name: str) -> Optional[int]:
+    if value == -1:  # several local servers take it for "no limit"
+        return None
+    if value < 1:
+        refuse(name, "1 or more")
+    return min(value, _MOST_TOKENS)
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    found = fields.get("stop", [])
+    stops = [found] if isinstance(found, str) else found
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        refuse("stop", "a string or a list of strings")
+    if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
+        refuse("stop", f"{MAX_STOPS} strings at the most, of {MAX_STOP_LENGTH} characters or fewer")
+    return tuple(stop for stop in stops if stop)
+
+
+def _ignored(fields: Fields, config: Config) -> tuple[str, ...]:
+    """Sampling that differs from what the model was loaded with."""
+    found = []
+    for name, (setting, default) in _AT_LOAD.items():
+        value = fields.number(name)
+        loaded = getattr(config, setting) if setting else None
+        if value is not None and value != (default if loaded is None else loaded):
+            found.append(name)
+    if fields.whole("seed") is not None:
+        found.append("seed")
+    return tuple(found)
+
+
+def _messages(fields: Fields, most: int) -> list[Message]:
+    given = fields.items_of("messages")
+    if not given:
+        refuse("messages", "a list with at least one message")
+    if len(given) > most:
+        raise RequestRefused(f"{len(given)} messages are too many: this server takes {most}", "messages")
+    return [_checked(message, f"messages[{number}]") for number, message in enumerate(given)]
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _checked(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        refuse(where, "an object")
+    fields = Fields(message)
+    role = fields.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        refuse(f"{where}.role", f"one of {', '.join(_ROLES)}")
+    calls = fields.get("tool_calls")
+    if "content" in fields:
+        content = _text(fields["content"], f"{where}.content")
+    elif role == "assistant":  # one that only called a tool
+        content = ""
+    else:
+        refuse(f"{where}.content", "a string or a list of parts")
+    kept: dict[str, Any] = {"role": _ROLES[role], "content": content}
+    if calls is not None:
+        kept["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
+    for name in ("name", "tool_call_id"):
+        if name in fields:
+            if not isinstance(fields[name], str):
+                refuse(f"{where}.{name}", "a string")
+            kept[name] = fields[name]
+    return kept
+
+
+def _text(content: Any, where: str) -> str:
+    """A message's text: a string, or the text parts of a list, each on lines of its own."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        refuse(where, "a string or a list of parts")
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            if isinstance(kind, str):
+                raise RequestRefused(f"{where}[{number}] is of type {kind[:40]!r}: this model reads only text", where)
+            refuse(f"{where}[{number}]", 'a part like {"type": "text", "text": "…"}')
+        if not isinstance(part.get("text"), str):
+            refuse(f"{where}[{number}].text", "a string")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _tool_calls(calls: Any, where: str) -> list[Any]:
+    """As templates want them: with arguments as an object, where they are JSON in a string."""
+    if not isinstance(calls, list) or not all(isinstance(c, dict) and isinstance(c.get("function"), dict) for c in calls):
+        refuse(where, "a list of calls, each with its function")
+    found = []
+    for call in calls:
+        function = dict(call["function"])
+        if not isinstance(function.get("name"), str):
+            refuse(f"{where}.function.name", "a string")
+        if isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"] or "{}")
+            except (ValueError, RecursionError):
+                refuse(f"{where}.function.arguments", "JSON")
+        found.append({**call, "function": function})
+    return found
+
+
+def _tools(fields: Fields) -> Optional[Sequence[Mapping[str, Any]]]:
+    """Tools for the template to show; calls are not yet read out of the answer, so none can be promised."""
+    tools = fields.items_of("tools")
+    for number, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            refuse(f"tools[{number}]", 'like {"type": "function", "function": {"name": "…", …}}')
+    choice = fields.get("tool_choice", "auto")
+    if choice not in ("auto", "none"):
+        raise RequestRefused("'tool_choice' can be auto or none: a call cannot be forced on this model", "tool_choice")
+    return tools if tools and choice == "auto" else None
+
+
+def _template_variables(fields: Fields) -> Mapping[str, Any]:
+    found = fields.mapping("chat_template_kwargs")
+    taken = sorted(_OF_THE_TEMPLATE & set(found))
+    if taken:
+        raise RequestRefused(f"{taken[0]!r} in 'chat_template_kwargs' is the server's to give", "chat_template_kwargs")
+    return found
+
+
+def _instruct(messages: Sequence[Message], instruction: str) -> list[Message]:
+    """The conversation with ``instruction`` at the end of the user's last message, where small models heed it most."""
+    for at in reversed(range(len(messages))):
+        if messages[at]["role"] == "user":
+            told = {**messages[at], "content": f"{messages[at]['content']}\n\n{instruction}"}
+            return [*messages[:at], told, *messages[at + 1 :]]
+    return [*messages, _message("user", instruction)]
+
+
+def _prompt(fields: Fields) -> str:
+    found = fields.get("prompt")
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if isinstance(found, list) and len(found) > 1 and all(isinstance(each, str) for each in found):
+        raise RequestRefused(f"{len(found)} prompts are too many: one request, one prompt", "prompt")
+    if not isinstance(found, str) or not found:
+        refuse("prompt", "a string that is not empty (token ids are not supported)")
+    return found
