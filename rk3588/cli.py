@@ -12,6 +12,7 @@ from rk3588 import lazy
 _COMMANDS = {
     "run": ("rkruntime.commands.run:run", "Answer one prompt, then end."),
     "chat": ("rkruntime.commands.chat:chat", "Talk with a model in the terminal."),
+    "serve": ("rkruntime.commands.serve:serve", "Serve a model to clients of OpenAI's API."),
     "bundle": ("rk3588.commands.bundle:bundle", "Show and verify bundles."),
     "board": ("rk3588.commands.board:board", "Board types, and your own boards."),
     "predict": ("rk3588.commands.predict:command", "Speed and memory of a model on a board, without running it."),

@@ -56,11 +56,11 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
-def main(group: click.Command, name: str) -> NoReturn:
+def main(command: click.Command, name: str) -> NoReturn:
     """Run a program: every failure is one line on stderr and an exit code, never a traceback of ours."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = group.main(prog_name=name, standalone_mode=False)
+        result = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left (| head): it knows why
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

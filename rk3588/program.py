@@ -17,6 +17,10 @@ def rkconvert() -> NoReturn:
     _start("rkconvert.cli")
 
 
+def rkchatd() -> NoReturn:
+    _start("rkruntime.daemon.main")
+
+
 def _start(module: str) -> NoReturn:
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:  # a shell starts background jobs with it ignored

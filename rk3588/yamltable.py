@@ -1,6 +1,7 @@
 """YAML mappings that know their file and line, so that every error can name both and the nearest right name.
 
-Used for the catalogue of boards, the user's inventory and the daemon's settings. Only plain scalars, lists and mappings are taken.
+Used for the catalogue of boards, the user's inventory and the daemon's settings. Only plain scalars, lists and
+mappings are taken.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Address(NamedTuple):
             return self.host == "localhost"
 
 
-class _AddressType(click.ParamType):
+class _AddressType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on
     name = "HOST:PORT"
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Address:
@@ -60,7 +60,7 @@ class Option(NamedTuple):
     """``name`` is the key in the file and, with dashes, the long option."""
 
     name: str
-    kind: click.ParamType
+    kind: Any  # click.ParamType, which is generic in some of its versions only
     default: Any
     help: str
     is_list: bool = False
@@ -84,12 +84,12 @@ OPTIONS = (
     Option("sim_library", _PATH, None, "The librksim.so that counts tokens [the packaged one]."),
     Option("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096."),
     Option("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
-    Option("max_tokens", click.IntRange(-1), -1, "Length of an answer that names no limit; -1: until the context ends."),
+    Option("max_tokens", click.IntRange(-1), -1, "Length of an answer that names no limit; -1: the context's."),
     Option("temperature", _Number(0), None, "Temperature, fixed while the model is loaded; 0: greedy."),
     Option("top_k", click.IntRange(1), None, "Draw from the K likeliest tokens."),
     Option("top_p", _Number(0, 1, min_open=True), None, "Draw from this share of probability."),
     Option("repeat_penalty", _POSITIVE, None, "Above 1 holds repetition down, 1 is none."),
-    Option("strict", click.BOOL, False, "Refuse requests whose sampling differs, instead of naming it in x-rk-ignored."),
+    Option("strict", click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."),
     Option("queue_length", click.IntRange(0, 10000), 32, "Requests that may wait; more get 429."),
     Option("deadline_s", _POSITIVE, 600.0, "Seconds from a request's arrival to its last token."),
     Option("patience", _POSITIVE, 1.0, "Multiplies every deadline of the worker; a slower machine wants more."),

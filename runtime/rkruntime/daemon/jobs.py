@@ -58,9 +58,16 @@ class Answer(Protocol):
     ``finish_reason``: "stop" (the model ended it), "length" (max_tokens, or the context is full).
     """
 
-    prompt_tokens: Optional[int]  # None: the bundle has no vocabulary to count with
-    completion_tokens: int
-    finish_reason: str
+    @property
+    def prompt_tokens(self) -> Optional[int]:
+        """None: the bundle has no vocabulary to count with."""
+        ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    @property
+    def finish_reason(self) -> str: ...
 
     def pieces(self, beat_s: Optional[float] = None) -> AsyncIterator[Piece]:
         """The answer as it comes; with ``beat_s``, an empty piece after each so many seconds of silence.
@@ -84,6 +91,7 @@ class Status:
     queued: int = 0
     running: bool = False
     restarts: int = 0
+    loras: tuple[str, ...] = ()  # names of the adapters that were loaded with the model
 
 
 class Engine(Protocol):

@@ -17,6 +17,8 @@ from typing import Any, Optional
 
 from rk3588.errors import AnswerFailed, RequestRefused
 
+from .process import import_path
+
 CHECK_S = 20.0
 _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
@@ -82,7 +84,7 @@ def bare(text: str) -> str:
 
 async def _ask(question: Mapping[str, Any]) -> Optional[str]:
     """The checker's verdict: None, or what is wrong."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    env = {**os.environ, **import_path()}
     checker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rkruntime.daemon.schemacheck", env=env,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

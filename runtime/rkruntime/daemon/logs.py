@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import sys
+import traceback
 from typing import Any
 
 _log = logging.getLogger("rkchatd")
@@ -21,7 +22,9 @@ class _JsonLines(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
+            # Where, and what kind; the text of an exception may quote what somebody wrote.
+            kind, _, trace = record.exc_info
+            entry["traceback"] = [*traceback.format_tb(trace), kind.__qualname__ if kind else ""]
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 

@@ -19,27 +19,25 @@ class Model(NamedTuple):
 class Models:
     """``NAME``, ``NAME:LORA`` for each adapter, and each of these with ``:background``."""
 
-    def __init__(self, name: str, loras: Sequence[str], created: int) -> None:
+    def __init__(self, name: str, created: int) -> None:
         self.name, self._created = name, created
-        plain = [Model(name), *(Model(f"{name}:{lora}", lora) for lora in loras)]
-        self._all = {m.id: m for m in plain}
-        self._all.update({f"{m.id}:{BACKGROUND}": Model(f"{m.id}:{BACKGROUND}", m.lora, True) for m in plain})
 
-    def find(self, id: Optional[str]) -> Model:
+    def all(self, loras: Sequence[str]) -> dict[str, Model]:
+        plain = [Model(self.name), *(Model(f"{self.name}:{lora}", lora) for lora in loras)]
+        return {m.id: m for each in plain for m in (each, each._replace(id=f"{each.id}:{BACKGROUND}", background=True))}
+
+    def find(self, id: Optional[str], loras: Sequence[str]) -> Model:
         """The model of that name; without one, the only one there is."""
-        model = self._all.get(self.name if id is None else id)
+        known = self.all(loras)
+        model = known.get(self.name if id is None else id)
         if model is None:
-            known = ", ".join(self._all)
             raise RequestRefused(
-                f"there is no model {str(id)[:100]!r} here: there is {known}", "model", status=404,
+                f"there is no model {str(id)[:100]!r} here: there is {', '.join(known)}", "model", status=404,
                 code="model_not_found",
             )  # fmt: skip
         return model
 
-    def entries(self, context: int) -> list[dict[str, Any]]:
-        """For /v1/models; ``context`` in tokens, 0 where it is not known yet."""
-        return [self.entry(model, context) for model in self._all.values()]
-
     def entry(self, model: Model, context: int) -> dict[str, Any]:
+        """For /v1/models; ``context`` in tokens, 0 where it is not known yet."""
         found = {"id": model.id, "object": "model", "created": self._created, "owned_by": "rkchatd"}
         return {**found, "max_model_len": context} if context else found

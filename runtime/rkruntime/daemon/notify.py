@@ -14,10 +14,10 @@ def tell(*lines: str) -> None:
     if not path.startswith(("/", "@")):
         return
     address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
-        with contextlib.suppress(OSError):  # a lost message is no reason to stop serving
-            door.connect(address)
-            door.sendall("\n".join(lines).encode())
+    # A lost message is no reason to stop serving.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door, contextlib.suppress(OSError):
+        door.connect(address)
+        door.sendall("\n".join(lines).encode())
 
 
 def watchdog_s() -> Optional[float]:

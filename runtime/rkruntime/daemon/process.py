@@ -73,7 +73,7 @@ class Worker:
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
                     limit=_LINE_BYTES,
-                    env={**os.environ, **_import_path(), **(env or {})},
+                    env={**os.environ, **import_path(), **(env or {})},
                 )
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
@@ -222,7 +222,7 @@ def _how(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _import_path() -> dict[str, str]:
+def import_path() -> dict[str, str]:
     """Where a new interpreter finds this package if it is not installed: the zipapp, the folder, whatever we are in."""
     spec = rkruntime.__spec__
     if spec is not None and isinstance(spec.loader, zipimport.zipimporter):

@@ -22,17 +22,27 @@ from rk3588.errors import (
 Object = dict[str, Any]
 
 
+class JsonRefused(AnswerFailed):
+    """The model did not answer in the JSON that was asked for, though it was told what is wrong."""
+
+
 class Usage(NamedTuple):
-    prompt: int
+    """Tokens of prompt and answer; ``prompt`` is None where the bundle has no vocabulary to count with."""
+
+    prompt: Optional[int]
     completion: int
 
-    def __add__(self, other: tuple[object, ...]) -> Usage:
-        assert isinstance(other, Usage)
-        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+    def plus(self, other: Usage) -> Usage:
+        prompt = None if self.prompt is None or other.prompt is None else self.prompt + other.prompt
+        return Usage(prompt, self.completion + other.completion)
 
-    def object(self) -> Object:
+    def field(self) -> Object:
+        """``usage`` and its value; nothing where it is not known."""
+        if self.prompt is None:
+            return {}
         total = self.prompt + self.completion
-        return {"prompt_tokens": self.prompt, "completion_tokens": self.completion, "total_tokens": total}
+        counts = {"prompt_tokens": self.prompt, "completion_tokens": self.completion, "total_tokens": total}
+        return {"usage": counts}
 
 
 class ChatReply:
@@ -44,7 +54,7 @@ class ChatReply:
     def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage.object()}
+        return {**self._head, "object": "chat.completion", "choices": [choice], **usage.field()}
 
     def first(self) -> Optional[Object]:
         return self._chunk({"role": "assistant", "content": ""})
@@ -60,7 +70,7 @@ class ChatReply:
         return self._chunk({}, finish_reason)
 
     def usage(self, usage: Usage) -> Object:
-        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage.object()}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], **usage.field()}
 
     def _chunk(self, delta: Object, finish_reason: Optional[str] = None) -> Object:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
@@ -75,7 +85,7 @@ class TextReply:
         self._head = {**head, "model": model}
 
     def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
-        return {**self._chunk(text, finish_reason), "usage": usage.object()}
+        return {**self._chunk(text, finish_reason), **usage.field()}
 
     def first(self) -> Optional[Object]:
         return None
@@ -90,7 +100,7 @@ class TextReply:
         return self._chunk("", finish_reason)
 
     def usage(self, usage: Usage) -> Object:
-        return {**self._head, "choices": [], "usage": usage.object()}
+        return {**self._head, "choices": [], **usage.field()}
 
     def _chunk(self, text: str, finish_reason: Optional[str] = None) -> Object:
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
@@ -116,6 +126,12 @@ class Failure(NamedTuple):
     body: Object
     headers: Mapping[str, str]
 
+    @property
+    def code(self) -> str:
+        """For logs: messages may quote what somebody wrote."""
+        error = self.body["error"]
+        return str(error["code"] or error["type"])
+
 
 def failure(error: RkError) -> Failure:
     """Status, OpenAI's error object and headers for one of our exceptions."""
@@ -132,6 +148,8 @@ def failure(error: RkError) -> Failure:
         return _failure(503, error, "server_error", "model_unavailable", None, _retry(error.retry_after_s))
     if isinstance(error, Overdue):
         return _failure(504, error, "server_error", "deadline_exceeded")
+    if isinstance(error, JsonRefused):  # clients repeat a 500 by themselves; this one was tried twice already
+        return _failure(500, error, "server_error", "json_refused", None, {"x-should-retry": "false"})
     if isinstance(error, AnswerFailed):
         return _failure(500, error, "server_error", "answer_failed")
     return _failure(500, error, "server_error", "internal_error")

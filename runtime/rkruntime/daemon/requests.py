@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Optional
 
@@ -13,7 +13,9 @@ from rk3588.errors import RequestRefused
 from .config import Config
 from .jobs import Job, Message
 from .jsonformat import Format
-from .models import Models
+from .models import Model
+
+Find = Callable[[Optional[str]], Model]  # a model by its name
 
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
@@ -124,7 +126,7 @@ def refuse(param: str, what: str) -> NoReturn:
     raise RequestRefused(f"{param!r} has to be {what}", param)
 
 
-def chat(body: Mapping[str, Any], config: Config, models: Models, owner: str) -> Wanted:
+def chat(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wanted:
     """A request to /v1/chat/completions."""
     fields = Fields(body)
     _refuse_what_cannot_be(fields)
@@ -135,7 +137,7 @@ def chat(body: Mapping[str, Any], config: Config, models: Models, owner: str) ->
     messages = _messages(fields, config.max_messages)
     if format is not None:
         messages = _instruct(messages, format.instruction)
-    wanted = _common(fields, config, models, owner)
+    wanted = _common(fields, config, find, owner)
     limit = fields.whole("max_completion_tokens")
     job = replace(
         wanted.job,
@@ -147,7 +149,7 @@ def chat(body: Mapping[str, Any], config: Config, models: Models, owner: str) ->
     return replace(wanted, job=job, format=format)
 
 
-def completion(body: Mapping[str, Any], config: Config, models: Models, owner: str) -> Wanted:
+def completion(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wanted:
     """A request to /v1/completions: a prompt as it is, without a template."""
     fields = Fields(body)
     _refuse_what_cannot_be(fields)
@@ -157,7 +159,7 @@ def completion(body: Mapping[str, Any], config: Config, models: Models, owner: s
         raise RequestRefused("'suffix' is not supported: the model can only go on where a prompt ends", "suffix")
     if (fields.whole("best_of") or 1) != 1:
         raise RequestRefused("'best_of' is not supported: there is one answer to a prompt", "best_of")
-    wanted = _common(fields, config, models, owner)
+    wanted = _common(fields, config, find, owner)
     return replace(wanted, job=replace(wanted.job, text=_prompt(fields)))
 
 
@@ -173,8 +175,8 @@ def _refuse_what_cannot_be(fields: Fields) -> None:
         raise RequestRefused("only text can be answered with", "modalities")
 
 
-def _common(fields: Fields, config: Config, models: Models, owner: str) -> Wanted:
-    model = models.find(fields.text("model"))
+def _common(fields: Fields, config: Config, find: Find, owner: str) -> Wanted:
+    model = find(fields.text("model"))
     limit = fields.whole("max_tokens")
     job = Job(
         max_tokens=None if limit is None else _limit(limit, "max_tokens"),
@@ -290,13 +292,14 @@ def _text(content: Any, where: str) -> str:
 
 def _tool_calls(calls: Any, where: str) -> list[Any]:
     """As templates want them: with arguments as an object, where they are JSON in a string."""
-    if not isinstance(calls, list) or not all(isinstance(c, dict) and isinstance(c.get("function"), dict) for c in calls):
-        refuse(where, "a list of calls, each with its function")
+    if not isinstance(calls, list):
+        refuse(where, "a list of calls")
     found = []
     for call in calls:
-        function = dict(call["function"])
-        if not isinstance(function.get("name"), str):
-            refuse(f"{where}.function.name", "a string")
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            refuse(where, "a list of calls, each with a function that has a name")
+        function = dict(function)
         if isinstance(function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(function["arguments"] or "{}")

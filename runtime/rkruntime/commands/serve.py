@@ -1,0 +1,26 @@
+"""``rk3588 serve``: the chat daemon for one bundle, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from rkruntime.daemon import config
+
+from . import options
+
+
+@click.command()
+@options.BUNDLE
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file with these options as keys.")
+@config.command_options("bundle")
+def serve(path: Path, file: Optional[Path], **given: Any) -> None:
+    """Serve BUNDLE to clients that speak OpenAI's API, until Ctrl-C: the daemon that runs on boards, as it is."""
+    from rkruntime.daemon import main
+
+    settings = config.make(file, {**given, "bundle": path})
+    click.echo(f"http://{settings.listen}/v1 is the base URL for clients; Ctrl-C ends", err=True)
+    sys.exit(main.serve(settings))

@@ -1,0 +1,164 @@
+"""The two endpoints that answer: a body in; an object, or events until the client has had enough."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from rk3588.errors import RequestRefused, RkError
+
+from . import replies
+from .config import Config
+from .jobs import Engine
+from .keys import Keys
+from .reading import Reading
+from .replies import Reply
+from .requests import Find, Wanted, parse_json
+
+BODY_S = 60.0  # within which a request's body has to arrive
+GRACE_S = 60.0  # after the deadline, for a client that reads slowly
+COMMENTS_HEADER = "x-rk-sse-comments"
+
+Parse = Callable[[Mapping[str, Any], Config, Find, str], Wanted]
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+class Answering:
+    """An ASGI application for one endpoint. ``parse`` reads its requests, ``reply`` is the shape of its answers."""
+
+    def __init__(
+        self, engine: Engine, config: Config, keys: Keys, find: Find, parse: Parse, reply: type[Reply]
+    ) -> None:
+        self._engine, self._config, self._keys, self._find = engine, config, keys, find
+        self._parse, self._reply = parse, reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or stop at once when the client goes or reads so slowly that the deadline is long past."""
+        headers = Headers(scope=scope)
+        facts: dict[str, Any] = scope["state"]["facts"]
+        owner = facts["key"] = self._keys.owner(headers.get("authorization")) or None
+        body = await read_body(headers, receive, self._config.max_body_kb << 10)
+        wanted = self._parse(parse_json(body), self._config, self._find, owner or "")
+        facts.update(model=wanted.model, stream=wanted.stream)
+        work = asyncio.ensure_future(self._answer(wanted, headers, scope, receive, send))
+        gone = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait(
+                {work, gone}, timeout=self._config.deadline_s + GRACE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if work.done():
+                return work.result()
+            facts["ended"] = "client gone" if gone.done() else "client too slow"
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.wait({work, gone})
+        raise Gone
+
+    async def _answer(self, wanted: Wanted, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        facts = scope["state"]["facts"]
+        reading, reply = Reading(self._engine, wanted), self._reply(wanted.model)
+        extra = {"x-rk-ignored": ", ".join(wanted.ignored)} if wanted.ignored else {}
+        try:
+            await reading.start()
+            if wanted.stream:
+                comment = self._config.sse_comments or headers.get(COMMENTS_HEADER) == "1"
+                stream = self._events(reading, reply, wanted.include_usage, comment, facts)
+                await self._send_events(stream, extra, send)
+            else:
+                text = "".join([part async for part in reading.texts()])
+                body = reply.whole(text, reading.finish_reason, reading.usage)
+                await JSONResponse(body, headers=extra)(scope, receive, send)
+            facts.setdefault("ended", reading.finish_reason or None)
+        finally:
+            await reading.close()
+            facts.update(prompt_tokens=reading.usage.prompt, completion_tokens=reading.usage.completion)
+
+    async def _events(
+        self, reading: Reading, reply: Reply, include_usage: bool, comment: bool, facts: dict[str, Any]
+    ) -> AsyncIterator[bytes]:
+        """The stream; the first event comes with the answer's first sign of life, an error before that is raised."""
+        started = False
+        try:
+            async for text in reading.texts(self._config.keep_alive_s):
+                head = b"" if started else _first(reply)
+                started = True
+                if text:
+                    yield head + replies.event(reply.text(text))
+                else:
+                    yield head + (replies.COMMENT if comment else replies.event(reply.beat()))
+        except RkError as error:
+            if not started:
+                raise
+            failure = replies.failure(error)
+            facts["error"] = failure.code
+            yield replies.event(failure.body)
+            return
+        tail = b"" if started else _first(reply)
+        tail += replies.event(reply.last(reading.finish_reason))
+        if include_usage:
+            tail += replies.event(reply.usage(reading.usage))
+        yield tail + replies.DONE
+
+    async def _send_events(self, stream: AsyncIterator[bytes], extra: Mapping[str, str], send: Send) -> None:
+        started = False
+        async for part in stream:
+            if not started:
+                started = True
+                # The last one is for nginx, which else holds a stream back until it has a buffer full.
+                headers = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+                await send(_start(200, {**headers, **extra}))
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _first(reply: Reply) -> bytes:
+    first = reply.first()
+    return replies.event(first) if first else b""
+
+
+async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
+    """The whole body; RequestRefused if it is too large or too slow."""
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_large(most)
+    parts = bytearray()
+
+    async def read() -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            parts.extend(message.get("body", b""))
+            if len(parts) > most:
+                raise _too_large(most)
+            if not message.get("more_body"):
+                return
+
+    try:
+        await asyncio.wait_for(read(), BODY_S)
+    except asyncio.TimeoutError as error:
+        raise RequestRefused(f"the body did not arrive within {BODY_S:.0f} s", status=408) from error
+    return bytes(parts)
+
+
+def _too_large(most: int) -> RequestRefused:
+    return RequestRefused(f"the body is larger than {most >> 10} KiB, all that this server takes", status=413)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(status: int, headers: Mapping[str, str]) -> Message:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": raw}

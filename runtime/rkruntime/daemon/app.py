@@ -1,0 +1,163 @@
+"""The daemon's HTTP side: routes, keys, request ids, errors in OpenAI's shape, one log line for each request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from importlib import resources
+from typing import Any, Optional
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rk3588 import bundle as bundles
+from rk3588.errors import RequestRefused, RkError
+
+from . import logs, replies, requests
+from .answering import Answering, Gone
+from .config import Config
+from .jobs import Engine
+from .keys import Keys
+from .models import Model, Models
+from .replies import ChatReply, Object, TextReply
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_EXPOSED = ("x-request-id", "x-rk-ignored", "retry-after")
+
+
+def make(engine: Engine, config: Config) -> Starlette:
+    """The application over an engine. Raises BundleError, and UsageError for a bad file of keys."""
+    bundle = bundles.read(config.bundle)
+    created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
+    models, keys = Models(config.name or bundle.name, created), Keys(config.keys)
+
+    def find(id: Optional[str]) -> Model:
+        return models.find(id, engine.status.loras)
+
+    async def list_models(request: Request) -> Response:
+        _authorise(request, keys)
+        status = engine.status
+        entries = [models.entry(model, status.context) for model in models.all(status.loras).values()]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def one_model(request: Request) -> Response:
+        _authorise(request, keys)
+        return JSONResponse(models.entry(find(request.path_params["id"]), engine.status.context))
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse(_status(engine), 200 if engine.status.state in ("loading", "ready") else 503)
+
+    async def ready(_request: Request) -> Response:
+        return JSONResponse(_status(engine), 200 if engine.status.state == "ready" else 503)
+
+    async def openapi(_request: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    chat = Answering(engine, config, keys, find, requests.chat, ChatReply)
+    completions = Answering(engine, config, keys, find, requests.completion, TextReply)
+    routes = [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/models", list_models),
+        Route("/v1/models/{id:path}", one_model),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/openapi.json", openapi),
+    ]
+    middleware = [Middleware(_Watched)]
+    if config.cors:
+        allowed: dict[str, Any] = {"allow_origins": config.cors, "allow_headers": ["*"], "expose_headers": _EXPOSED}
+        middleware.append(Middleware(CORSMiddleware, **allowed))
+    handlers: Any = {RkError: _rk_error, HTTPException: _http_error}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+def document() -> bytes:
+    """The OpenAPI document."""
+    return resources.files(__package__).joinpath("openapi.json").read_bytes()
+
+
+def _authorise(request: Request, keys: Keys) -> None:
+    request.state.facts["key"] = keys.owner(request.headers.get("authorization")) or None
+
+
+def _status(engine: Engine) -> Object:
+    status = engine.status
+    found: Object = {"state": status.state, "queued": status.queued, "running": status.running}
+    found["restarts"] = status.restarts
+    if status.reason:
+        found["reason"] = status.reason
+    if status.context:
+        found["context"] = status.context
+    return found
+
+
+async def _rk_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RkError)
+    failure = replies.failure(error)
+    request.state.facts["error"] = failure.code
+    return JSONResponse(failure.body, failure.status, failure.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router says: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:100]}: {error.detail.lower()}; GET /openapi.json says what there is"
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    refused = RequestRefused(message, status=error.status_code, code=code)
+    return JSONResponse(replies.failure(refused).body, error.status_code, error.headers)
+
+
+class _Watched:
+    """Around everything: a request id in and out, a log line at the end, and 500 for what nobody expected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        facts: dict[str, Any] = {"request_id": request_id}
+        scope.setdefault("state", {})["facts"] = facts
+        began, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Gone:
+            facts.setdefault("ended", "client gone")
+        except Exception:
+            logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=request_id)
+            facts["ended"] = "unexpected error"
+            if not status:
+                failure = replies.failure(RkError("an unexpected error: the daemon's log has more under this id"))
+                await JSONResponse(failure.body, failure.status)(scope, receive, send_with_id)
+        finally:
+            quiet = scope["path"] in ("/health", "/ready") and status == 200
+            logs.event(
+                "request",
+                logging.DEBUG if quiet else logging.INFO,
+                method=scope["method"],
+                path=scope["path"][:200],
+                status=status or None,
+                seconds=round(time.monotonic() - began, 4),
+                **facts,
+            )
+        return None

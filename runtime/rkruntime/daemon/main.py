@@ -1,0 +1,35 @@
+"""``rkchatd``: the command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, Optional
+
+import click
+
+import rk3588
+from rk3588 import lazy
+
+from . import config
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file with these options as keys.")
+@config.command_options()
+@click.version_option(rk3588.__version__, prog_name="rkchatd")
+def rkchatd(file: Optional[Path], **given: Any) -> None:
+    """Serve a bundle to clients that speak OpenAI's API."""
+    sys.exit(serve(config.make(file, given)))
+
+
+def serve(settings: config.Config) -> int:
+    """Run the daemon until it is told to end; its exit code."""
+    from .engine import WorkerEngine
+    from .server import run
+
+    return run(settings, WorkerEngine(settings.engine()))
+
+
+def main() -> NoReturn:
+    lazy.main(rkchatd, "rkchatd")

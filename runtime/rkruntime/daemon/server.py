@@ -1,0 +1,142 @@
+"""The daemon's life: bind, serve while the model loads, tell systemd, drain at SIGTERM and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from rk3588.errors import TargetError
+
+from . import app as http
+from . import logs, notify
+from .config import Address, Config
+from .jobs import Engine, Status
+
+_TICK_S = 1.0
+_LAST_WORDS_S = 2.0  # for the worker, after a second signal
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket; TargetError says in a sentence why there is none."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(place[:2], family=family, backlog=1024)
+    except socket.gaierror as error:
+        raise TargetError(f"cannot listen on {address}: there is no address {address.host!r}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise TargetError(
+                f"cannot listen on {address}: another program does already; end it, or choose another port with "
+                "--listen HOST:PORT"
+            ) from error
+        raise TargetError(f"cannot listen on {address}: {os.strerror(error.errno or 0).lower()}") from error
+
+
+def run(config: Config, engine: Engine) -> int:
+    """Serve until told to end; the exit code."""
+    application = http.make(engine, config)
+    door = bind(config.listen)
+    logs.set_up(config.log)
+    return asyncio.run(_Daemon(config, engine, application, door).run())
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the daemon."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Daemon:
+    def __init__(self, config: Config, engine: Engine, application: ASGIApp, door: socket.socket) -> None:
+        self._config, self._engine, self._door = config, engine, door
+        self._server = _Server(
+            uvicorn.Config(
+                application,
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=65,  # above the minute that proxies keep an idle connection
+                timeout_graceful_shutdown=int(config.drain_s) + 5,
+            )
+        )
+        self._told = asyncio.Event()
+        self._told_twice = asyncio.Event()
+
+    async def run(self) -> int:
+        # 1. Listen at once: /health and the list of models never wait for a load.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        host, port = self._door.getsockname()[:2]
+        serving = asyncio.ensure_future(self._server.serve([self._door]))
+        beating = asyncio.ensure_future(self._beat())
+        logs.event("listening", address=str(Address(host, port)), bundle=str(self._config.bundle))
+        await self._engine.start()
+        notify.tell("READY=1")
+        # 2. Until a signal comes.
+        told = asyncio.ensure_future(self._told.wait())
+        either: set[asyncio.Future[Any]] = {serving, told}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        # 3. No new connections, no new jobs; those under way may end.
+        notify.tell("STOPPING=1", "STATUS=draining")
+        logs.event("draining", seconds=self._config.drain_s)
+        self._server.should_exit = True
+        closing = asyncio.ensure_future(self._engine.close(self._config.drain_s))
+        hurried = asyncio.ensure_future(self._told_twice.wait())
+        ending: asyncio.Future[Any] = asyncio.gather(closing, serving)
+        both: set[asyncio.Future[Any]] = {ending, hurried}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        beating.cancel()
+        if not ending.done():
+            return await self._end_now(ending)
+        hurried.cancel()
+        ending.result()
+        logs.event("ended")
+        return 0
+
+    def _signalled(self) -> None:
+        (self._told_twice if self._told.is_set() else self._told).set()
+
+    async def _end_now(self, ending: asyncio.Future[Any]) -> int:
+        """After a second signal: what is under way is lost, the worker is not left behind."""
+        logs.event("ended at once", logging.WARNING)
+        self._server.force_exit = True
+        ending.cancel()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._engine.close(0), _LAST_WORDS_S)
+        return 1
+
+    async def _beat(self) -> None:
+        """Keep systemd's watchdog quiet and its status line true."""
+        watchdog_s = notify.watchdog_s()
+        shown: Optional[str] = None
+        while True:
+            status = _sentence(self._engine.status)
+            if status != shown:
+                notify.tell(f"STATUS={status}")
+                shown = status
+            if watchdog_s is not None:
+                notify.tell("WATCHDOG=1")
+            await asyncio.sleep(min(_TICK_S, (watchdog_s or _TICK_S) / 3))
+
+
+def _sentence(status: Status) -> str:
+    work = f"{'answering' if status.running else 'idle'}, {status.queued} waiting"
+    return status.reason.replace("\n", " ") or (work if status.state == "ready" else status.state)
