@@ -117,6 +117,8 @@ class Answering:
                 headers = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
                 await send(_start(200, {**headers, **extra}))
             await send({"type": "http.response.body", "body": part, "more_body": True})
+            # Neither side need have waited: let others have a turn, and the end of a connection be noticed.
+            await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -75,8 +75,14 @@ def make(engine: Engine, config: Config) -> Starlette:
     ]
     middleware = [Middleware(_Watched)]
     if config.cors:
-        allowed: dict[str, Any] = {"allow_origins": config.cors, "allow_headers": ["*"], "expose_headers": _EXPOSED}
-        middleware.append(Middleware(CORSMiddleware, **allowed))
+        pages = Middleware(
+            CORSMiddleware,
+            allow_origins=config.cors,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED,
+        )
+        middleware.append(pages)
     handlers: Any = {RkError: _rk_error, HTTPException: _http_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 

@@ -166,8 +166,8 @@ def completion(body: Mapping[str, Any], config: Config, find: Find, owner: str) 
 def _refuse_what_cannot_be(fields: Fields) -> None:
     if (fields.whole("n") or 1) != 1:
         raise RequestRefused("'n' has to be 1: there is one answer to a request", "n")
-    for name in ("logprobs", "top_logprobs"):
-        if fields.get(name) not in (None, False) and not (name == "top_logprobs" and fields.get(name) == 0):
+    for name, harmless in (("logprobs", False), ("top_logprobs", 0)):
+        if name in fields and fields[name] is not harmless:
             raise RequestRefused(f"{name!r} is not supported: the runtime gives no probabilities", name)
     if fields.mapping("logit_bias"):
         raise RequestRefused("'logit_bias' is not supported: the runtime has no such setting", "logit_bias")

@@ -50,7 +50,23 @@ def run(config: Config, engine: Engine) -> int:
     return asyncio.run(_Daemon(config, engine, application, door).run())
 
 
-class _Server(uvicorn.Server):
+def uvicorn_config(application: ASGIApp, config: Config) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=65,  # above the minute that proxies keep an idle connection
+        timeout_graceful_shutdown=int(config.drain_s) + 5,
+    )
+
+
+class Server(uvicorn.Server):
     """Leaves the signals to the daemon."""
 
     @contextlib.contextmanager
@@ -61,21 +77,7 @@ class _Server(uvicorn.Server):
 class _Daemon:
     def __init__(self, config: Config, engine: Engine, application: ASGIApp, door: socket.socket) -> None:
         self._config, self._engine, self._door = config, engine, door
-        self._server = _Server(
-            uvicorn.Config(
-                application,
-                loop="asyncio",
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=65,  # above the minute that proxies keep an idle connection
-                timeout_graceful_shutdown=int(config.drain_s) + 5,
-            )
-        )
+        self._server = Server(uvicorn_config(application, config))
         self._told = asyncio.Event()
         self._told_twice = asyncio.Event()
 

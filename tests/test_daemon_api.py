@@ -1,0 +1,438 @@
+"""The daemon's API over HTTP: the same promises over the scripted engine and over the twin with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rkruntime.daemon.engine import WorkerEngine
+from tests.daemon_server import WAIT_S, Service, served
+from tests.fake_engine import FakeAnswer, FakeEngine
+
+ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
+
+
+def until(condition: Any) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module", params=list(ENGINES))
+def service(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
+    """Greedy, so that the same question gets the same answer."""
+    with served(tiny_bundles["w8a8"], ENGINES[request.param], temperature=0.0, repeat_penalty=1.0) as running:
+        until(lambda: running.get("/ready").status == 200)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fake(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
+    with served(tiny_bundles["w8a8"], FakeEngine, keep_alive_s=0.05) as running:
+        yield running
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1] if e["choices"])
+
+
+# What every engine has to give.
+
+
+def test_an_answer_in_one_object(service: Service) -> None:
+    found = service.chat("say Hello|, world", max_tokens=8).json
+    choice = found["choices"][0]
+    assert found["object"] == "chat.completion"
+    assert found["model"] == "tiny"
+    assert set(choice["message"]) == {"role", "content"}
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] in ("stop", "length")
+    usage = found["usage"]
+    assert usage["prompt_tokens"] > 0
+    assert 0 < usage["completion_tokens"] <= 8
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_stream_says_the_same_as_the_object(service: Service) -> None:
+    say = "say Grüße|, 世界|\u2028|\x85!"
+    whole = service.chat(say, max_tokens=8).json
+    reply = service.chat(say, max_tokens=8, stream=True, stream_options={"include_usage": True})
+    assert reply.headers["content-type"] == "text/event-stream"
+    events = reply.events
+    assert text_of(events) == whole["choices"][0]["message"]["content"]
+    assert events[-1] == "data: [DONE]"[6:]
+    assert events[-2]["usage"] == whole["usage"]
+    assert events[-2]["choices"] == []
+    assert events[-3]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    for event in events[:-1]:
+        assert event["object"] == "chat.completion.chunk"
+        assert event["id"] == events[0]["id"]
+        assert all(value is not None for choice in event["choices"] for value in choice["delta"].values())
+    assert not any("usage" in event for event in events[:-2])
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_the_limit_of_tokens(service: Service, field: str) -> None:
+    found = service.chat("say a|b|c|d|e", None, **{field: 3}).json
+    assert found["usage"]["completion_tokens"] == 3
+    assert found["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_before_a_stop_string(service: Service, stream: bool) -> None:
+    said = service.chat("say The q|uick br|own fox", max_tokens=12).json["choices"][0]["message"]["content"]
+    middle = said[3:7]
+    reply = service.chat("say The q|uick br|own fox", max_tokens=12, stop=["no such thing", middle], stream=stream)
+    choices = [e["choices"][0] for e in reply.events[:-1]] if stream else [reply.json["choices"][0]]
+    text = text_of(reply.events) if stream else choices[0]["message"]["content"]
+    assert text == said[: said.index(middle)]
+    assert choices[-1]["finish_reason"] == "stop"
+
+
+def test_completions(service: Service) -> None:
+    whole = service.complete("say x|y|z", max_tokens=2).json
+    assert whole["object"] == "text_completion"
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert whole["usage"]["completion_tokens"] == 2
+    events = service.complete(["say x|y|z"], max_tokens=2, stream=True).events
+    assert "".join(e["choices"][0]["text"] for e in events[:-1]) == whole["choices"][0]["text"]
+    assert {e["object"] for e in events[:-1]} == {"text_completion"}
+
+
+def test_models_and_their_names(service: Service) -> None:
+    listed = service.get("/v1/models").json
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["tiny", "tiny:background"]
+    assert all(model["object"] == "model" and model["max_model_len"] == 4096 for model in listed["data"])
+    for model in listed["data"]:
+        assert service.get(f"/v1/models/{model['id']}").json == model
+        assert service.chat(model=model["id"], max_tokens=1).json["model"] == model["id"]
+    for reply in (service.get("/v1/models/gpt-5"), service.chat(model="gpt-5"), service.chat(model="tiny:tiny")):
+        assert reply.status == 404
+        assert reply.error["code"] == "model_not_found"
+        assert "tiny" in reply.error["message"]
+
+
+def test_roles_and_parts(service: Service) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "light"}, {"type": "text", "text": "on"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "done"},
+        {"role": "developer", "content": "Now answer."},
+        {"role": "user", "content": "say ok", "name": "ann"},
+    ]
+    assert service.chat(messages=conversation, max_tokens=2, top_p=None, unknown={"a": 1}, user="x").status == 200
+
+
+def test_a_prompt_that_does_not_fit(service: Service) -> None:
+    say = "long" if isinstance(service.engine, FakeEngine) else "word " * 5000
+    for stream in (False, True):
+        reply = service.chat(say, stream=stream)
+        assert reply.status == 400
+        assert reply.error["code"] == "context_length_exceeded"
+        assert reply.error["type"] == "invalid_request_error"
+        assert "4096" in reply.error["message"]
+
+
+def test_a_client_that_goes_frees_the_model(service: Service) -> None:
+    """In the middle of a stream, and while it waits for the first token."""
+    for stream in (True, False):
+        connection = service.connect()
+        body = {"messages": [{"role": "user", "content": "hang there"}], "stream": stream}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        if stream:
+            assert connection.getresponse().read(6) == b"data: "
+        until(lambda: isinstance(service.engine, FakeEngine) or service.get("/health").json["running"])
+        connection.close()
+        if isinstance(service.engine, FakeEngine):
+            until(lambda: service.engine.answers and service.engine.answers[-1].closed.is_set())
+        else:
+            until(lambda: not service.get("/health").json["running"])
+    assert service.chat("say ok", max_tokens=1).status == 200
+
+
+# What needs an engine that does as it is told.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("say", "status", "code", "retry_after"),
+    [
+        ("full", 429, "queue_full", "7"),
+        ("template", 400, "prompt_refused", None),
+        ("down", 503, "model_unavailable", "3"),
+        ("reboot", 503, "model_unavailable", None),
+        ("late", 504, "deadline_exceeded", None),
+        ("lost", 500, "answer_failed", None),
+    ],
+)
+def test_what_fails_before_a_token_has_a_status(
+    fake: Service, say: str, status: int, code: str, retry_after: str | None, stream: bool
+) -> None:
+    reply = fake.chat(say, stream=stream)
+    assert (reply.status, reply.error["code"]) == (status, code)
+    assert reply.headers.get("retry-after") == retry_after
+    assert set(reply.error) == {"message", "type", "param", "code"}
+
+
+def test_what_fails_in_the_middle_of_a_stream_is_its_last_event(fake: Service) -> None:
+    events = fake.chat("break Half an", stream=True).events
+    assert events[1]["choices"][0]["delta"] == {"content": "Half an"}
+    assert events[-1]["error"]["code"] == "answer_failed"
+    assert len(events) == 3
+
+
+def test_what_nobody_expected_is_a_500_and_says_no_more(fake: Service, caplog: pytest.LogCaptureFixture) -> None:
+    reply = fake.chat("bug with my secret", headers={"x-request-id": "me-1"})
+    assert reply.status == 500
+    assert reply.error["code"] == "internal_error"
+    assert reply.headers["x-request-id"] == "me-1"
+    assert "secret" not in reply.body.decode()
+    record = next(r for r in caplog.records if r.message == "unexpected error")
+    assert record.__dict__["fields"] == {"request_id": "me-1"}
+
+
+def test_signs_of_life_are_ordinary_chunks(fake: Service) -> None:
+    events = fake.chat("slow 0.3 late|r", stream=True).events
+    beats = [e for e in events[1:-2] if e["choices"][0]["delta"] == {}]
+    assert len(beats) >= 3
+    assert text_of(events) == "later"
+    texts = fake.complete("slow 0.3 late", stream=True).events
+    assert len([e for e in texts[:-2] if e["choices"][0]["text"] == ""]) >= 2
+
+
+def test_comments_only_when_asked_for(fake: Service) -> None:
+    reply = fake.chat("slow 0.3 late", stream=True, headers={"x-rk-sse-comments": "1"})
+    lines = reply.body.decode().split("\n")
+    assert lines.count(": waiting") >= 2
+    assert not [line for line in lines if '"delta":{}' in line and '"finish_reason":null' in line]
+
+
+def test_jobs_as_the_engine_gets_them(fake: Service) -> None:
+    tool = {"type": "function", "function": {"name": "light", "parameters": {}}}
+    call = {"id": "1", "type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
+    messages = [
+        {"role": "developer", "content": "d", "extra": 1},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "user", "content": [{"type": "text", "text": "say"}, {"type": "text", "text": "\ud83d half"}]},
+    ]
+    reply = fake.chat(
+        messages=messages, model="tiny:background", tools=[tool], max_tokens=1, max_completion_tokens=2,
+        chat_template_kwargs={"enable_thinking": False}, tool_choice="auto", logprobs=False, n=1,
+    )  # fmt: skip
+    assert reply.status == 200
+    job = fake.engine.jobs[-1]
+    parsed = {**call, "function": {"name": "light", "arguments": {"on": True}}}
+    assert [dict(m) for m in job.messages] == [
+        {"role": "system", "content": "d"},
+        {"role": "assistant", "content": "", "tool_calls": [parsed]},
+        {"role": "user", "content": "say\n? half"},
+    ]
+    assert (job.background, job.owner, job.max_tokens, job.lora) == (True, "", 2, None)
+    assert list(job.tools) == [tool]
+    assert job.template_variables == {"enable_thinking": False}
+    fake.chat("say x", tools=[tool], tool_choice="none", max_tokens=-1)
+    assert fake.engine.jobs[-1].tools is None
+    assert fake.engine.jobs[-1].max_tokens is None
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "n": {"n": 2},
+    "logprobs": {"logprobs": True},
+    "top_logprobs": {"top_logprobs": 3},
+    "logit_bias": {"logit_bias": {"5": 1}},
+    "modalities": {"modalities": ["text", "audio"]},
+    "functions": {"functions": [{"name": "f"}]},
+    "tool_choice": {"tool_choice": "required"},
+    "tools[0]": {"tools": [{"type": "function"}]},
+    "max_tokens": {"max_tokens": 0},
+    "max_completion_tokens": {"max_completion_tokens": "5"},
+    "temperature": {"temperature": "hot"},
+    "stream": {"stream": "yes"},
+    "stop": {"stop": ["a", "b", "c", "d", "e"]},
+    "messages": {"messages": []},
+    "messages[0].role": {"messages": [{"role": "king", "content": "x"}]},
+    "messages[0].content": {"messages": [{"role": "user"}]},
+    "messages[1]": {"messages": [{"role": "user", "content": "x"}, "y"]},
+    "response_format": {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+    "chat_template_kwargs": {"chat_template_kwargs": {"messages": []}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("param", REFUSED)
+def test_what_cannot_be_done_is_refused_by_name(fake: Service, param: str) -> None:
+    reply = fake.chat("say x", None, **REFUSED[param])
+    assert reply.status == 400
+    assert reply.error["param"] == param
+    assert reply.error["type"] == "invalid_request_error"
+    assert len(reply.error["message"]) > 20
+
+
+@pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 0}, {"n": 3}])
+def test_what_completions_cannot_do(fake: Service, fields: dict[str, Any]) -> None:
+    reply = fake.complete("say x", **fields)
+    assert (reply.status, reply.error["param"]) == (400, next(iter(fields)))
+
+
+@pytest.mark.parametrize("prompt", [None, "", [], ["a", "b"], [1, 2, 3], [[1, 2]], {"a": 1}])
+def test_prompts_that_are_none(fake: Service, prompt: Any) -> None:
+    assert fake.complete(prompt).error["param"] == "prompt"
+
+
+def test_images_are_refused_in_words(fake: Service) -> None:
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
+    reply = fake.chat(messages=[{"role": "user", "content": parts}])
+    assert reply.status == 400
+    assert "image_url" in reply.error["message"]
+    assert "reads only text" in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"nonsense", b"\xff{}", b"[" * 100_000, b'{"messages":' + b"9" * 9000 + b"}"]
+)  # fmt: skip
+def test_bodies_that_are_no_request(fake: Service, body: bytes) -> None:
+    reply = fake.request("POST", "/v1/chat/completions", body)
+    assert reply.status == 400
+    assert reply.error["message"]
+
+
+def test_paths_and_methods_that_are_not_there(fake: Service) -> None:
+    assert fake.get("/v1/nothing").error["code"] == "not_found"
+    reply = fake.get("/v1/chat/completions")
+    assert (reply.status, reply.error["code"]) == (405, "method_not_allowed")
+    assert "POST" in reply.headers["allow"]
+
+
+def test_request_ids_come_back_or_are_made(fake: Service) -> None:
+    assert fake.get("/health", x_request_id="abc-1").headers["x-request-id"] == "abc-1"
+    made = fake.get("/health", x_request_id="a b\tc").headers["x-request-id"]
+    assert made not in ("", "a b\tc")
+    assert made != fake.get("/health").headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.1, "frequency_penalty": 0}, None),
+        ({"temperature": 0.2, "top_p": 1, "seed": 5}, "temperature, top_p, seed"),
+        ({"presence_penalty": 0.5, "repetition_penalty": 1.0}, "repetition_penalty, presence_penalty"),
+    ],
+)
+def test_sampling_that_cannot_be_chosen_is_named(fake: Service, fields: dict[str, Any], ignored: str | None) -> None:
+    for stream in (False, True):
+        assert fake.chat("say x", None, stream=stream, **fields).headers.get("x-rk-ignored") == ignored
+
+
+def test_strict_refuses_sampling_that_differs(tiny_bundles: Mapping[str, Path]) -> None:
+    with served(tiny_bundles["w8a8"], FakeEngine, strict=True, temperature=0.0) as running:
+        assert running.chat(temperature=0).status == 200
+        reply = running.chat(temperature=0.7)
+        assert (reply.status, reply.error["param"]) == (400, "temperature")
+        assert "librkllmrt" in reply.error["message"]
+
+
+def test_limits_of_size(tiny_bundles: Mapping[str, Path]) -> None:
+    with served(tiny_bundles["w8a8"], FakeEngine, max_body_kb=1, max_messages=3) as running:
+        assert running.chat("x" * 2000).status == 413
+        chunked = (b"x" * 100 for _ in range(20))
+        connection = running.connect()
+        headers = {"Transfer-Encoding": "chunked"}
+        connection.request("POST", "/v1/completions", chunked, headers, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        connection.close()
+        message = {"role": "user", "content": "x"}
+        assert running.chat(messages=[message] * 3).status == 200
+        assert running.chat(messages=[message] * 4).error["param"] == "messages"
+
+
+def test_keys(tiny_bundles: Mapping[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# for the kitchen\nkitchen:sk-kitchen\n\nsk-bare\n")
+    caplog.set_level("DEBUG")
+    with served(tiny_bundles["w8a8"], FakeEngine, keys=file) as running:
+        for value in ("", "Bearer ", "Bearer sk-x", "sk-bare"):
+            headers = {"authorization": value} if value else {}
+            for reply in (running.chat(headers=headers), running.request("GET", "/v1/models", headers=headers)):
+                assert (reply.status, reply.error["code"]) == (401, "invalid_api_key")
+                assert reply.headers["www-authenticate"] == "Bearer"
+        assert not running.engine.jobs
+        assert running.chat(headers={"authorization": "Bearer sk-kitchen"}).status == 200
+        assert running.chat(headers={"authorization": "bearer  sk-bare"}).status == 200
+        assert [job.owner for job in running.engine.jobs] == ["kitchen", "line-4"]
+        assert {running.get(path).status for path in ("/health", "/ready", "/openapi.json")} == {200}
+    logged = [str(record.__dict__) for record in caplog.records]
+    assert any("kitchen" in line for line in logged)
+    assert not [line for line in logged if "sk-" in line or "Hello" in line]
+
+
+def test_without_keys_any_will_do(fake: Service) -> None:
+    for value in ("Bearer", "Bearer ", "Bearer abc", "Basic eA=="):
+        assert fake.chat(headers={"authorization": value}).status == 200
+
+
+def test_cors_is_off_unless_asked_for(fake: Service, tiny_bundles: Mapping[str, Path]) -> None:
+    page = {"origin": "https://page.example"}
+    assert "access-control-allow-origin" not in fake.chat(headers=page).headers
+    with served(tiny_bundles["w8a8"], FakeEngine, cors=("https://page.example",)) as running:
+        allowed = running.chat(headers=page)
+        assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        preflight = running.request("OPTIONS", "/v1/chat/completions", headers={**page, **asked})
+        assert preflight.status == 200
+        other = running.chat(headers={"origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_health_and_ready_tell_the_truth(fake: Service) -> None:
+    before = fake.engine.status
+    try:
+        for state, health, ready in (("loading", 200, 503), ("failed", 503, 503), ("reboot", 503, 503)):
+            fake.engine.status = type(before)(state, "because")
+            assert (fake.get("/health").status, fake.get("/ready").status) == (health, ready)
+            assert fake.get("/ready").json == {
+                "state": state, "reason": "because", "queued": 0, "running": False, "restarts": 0,
+            }  # fmt: skip
+            assert "max_model_len" not in fake.get("/v1/models").json["data"][0]
+    finally:
+        fake.engine.status = before
+    assert fake.get("/ready").json["context"] == 4096
+
+
+def test_a_loras_name_reaches_the_job(fake: Service) -> None:
+    before = fake.engine.status
+    fake.engine.status = type(before)("ready", context=4096, loras=("law",))
+    try:
+        assert len(fake.get("/v1/models").json["data"]) == 4
+        assert fake.chat(model="tiny:law:background").status == 200
+        assert (fake.engine.jobs[-1].lora, fake.engine.jobs[-1].background) == ("law", True)
+    finally:
+        fake.engine.status = before
+
+
+def test_a_client_that_does_not_read_holds_no_one_up(fake: Service) -> None:
+    """It gets what fits the buffers between; the others get their answers."""
+    pieces = 1800
+    say = "say " + "|".join(["é" * 1000] * pieces)  # 11 MB once escaped: more than a kernel holds for a connection
+    message = {"role": "user", "content": say}
+    body = json.dumps({"stream": True, "messages": [message]}, ensure_ascii=False).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def its() -> list[FakeAnswer]:
+        return [answer for answer in fake.engine.answers if len(answer.pieces_) == pieces]
+
+    with socket.create_connection(("127.0.0.1", fake.port), timeout=WAIT_S) as silent:
+        silent.sendall(head.encode() + body)
+        until(its)
+        assert fake.chat().status == 200
+    until(lambda: its()[0].closed.is_set())
+    assert its()[0].completion_tokens < pieces
