@@ -1,5 +1,5 @@
 # Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
-.PHONY: help quickstart test lint format bench soak aarch64 test-aarch64 x86_64 test-x86_64 clean
+.PHONY: help quickstart test lint format bench soak aarch64 test-aarch64 x86_64 test-x86_64 pyz clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 C_SOURCES = $(shell find runtime/sim tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.inc')
@@ -57,6 +57,9 @@ x86_64: ready  ## the libraries for old distributions (glibc 2.17 or newer), int
 
 test-x86_64: x86_64  ## they need no newer glibc, and give the same logits as those compiled here
 	@$(PY) -m tests.x86_64
+
+pyz: ready  ## build/rkchatd.pyz: the daemon in one file, for any Python from 3.9 on
+	@$(PY) runtime/tools/make_pyz.py build/rkchatd.pyz
 
 clean:  ## remove .venv, builds, caches and the quickstart's bundles
 	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

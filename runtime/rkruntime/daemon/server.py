@@ -47,7 +47,11 @@ def run(config: Config, engine: Engine) -> int:
     application = http.make(engine, config)
     door = bind(config.listen)
     logs.set_up(config.log)
-    return asyncio.run(_Daemon(config, engine, application, door).run())
+
+    async def live() -> int:
+        return await _Daemon(config, engine, application, door).run()
+
+    return asyncio.run(live())
 
 
 def uvicorn_config(application: ASGIApp, config: Config) -> uvicorn.Config:
@@ -75,6 +79,8 @@ class Server(uvicorn.Server):
 
 
 class _Daemon:
+    """Made inside the event loop: before Python 3.10 an Event belongs to the loop it is made in."""
+
     def __init__(self, config: Config, engine: Engine, application: ASGIApp, door: socket.socket) -> None:
         self._config, self._engine, self._door = config, engine, door
         self._server = Server(uvicorn_config(application, config))
