@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,14 @@ from rkruntime.daemon.jobs import Engine, EngineSettings
 
 JSON = {"content-type": "application/json"}
 WAIT_S = 60.0  # for anything; a good run needs milliseconds
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for it."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,12 @@ class FakeAnswer:
     async def _pause(self, seconds: float, beat_s: float | None) -> AsyncIterator[Piece]:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
+        closed = asyncio.ensure_future(self.closed.wait())
         while not self.closed.is_set() and loop.time() < end:
-            await asyncio.sleep(min(end - loop.time(), beat_s or 0.05))
+            await asyncio.wait({closed}, timeout=min(end - loop.time(), beat_s or 60))
             if beat_s and loop.time() < end:
                 yield Piece("", 0)
+        closed.cancel()
 
     async def close(self) -> None:
         if not self.finish_reason:

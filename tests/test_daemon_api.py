@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,10 @@ from typing import Any
 import pytest
 
 from rkruntime.daemon.engine import WorkerEngine
-from tests.daemon_server import WAIT_S, Service, served
+from tests.daemon_server import WAIT_S, Service, served, until
 from tests.fake_engine import FakeAnswer, FakeEngine
 
 ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Any, Optional
 
 from rk3588.errors import AnswerFailed, RequestRefused
 
+from . import logs
 from .process import import_path
 
 CHECK_S = 20.0
@@ -87,19 +89,22 @@ async def _ask(question: Mapping[str, Any]) -> Optional[str]:
     env = {**os.environ, **import_path()}
     checker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rkruntime.daemon.schemacheck", env=env,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        out, _ = await asyncio.wait_for(checker.communicate(json.dumps(question).encode()), CHECK_S)
-        problem: Optional[str] = json.loads(out)["problem"]
+        out, err = await asyncio.wait_for(checker.communicate(json.dumps(question).encode()), CHECK_S)
     except asyncio.TimeoutError:
-        return f"checking took longer than {CHECK_S:.0f} s"
-    except (ValueError, KeyError) as error:
-        if checker.returncode == 0:
-            raise AnswerFailed("the JSON Schema checker gave no verdict: see the daemon's log") from error
-        return "checking it takes too much time or memory"
+        return f"checking it takes more than {CHECK_S:.0f} s"
     finally:
         if checker.returncode is None:
             checker.kill()
             await checker.wait()
+    if checker.returncode and checker.returncode < 0:
+        return "checking it takes too much time"
+    if checker.returncode:
+        # Where it broke; the rest may quote what somebody wrote.
+        frames = [line.strip() for line in err.decode("utf-8", "replace").splitlines() if line.startswith("  File")]
+        logs.event("schema checker failed", logging.ERROR, traceback=frames)
+        raise AnswerFailed("the JSON Schema checker failed: the daemon's log says where")
+    problem: Optional[str] = json.loads(out)["problem"]
     return problem

@@ -33,3 +33,7 @@ def serve(settings: config.Config) -> int:
 
 def main() -> NoReturn:
     lazy.main(rkchatd, "rkchatd")
+
+
+if __name__ == "__main__":
+    main()

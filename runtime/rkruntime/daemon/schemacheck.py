@@ -6,13 +6,19 @@ sentence}. Nothing is fetched: a reference that leads outside the schema is a pr
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import sys
+import zipfile
 from collections.abc import Iterator
 from typing import Any, NoReturn, Optional
 
 import jsonschema
+
+if sys.version_info < (3, 10):  # its paths in a zipapp take one step at a time, and jsonschema asks for two
+    _join = zipfile.Path.joinpath
+    zipfile.Path.joinpath = lambda path, *steps: functools.reduce(_join, steps, path)  # type: ignore
 
 _CPU_S = 10
 _MEMORY = 1 << 30
@@ -38,6 +44,8 @@ def problem(schema: Any, *answer: Any) -> Optional[str]:
         return f"a $ref cannot be followed: {wrong}"
     except RecursionError:
         return "it refers to itself without end"
+    except MemoryError:
+        return "it takes too much memory"
     return None if error is None else _sentence(error)
 
 

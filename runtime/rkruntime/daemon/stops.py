@@ -20,10 +20,11 @@ class StopFilter:
         if not self._stops:
             return text
         self._held += text
-        found = [at for at in map(self._held.find, self._stops) if at >= 0]
+        # The one that is whole first counts, however the text was cut into pieces.
+        found = [(self._held.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in self._held]
         if found:
             self.stopped = True
-            return self._give(min(found))
+            return self._give(sum(min(found)))
         return self._give(len(self._held) - self._undecided())
 
     def end(self) -> str:

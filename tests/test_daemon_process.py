@@ -1,0 +1,110 @@
+"""The daemon as a process: signals, systemd, its log, its memory, and an address that is taken."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.daemon_process import running
+from tests.daemon_server import WAIT_S, until
+
+DAEMON = (sys.executable, "-m", "rkruntime.daemon.main")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_answers_end_and_refuses_new_ones(
+    tiny_bundles: Mapping[str, Path], number: signal.Signals
+) -> None:
+    with running(tiny_bundles["w8a8"]) as daemon, closing(daemon.connect()) as connection:
+        body = {"stream": True, "messages": [{"role": "user", "content": "slow 0.3 one|two|three"}]}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        answer = connection.getresponse()
+        assert b"one" in answer.read(400)
+        daemon.process.send_signal(number)
+        rest = answer.read()
+        assert b"three" in rest
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert daemon.process.wait(WAIT_S) == 0
+        with pytest.raises(ConnectionError):
+            daemon.get("/health")
+        assert [entry["event"] for entry in daemon.log][-1] == "ended"
+
+
+def test_answers_that_do_not_end_are_cut_off(tiny_bundles: Mapping[str, Path]) -> None:
+    with running(tiny_bundles["w8a8"], "--drain-s", "0.3") as daemon, closing(daemon.connect()) as connection:
+        connection.request("POST", "/v1/completions", json.dumps({"stream": True, "prompt": "hang x"}))
+        connection.getresponse().read(10)
+        daemon.process.terminate()
+        assert daemon.process.wait(WAIT_S) == 0
+
+
+def test_a_second_signal_ends_at_once(tiny_bundles: Mapping[str, Path]) -> None:
+    with running(tiny_bundles["w8a8"], "--drain-s", "3600") as daemon, closing(daemon.connect()) as connection:
+        connection.request("POST", "/v1/completions", json.dumps({"stream": True, "prompt": "hang x"}))
+        connection.getresponse().read(10)
+        daemon.process.terminate()
+        until(lambda: daemon.events("draining"))
+        daemon.process.terminate()
+        assert daemon.process.wait(WAIT_S) == 1
+
+
+def test_systemd_hears_of_it_all(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(WAIT_S)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        heard: list[str] = []
+        with running(tiny_bundles["w8a8"], env=env) as daemon:
+            while heard.count("WATCHDOG=1") < 3 or "READY=1" not in heard:
+                heard += systemd.recv(1000).decode().split("\n")
+            assert daemon.get("/health").status == 200
+        while "STOPPING=1" not in heard:
+            heard += systemd.recv(1000).decode().split("\n")
+        assert "STATUS=idle, 0 waiting" in heard
+
+
+def test_an_address_that_is_taken(tiny_bundles: Mapping[str, Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [*DAEMON, "--bundle", str(tiny_bundles["w8a8"]), "--listen", address], capture_output=True, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: cannot listen on {address}: another program does already; end it, or choose another port with "
+        "--listen HOST:PORT\n"
+    )
+
+
+def test_a_bundle_that_is_none(tmp_path: Path) -> None:
+    done = subprocess.run([*DAEMON, "--bundle", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {tmp_path} is not a bundle")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_log_and_the_memory_of_the_real_daemon(tiny_bundles: Mapping[str, Path]) -> None:
+    with running(tiny_bundles["w8a8"], command=DAEMON) as daemon:
+        until(lambda: daemon.get("/ready").status == 200)
+        for _ in range(20):
+            daemon.chat(
+                "my secret words", headers={"authorization": "Bearer my-key", "x-request-id": "r-1"}, max_tokens=20
+            )
+        status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+        entry = daemon.events("request")[-1]
+    peak_kb = int(status.partition("VmHWM:")[2].split()[0])
+    assert peak_kb <= 70 * 1024
+    assert entry.items() >= {"request_id": "r-1", "status": 200, "method": "POST", "model": "tiny"}.items()
+    assert {"time", "level", "seconds", "prompt_tokens", "completion_tokens", "ended"} <= entry.keys()
+    text = json.dumps(daemon.log)
+    assert "secret" not in text
+    assert "my-key" not in text
+    assert daemon.process.returncode == 0
