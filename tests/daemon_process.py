@@ -32,15 +32,16 @@ class Running(Service):
         return [entry for entry in self.log if entry["event"] == name]
 
 
+def over_script(bundle: Path, *options: str) -> tuple[str, ...]:
+    """The command of a daemon over the scripted engine."""
+    return (sys.executable, "-m", "tests.daemon_process", "--bundle", str(bundle), "--listen", "127.0.0.1:0", *options)
+
+
 @contextmanager
-def running(
-    bundle: Path, *options: str, command: Sequence[str] = (), env: Mapping[str, str] | None = None
-) -> Iterator[Running]:
-    """The daemon on a free port, once it listens. Every line on its stderr has to be a JSON object."""
-    start = command or (sys.executable, "-m", "tests.daemon_process")
-    arguments = ("--bundle", str(bundle), "--listen", "127.0.0.1:0", *options)
+def running(command: Sequence[str], env: Mapping[str, str] | None = None, folder: Path = ROOT) -> Iterator[Running]:
+    """The daemon, once it listens. Every line on its stderr has to be a JSON object."""
     process = subprocess.Popen(
-        [*start, *arguments], cwd=ROOT, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE, text=True
     )
     log: list[dict[str, Any]] = []
     listening = threading.Event()

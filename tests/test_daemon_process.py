@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_process import running
+from tests.daemon_process import over_script, running
 from tests.daemon_server import WAIT_S, until
 
 DAEMON = (sys.executable, "-m", "rkruntime.daemon.main")
@@ -23,7 +23,7 @@ DAEMON = (sys.executable, "-m", "rkruntime.daemon.main")
 def test_a_signal_lets_answers_end_and_refuses_new_ones(
     tiny_bundles: Mapping[str, Path], number: signal.Signals
 ) -> None:
-    with running(tiny_bundles["w8a8"]) as daemon, closing(daemon.connect()) as connection:
+    with running(over_script(tiny_bundles["w8a8"])) as daemon, closing(daemon.connect()) as connection:
         body = {"stream": True, "messages": [{"role": "user", "content": "slow 0.3 one|two|three"}]}
         connection.request("POST", "/v1/chat/completions", json.dumps(body))
         answer = connection.getresponse()
@@ -39,7 +39,10 @@ def test_a_signal_lets_answers_end_and_refuses_new_ones(
 
 
 def test_answers_that_do_not_end_are_cut_off(tiny_bundles: Mapping[str, Path]) -> None:
-    with running(tiny_bundles["w8a8"], "--drain-s", "0.3") as daemon, closing(daemon.connect()) as connection:
+    with (
+        running(over_script(tiny_bundles["w8a8"], "--drain-s", "0.3")) as daemon,
+        closing(daemon.connect()) as connection,
+    ):
         connection.request("POST", "/v1/completions", json.dumps({"stream": True, "prompt": "hang x"}))
         connection.getresponse().read(10)
         daemon.process.terminate()
@@ -47,7 +50,10 @@ def test_answers_that_do_not_end_are_cut_off(tiny_bundles: Mapping[str, Path]) -
 
 
 def test_a_second_signal_ends_at_once(tiny_bundles: Mapping[str, Path]) -> None:
-    with running(tiny_bundles["w8a8"], "--drain-s", "3600") as daemon, closing(daemon.connect()) as connection:
+    with (
+        running(over_script(tiny_bundles["w8a8"], "--drain-s", "3600")) as daemon,
+        closing(daemon.connect()) as connection,
+    ):
         connection.request("POST", "/v1/completions", json.dumps({"stream": True, "prompt": "hang x"}))
         connection.getresponse().read(10)
         daemon.process.terminate()
@@ -62,7 +68,7 @@ def test_systemd_hears_of_it_all(tiny_bundles: Mapping[str, Path], tmp_path: Pat
         systemd.settimeout(WAIT_S)
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
         heard: list[str] = []
-        with running(tiny_bundles["w8a8"], env=env) as daemon:
+        with running(over_script(tiny_bundles["w8a8"]), env) as daemon:
             while heard.count("WATCHDOG=1") < 3 or "READY=1" not in heard:
                 heard += systemd.recv(1000).decode().split("\n")
             assert daemon.get("/health").status == 200
@@ -92,7 +98,7 @@ def test_a_bundle_that_is_none(tmp_path: Path) -> None:
 
 
 def test_the_log_and_the_memory_of_the_real_daemon(tiny_bundles: Mapping[str, Path]) -> None:
-    with running(tiny_bundles["w8a8"], command=DAEMON) as daemon:
+    with running((*DAEMON, "--bundle", str(tiny_bundles["w8a8"]), "--listen", "127.0.0.1:0")) as daemon:
         until(lambda: daemon.get("/ready").status == 200)
         for _ in range(20):
             daemon.chat(

@@ -1,0 +1,79 @@
+"""``rkchatd.pyz``: one file that every Python from 3.9 on runs, worker and checker too, and that older ones refuse."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests import interpreters
+from tests.daemon_process import running
+from tests.daemon_server import until
+
+TOOL = Path(__file__).resolve().parent.parent / "runtime" / "tools" / "make_pyz.py"
+
+
+def make(target: Path) -> Path:
+    done = subprocess.run([sys.executable, str(TOOL), str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("pyz") / "rkchatd.pyz")
+
+
+def chosen(minor: int) -> str:
+    python = interpreters.python(minor)
+    if python is None:
+        pytest.skip(f"there is no Python 3.{minor} on this machine")
+    return python
+
+
+def test_the_same_input_gives_the_same_bytes(pyz: Path, tmp_path: Path) -> None:
+    assert make(tmp_path / "again.pyz").read_bytes() == pyz.read_bytes()
+
+
+def test_it_holds_nothing_compiled_and_all_licences(pyz: Path) -> None:
+    names = zipfile.ZipFile(pyz).namelist()
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert {"__main__.py", "LICENSE", "rkruntime/daemon/openapi.json"} <= set(names)
+    infos = {name.partition("/")[0] for name in names if ".dist-info/" in name}
+    assert len(infos) >= 12
+    for info in infos:
+        assert [n for n in names if n.startswith(info) and "licen" in n.lower()] or "License" in _metadata(pyz, info)
+
+
+def _metadata(pyz: Path, info: str) -> str:
+    return zipfile.ZipFile(pyz).read(f"{info}/METADATA").decode()
+
+
+@pytest.mark.parametrize("minor", [9, 10, 11, 12, 13])
+def test_it_answers(pyz: Path, minor: int, tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    """From the file alone (-I): worker and schema checker start out of it, too."""
+    config = tmp_path / "rkchatd.yaml"
+    libraries = f"library: {os.environ['RKLLM_LIBRARY']}\nsim_library: {os.environ['RKSIM_LIBRARY']}\n"
+    config.write_text(f"bundle: {tiny_bundles['w8a8']}\nlisten: 127.0.0.1:0\n{libraries}")
+    command = (chosen(minor), "-I", str(pyz), "--config", str(config))
+    with running(command=command, folder=tmp_path) as daemon:
+        until(lambda: daemon.get("/ready").status == 200)
+        found = daemon.chat(max_tokens=3).json
+        assert found["usage"]["completion_tokens"] == 3
+        unsound = {"type": "json_schema", "json_schema": {"schema": {"type": "objet"}}}
+        assert "'objet' is not valid" in daemon.chat(response_format=unsound).error["message"]
+        peak_kb = int(Path(f"/proc/{daemon.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+        assert peak_kb <= 70 * 1024
+    assert daemon.process.returncode == 0
+
+
+@pytest.mark.parametrize("minor", [6, 7, 8])
+def test_older_ones_get_a_sentence(pyz: Path, minor: int) -> None:
+    done = subprocess.run([chosen(minor), str(pyz)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: rkchatd needs Python 3.9 or newer, this is 3.{minor}: run it with a newer one\n"
