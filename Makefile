@@ -34,6 +34,7 @@ bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: s
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
 
 soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
+	@.ci/setup litellm
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
 	@.ci/setup clang
 	@$(PY) -m tests.fuzz.run --seconds 600
@@ -67,4 +68,4 @@ clean:  ## remove .venv, builds, caches and the quickstart's bundles
 
 .PHONY: ready
 ready:
-	@.ci/setup system venv install=test model
+	@.ci/setup system venv install=test model pyz node

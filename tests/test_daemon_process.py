@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rkruntime.daemon import server
+from rkruntime.daemon.config import Address
 from tests.daemon_process import over_script, running
 from tests.daemon_server import WAIT_S, until
 
@@ -88,6 +90,13 @@ def test_an_address_that_is_taken(tiny_bundles: Mapping[str, Path]) -> None:
         f"Error: cannot listen on {address}: another program does already; end it, or choose another port with "
         "--listen HOST:PORT\n"
     )
+
+
+def test_connections_send_without_delay() -> None:
+    with server.bind(Address("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()):
+        connection, _ = door.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_bundle_that_is_none(tmp_path: Path) -> None:

@@ -14,14 +14,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent.parent
 OLDEST = (3, 9)
+WHEELS = TOP / "build" / "pyz-wheels"
 SOURCES = {"rk3588": TOP / "rk3588", "rkruntime": TOP / "runtime" / "rkruntime"}
 _LEFT_OUT = {".so", ".pyc", ".pyd"}
-_OF_PIP = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}  # how it came here, not what it is
+_OF_PIP = {"RECORD", "WHEEL", "INSTALLER", "REQUESTED", "direct_url.json"}  # how it came here, not what it is
 _SHEBANG = b"#!/usr/bin/env python3\n"
 # Parsed by whatever `python3` is on an old board before any of the rest is.
 _MAIN = """\
@@ -62,17 +65,36 @@ def _is_version(python: str, minor: int) -> bool:
     return subprocess.run([python, "-c", check], capture_output=True).returncode == 0
 
 
-def collect(stage: Path, python: str) -> None:
-    """Fill ``stage`` with the dependencies, resolved and installed by ``python``, and with our packages."""
-    with tempfile.TemporaryDirectory() as folder:
-        _run([python, "-m", "venv", folder])
-        pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        _run([*pip, "install", "--no-compile", "--target", str(stage), *requirements()])
+def fetch(wheels: Path, python: str) -> None:
+    """Download what ``python`` chooses into ``wheels``, unless it is there from an earlier call."""
+    wanted = "\n".join([python, *requirements()])
+    stamp = wheels / "fetched.txt"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(wheels, ignore_errors=True)
+    with _pip(python) as pip:
+        _run([*pip, "download", "--only-binary", ":all:", "--dest", str(wheels), *requirements()])
+    stamp.write_text(wanted)
+
+
+def collect(stage: Path, wheels: Path, python: str) -> None:
+    """Fill ``stage`` with the dependencies out of ``wheels`` and with our packages."""
+    with _pip(python) as pip:
+        found = ["--no-index", "--find-links", str(wheels)]
+        _run([*pip, "install", "--no-compile", *found, "--target", str(stage), *requirements()])
     shutil.rmtree(stage / "bin", ignore_errors=True)
     for name, source in SOURCES.items():
         shutil.copytree(source, stage / name)
     shutil.copy(TOP / "LICENSE", stage / "LICENSE")
     (stage / "__main__.py").write_text(_MAIN)
+
+
+@contextmanager
+def _pip(python: str) -> Iterator[list[str]]:
+    """A pip that belongs to ``python``, and leaves nothing in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run([python, "-m", "venv", folder])
+        yield [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
 def pack(stage: Path, target: Path) -> None:
@@ -94,15 +116,18 @@ def pack(stage: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", type=Path, help="the file to write")
+    parser.add_argument("target", type=Path, nargs="?", help="the file to write; without it, only fetch")
     parser.add_argument("--python", help="the interpreter that resolves the dependencies [the oldest found]")
     arguments = parser.parse_args()
     python = arguments.python or oldest_python()
     if not _is_version(python, OLDEST[1]):
         print(f"Warning: there is no Python 3.9 here: what {python} chooses may not run there", file=sys.stderr)
+    fetch(WHEELS, python)
+    if arguments.target is None:
+        return
     arguments.target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        collect(Path(folder), python)
+        collect(Path(folder), WHEELS, python)
         pack(Path(folder), arguments.target)
     print(arguments.target)
 

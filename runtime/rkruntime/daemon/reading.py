@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Optional
 
-from rk3588.errors import Overdue
+from rk3588.errors import Overdue, RequestRefused
 
 from .jobs import Answer, Engine, Job
 from .jsonformat import bare
-from .replies import JsonRefused, Usage
+from .replies import Usage
 from .requests import Wanted
 from .stops import StopFilter
 
@@ -86,10 +86,10 @@ class Reading:
                 yield answer
                 return
             if self.finish_reason == "length":
-                raise JsonRefused(f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens")
+                raise _refused(f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens")
             if attempt == 0:
                 await self._again(self._wanted.again(answer, problem))
-        raise JsonRefused(f"neither of the model's two answers is the JSON that was asked for: {problem}")
+        raise _refused(f"neither of the model's two answers is the JSON that was asked for: {problem}")
 
     async def _again(self, job: Job) -> None:
         assert self._answer is not None
@@ -100,3 +100,8 @@ class Reading:
         if left <= 0:
             raise Overdue(f"the deadline of {most:.0f} s passed before the model had answered in valid JSON")
         self._answer = await self._engine.submit(replace(job, deadline_s=left))
+
+
+def _refused(message: str) -> RequestRefused:
+    """No server error: clients would send the request again, and it was tried twice already."""
+    return RequestRefused(message, "response_format", 422, "json_refused")

@@ -22,10 +22,6 @@ from rk3588.errors import (
 Object = dict[str, Any]
 
 
-class JsonRefused(AnswerFailed):
-    """The model did not answer in the JSON that was asked for, though it was told what is wrong."""
-
-
 class Usage(NamedTuple):
     """Tokens of prompt and answer; ``prompt`` is None where the bundle has no vocabulary to count with."""
 
@@ -139,7 +135,9 @@ def failure(error: RkError) -> Failure:
         headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
         return _failure(error.status, error, "invalid_request_error", error.code, error.param, headers)
     if isinstance(error, PromptTooLong):
-        return _failure(400, error, "invalid_request_error", "context_length_exceeded", "messages")
+        # Programs look for these words, which are OpenAI's.
+        message = f"This model's maximum context length is {error.context} tokens: {error}"
+        return _failure(400, message, "invalid_request_error", "context_length_exceeded", "messages")
     if isinstance(error, PromptRefused):
         return _failure(400, error, "invalid_request_error", "prompt_refused", "messages")
     if isinstance(error, QueueFull):
@@ -148,8 +146,6 @@ def failure(error: RkError) -> Failure:
         return _failure(503, error, "server_error", "model_unavailable", None, _retry(error.retry_after_s))
     if isinstance(error, Overdue):
         return _failure(504, error, "server_error", "deadline_exceeded")
-    if isinstance(error, JsonRefused):  # clients repeat a 500 by themselves; this one was tried twice already
-        return _failure(500, error, "server_error", "json_refused", None, {"x-should-retry": "false"})
     if isinstance(error, AnswerFailed):
         return _failure(500, error, "server_error", "answer_failed")
     return _failure(500, error, "server_error", "internal_error")

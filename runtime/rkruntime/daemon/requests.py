@@ -104,9 +104,11 @@ class Fields(Mapping[str, Any]):
         return found
 
     def whole(self, name: str) -> Optional[int]:
-        value = self.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            refuse(name, "a whole number")
+        value = self.number(name)
+        if isinstance(value, float):
+            if not value.is_integer():
+                refuse(name, "a whole number")
+            return int(value)  # 5.0 is one, too
         return value
 
     def number(self, name: str) -> Optional[float]:

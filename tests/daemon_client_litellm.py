@@ -1,0 +1,44 @@
+"""LiteLLM against a daemon, run by the interpreter that has it: daemon_client_litellm.py BASE_URL.
+
+Prints what it got as one JSON object.
+"""
+
+import json
+import sys
+
+import litellm
+
+COMMON = {"model": "openai/tiny", "api_base": sys.argv[1], "api_key": "any", "num_retries": 0, "max_retries": 0}
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def failing(text: str) -> str:
+    try:
+        litellm.completion(messages=said(text), **COMMON)
+    except Exception as error:
+        return type(error).__name__
+    return "nothing was wrong"
+
+
+whole = litellm.completion(messages=said("say Grüße|, 世界|!"), **COMMON)
+stream = litellm.completion(
+    messages=said("slow 0.1 Grüße|, 世界|!"), stream=True, stream_options={"include_usage": True}, **COMMON
+)
+chunks = list(stream)
+usages = [chunk.usage for chunk in chunks if getattr(chunk, "usage", None)]
+found = {
+    "whole": whole.choices[0].message.content,
+    "usage": whole.usage.total_tokens,
+    "streamed": "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices),
+    "streamed_usage": usages[-1].total_tokens if usages else None,
+    "text": litellm.text_completion(prompt="say x|y", **{**COMMON, "model": "text-completion-openai/tiny"})
+    .choices[0]
+    .text,
+    "long": failing("long"),
+    "full": failing("full"),
+    "down": failing("down"),
+}
+print(json.dumps(found))
