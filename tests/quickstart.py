@@ -103,7 +103,7 @@ def main() -> None:
     answers: list[dict[str, Any]] = []
     steps: list[tuple[str, Callable[[], object]]] = [
         ("Python environment in .venv", lambda: run(".ci/setup", "venv")),
-        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", "install=chat,convert")),
+        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", "install=chat,convert,daemon")),
         ("fetch SmolLM2-135M-Instruct (98 MB)", lambda: run(".ci/setup", "model")),
         (f"quantise it: {', '.join(DTYPES)}", convert),
         ("ask each of them", lambda: answers.extend(ask(dtype) for dtype in DTYPES)),

@@ -238,6 +238,13 @@ def test_jobs_as_the_engine_gets_them(fake: Service) -> None:
     assert fake.engine.jobs[-1].max_tokens is None
 
 
+def test_a_request_may_want_its_answer_sooner(fake: Service) -> None:
+    assert fake.chat(headers={"x-rk-deadline-s": "2.5"}).status == 200
+    assert fake.engine.jobs[-1].deadline_s == 2.5
+    for wrong in ("0", "-1", "soon", "1e9", ""):
+        assert fake.chat(headers={"x-rk-deadline-s": wrong}).error["param"] == "x-rk-deadline-s"
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "n": {"n": 2},
     "logprobs": {"logprobs": True},

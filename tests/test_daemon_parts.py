@@ -174,3 +174,12 @@ def test_the_supervisor_stays_small() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     for heavy in ("jinja2", "numpy", "pydantic", "jsonschema", "rich", "rkruntime.binding", "httptools", "uvloop"):
         assert heavy not in loaded
+
+
+def test_without_its_extra_the_daemon_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; from rkruntime.daemon import main; "
+        f"sys.argv = ['rkchatd', '--bundle', {str(tmp_path)!r}]; main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "Error: the daemon needs uvicorn: pip install 'rk3588[daemon]'\n")

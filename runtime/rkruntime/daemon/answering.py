@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Optional
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -23,6 +25,7 @@ from .requests import Find, Wanted, parse_json
 BODY_S = 60.0  # within which a request's body has to arrive
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
 COMMENTS_HEADER = "x-rk-sse-comments"
+DEADLINE_HEADER = "x-rk-deadline-s"
 
 Parse = Callable[[Mapping[str, Any], Config, Find, str], Wanted]
 
@@ -47,6 +50,7 @@ class Answering:
         owner = facts["key"] = self._keys.owner(headers.get("authorization")) or None
         body = await read_body(headers, receive, self._config.max_body_kb << 10)
         wanted = self._parse(parse_json(body), self._config, self._find, owner or "")
+        wanted = replace(wanted, job=replace(wanted.job, deadline_s=_deadline(headers)))
         facts.update(model=wanted.model, stream=wanted.stream)
         work = asyncio.ensure_future(self._answer(wanted, headers, scope, receive, send))
         gone = asyncio.ensure_future(_until_gone(receive))
@@ -125,6 +129,16 @@ class Answering:
 def _first(reply: Reply) -> bytes:
     first = reply.first()
     return replies.event(first) if first else b""
+
+
+def _deadline(headers: Headers) -> Optional[float]:
+    """Seconds that the client would wait; None where it does not say."""
+    text = headers.get(DEADLINE_HEADER)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", text) or float(text) == 0:
+        raise RequestRefused(f"the header {DEADLINE_HEADER} has to be a number of seconds above 0", DEADLINE_HEADER)
+    return float(text)
 
 
 async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:

@@ -260,7 +260,8 @@ class WorkerEngine:
                 frame = await run.next(silence)
                 if "end" in frame or "error" in frame:
                     break
-                ticket.put(Piece(frame["text"], frame["tokens"]))
+                if frame["text"] or frame["tokens"]:  # what is neither would look like a sign of life
+                    ticket.put(Piece(frame["text"], frame["tokens"]))
                 silence = self._deadlines.token_s
         finally:
             ticket.run = None

@@ -10,6 +10,7 @@ import click
 
 import rk3588
 from rk3588 import lazy
+from rk3588.errors import UsageError
 
 from . import config
 
@@ -25,9 +26,13 @@ def rkchatd(file: Optional[Path], **given: Any) -> None:
 
 def serve(settings: config.Config) -> int:
     """Run the daemon until it is told to end; its exit code."""
-    from .engine import WorkerEngine
-    from .server import run
-
+    try:
+        from .engine import WorkerEngine
+        from .server import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("rk"):
+            raise
+        raise UsageError(f"the daemon needs {error.name}: pip install 'rk3588[daemon]'") from error
     return run(settings, WorkerEngine(settings.engine()))
 
 
