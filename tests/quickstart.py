@@ -91,6 +91,7 @@ def report(answers: list[dict[str, Any]]) -> str:
             "Next:",
             f"  .venv/bin/rk3588 chat {first}",
             f'  .venv/bin/rk3588 run {first} "Why is the sky blue?" --top-k 1 --repeat-penalty 1 -n 100',
+            f"  .venv/bin/rk3588 serve {first}",
             "  .venv/bin/rkconvert --help",
         ]
     )

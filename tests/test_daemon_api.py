@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rkruntime.daemon.engine import WorkerEngine
+from rkruntime.daemon.jobs import EngineSettings
 from tests.daemon_server import WAIT_S, Service, served, until
 from tests.fake_engine import FakeAnswer, FakeEngine
 
@@ -151,6 +152,20 @@ def test_a_client_that_goes_frees_the_model(service: Service) -> None:
         else:
             until(lambda: not service.get("/health").json["running"])
     assert service.chat("say ok", max_tokens=1).status == 200
+
+
+def test_a_runtime_that_dies_costs_one_answer(tiny_bundles: Mapping[str, Path]) -> None:
+    def crashing(settings: EngineSettings) -> WorkerEngine:
+        return WorkerEngine(settings, worker_env={"RKSIM_FAULTS": "crash_at=200"})
+
+    with served(tiny_bundles["w8a8"], crashing, temperature=0.0, repeat_penalty=1.0) as running:
+        until(lambda: running.get("/ready").status == 200)
+        events = running.complete("Once", max_tokens=400, stream=True).events
+        assert len(events) > 100
+        assert events[-1]["error"]["code"] == "answer_failed"
+        reply = running.complete("Once", max_tokens=3)  # waits for the next worker
+        assert (reply.status, reply.json["usage"]["completion_tokens"]) == (200, 3)
+        assert running.get("/health").json["restarts"] == 1
 
 
 # What needs an engine that does as it is told.

@@ -79,6 +79,17 @@ def test_systemd_hears_of_it_all(tiny_bundles: Mapping[str, Path], tmp_path: Pat
         assert "STATUS=idle, 0 waiting" in heard
 
 
+def test_rk3588_serve_is_the_same_daemon(tiny_bundles: Mapping[str, Path]) -> None:
+    command = [sys.executable, "-c", "from rk3588.cli import main; main()", "serve", str(tiny_bundles["w8a8"])]
+    with running([*command, "--listen", "127.0.0.1:0", "--name", "mine"]) as daemon:
+        until(lambda: daemon.get("/ready").status == 200)
+        assert daemon.chat(model="mine", max_tokens=2).json["usage"]["completion_tokens"] == 2
+        worker = int(Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()[0])
+        daemon.process.terminate()
+        assert daemon.process.wait(WAIT_S) == 0
+        assert not Path(f"/proc/{worker}").exists()
+
+
 def test_an_address_that_is_taken(tiny_bundles: Mapping[str, Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

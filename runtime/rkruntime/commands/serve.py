@@ -22,5 +22,8 @@ def serve(path: Path, file: Optional[Path], **given: Any) -> None:
     from rkruntime.daemon import main
 
     settings = config.make(file, {**given, "bundle": path})
-    click.echo(f"http://{settings.listen}/v1 is the base URL for clients; Ctrl-C ends", err=True)
-    sys.exit(main.serve(settings))
+    sys.exit(main.serve(settings, _greet if sys.stderr.isatty() else None))
+
+
+def _greet(address: config.Address) -> None:
+    click.echo(f"http://{address}/v1 is the base URL for clients; Ctrl-C ends", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -24,8 +25,8 @@ def rkchatd(file: Optional[Path], **given: Any) -> None:
     sys.exit(serve(config.make(file, given)))
 
 
-def serve(settings: config.Config) -> int:
-    """Run the daemon until it is told to end; its exit code."""
+def serve(settings: config.Config, greet: Optional[Callable[[config.Address], None]] = None) -> int:
+    """Run the daemon until it is told to end; its exit code. ``greet`` is told where it listens."""
     try:
         from .engine import WorkerEngine
         from .server import run
@@ -33,7 +34,7 @@ def serve(settings: config.Config) -> int:
         if (error.name or "").startswith("rk"):
             raise
         raise UsageError(f"the daemon needs {error.name}: pip install 'rk3588[daemon]'") from error
-    return run(settings, WorkerEngine(settings.engine()))
+    return run(settings, WorkerEngine(settings.engine()), greet)
 
 
 def main() -> NoReturn:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 import uvicorn
@@ -46,16 +46,22 @@ def bind(address: Address) -> socket.socket:
         raise TargetError(f"cannot listen on {address}: {os.strerror(error.errno or 0).lower()}") from error
 
 
-def run(config: Config, engine: Engine) -> int:
-    """Serve until told to end; the exit code."""
+def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None]] = None) -> int:
+    """Serve until told to end; the exit code. ``greet`` is told where it listens."""
     application = http.make(engine, config)
     door = bind(config.listen)
+    if greet is not None:
+        greet(_address(door))
     logs.set_up(config.log)
 
     async def live() -> int:
         return await _Daemon(config, engine, application, door).run()
 
     return asyncio.run(live())
+
+
+def _address(door: socket.socket) -> Address:
+    return Address(*door.getsockname()[:2])
 
 
 def uvicorn_config(application: ASGIApp, config: Config) -> uvicorn.Config:
@@ -96,10 +102,9 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        host, port = self._door.getsockname()[:2]
         serving = asyncio.ensure_future(self._server.serve([self._door]))
         beating = asyncio.ensure_future(self._beat())
-        logs.event("listening", address=str(Address(host, port)), bundle=str(self._config.bundle))
+        logs.event("listening", address=str(_address(self._door)), bundle=str(self._config.bundle))
         await self._engine.start()
         notify.tell("READY=1")
         # 2. Until a signal comes.
