@@ -156,12 +156,12 @@ def test_a_client_that_goes_frees_the_model(service: Service) -> None:
 
 def test_a_runtime_that_dies_costs_one_answer(tiny_bundles: Mapping[str, Path]) -> None:
     def crashing(settings: EngineSettings) -> WorkerEngine:
-        return WorkerEngine(settings, worker_env={"RKSIM_FAULTS": "crash_at=200"})
+        return WorkerEngine(settings, worker_env={"RKSIM_FAULTS": "crash_at=2000"})
 
     with served(tiny_bundles["w8a8"], crashing, temperature=0.0, repeat_penalty=1.0) as running:
         until(lambda: running.get("/ready").status == 200)
-        events = running.complete("Once", max_tokens=400, stream=True).events
-        assert len(events) > 100
+        events = running.complete("Once", max_tokens=3500, stream=True).events
+        assert len(events) > 1000
         assert events[-1]["error"]["code"] == "answer_failed"
         reply = running.complete("Once", max_tokens=3)  # waits for the next worker
         assert (reply.status, reply.json["usage"]["completion_tokens"]) == (200, 3)

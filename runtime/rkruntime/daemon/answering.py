@@ -60,11 +60,11 @@ class Answering:
             )
             if work.done():
                 return work.result()
-            facts["ended"] = "client gone" if gone.done() else "client too slow"
+            facts.setdefault("ended", "client gone" if gone.done() else "client too slow")
         finally:
             for task in (work, gone):
                 task.cancel()
-            await asyncio.wait({work, gone})
+            await asyncio.gather(work, gone, return_exceptions=True)
         raise Gone
 
     async def _answer(self, wanted: Wanted, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:

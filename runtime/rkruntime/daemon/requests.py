@@ -159,14 +159,14 @@ def completion(body: Mapping[str, Any], config: Config, find: Find, owner: str) 
         raise RequestRefused("'echo' is not supported: the answer alone comes back", "echo")
     if fields.text("suffix"):
         raise RequestRefused("'suffix' is not supported: the model can only go on where a prompt ends", "suffix")
-    if (fields.whole("best_of") or 1) != 1:
+    if fields.whole("best_of") not in (None, 1):
         raise RequestRefused("'best_of' is not supported: there is one answer to a prompt", "best_of")
     wanted = _common(fields, config, find, owner)
     return replace(wanted, job=replace(wanted.job, text=_prompt(fields)))
 
 
 def _refuse_what_cannot_be(fields: Fields) -> None:
-    if (fields.whole("n") or 1) != 1:
+    if fields.whole("n") not in (None, 1):
         raise RequestRefused("'n' has to be 1: there is one answer to a request", "n")
     for name, harmless in (("logprobs", False), ("top_logprobs", 0)):
         if name in fields and fields[name] is not harmless:
