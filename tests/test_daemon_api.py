@@ -260,17 +260,6 @@ def test_a_request_may_want_its_answer_sooner(fake: Service) -> None:
         assert fake.chat(headers={"x-rk-deadline-s": wrong}).error["param"] == "x-rk-deadline-s"
 
 
-def test_a_loras_name_reaches_the_job(fake: Service) -> None:
-    before = fake.engine.status
-    fake.engine.status = type(before)("ready", context=4096, loras=("law",))
-    try:
-        assert len(fake.get("/v1/models").json["data"]) == 4
-        assert fake.chat(model="tiny:law:background").status == 200
-        assert (fake.engine.jobs[-1].lora, fake.engine.jobs[-1].background) == ("law", True)
-    finally:
-        fake.engine.status = before
-
-
 def test_a_client_that_does_not_read_holds_no_one_up(fake: Service) -> None:
     """It gets what fits the buffers between; the others get their answers."""
     pieces = 1800

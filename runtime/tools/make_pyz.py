@@ -33,9 +33,9 @@ import sys
 if sys.version_info < (3, 9):
     sys.exit("Error: rkchatd needs Python 3.9 or newer, this is %d.%d: run it with a newer one" % sys.version_info[:2])
 
-from rkruntime.daemon.main import main
+from rk3588.program import rkchatd
 
-main()
+rkchatd()
 """
 
 

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from importlib import resources
-from typing import Any, Optional
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,7 +27,7 @@ from .answering import Answering, Gone
 from .config import Config
 from .jobs import Engine
 from .keys import Keys
-from .models import Model, Models
+from .models import Models
 from .replies import ChatReply, Object, TextReply
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -38,20 +38,16 @@ def make(engine: Engine, config: Config) -> Starlette:
     """The application over an engine. Raises BundleError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
-    models, keys = Models(config.name or bundle.name, created), Keys(config.keys)
-
-    def find(id: Optional[str]) -> Model:
-        return models.find(id, engine.status.loras)
+    models, keys = Models(config.name or bundle.name, list(bundle.loras), created), Keys(config.keys)
 
     async def list_models(request: Request) -> Response:
         _authorise(request, keys)
-        status = engine.status
-        entries = [models.entry(model, status.context) for model in models.all(status.loras).values()]
+        entries = [models.entry(model, engine.status.context) for model in models.all.values()]
         return JSONResponse({"object": "list", "data": entries})
 
     async def one_model(request: Request) -> Response:
         _authorise(request, keys)
-        return JSONResponse(models.entry(find(request.path_params["id"]), engine.status.context))
+        return JSONResponse(models.entry(models.find(request.path_params["id"]), engine.status.context))
 
     async def health(_request: Request) -> Response:
         return JSONResponse(_status(engine), 200 if engine.status.state in ("loading", "ready") else 503)
@@ -62,8 +58,8 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def openapi(_request: Request) -> Response:
         return Response(document(), media_type="application/json")
 
-    chat = Answering(engine, config, keys, find, requests.chat, ChatReply)
-    completions = Answering(engine, config, keys, find, requests.completion, TextReply)
+    chat = Answering(engine, config, keys, models.find, requests.chat, ChatReply)
+    completions = Answering(engine, config, keys, models.find, requests.completion, TextReply)
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),

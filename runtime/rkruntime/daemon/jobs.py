@@ -91,7 +91,6 @@ class Status:
     queued: int = 0
     running: bool = False
     restarts: int = 0
-    loras: tuple[str, ...] = ()  # names of the adapters that were loaded with the model
 
 
 class Engine(Protocol):

@@ -17,22 +17,20 @@ class Model(NamedTuple):
 
 
 class Models:
-    """``NAME``, ``NAME:LORA`` for each adapter, and each of these with ``:background``."""
+    """``NAME``, ``NAME:LORA`` for each adapter of the bundle, and each of these with ``:background``."""
 
-    def __init__(self, name: str, created: int) -> None:
-        self.name, self._created = name, created
+    def __init__(self, name: str, loras: Sequence[str], created: int) -> None:
+        self._name, self._created = name, created
+        plain = [Model(name), *(Model(f"{name}:{lora}", lora) for lora in loras if lora != BACKGROUND)]
+        both = [m for each in plain for m in (each, Model(f"{each.id}:{BACKGROUND}", each.lora, True))]
+        self.all = {model.id: model for model in both}
 
-    def all(self, loras: Sequence[str]) -> dict[str, Model]:
-        plain = [Model(self.name), *(Model(f"{self.name}:{lora}", lora) for lora in loras)]
-        return {m.id: m for each in plain for m in (each, each._replace(id=f"{each.id}:{BACKGROUND}", background=True))}
-
-    def find(self, id: Optional[str], loras: Sequence[str]) -> Model:
-        """The model of that name; without one, the only one there is."""
-        known = self.all(loras)
-        model = known.get(self.name if id is None else id)
+    def find(self, id: Optional[str]) -> Model:
+        """The model of that name; without one, the bundle's."""
+        model = self.all.get(self._name if id is None else id)
         if model is None:
             raise RequestRefused(
-                f"there is no model {str(id)[:100]!r} here: there is {', '.join(known)}", "model", status=404,
+                f"there is no model {str(id)[:100]!r} here: there is {', '.join(self.all)}", "model", status=404,
                 code="model_not_found",
             )  # fmt: skip
         return model
