@@ -32,6 +32,7 @@ bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: s
 	@.ci/setup bench
 	@$(PY) -m tests.bench.converter_vs_llama --llama-python $(BENCH_VENV)/bin/python
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
+	@$(PY) -m tests.bench.daemon --llama-python $(BENCH_VENV)/bin/python
 
 soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
 	@.ci/setup litellm

@@ -124,7 +124,9 @@ def _warn(message: str) -> None:
 
 
 def _prepare() -> None:
-    """More files, since the library wants them; and if memory runs out, the kernel is to end this process first."""
+    """Be the one that waits, that may open many files, and that the kernel ends first where memory runs out."""
+    # The supervisor has little to do, but at once: where the library computes on every core, each token would wait.
+    os.nice(5)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
