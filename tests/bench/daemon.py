@@ -24,9 +24,9 @@ from pathlib import Path
 from rkruntime.model import Model, Settings
 from tests import smollm2
 from tests.bench.twin_vs_llama import BUILD, llama_engine
+from tests.engines import GREEDY
 
 NEW = 64
-GREEDY = {"temperature": 0.0, "repeat_penalty": 1.0}
 STARTUP_S = 120
 
 
@@ -72,8 +72,6 @@ async def times(port: int, n: int) -> list[float]:
         "model": None, "messages": [{"role": "user", "content": question(n)}], "max_tokens": NEW, "stream": True,
         "temperature": 0, "repeat_penalty": 1.0,
     }  # fmt: skip
-    if port in _LLAMA:
-        body["model"] = "default"
     raw = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(raw)}"
@@ -86,9 +84,6 @@ async def times(port: int, n: int) -> list[float]:
     if len(found) < 3:
         raise SystemExit("Error: an answer of no length: nothing to measure")
     return found
-
-
-_LLAMA: set[int] = set()
 
 
 def bare(model: Model, n: int) -> list[float]:
@@ -162,7 +157,6 @@ def main() -> None:
             return
         model = Path(llama_engine(options.llama_python).command[-1])
         peer = free_port()
-        _LLAMA.add(peer)
         llama = [
             str(options.llama_python), "-m", "llama_cpp.server", "--model", str(model), "--port", str(peer),
             "--n_ctx", "4096", "--n_threads", str(len(os.sched_getaffinity(0))), "--interrupt_requests", "false",
