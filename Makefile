@@ -69,4 +69,4 @@ clean:  ## remove .venv, builds, caches and the quickstart's bundles
 
 .PHONY: ready
 ready:
-	@.ci/setup system venv install=test model pyz node
+	@.ci/setup system venv install=test model pyz node board

@@ -15,6 +15,11 @@ _COMMANDS = {
     "serve": ("rkruntime.commands.serve:serve", "Serve a model to clients of OpenAI's API."),
     "bundle": ("rk3588.commands.bundle:bundle", "Show and verify bundles."),
     "board": ("rk3588.commands.board:board", "Board types, and your own boards."),
+    "doctor": ("rk3588.commands.doctor:command", "What is wrong with a board, and what to do about it."),
+    "deploy": ("rk3588.commands.deploy:command", "Bring a bundle to a board, with a proof and a way back."),
+    "releases": ("rk3588.commands.releases:command", "What is on a board."),
+    "rollback": ("rk3588.commands.rollback:command", "Back to the release before."),
+    "remove": ("rk3588.commands.remove:command", "Take everything away from a board."),
     "predict": ("rk3588.commands.predict:command", "Speed and memory of a model on a board, without running it."),
 }
 

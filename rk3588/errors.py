@@ -10,6 +10,9 @@ RkError
 ├── LibraryError         no usable librkllmrt, or one of another version
 ├── RuntimeFailure       librkllmrt answered with an error
 ├── BoardError           the catalogue or the inventory of boards
+├── ConnectError         a board cannot be reached, or not be logged in to, or the link to it was lost
+│   └── HostKeyError     its SSH key is unknown, another than the known one, or revoked
+├── DeployError          a board refuses a release, or a step on it failed
 └── ServiceError         the chat daemon cannot answer a request
     ├── RequestRefused   the HTTP request asks for what cannot be done
     ├── QueueFull        too many wait already
@@ -116,4 +119,16 @@ class Overdue(ServiceError):
 
 
 class AnswerFailed(ServiceError):
+    pass
+
+
+class ConnectError(RkError):
+    pass
+
+
+class HostKeyError(ConnectError):
+    pass
+
+
+class DeployError(RkError):
     pass

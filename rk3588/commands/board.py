@@ -1,4 +1,4 @@
-"""``rk3588 board list|show|add``: the catalogue of boards and the user's own."""
+"""``rk3588 board list|show|add|up|down``: the catalogue of boards, the user's own, and simulated ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from rk3588 import boards, inventory
 from rk3588.boards import Board, Host
+from rk3588.commands import simboard
 from rk3588.errors import UsageError
 from rk3588.yamltable import nearest
 
@@ -34,6 +35,10 @@ def board() -> None:
         user: radxa
         groups: [home]
     """
+
+
+board.add_command(simboard.up)
+board.add_command(simboard.down)
 
 
 @board.command("list")

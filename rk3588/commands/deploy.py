@@ -1,0 +1,194 @@
+"""``rk3588 deploy``: a bundle to a board, with a plan, a proof and a way back."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rk3588 import bundle as bundles
+from rk3588.commands import target
+from rk3588.deploy import deployment, judge, plan, release
+from rk3588.deploy.apply import Watcher
+from rk3588.deploy.connection import Connection
+from rk3588.deploy.deployment import Options, Outcome
+from rk3588.deploy.plan import Activate, Send, Step
+from rk3588.errors import UsageError
+
+_EVENTS = {
+    "trial": "trying the new release beside the old one",
+    "switch": "switching, and waiting for an answer",
+    "back": "no answer: going back to the old release",
+    "waiting": "an earlier activation still goes on there: waiting for its end",
+}
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+class Rate(click.ParamType):  # type: ignore[type-arg]
+    """Bytes a second: 500k, 8M."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)", str(value).lower())
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no rate: give bytes a second, as in 500k or 8M", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+@click.command()
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--board", "name", required=True, metavar="NAME|USER@HOST[:PORT]|local", help="Where to.")
+@click.option("--runtime", metavar="FILE|sim", help="Rockchip's librkllmrt.so 1.1.1, or sim: the simulated runtime.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print what would be run and sent; change nothing.")
+@click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
+@click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")
+@click.option("--no-pin", is_flag=True, help="Leave the clocks alone.")
+@click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
+@click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
+@click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
+@click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the built one.")
+@click.option("--sim-library", type=click.Path(path_type=Path), metavar="FILE", help="librksim.so for the board.")
+@click.option("--sim-runtime", type=click.Path(path_type=Path), metavar="FILE", help="The simulated librkllmrt.so.")
+@click.option("--json", "as_json", is_flag=True, help="The outcome, or with --plan the plan, as JSON.")
+@target.connection_options
+def command(path: Path, name: str, runtime: str | None, expose: str | None, **given: Any) -> None:
+    """Bring BUNDLE to a board and start the chat daemon on it.
+
+    The old release serves again if the new one does not answer a chat. Run again after any failure: files that are
+    there are not sent twice, and a board that is as wanted is left alone.
+    """
+    bundle = bundles.read(path)
+    options = Options(
+        runtime=None if runtime in (None, "sim") else Path(runtime),
+        simulated=runtime == "sim",
+        daemon=given["daemon"],
+        sim_library=given["sim_library"],
+        sim_runtime=given["sim_runtime"],
+        listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
+        port=given["port"],
+        pin=not given["no_pin"],
+        keep=given["keep"],
+        prefix=given["prefix"],
+        rate=given["limit_rate"],
+    )
+    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        if expose == "lan" and not given["only_plan"] and not given["sure"]:
+            _ask_exposure(connection, options)
+        drawn = Drawn(given["as_json"])
+        try:
+            outcome = deployment.deploy(connection, bundle, options, drawn, only_plan=given["only_plan"])
+        finally:
+            drawn.end()
+        _report(connection, outcome, given["only_plan"], given["as_json"])
+
+
+def _ask_exposure(connection: Connection, options: Options) -> None:
+    """Once: a board that is open already is not asked about again."""
+    found, prefix = deployment.look(connection, options.prefix)
+    state = deployment.state_of(connection, prefix, found.systemd is not None)
+    if deployment.Board(found, prefix, state).manifest.get("listen") == release.LAN:
+        return
+    if not target.yes("Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"):
+        raise UsageError("not opened: say yes, give --yes, or leave --expose lan out")
+
+
+def _report(connection: Connection, outcome: Outcome, only_plan: bool, as_json: bool) -> None:
+    findings = [finding for finding in outcome.findings if finding.level in ("refuse", "warn")]
+    for finding in findings:
+        click.echo(f"{finding.level}: {finding.text}. {finding.remedy}", err=True)
+    if only_plan:
+        steps = plan.as_json(outcome.plan)
+        facts = {"host": connection.name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
+        click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
+        if judge.refusals(findings):
+            click.echo("It would be refused: see above.", err=True)
+        elif not as_json:
+            click.echo(f"{len(steps)} commands, {outcome.plan.bytes / 1e6:.1f} MB to send.", err=True)
+        return
+    if as_json:
+        result = {
+            "host": connection.name,
+            "commands": outcome.done.commands,
+            "bytes_sent": outcome.done.bytes_sent,
+            "release": outcome.plan.release,
+            "healthy": outcome.healthy,
+        }
+        click.echo(json.dumps([result], indent=2))
+        return
+    state = "deployed" if outcome.done.commands else "already as wanted"
+    click.echo(f"{connection.name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
+    click.echo(reach(connection, outcome))
+
+
+def reach(connection: Connection, outcome: Outcome) -> str:
+    """How to use it now: URL, key, and what to enter in Open WebUI and Home Assistant."""
+    board = outcome.board
+    open_to_all, port = outcome.manifest["listen"] == release.LAN, outcome.manifest["port"]
+    address = getattr(getattr(connection, "target", None), "address", None) or "127.0.0.1"
+    host = address if open_to_all else "127.0.0.1"
+    host = f"[{host}]" if ":" in host else host
+    read = f"{'sudo ' if board.systemd else ''}cat {board.prefix}/keys"
+    lines = [f"URL            http://{host}:{port}/v1"]
+    if not open_to_all and connection.name != "this machine":
+        user = getattr(getattr(connection, "target", None), "user", "USER")
+        ssh_port = getattr(getattr(connection, "target", None), "port", 22)
+        option = f"-p {ssh_port} " if ssh_port != 22 else ""
+        tunnel = f"ssh -NL {port}:127.0.0.1:{port} {option}{user}@{address}"
+        lines.append(f"from here      {tunnel}   (or deploy with --expose lan)")
+    return "\n".join(
+        [
+            *lines,
+            f"key            on the board: {read}   (what follows the colon)",
+            f"Open WebUI     OPENAI_API_BASE_URL=http://{host}:{port}/v1 OPENAI_API_KEY=KEY",
+            f"Home Assistant Ollama integration, URL http://{host}:{port}, API key KEY",
+            f"try            curl http://{host}:{port}/v1/models -H 'Authorization: Bearer KEY'",
+        ]
+    )
+
+
+class Drawn(Watcher):
+    """Progress on stderr: a bar for what is sent, a line for what happens. Silent where stderr is no terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._out = None if quiet else target.progress_stream()
+        self._size = self._sent = 0
+        self._started = self._drawn = 0.0
+        self._what = ""
+
+    def step(self, step: Step) -> None:
+        self.end()
+        if isinstance(step, Send):
+            self._what, self._size, self._sent, self._started = step.file.path, step.file.size, 0, time.monotonic()
+        elif self._out and not isinstance(step, Activate):
+            self._out.write(f"{step.why}\n")
+
+    def sent(self, size: int) -> None:
+        self._sent += size
+        now = time.monotonic()
+        if not self._out or now - self._drawn < 0.2:
+            return
+        self._drawn = now
+        rate = self._sent / max(now - self._started, 1e-3)
+        left = (self._size - self._sent) / max(rate, 1.0)
+        percent = 100 * self._sent // max(self._size, 1)
+        name = textwrap.shorten(self._what, 40, placeholder="…")
+        text = f"\r\x1b[K{name} {percent:3d} %  {rate / 1e6:.1f} MB/s  {int(left) // 60}:{int(left) % 60:02d} left"
+        self._out.write(text)
+        self._out.flush()
+
+    def event(self, what: str) -> None:
+        self.end()
+        if self._out:
+            self._out.write(f"{_EVENTS.get(what, what)}\n")
+
+    def end(self) -> None:
+        if self._out and self._drawn:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+        self._drawn = 0.0

@@ -1,0 +1,47 @@
+"""``rk3588 doctor``: what a board is, what is wrong with it, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rk3588 import bundle as bundles
+from rk3588.commands import target
+from rk3588.deploy import deployment, judge, release
+
+_COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
+
+
+@click.command()
+@click.argument("name", metavar="HOST")
+@click.option("--bundle", "path", type=click.Path(path_type=Path), help="Whether there is room for this one.")
+@click.option("--runtime", type=click.Choice(["npu", "sim"]), default="npu", help="What is to run there.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@target.connection_options
+def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: Any) -> int:
+    """Look at HOST (a name of hosts.yaml, user@address or local): every fact judged, worst first.
+
+    Changes nothing. Exit code 1 when the board would be refused.
+    """
+    simulated = runtime == "sim"
+    need = judge.Need()
+    if path:
+        bundle = bundles.read(path)
+        size = release.model_of(bundle, simulated).stat().st_size
+        need = judge.Need(release.memory_needed(bundle, simulated), disk=size)
+    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        facts, prefix = deployment.look(connection, given["prefix"])
+    findings = judge.judge(facts, prefix, need, simulated)
+    if as_json:
+        rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]
+        click.echo(json.dumps({"host": name, "findings": rows, "facts": asdict(facts)}, indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            level = click.style(f"{finding.level:<7}", fg=_COLOURS[finding.level])
+            remedy = f" → {finding.remedy}" if finding.remedy else ""
+            click.echo(f"{level}{finding.fact:<11} {finding.text}{remedy}")
+    return 1 if judge.refusals(findings) else 0

@@ -1,0 +1,25 @@
+"""``rk3588 remove``: everything a deployment made, away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rk3588.commands import target
+from rk3588.deploy import deployment
+from rk3588.deploy.apply import Watcher
+from rk3588.errors import UsageError
+
+
+@click.command()
+@click.argument("name", metavar="HOST")
+@click.option("--yes", "sure", is_flag=True, help="Do not ask.")
+@target.connection_options
+def command(name: str, sure: bool, **given: Any) -> None:
+    """Take the daemon, all its releases, its user, its keys and its rules away from HOST."""
+    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        if not sure and not target.yes(f"Remove the daemon and all its releases and keys from {name}?"):
+            raise UsageError("not removed: say yes, or give --yes")
+        there = deployment.remove(connection, given["prefix"], Watcher())
+    click.echo(f"{name}: {'removed' if there else 'there was nothing to remove'}", err=True)

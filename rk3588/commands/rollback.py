@@ -1,0 +1,32 @@
+"""``rk3588 rollback``: back to a release that is still on the board."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from rk3588.commands import target
+from rk3588.commands.deploy import Drawn
+from rk3588.deploy import deployment, plan
+
+
+@click.command()
+@click.argument("name", metavar="HOST")
+@click.option("--to", metavar="RELEASE", help="Which one; its first characters are enough. Else the one before.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print what would be run; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@target.connection_options
+def command(name: str, to: str | None, only_plan: bool, as_json: bool, **given: Any) -> None:
+    """Go back on HOST to the release before, or to another one; it has to answer a chat, as after a deployment."""
+    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        drawn = Drawn(as_json)
+        steps, done = deployment.roll_back(connection, given["prefix"], to, drawn, only_plan=only_plan)
+        if as_json:
+            row = {"host": name, "release": steps.release, "commands": done.commands, "healthy": not only_plan}
+            click.echo(json.dumps([row], indent=2))
+        elif only_plan:
+            click.echo(plan.describe(steps))
+        else:
+            click.echo(f"{name}: release {steps.release} is current and answered a chat", err=True)

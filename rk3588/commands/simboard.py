@@ -1,0 +1,52 @@
+"""``rk3588 board up|down``: simulated boards."""
+
+from __future__ import annotations
+
+import click
+
+from rk3588 import boards, simboard
+from rk3588.errors import UsageError
+
+
+@click.command()
+@click.argument("name")
+@click.option("--board", "kind", default="orange-pi-5-plus", show_default=True, help="What it says it is.")
+@click.option("--systemd", is_flag=True, help="A container with systemd and OpenSSH (as root).")
+def up(name: str, kind: str, systemd: bool) -> None:
+    """Start a simulated board: then NAME is a board for doctor, deploy and the like.
+
+    It has the device tree of an RK3588 board but no NPU: deploy with --runtime sim.
+    """
+    known = boards.load()
+    if name in known.hosts or name in known.boards:
+        raise UsageError(f"{name!r} is one of your boards or a type of board: choose another name")
+    board = known.board(kind)
+    try:
+        if systemd:
+            from rk3588.simboard import nspawn
+
+            started = nspawn.up(name, board)
+        else:
+            from rk3588.simboard import control
+
+            started = control.up(name, board)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("paramiko", "cryptography"):
+            raise
+        raise UsageError("simulated boards need paramiko: pip install 'rk3588[deploy]'") from error
+    ssh = started.ssh
+    click.echo(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}", err=True)
+    options = f"-i {ssh['keys'][0]} -o UserKnownHostsFile={ssh['known_hosts'][0]}"
+    click.echo(f"ssh -p {ssh['port']} {options} {ssh['user']}@{ssh['address']}")
+
+
+@click.command()
+@click.argument("name")
+def down(name: str) -> None:
+    """End a simulated board, and everything that runs on it."""
+    if simboard.find(name) is None:
+        raise UsageError(f"there is no simulated board {name!r}")
+    from rk3588.simboard import control
+
+    control.down(name)
+    click.echo(f"{name} is down", err=True)

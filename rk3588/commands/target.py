@@ -1,0 +1,88 @@
+"""What the commands that go to a board share: its name, the connection, and questions to the user."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rk3588 import boards
+from rk3588.deploy.connection import Connection
+from rk3588.errors import UsageError
+
+LOCAL = "local"
+_OPTIONS = (
+    click.option("--accept-new", is_flag=True, help="Trust the key of a board that is not known yet."),
+    click.option("--ssh-config", type=click.Path(path_type=Path), help="Instead of ~/.ssh/config."),
+    click.option("--hosts", type=click.Path(path_type=Path), help="Instead of ./hosts.yaml or the user's own."),
+    click.option("--prefix", metavar="PATH", help="Where releases lie on the board, if not in /opt/rkchatd."),
+)
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to reach a board."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def ask(question: str) -> str | None:
+    """A secret from the terminal; None where there is none."""
+    if not os.isatty(0):
+        return None
+    try:
+        return getpass.getpass(question)
+    except EOFError:
+        return None
+
+
+def yes(question: str) -> bool:
+    return os.isatty(0) and click.confirm(question, err=True)
+
+
+def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path | None) -> Connection:
+    """A connection to ``local``, to a host of hosts.yaml, to a simulated board that is up, or to user@address:port."""
+    if name == LOCAL:
+        from rk3588.deploy.local import LocalConnection
+
+        return LocalConnection(ask)
+    try:
+        from rk3588.deploy.ssh import config, connection
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("paramiko", "cryptography"):
+            raise
+        raise UsageError("SSH needs paramiko: pip install 'rk3588[deploy]' (or --board local, on the board)") from error
+
+    def accept(question: str) -> bool:
+        if accept_new:
+            click.echo(f"{question} Accepted.", err=True)
+            return True
+        return yes(question)
+
+    known = boards.load(hosts)
+    from rk3588 import simboard
+
+    simulated = simboard.find(name)
+    if name in known.hosts:
+        target = config.resolve_host(known.hosts[name], dict(known.hosts), ssh_config)
+    elif simulated:
+        target = config.Target(**simulated.ssh)
+    elif name in known.boards:
+        raise UsageError(f"{name} is a type of board: give one of yours, or user@address")
+    else:
+        target = config.resolve(name, ssh_config)
+
+    def resolver(spec: str) -> config.Target:
+        return config.resolve(spec, ssh_config)
+
+    return connection.connect(target, ask, accept, resolver)
+
+
+def progress_stream() -> Any:
+    """stderr if it is a terminal, else None."""
+    return sys.stderr if sys.stderr.isatty() else None

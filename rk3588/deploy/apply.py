@@ -1,0 +1,94 @@
+"""Runs a plan: exactly its steps, in order, and stops at the first that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rk3588.errors import DeployError
+
+from . import agent
+from .connection import Connection, Session
+from .plan import Activate, Command, Plan, Send, Step
+
+_EVENT_SECONDS = 30.0
+
+
+@dataclass
+class Done:
+    """What was done to a board so far: steps run, bytes of files sent."""
+
+    commands: int = 0
+    bytes_sent: int = 0
+
+
+class Watcher:
+    """Told what happens; the command line draws it. This one is silent."""
+
+    def step(self, step: Step) -> None: ...
+
+    def sent(self, size: int) -> None: ...
+
+    def event(self, what: str) -> None: ...
+
+
+def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None) -> None:
+    """Run all steps; DeployError or ConnectError says which one failed and why, ``done`` how far it came."""
+    throttle = agent.Throttle(rate)
+    for step in plan.steps:
+        watcher.step(step)
+        if isinstance(step, Send):
+            done.bytes_sent += agent.send(connection, step, throttle, watcher.sent)
+        elif isinstance(step, Activate):
+            _activate(step, connection, watcher)
+        else:
+            _command(step, connection)
+        done.commands += 1
+
+
+def _command(step: Command, connection: Connection) -> None:
+    if step.agent:
+        session = agent.start(connection, step.line, root=step.root)
+        session.send(step.stdin)
+        agent.answer(connection, session.finish(step.seconds))
+        return
+    result = connection.run(step.line, root=step.root, stdin=step.stdin, timeout=step.seconds)
+    if result.code:
+        raise DeployError(f"{connection.name}: `{step.line.split(' ', 1)[0]}` failed ({step.why}): {result.complaint}")
+
+
+def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
+    session = connection.start(step.line, root=step.root)
+    last = _follow(session, step.seconds, watcher)
+    result = session.finish()
+    if last is None:
+        raise DeployError(f"{connection.name}: the activation broke off: {result.complaint}")
+    if last["ok"]:
+        return
+    words = "".join(f"\n  {line}" for line in last.get("log", ()))
+    said = f" It said:{words}" if words else ""
+    what = f"the new release did not prove itself: {last['error']}"
+    raise DeployError(f"{connection.name}: {what}. {_outcome(last)}{said}")
+
+
+def _outcome(last: dict[str, Any]) -> str:
+    if not last.get("current"):
+        return "There was none before it, so nothing serves now."
+    state = "answers" if last.get("old_healthy") else "does NOT answer either: see rk3588 doctor"
+    return f"The old release {last['current']} is back and {state}."
+
+
+def _follow(session: Session, seconds: float, watcher: Watcher) -> dict[str, Any] | None:
+    """Read the activation's events; the last one, or None when it broke off."""
+    wait: Callable[[], bytes] = lambda: session.read_line(seconds)  # noqa: E731
+    for line in iter(wait, b""):
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if "ok" in said:
+            return dict(said)
+        watcher.event(str(said.get("step", "")))
+    return None

@@ -1,0 +1,204 @@
+"""Making a release the current one: try it, and go back if it does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .files import current_of, load, refuse, say, sync_folder, text_of, write
+from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, systemctl, units_of
+
+
+def switch(prefix: str, name: str) -> None:
+    """Make NAME the current release and start it. Its units go where systemd looks, those of no release away."""
+    folder = f"{prefix}/releases/{name}"
+    manifest = load(folder + "/release.json")
+    wanted = units_of(folder, manifest)
+    if manifest["service"] == "systemd":
+        for source, place in wanted:
+            if text_of(source) != text_of(place):
+                write(place, text_of(source))
+        for place in glob.glob(UNITS + "/rkchatd*.service"):
+            if place not in [path for _, path in wanted]:
+                systemctl("disable", "--now", os.path.basename(place))
+                os.unlink(place)
+        systemctl("daemon-reload")
+    link(prefix, name)
+    start(prefix, manifest)
+
+
+def link(prefix: str, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(prefix + "/current.new")
+    os.symlink("releases/" + name, prefix + "/current.new")
+    os.replace(prefix + "/current.new", prefix + "/current")
+    sync_folder(prefix)
+
+
+def trial(prefix: str, name: str, manifest: dict[str, Any]) -> tuple[str, list[str]]:
+    """Let NAME prove itself on a port of its own while the current one goes on serving; "" or what was wrong."""
+    folder = f"{prefix}/releases/{name}"
+    port = free_port()
+    command = [*manifest["command"], "--listen", f"127.0.0.1:{port}"]
+    command = [word.replace(prefix + "/current/", folder + "/") for word in command]
+    moved = {"--bundle": "bundle", "--library": "librkllmrt.so", "--sim-library": "librksim.so"}
+    for option, path in moved.items():
+        command += [option, f"{folder}/{path}"]
+    if manifest["service"] == "systemd":
+        command = ["setpriv", "--reuid", manifest["user"], "--regid", manifest["user"], "--init-groups", *command]
+    environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+    with open(prefix + "/trial.log", "wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+        )
+
+    def ended() -> str:
+        return "" if process.poll() is None else f"it ended with {process.returncode}"
+
+    try:
+        wrong = prove(prefix, manifest, port, ended)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+    words = [line[:300] for line in text_of(prefix + "/trial.log").splitlines() if line.strip()][-3:]
+    os.unlink(prefix + "/trial.log")
+    return wrong, words if wrong else []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., None]) -> dict[str, Any]:
+    """Switch to NAME, let it answer a chat, else go back. Runs to its end whatever happens to the connection."""
+    marker = prefix + "/unproven.json"
+    before = load(marker)
+    old: str = before["old"] if before else current_of(prefix)
+    old_manifest = load(f"{prefix}/releases/{old}/release.json") if old else {}
+    manifest = load(f"{prefix}/releases/{name}/release.json")
+    write(marker, json.dumps({"old": old, "new": name, "boot": text_of("/proc/sys/kernel/random/boot_id").strip()}))
+    if side_by_side and old_manifest and old != name:
+        tell(step="trial")
+        wrong, words = trial(prefix, name, manifest)
+        if wrong:
+            os.unlink(marker)
+            healthy = ready(old_manifest["port"])[0]
+            return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
+    tell(step="switch")
+    if old_manifest and old_manifest["service"] != manifest["service"]:
+        stop(prefix, old_manifest)
+    switch(prefix, name)
+    wrong = prove(prefix, manifest, manifest["port"], lambda: service_ended(prefix, manifest))
+    if not wrong:
+        if manifest["service"] == "systemd":
+            places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
+            systemctl("enable", *map(os.path.basename, places))
+        # A number and not the time: clocks of boards without a battery jump.
+        numbers = [text_of(path) for path in glob.glob(prefix + "/releases/*/.proven")]
+        last = max((int(text) for text in numbers if text.isdigit()), default=0)
+        write(f"{prefix}/releases/{name}/.proven", str(last + 1))
+        os.unlink(marker)
+        return {"ok": True, "current": name}
+    words = last_words(prefix, manifest)
+    answer = {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": False}
+    if old_manifest and old != name:
+        tell(step="back")
+        switch(prefix, old)
+        again = prove(prefix, old_manifest, old_manifest["port"], lambda: service_ended(prefix, old_manifest))
+        answer["old_healthy"] = not again
+    elif old != name:  # the first release there: nothing to go back to
+        stop(prefix, manifest)
+        take_away(prefix, manifest)
+    os.unlink(marker)
+    return answer
+
+
+def take_away(prefix: str, manifest: dict[str, Any]) -> None:
+    """No service any more; releases stay."""
+    stop(prefix, manifest)
+    if manifest.get("service") == "systemd":
+        for place in glob.glob(UNITS + "/rkchatd*.service"):
+            systemctl("disable", "--now", os.path.basename(place))
+            os.unlink(place)
+        systemctl("daemon-reload")
+        systemctl("reset-failed", SERVICE)
+    for path in ("/current", "/keeper.pid"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(prefix + path)
+
+
+def activate(prefix: str, name: str, side_by_side: str = "") -> None:
+    """Run the activation in a process of its own and tell what it says; it goes on when the connection ends."""
+    log_path = prefix + "/activation.log"
+    log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse("an activation is still going on there: wait for it, then run the same command again")
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for handle in (0, 1, 2):
+            os.dup2(nothing, handle)
+
+        def tell(**words: object) -> None:
+            os.write(log, json.dumps(words).encode() + b"\n")
+
+        try:
+            tell(**activation(prefix, name, bool(side_by_side), tell))
+        except BaseException as error:
+            what = f"{type(error).__name__}: {error}"
+            tell(ok=False, error=what, log=[], current=current_of(prefix), old_healthy=False)
+        os._exit(0)
+    offset, done = 0, False
+    while not done:
+        done = os.waitpid(child, os.WNOHANG)[0] == child
+        text = os.pread(log, 1 << 16, offset)
+        offset += len(text)
+        sys.stdout.write(text.decode())
+        sys.stdout.flush()
+        time.sleep(0 if text else 0.1)
+    sys.exit(0 if b'"ok": true' in text_of(log_path).encode() else 1)
+
+
+def guard(prefix: str) -> None:
+    """Before the daemon starts: a release whose trial was cut short by a reboot gives way to the one before it."""
+    marker = load(prefix + "/unproven.json")
+    if not marker or marker.get("boot") == text_of("/proc/sys/kernel/random/boot_id").strip():
+        return
+    old = marker.get("old")
+    if old and os.path.isdir(f"{prefix}/releases/{old}"):
+        link(prefix, old)
+    os.unlink(prefix + "/unproven.json")
+
+
+def remove(prefix: str, rule: str, user: str) -> None:
+    """Everything a deployment ever made."""
+    manifest = load(prefix + "/current/release.json")
+    take_away(prefix, manifest or {"service": "systemd" if os.path.exists(f"{UNITS}/{SERVICE}") else "process"})
+    if rule and os.path.exists(rule):
+        os.unlink(rule)
+        subprocess.run(["udevadm", "control", "--reload"])
+    if user:
+        subprocess.run(["userdel", user], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shutil.rmtree(prefix, ignore_errors=True)
+    say(ok=not os.path.exists(prefix))

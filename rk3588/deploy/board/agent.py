@@ -1,0 +1,57 @@
+"""The board's half of a deployment: what is there, taking a file, completing a release, making it the current one.
+
+Standard library only, Python 3.9; sent as one zip, which also lies in every release. Answers are JSON lines; the last
+has ``ok``. Layout below the prefix:
+
+releases/ID/…    complete releases, named by content; release.json describes one, .stat.json tells if a file changed,
+                 .proven numbers those that once answered a chat, in that order
+incoming/ID/…    a release on its way; NAME.part is half a file
+current          symlink to the release that runs
+unproven.json    a release is being tried: which, and which one to go back to
+activation.log   what the last activation said
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+
+from .activation import activate, guard, remove
+from .files import current_of, finish, incoming_state, load, lock, receive, release_state, say, subfolders, text_of
+from .service import is_active, ready, units_of
+
+
+def state(prefix: str, rule: str) -> None:
+    """Everything a plan compares with. Nothing is changed."""
+    current = current_of(prefix)
+    manifest = load(f"{prefix}/releases/{current}/release.json") if current else {}
+    folder, user = f"{prefix}/releases/{current}", manifest.get("user") or "rkchatd"
+    try:
+        entry = pwd.getpwnam(user)
+        groups = subprocess.run(["id", "-Gn", user], stdout=subprocess.PIPE, text=True).stdout.split()
+        uid = entry.pw_uid
+    except KeyError:
+        groups, uid = [], None
+    say(
+        ok=True,
+        exists=os.path.isdir(prefix),
+        releases={name: release_state(f"{prefix}/releases/{name}") for name in subfolders(prefix + "/releases")},
+        incoming={name: incoming_state(f"{prefix}/incoming/{name}") for name in subfolders(prefix + "/incoming")},
+        current=current,
+        unproven=load(prefix + "/unproven.json"),
+        units=all(text_of(source) == text_of(place) for source, place in units_of(folder, manifest)),
+        rule=text_of(rule) if rule else "",
+        user=uid is not None,
+        groups=groups,
+        keys=os.path.isfile(prefix + "/keys"),
+        active=bool(manifest) and is_active(prefix, manifest),
+        ready=bool(manifest) and ready(manifest["port"])[0],
+    )
+
+
+COMMANDS = {f.__name__: f for f in (state, receive, finish, activate, guard, remove, lock)}
+
+
+def main(words: list[str]) -> None:
+    COMMANDS[words[0]](*words[1:])

@@ -1,0 +1,249 @@
+"""Files on the board: their hashes, taking one, and completing a release."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn, cast
+
+BLOCK = 1 << 20
+SILENCE = 60  # seconds without a byte: the sender is gone
+SYNC_EVERY = 64 << 20
+DISK_FULL = 28  # ENOSPC
+
+
+def say(**words: object) -> None:
+    print(json.dumps(words), flush=True)
+
+
+def refuse(message: str) -> NoReturn:
+    say(ok=False, error=message)
+    sys.exit(1)
+
+
+def load(path: str) -> dict[str, Any]:
+    """A JSON file's content; {} where there is none or it is torn."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def digest_of(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def stat_of(path: str) -> list[int]:
+    found = os.lstat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Relative paths of all files below a folder."""
+    for where, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            yield os.path.relpath(os.path.join(where, name), folder)
+
+
+def subfolders(folder: str) -> list[str]:
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(name for name in names if os.path.isdir(f"{folder}/{name}"))
+
+
+def current_of(prefix: str) -> str:
+    try:
+        return os.path.basename(os.readlink(prefix + "/current"))
+    except OSError:
+        return ""
+
+
+def text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def release_state(folder: str) -> dict[str, Any]:
+    """A release as it is now: its files' hashes, of those that changed computed anew."""
+    manifest, seen = load(folder + "/release.json"), load(folder + "/.stat.json")
+    files = {}
+    for path, wanted in manifest.get("files", {}).items():
+        full = os.path.join(folder, path)
+        try:
+            unchanged = seen.get("files", {}).get(path) == stat_of(full)
+            files[path] = wanted["sha256"] if unchanged else digest_of(full)
+        except OSError:
+            pass  # gone: absent from the answer
+    proven = text_of(folder + "/.proven")
+    return {
+        "manifest": manifest,
+        "files": files,
+        "deployed": seen.get("deployed", 0),
+        "proven": int(proven) if proven.isdigit() else 0,
+    }
+
+
+def incoming_state(folder: str) -> dict[str, Any]:
+    """Whole files by hash, half ones by size."""
+    found: dict[str, Any] = {"files": {}, "parts": {}}
+    for path in walk(folder):
+        full = os.path.join(folder, path)
+        if path.endswith(".part"):
+            found["parts"][path[: -len(".part")]] = os.path.getsize(full)
+        else:
+            found["files"][path] = digest_of(full)
+    return found
+
+
+def receive(path: str, size_text: str, digest: str, mode: str) -> None:
+    """Take one file from stdin into PATH, going on where a broken transfer stopped if the sender agrees."""
+    size, stdin = int(size_text), cast(io.BufferedReader, sys.stdin.buffer)
+    part = path + ".part"
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    try:
+        out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"another transfer still writes {part}: wait a minute")
+    except OSError as error:
+        refuse(f"cannot write {part}: {error.strerror}")
+    hashed, have = hashlib.sha256(), 0
+    while have < min(size, os.fstat(out).st_size):
+        block = os.pread(out, min(BLOCK, size - have), have)
+        if not block:
+            break
+        hashed.update(block)
+        have += len(block)
+    say(have=have, sha256=hashed.hexdigest())
+    signal.alarm(SILENCE)
+    if int(stdin.readline() or -1) != have:
+        hashed, have = hashlib.sha256(), 0
+    try:
+        os.ftruncate(out, have)
+        take(stdin, out, size, have, hashed)
+    except OSError as error:
+        if error.errno == DISK_FULL:  # give back what was taken, the board may need it
+            os.unlink(part)
+        refuse(f"cannot write {path}: {error.strerror}")
+    signal.alarm(0)
+    if hashed.hexdigest() != digest:
+        os.unlink(part)
+        found = hashed.hexdigest()[:12]
+        refuse(f"{os.path.basename(path)} is not what was announced: its SHA-256 is {found}… as it came to the board")
+    os.fchmod(out, int(mode, 8))
+    os.rename(part, path)
+    sync_folder(os.path.dirname(path))
+    say(ok=True)
+
+
+def take(stdin: io.BufferedReader, out: int, size: int, have: int, hashed: Any) -> None:
+    synced = have
+    os.lseek(out, have, os.SEEK_SET)
+    while have < size:
+        signal.alarm(SILENCE)
+        block = stdin.read1(min(BLOCK, size - have))
+        if not block:
+            sys.exit(1)  # the sender left; what came stays for the next time
+        view = memoryview(block)
+        while view:
+            view = view[os.write(out, view) :]
+        hashed.update(block)
+        have += len(block)
+        if have - synced >= SYNC_EVERY:  # a reboot costs at most this much
+            os.fdatasync(out)
+            synced = have
+    signal.alarm(0)
+    os.fsync(out)
+
+
+def sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def write(path: str, text: str, mode: int = 0o644) -> None:
+    """Whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(path + ".new", mode)
+    os.replace(path + ".new", path)
+    sync_folder(os.path.dirname(path))
+
+
+def finish(prefix: str, name: str) -> None:
+    """Turn incoming/NAME into a release, once every file in it is there; a damaged one of that name makes way."""
+    folder, final = f"{prefix}/incoming/{name}", f"{prefix}/releases/{name}"
+    text = sys.stdin.buffer.read().decode()
+    manifest = json.loads(text)
+    for path, wanted in manifest["files"].items():
+        full = os.path.join(folder, path)
+        if not os.path.isfile(full) or os.path.getsize(full) != wanted["size"]:
+            refuse(f"{full} is missing or of the wrong size: run the same command again")
+    for path in list(walk(folder)):
+        if path not in manifest["files"]:
+            os.unlink(os.path.join(folder, path))
+    write(folder + "/release.json", text)
+    files = {path: stat_of(os.path.join(folder, path)) for path in manifest["files"]}
+    write(folder + "/.stat.json", json.dumps({"deployed": time.time(), "files": files}))
+    if os.path.isdir(final):
+        damaged = f"{prefix}/incoming/.damaged-{name}"
+        shutil.rmtree(damaged, ignore_errors=True)
+        os.rename(final, damaged)
+    os.rename(folder, final)
+    sync_folder(prefix + "/releases")
+    say(ok=True)
+
+
+def lock(path: str, who: str, prefix: str) -> None:
+    """Hold the lock as long as the deployer shows that it lives. First an activation that still goes on may end."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"a deployment by {os.pread(handle, 200, 0).decode('utf-8', 'replace') or 'somebody'} is going on there")
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, who.encode(), 0)
+    settle(prefix)
+    say(ok=True)
+    while True:
+        signal.alarm(SILENCE)  # killed by it: the lock falls with the process
+        if not sys.stdin.buffer.readline():
+            return
+
+
+def settle(prefix: str) -> None:
+    """Wait for an activation whose deployer is gone."""
+    try:
+        log = os.open(prefix + "/activation.log", os.O_RDONLY)
+    except OSError:
+        return
+    told = False
+    while True:
+        try:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not told:
+                say(waiting=True)
+            told = True
+            time.sleep(0.3)
+    os.close(log)

@@ -1,0 +1,199 @@
+"""One board from facts to a proven release, and the smaller errands: releases, rollback, remove, doctor."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rk3588.bundle import Bundle
+from rk3588.errors import DeployError
+
+from . import agent, facts, judge, plan, release
+from .apply import Done, Watcher, apply
+from .connection import Connection
+from .facts import Facts
+from .judge import Finding, Need
+from .plan import Plan, State
+from .release import Wish
+
+_MARGIN = 64 << 20  # bytes of disk beside what is sent
+_STATE_SECONDS = 1800.0  # changed files are hashed anew
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be said of a deployment beside bundle and board. None: as it is on the board, else the default."""
+
+    runtime: Path | None = None  # Rockchip's library
+    simulated: bool = False
+    daemon: Path | None = None
+    sim_library: Path | None = None
+    sim_runtime: Path | None = None
+    listen: str | None = None
+    port: int | None = None
+    pin: bool = True
+    keep: int = plan.KEEP
+    prefix: str | None = None
+    rate: float | None = None  # bytes/s
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board that was looked at: who serves where."""
+
+    facts: Facts
+    prefix: str
+    state: State
+
+    @property
+    def systemd(self) -> bool:
+        return self.facts.systemd is not None
+
+    @property
+    def manifest(self) -> dict[str, object]:
+        """Of the current release; empty where there is none."""
+        current = self.state.releases.get(self.state.current)
+        return dict(current["manifest"]) if current else {}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to; ``findings`` are the board's."""
+
+    board: Board
+    plan: Plan
+    done: Done
+    healthy: bool
+    findings: tuple[Finding, ...]
+    manifest: Mapping[str, Any]  # of the wanted release
+
+
+def look(connection: Connection, prefix: str | None = None) -> tuple[Facts, str]:
+    """The board's facts, and where its releases lie."""
+    if prefix is not None:
+        plan.check_prefix(prefix)
+    found = facts.parse(facts.gather(connection, prefix or release.PREFIX))
+    if prefix is None:
+        prefix = release.PREFIX if found.systemd is not None else f"{found.home}/{release.USER_PREFIX}"
+    return found, plan.check_prefix(prefix)
+
+
+@contextmanager
+def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -> Iterator[None]:
+    """The board's lock, with this user's name in it."""
+    path = "/run/rkchatd-deploy.lock" if systemd else f"/tmp/rkchatd-deploy-{connection.user_id}.lock"
+    who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
+    waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
+    with agent.locked(connection, path, who, prefix, root=systemd, waiting=waiting):
+        yield
+
+
+def state_of(connection: Connection, prefix: str, systemd: bool) -> State:
+    """What lies below the prefix, and whether it answers."""
+    rule = release.RULE if systemd else ""
+    answer = agent.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
+    return State.from_answer(answer)
+
+
+def deploy(
+    connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
+) -> Outcome:
+    """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
+    found, prefix = look(connection, options.prefix)
+    _need_python(found)
+    systemd = found.systemd is not None
+    if only_plan:
+        return _planned(connection, bundle, options, found, prefix)
+    with hold(connection, prefix, systemd, watcher):
+        outcome = _planned(connection, bundle, options, found, prefix)
+        refusals = judge.refusals(list(outcome.findings))
+        if refusals:
+            told = "; ".join(f"{finding.text}: {finding.remedy}" for finding in refusals)
+            raise DeployError(f"{connection.name} cannot have this release: {told}")
+        apply(outcome.plan, connection, outcome.done, watcher, options.rate)
+        return replace(outcome, healthy=True)  # the plan was empty and it is ready, or the activation proved it
+
+
+def _need_python(found: Facts) -> None:
+    if found.python is None or found.python < judge.OLDEST_PYTHON:
+        (finding,) = (item for item in judge.judge(found, "") if item.fact == "python")
+        raise DeployError(f"the board has {finding.text}: {finding.remedy}")
+
+
+def _planned(connection: Connection, bundle: Bundle, options: Options, found: Facts, prefix: str) -> Outcome:
+    state = state_of(connection, prefix, found.systemd is not None)
+    board = Board(found, prefix, state)
+    wish = make_wish(bundle, options, board)
+    # Refused before anything is read of a library that may not fit the board.
+    early = judge.judge(found, prefix, simulated=options.simulated)
+    steps, manifest = plan.Plan("", ()), {}
+    if not judge.refusals(early):
+        wanted = release.build(wish, found)
+        steps, manifest = plan.plan(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
+    else:
+        release.model_of(bundle, options.simulated)
+    need = Need(
+        memory=release.memory_needed(bundle, options.simulated),
+        disk=steps.bytes + _MARGIN if steps.bytes else 0,
+        port=None if state.active else wish.port,
+    )
+    findings = judge.judge(found, prefix, need, simulated=options.simulated)
+    return Outcome(board, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
+
+
+def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
+    """The options, with what the board has now where nothing else was said, and the files found on this host."""
+    listen = options.listen or str(board.manifest.get("listen", release.LOOPBACK))
+    said = board.manifest.get("port")
+    port = options.port or (said if isinstance(said, int) else release.PORT)
+    if options.runtime is None and not options.simulated:
+        release.model_of(bundle, simulated=False)
+        raise DeployError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
+    machine = board.facts.machine
+    twin = options.sim_runtime or release.find_library("librkllmrt.so", machine) if options.simulated else None
+    return Wish(
+        bundle=bundle,
+        daemon=options.daemon or release.find_daemon(),
+        runtime=options.runtime,
+        sim_library=options.sim_library or release.find_library("librksim.so", machine),
+        sim_runtime=twin,
+        listen=listen,
+        port=port,
+        pin=options.pin,
+        prefix=board.prefix,
+    )
+
+
+def roll_back(
+    connection: Connection, prefix: str | None, to: str | None, watcher: Watcher, *, only_plan: bool = False
+) -> tuple[Plan, Done]:
+    """Back to another release that is on the board."""
+    found, where = look(connection, prefix)
+    _need_python(found)
+    systemd = found.systemd is not None
+    with hold(connection, where, systemd, watcher):
+        steps = plan.rollback(state_of(connection, where, systemd), where, systemd, to)
+        done = Done()
+        if not only_plan:
+            apply(steps, connection, done, watcher)
+        return steps, done
+
+
+def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool:
+    """Take away all that deployments made; False when there was nothing."""
+    found, where = look(connection, prefix)
+    _need_python(found)
+    systemd = found.systemd is not None
+    with hold(connection, where, systemd, watcher):
+        state = state_of(connection, where, systemd)
+        if not state.exists and not state.user and not state.rule:
+            return False
+        rule, user = (release.RULE, release.USER) if systemd else ("", "")
+        agent.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
+        return True

@@ -1,0 +1,56 @@
+"""The board this very program runs on: the same commands, without SSH (``--board local``)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from typing import Optional
+
+from .connection import Ask, Connection, Data, Session
+
+
+class LocalSession(Session):
+    def __init__(self, line: str) -> None:
+        super().__init__("the command on this machine")
+        pipe = subprocess.PIPE
+        # Unbuffered pipes; a group of its own, so that Ctrl-C here does not cut a step in half.
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", line], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True
+        )
+        assert self._process.stdout and self._process.stderr and self._process.stdin
+        self._stdin = self._process.stdin
+        out, err = self._process.stdout.fileno(), self._process.stderr.fileno()
+        self._read_from(lambda size: os.read(out, size), lambda size: os.read(err, size))
+
+    def send(self, data: Data) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._stdin.write(view) or 0 :]
+
+    def end_input(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+
+    def exit_code(self, timeout: float) -> Optional[int]:
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class LocalConnection(Connection):
+    def __init__(self, ask: Ask) -> None:
+        super().__init__("this machine", ask)
+
+    def _start(self, line: str) -> Session:
+        return LocalSession(line)
+
+    def close(self) -> None:
+        pass

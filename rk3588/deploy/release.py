@@ -1,0 +1,311 @@
+"""What is to be on the board: one release, named by its content. Pure but for reading the files it is made of.
+
+A release is everything the daemon needs: the bundle, the daemon, both libraries, configuration, units, and the agent
+that can switch to it. So a switch of one symlink is a switch of everything, and so is the way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Optional, Union
+
+import yaml
+
+from rk3588 import bundle as bundles
+from rk3588.bundle import Bundle
+from rk3588.errors import DeployError, LibraryError
+from rk3588.resources import packaged
+
+from . import runtime
+from .facts import Facts
+from .shell import command
+
+PREFIX = "/opt/rkchatd"
+USER_PREFIX = ".local/share/rkchatd"  # below the home folder, where there is no systemd
+RULE = "/etc/udev/rules.d/70-rkchatd.rules"
+USER = "rkchatd"
+PORT = 8080
+PYTHON = "/usr/bin/python3"
+LOOPBACK, LAN = "127.0.0.1", "0.0.0.0"
+SLOWEST_LOAD = 20e6  # bytes/s: an SD card; 3.5 GB were seen to take 17.8 s from better storage
+LEAST_LOAD_SECONDS = 90
+_KV_AND_RUNTIME = 700 << 20  # bytes beside the weights at context 4096; predict says it better
+_BUILD = Path(__file__).resolve().parent.parent.parent / "build"  # of a source tree
+_AGENT_PACKAGES = ("rk3588", "rk3588/deploy", "rk3588/deploy/board")
+_AGENT_MODULES = ("files", "service", "activation", "agent")
+_AGENT_MAIN = "import sys\nfrom rk3588.deploy.board.agent import main\nmain(sys.argv[1:])\n"
+_KEEPER = """\
+#!/bin/sh
+# Keeps rkchatd running where there is no systemd: started again when it ends, more slowly each time.
+delay=1
+while :; do
+  @COMMAND@
+  sleep $delay
+  [ $delay -ge 60 ] || delay=$((delay * 2))
+done
+"""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a release: its path there, and where its bytes are."""
+
+    path: str
+    source: Union[Path, bytes]
+    size: int
+    sha256: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class Release:
+    """Files and manifest (``release.json``) of one release; ``rule`` is the udev rule that goes with it ("": none)."""
+
+    id: str
+    manifest: Mapping[str, Any]
+    files: tuple[File, ...]
+    rule: str
+
+    @property
+    def text(self) -> str:
+        return json.dumps(self.manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for. ``runtime``: Rockchip's library, or None for the simulated one."""
+
+    bundle: Bundle
+    daemon: Path
+    runtime: Optional[Path]
+    sim_library: Path
+    sim_runtime: Optional[Path] = None
+    listen: str = LOOPBACK
+    port: int = PORT
+    pin: bool = True
+    prefix: str = PREFIX
+
+
+def find_daemon() -> Path:
+    """``rkchatd.pyz``: of the package, else what ``make pyz`` built in this source tree."""
+    for candidate in (_packaged("rkchatd.pyz"), _BUILD / "rkchatd.pyz"):
+        if candidate and candidate.is_file():
+            return candidate
+    raise DeployError("rkchatd.pyz was not found: build it with `make pyz`, or give it with --daemon")
+
+
+def find_library(name: str, machine: str) -> Path:
+    """Our own library for the board's processor: this machine's, or what ``make aarch64`` built."""
+    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    candidates = [_packaged(f"lib/{machine}/{name}"), _BUILD / machine / name]
+    if machine in ("", here):
+        candidates.append(_packaged(f"lib/{name}"))
+    for candidate in candidates:
+        if candidate and candidate.is_file():
+            return candidate
+    option = "--sim-library" if name == "librksim.so" else "--sim-runtime"
+    raise LibraryError(f"{name} for {machine} was not found: build it with `make aarch64`, or give it with {option}")
+
+
+def _packaged(name: str) -> Optional[Path]:
+    try:
+        return packaged(name)
+    except LibraryError:
+        return None
+
+
+def agent_zip() -> bytes:
+    """The agent as a zip that Python runs; the same bytes for the same sources."""
+    folder, out = Path(__file__).parent / "board", io.BytesIO()
+    content = {f"{package}/__init__.py": b"" for package in _AGENT_PACKAGES}
+    content.update({f"rk3588/deploy/board/{name}.py": (folder / f"{name}.py").read_bytes() for name in _AGENT_MODULES})
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, source in {**content, "__main__.py": _AGENT_MAIN.encode()}.items():
+            archive.writestr(zipfile.ZipInfo(name), source, zipfile.ZIP_DEFLATED)  # ZipInfo: dated 1980
+    return out.getvalue()
+
+
+def build(wish: Wish, facts: Facts) -> Release:
+    """The release for this board; DeployError or LibraryError in one sentence if there cannot be one."""
+    simulated = wish.runtime is None
+    size = model_of(wish.bundle, simulated).stat().st_size
+    library = _library(wish.runtime or wish.sim_runtime, facts, "--runtime")
+    counter = _library(wish.sim_library, facts, "--sim-library")
+    if not simulated:
+        _check_rockchip(library)
+    files = [
+        *_bundle_files(wish.bundle, simulated),
+        _local("rkchatd.pyz", wish.daemon),
+        _local("librkllmrt.so", library.path),
+        _local("librksim.so", counter.path),
+        _text("agent.pyz", agent_zip()),
+        _text("rkchatd.yaml", _configuration(wish)),
+        *_service_files(wish, facts, size),
+    ]
+    systemd = facts.systemd is not None
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "name": wish.bundle.name,
+        "dtype": wish.bundle.dtype,
+        "runtime": "sim" if simulated else "npu",
+        "runtime_version": library.version,
+        "listen": wish.listen,
+        "port": wish.port,
+        "pin": wish.pin,
+        "service": "systemd" if systemd else "process",
+        "user": USER if systemd else facts.user,
+        "load_seconds": load_seconds(size),
+        "command": _command(wish, facts),
+        "files": {file.path: {"sha256": file.sha256, "size": file.size, "mode": file.mode} for file in files},
+    }
+    name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    return Release(name, {"id": name, **manifest}, tuple(files), _rule(facts) if systemd else "")
+
+
+def load_seconds(model_size: int) -> int:
+    """How long a model may take until it answers."""
+    return LEAST_LOAD_SECONDS + int(model_size / SLOWEST_LOAD)
+
+
+def memory_needed(bundle: Bundle, simulated: bool) -> int:
+    """RAM in bytes, roughly: the weights, a full context, the runtime."""
+    return model_of(bundle, simulated).stat().st_size + _KV_AND_RUNTIME
+
+
+def model_of(bundle: Bundle, simulated: bool) -> Path:
+    """The model that this kind of runtime runs; DeployError, in one sentence, for a bundle without one."""
+    found = bundle.sim_model if simulated else bundle.npu_model
+    if found:
+        return found
+    if simulated:
+        raise DeployError(f"{bundle.path} has only a model for an NPU: give --runtime FILE, Rockchip's librkllmrt.so")
+    raise DeployError(
+        f"{bundle.path} has only a model for the simulated runtime, which no NPU can run: give --runtime sim to run it "
+        "on the board's CPU, or a bundle that Rockchip's toolkit converted"
+    )
+
+
+def _library(path: Optional[Path], facts: Facts, option: str) -> runtime.Library:
+    assert path is not None
+    library = runtime.read(path)
+    if facts.machine and library.machine != facts.machine:
+        machines = f"built for {library.machine}, the board is {facts.machine}"
+        raise LibraryError(f"{path} is {machines}: give the file for {facts.machine} with {option}")
+    newest = tuple(int(part) for part in facts.libc.removeprefix("glibc ").split(".") if part.isdigit())
+    if facts.libc.startswith("glibc ") and library.glibc > newest:
+        raise LibraryError(
+            f"{path} needs glibc {library.glibc[0]}.{library.glibc[1]}, the board has {facts.libc[6:]}: give {option}, "
+            "built for an older one (make aarch64 builds for 2.28)"
+        )
+    return library
+
+
+def _check_rockchip(library: runtime.Library) -> None:
+    if library.simulated:
+        raise LibraryError(f"{library.path} is the simulated runtime: say --runtime sim for it")
+    if library.version != "1.1" and not library.version.startswith("1.1."):
+        raise LibraryError(
+            f"{library.path} is librkllmrt {library.version}; this toolkit speaks 1.1.1: fetch that one (see README)"
+        )
+
+
+def _local(path: str, source: Path) -> File:
+    try:
+        return File(path, source, source.stat().st_size, bundles.sha256(source))
+    except OSError as error:
+        raise DeployError(f"cannot read {source}: {error.strerror}") from error
+
+
+def _text(path: str, content: Union[str, bytes], mode: int = 0o644) -> File:
+    data = content.encode() if isinstance(content, str) else content
+    return File(path, data, len(data), hashlib.sha256(data).hexdigest(), mode)
+
+
+def _bundle_files(bundle: Bundle, simulated: bool) -> list[File]:
+    """The bundle without the model of the other kind; its manifest says so, too."""
+    other = bundle.npu_model if simulated else bundle.sim_model
+    left_out = {other.relative_to(bundle.path).as_posix()} if other else set()
+    entries = [entry for entry in bundle.manifest["files"] if entry["path"] not in left_out]
+    artifacts = {kind: name for kind, name in bundle.manifest["artifacts"].items() if name not in left_out}
+    manifest = {**bundle.manifest, "artifacts": artifacts, "files": entries}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    if not left_out:
+        text = (bundle.path / bundles.MANIFEST).read_text(encoding="utf-8")
+    files = [
+        File(f"bundle/{PurePosixPath(entry['path'])}", bundle.path / entry["path"], entry["size"], entry["sha256"])
+        for entry in entries
+    ]
+    return [*files, _text(f"bundle/{bundles.MANIFEST}", text)]
+
+
+def _configuration(wish: Wish) -> str:
+    here = f"{wish.prefix}/current"
+    settings = {
+        "bundle": f"{here}/bundle",
+        "library": f"{here}/librkllmrt.so",
+        "sim_library": f"{here}/librksim.so",
+        "listen": f"{wish.listen}:{wish.port}",
+        "keys": f"{wish.prefix}/keys",
+    }
+    return "# Written by rk3588 deploy; it belongs to this release.\n" + yaml.safe_dump(settings, sort_keys=False)
+
+
+def _command(wish: Wish, facts: Facts) -> list[str]:
+    here = f"{wish.prefix}/current"
+    return [facts.python_path or PYTHON, f"{here}/rkchatd.pyz", "--config", f"{here}/rkchatd.yaml"]
+
+
+def _service_files(wish: Wish, facts: Facts, model_size: int) -> list[File]:
+    if facts.systemd is None:
+        return [_text("keep.sh", _KEEPER.replace("@COMMAND@", command(*_command(wish, facts))), 0o755)]
+    # The real runtime moves itself to the big cores; the simulated one would stay where it is put.
+    little = facts.little_cpus if wish.runtime else ()
+    values = {
+        "PREFIX": wish.prefix,
+        "PYTHON": facts.python_path or PYTHON,
+        "COMMAND": command(*_command(wish, facts)),
+        "USER": USER,
+        "GROUPS": f"SupplementaryGroups={npu_group(facts)}" if npu_group(facts) != USER else "",
+        "LOAD": str(load_seconds(model_size)),
+        "AFFINITY": f"CPUAffinity={' '.join(map(str, little))}" if little else "",
+    }
+    files = [_text("rkchatd.service", _filled("rkchatd.service", values))]
+    if wish.pin and facts.clocks and wish.runtime is not None:
+        script = Path(__file__).parent / "board" / "clocks.py"
+        files += [
+            _text("rkchatd-clocks.service", _filled("rkchatd-clocks.service", values)),
+            _text("clocks.py", script.read_bytes()),
+        ]
+    return files
+
+
+def npu_group(facts: Facts) -> str:
+    """The group that the NPU's device files get: what the board has for it, else the daemon's own."""
+    return next((group for group in ("render", "video") if group in facts.known_groups), USER)
+
+
+def _rule(facts: Facts) -> str:
+    return _filled("70-rkchatd.rules", {"GROUP": npu_group(facts)})
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    """A template of ``data/`` with @NAME@ replaced; a line that held only an empty one goes."""
+    lines = []
+    for line in packaged(f"data/{name}").read_text(encoding="utf-8").splitlines():
+        filled = line
+        for key, value in values.items():
+            filled = filled.replace(f"@{key}@", value)
+        if filled or not line:
+            lines.append(filled)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,152 @@
+"""What ``~/.ssh/config`` says of a host. paramiko reads it; ``Include``, which it does not know, is resolved here."""
+
+from __future__ import annotations
+
+import getpass
+import glob
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional
+
+import paramiko
+
+from rk3588.boards import Host
+from rk3588.errors import ConnectError, UsageError
+
+USER_CONFIG = Path("~/.ssh/config")
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+USER_KNOWN = "~/.ssh/known_hosts"
+SYSTEM_KNOWN = "/etc/ssh/ssh_known_hosts"
+DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
+CONNECT_SECONDS = 15.0
+_DEPTH = 16  # of Include, as in OpenSSH
+_LINE = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.*?)\s*$")
+_SPEC = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\s@-][^:\s@]*)(?::(?P<port>\d{1,5}))?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to connect to and as whom. ``jumps`` are host specs, nearest first."""
+
+    name: str  # as the user said it
+    address: str
+    port: int
+    user: str
+    keys: tuple[Path, ...]
+    only_these_keys: bool
+    jumps: tuple[str, ...]
+    proxy_command: Optional[str]
+    known_hosts: tuple[Path, ...]  # a new key goes into the first
+    hash_names: bool
+    key_alias: Optional[str]
+    connect_timeout: float
+
+    @property
+    def known_as(self) -> str:
+        """The name its key has in known_hosts."""
+        host = self.key_alias or self.address
+        return host if self.port == 22 or self.key_alias else f"[{host}]:{self.port}"
+
+
+def parse_spec(spec: str) -> tuple[Optional[str], str, Optional[int]]:
+    """User, host and port of ``[user@]host[:port]``; UsageError for anything else."""
+    text = spec.removeprefix("ssh://").rstrip("/")
+    match = _SPEC.fullmatch(text)
+    port = int(match["port"]) if match and match["port"] else None
+    if not match or (port is not None and not 0 < port < 65536):
+        raise UsageError(f"{spec!r} is not a host: give user@address, user@address:port or a name of hosts.yaml")
+    return match["user"], match["host"].strip("[]"), port
+
+
+def resolve(spec: str, config: Optional[Path] = None) -> Target:
+    """What is configured for ``[user@]host[:port]``. ``config``: instead of the user's and the system's files."""
+    user, host, port = parse_spec(spec)
+    found = _lookup(host, config)
+    keys = tuple(Path(name).expanduser() for name in found.get("identityfile", []))
+    known = str(found.get("userknownhostsfile", USER_KNOWN)).split()
+    known += str(found.get("globalknownhostsfile", SYSTEM_KNOWN)).split()
+    jump = str(found.get("proxyjump", "none"))
+    command = str(found.get("proxycommand", "none"))
+    try:
+        set_port, seconds = int(found.get("port", 22)), float(found.get("connecttimeout", CONNECT_SECONDS))
+    except ValueError as error:
+        raise ConnectError(f"ssh's configuration for {host} has a Port or ConnectTimeout that is no number") from error
+    return Target(
+        name=spec,
+        address=str(found.get("hostname", host)),
+        port=port or set_port,
+        user=user or str(found.get("user", getpass.getuser())),
+        keys=keys or tuple(Path("~/.ssh").expanduser() / name for name in DEFAULT_KEYS),
+        only_these_keys=str(found.get("identitiesonly", "no")).lower() == "yes",
+        jumps=() if jump.lower() == "none" else tuple(reversed(jump.split(","))),
+        proxy_command=None if command.lower() == "none" or jump.lower() != "none" else command,
+        known_hosts=tuple(Path(name).expanduser() for name in known if name.lower() != "none"),
+        hash_names=str(found.get("hashknownhosts", "no")).lower() == "yes",
+        key_alias=str(found["hostkeyalias"]) if "hostkeyalias" in found else None,
+        connect_timeout=seconds,
+    )
+
+
+def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = None) -> Target:
+    """The same for a host of the inventory, whose entry goes before ssh's own configuration."""
+    target = resolve(host.address if ":" not in host.address else f"[{host.address}]", config)
+    jumps = target.jumps
+    if host.jump:
+        way = hosts.get(host.jump)
+        login = f"{way.user}@" if way and way.user else ""
+        jumps = (f"{login}{way.address}:{way.port}" if way else host.jump,)
+    return replace(
+        target,
+        name=host.name,
+        user=host.user or target.user,
+        port=host.port if host.port != 22 else target.port,
+        keys=(host.key,) if host.key else target.keys,
+        jumps=jumps,
+        proxy_command=None if jumps else target.proxy_command,
+    )
+
+
+def _lookup(host: str, config: Optional[Path]) -> paramiko.SSHConfigDict:
+    files = [config] if config else [USER_CONFIG.expanduser(), SYSTEM_CONFIG]
+    try:
+        # The first value found counts, the user's before the system's: one text in that order.
+        text = "\n".join("Host *\n" + _flatten(file, host, file.parent) for file in files if file.is_file())
+        return paramiko.SSHConfig.from_text(text).lookup(host)
+    except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize, OSError, UnicodeDecodeError) as error:
+        raise ConnectError(f"cannot read ssh's configuration ({files[0]}): {error}") from error
+
+
+def _flatten(file: Path, host: str, base: Path, depth: int = 0) -> str:
+    """The file with every Include that applies to ``host`` in its place.
+
+    An Include below a Host or Match line counts only where that line matches, and the line holds again after it.
+    """
+    if depth > _DEPTH:
+        raise ConnectError(f"{file}: Include is nested more than {_DEPTH} deep: does a file include itself?")
+    lines, section = [], "Host *"
+    for line in file.read_text(encoding="utf-8").splitlines():
+        match = _LINE.fullmatch(line)
+        key = match[1].lower() if match else ""
+        if key in ("host", "match"):
+            section = line
+        if key != "include" or not match:
+            lines.append(line)
+        elif _applies(section, host):
+            for name in _included(match[2], base):
+                lines += ["Host *", _flatten(name, host, base, depth + 1)]
+            lines.append(section)
+    return "\n".join(lines)
+
+
+def _applies(section: str, host: str) -> bool:
+    probe = paramiko.SSHConfig.from_text(f"{section}\n  RemoteCommand applies\n")
+    return "remotecommand" in probe.lookup(host)
+
+
+def _included(patterns: str, base: Path) -> list[Path]:
+    found: list[Path] = []
+    for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', patterns):
+        pattern = str(base / Path(quoted or plain).expanduser())
+        found += [Path(name) for name in sorted(glob.glob(pattern)) if Path(name).is_file()]  # noqa: PTH207
+    return found

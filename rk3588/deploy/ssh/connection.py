@@ -1,0 +1,160 @@
+"""One paramiko connection: its socket, its jump hosts, its commands."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Optional
+
+import paramiko
+
+from rk3588.deploy.connection import Ask, Connection, Data, Session
+from rk3588.errors import ConnectError
+
+from .auth import log_in
+from .config import Target, resolve
+from .hostkeys import Accept, KnownHosts
+
+SILENCE_SECONDS = 20  # unacknowledged data for so long: the link is down
+_KEEPALIVE_SECONDS = 5
+_LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
+_WINDOW = 1 << 24
+_BLOCK = 1 << 18
+# Encryption and authentication in one pass: faster than AES-CTR with a MAC (tests/bench/upload.py).
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+
+
+def connect(target: Target, ask: Ask, accept: Accept, resolver: Callable[[str], Target] = resolve) -> SshConnection:
+    """Log in, through the jump hosts if there are any; ConnectError or HostKeyError in one sentence.
+
+    ``resolver`` says what is configured for a jump host.
+    """
+    transports: list[paramiko.Transport] = []
+    try:
+        for spec in reversed(target.jumps):
+            hop = replace(resolver(spec), jumps=(), proxy_command=None)
+            transports.append(_transport(hop, _socket(hop, transports), ask, accept))
+        transports.append(_transport(target, _socket(target, transports), ask, accept))
+    except BaseException:
+        for transport in reversed(transports):
+            transport.close()
+        raise
+    return SshConnection(target, transports, ask)
+
+
+def _socket(target: Target, way: list[paramiko.Transport]) -> Any:
+    """A connected socket, or a channel through the last jump host."""
+    where = f"{target.address}:{target.port}"
+    try:
+        if way:
+            to, origin = (target.address, target.port), ("127.0.0.1", 0)
+            channel = way[-1].open_channel("direct-tcpip", to, origin, timeout=target.connect_timeout)
+            channel.settimeout(SILENCE_SECONDS)
+            return channel
+        if target.proxy_command:
+            return paramiko.ProxyCommand(target.proxy_command)
+        plain = socket.create_connection((target.address, target.port), target.connect_timeout)
+    except socket.gaierror as error:
+        raise ConnectError(f"{target.address} is not a name that can be resolved ({error.strerror})") from error
+    except (TimeoutError, socket.timeout) as error:
+        raise ConnectError(f"{where} does not answer: is the board on, and in this network?") from error
+    except (OSError, paramiko.SSHException, EOFError) as error:
+        through = " through its jump host" if way else ""
+        raise ConnectError(f"cannot reach {where}{through}: {getattr(error, 'strerror', None) or error}") from error
+    # Without it a write blocks for ever once the cable is out.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return plain
+
+
+def _transport(target: Target, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
+    known = KnownHosts(target)
+    try:
+        transport = paramiko.Transport(sock, default_window_size=_WINDOW)
+        transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS
+        options = transport.get_security_options()
+        options.ciphers = (*_CIPHERS, *(name for name in options.ciphers if name not in _CIPHERS))
+        options.key_types = known.order(tuple(options.key_types))
+        transport.start_client(timeout=target.connect_timeout)
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        sock.close()
+        raise ConnectError(f"{target.address}:{target.port} does not speak SSH with us: {error}") from error
+    try:
+        known.check(transport.get_remote_server_key(), accept)
+        log_in(transport, target, ask)
+    except BaseException:
+        transport.close()
+        raise
+    transport.set_keepalive(_KEEPALIVE_SECONDS)
+    return transport
+
+
+class SshSession(Session):
+    def __init__(self, what: str, channel: paramiko.Channel) -> None:
+        super().__init__(what)
+        self._channel = channel
+        self._read_from(channel.recv, channel.recv_stderr)
+
+    def send(self, data: Data) -> None:
+        view = memoryview(data)
+        self._channel.settimeout(3.0 * SILENCE_SECONDS)  # the readers end with the channel, whatever this says
+        while view:
+            try:
+                sent = self._channel.send(view[:_BLOCK])  # type: ignore[arg-type]
+            except (TimeoutError, socket.timeout) as error:
+                raise ConnectError(f"{self.what} took no data for {3 * SILENCE_SECONDS} s") from error
+            except OSError as error:
+                self._lost_or_ended(error)
+            if not sent:
+                self._lost_or_ended(None)
+            view = view[sent:]
+
+    def _lost_or_ended(self, cause: Optional[Exception]) -> None:
+        if not self._channel.get_transport().is_active():
+            raise ConnectError(f"the link to {self.what} was lost: run the same command again, it goes on from there")
+        raise BrokenPipeError from cause
+
+    def end_input(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.shutdown_write()
+
+    def exit_code(self, timeout: float) -> Optional[int]:
+        # Not recv_exit_status, which knows no timeout.
+        if not self._channel.status_event.wait(timeout):
+            return None
+        code = self._channel.exit_status
+        if code == -1:  # no status came: killed by a signal, or the link is gone
+            if not self._channel.get_transport().is_active():
+                raise ConnectError(f"the link to {self.what} was lost: run the same command again")
+            return 255
+        return code
+
+    def kill(self) -> None:
+        self._channel.close()
+
+
+class SshConnection(Connection):
+    def __init__(self, target: Target, transports: list[paramiko.Transport], ask: Ask) -> None:
+        super().__init__(target.name, ask)
+        self.target = target
+        self._transports = transports
+
+    def _start(self, line: str) -> Session:
+        try:
+            channel = self._transports[-1].open_session(timeout=_LOGIN_SECONDS)
+            channel.exec_command(line)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if not self._transports[-1].is_active():
+                raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
+            raise ConnectError(f"{self.name} does not start a command: {error}") from error
+        return SshSession(self.name, channel)
+
+    @property
+    def cipher(self) -> str:
+        return str(getattr(self._transports[-1], "remote_cipher", ""))
+
+    def close(self) -> None:
+        for transport in reversed(self._transports):
+            transport.close()

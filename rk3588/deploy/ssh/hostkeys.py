@@ -1,0 +1,118 @@
+"""Whether a server is the one we know: known_hosts, read strictly.
+
+``paramiko.SSHClient`` takes a host that is known under another type of key for a changed one, and ignores
+``@revoked``; both are told apart here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import paramiko
+from paramiko.hostkeys import HostKeys
+
+from rk3588.errors import HostKeyError
+
+from .config import Target
+
+Accept = Callable[[str], bool]  # asked with the whole question; whether the answer was yes
+
+
+def fingerprint(key: paramiko.PKey) -> str:
+    """As OpenSSH prints it: ``ED25519 SHA256:…``."""
+    digest = base64.b64encode(hashlib.sha256(key.asbytes()).digest()).rstrip(b"=").decode()
+    return f"{_kind(key.get_name())} SHA256:{digest}"
+
+
+def _kind(name: str) -> str:
+    return name.removeprefix("ssh-").removeprefix("ecdsa-sha2-").upper()
+
+
+class KnownHosts:
+    """The known keys of one host: by type, with file and line; and those revoked for it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.keys: dict[str, tuple[bytes, str]] = {}
+        self.revoked: set[bytes] = set()
+        for file in target.known_hosts:
+            if file.is_file():
+                for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+                    self._take(line.strip(), f"{file}, line {number}")
+
+    def _take(self, line: str, where: str) -> None:
+        words = line.split()
+        marker = words.pop(0) if words and words[0].startswith("@") else ""
+        if len(words) < 3 or words[0].startswith("#") or marker not in ("", "@revoked"):
+            return  # @cert-authority: certificates of hosts are not read, so such a host counts as unknown
+        if not any(self._names(name) for name in words[0].split(",")):
+            return
+        try:
+            blob = base64.b64decode(words[2], validate=True)
+        except ValueError:
+            return
+        if marker:
+            self.revoked.add(blob)
+        else:
+            self.keys.setdefault(words[1], (blob, where))
+
+    def _names(self, name: str) -> bool:
+        wanted = self.target.known_as
+        return name == (HostKeys.hash_host(wanted, name) if name.startswith("|1|") else wanted)
+
+    def order(self, preferred: tuple[str, ...]) -> tuple[str, ...]:
+        """Types of key to ask the server for: the known ones first, so that it shows the one we can compare."""
+        known = set(self.keys) | ({"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in self.keys else set())
+        return tuple(sorted(preferred, key=lambda name: name not in known))
+
+    def check(self, key: paramiko.PKey, accept: Accept) -> None:
+        """Return if the server may be trusted; HostKeyError says what is wrong and what to check."""
+        target, name, shown = self.target, key.get_name(), fingerprint(key)
+        if key.asbytes() in self.revoked:
+            raise HostKeyError(f"{target.known_as} shows a key that is marked as revoked ({shown}): do not go on")
+        if name in self.keys:
+            known, where = self.keys[name]
+            if known != key.asbytes():
+                raise HostKeyError(
+                    f"the key of {target.known_as} has CHANGED: it shows {shown}, {where} has another. If the board "
+                    f"was set up anew, compare with `ssh-keygen -lf /etc/ssh/ssh_host_{_kind(name).lower()}_key.pub` "
+                    f"on its own console, then run `ssh-keygen -R '{target.known_as}'`; if it was not, somebody may be "
+                    "listening: do not go on"
+                )
+            return
+        question = f"The board {target.known_as} is not known yet. Its key is {shown}."
+        if self.keys:
+            types = ", ".join(_kind(kind) for kind in self.keys)
+            question = (
+                f"{target.known_as} is known under another type of key ({types}) and shows {shown} now; this is no "
+                "sign of an attack by itself."
+            )
+        if not accept(f"{question} Is it the right one?"):
+            raise HostKeyError(
+                f"{question} Compare it with `ssh-keygen -lf` on the board and say yes, or give --accept-new"
+            )
+        self._remember(key)
+
+    def _remember(self, key: paramiko.PKey) -> None:
+        file = self.target.known_hosts[0] if self.target.known_hosts else None
+        if file is None or str(file) == "/dev/null":
+            return
+        name = self.target.known_as
+        if self.target.hash_names:
+            name = HostKeys.hash_host(name)
+        _append(file, f"{name} {key.get_name()} {key.get_base64()}\n")
+
+
+def _append(file: Path, line: str) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(handle).st_size
+        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, ("\n" if torn else "").encode() + line.encode())
+    finally:
+        os.close(handle)

@@ -1,0 +1,232 @@
+"""A simulated board with a real systemd and OpenSSH: systemd-nspawn over an image of Debian. Needs root.
+
+Each board is an overlay over one image, with a disk of its own at /opt, and lives in a network namespace tied to this
+machine by a veth pair and nothing else. The image is built once by mmdebstrap and kept by its recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rk3588.boards import Board
+from rk3588.errors import TargetError, UsageError
+
+from . import SimBoard, find, tree, write
+from .control import alive, new_key, prepare
+
+USER = "board"
+DISK = 32 << 30  # sparse
+_PACKAGES = "systemd,systemd-sysv,udev,dbus,libpam-systemd,openssh-server,python3,sudo,iproute2,procps,rsync"
+# sudo without a password for the board's user, as on vendors' images; no units that need what a container has not.
+_SETUP = """
+useradd --create-home --shell /bin/bash --groups sudo,video board
+usermod -p '*' board
+echo 'board ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/board && chmod 440 /etc/sudoers.d/board
+rm -f /etc/ssh/ssh_host_* /etc/machine-id && touch /etc/machine-id
+mkdir -p /var/log/journal
+systemctl mask systemd-udevd.service systemd-timesyncd.service getty.target console-getty.service >/dev/null 2>&1
+"""
+_RELEASE = "bookworm"
+_NEEDED = ("systemd-nspawn", "ip", "mount", "mkfs.ext4")
+_UP_SECONDS = 60.0
+# nspawn ends with 133 when the board reboots.
+_LOOP = """
+while :; do
+  systemd-nspawn -q -D "$1/root" --boot --register=no --keep-unit --machine="$2" --hostname="$2" \
+    --network-namespace-path="/run/netns/$3" --console=pipe --link-journal=no --resolv-conf=off --timezone=off \
+    --bind="$1/disk:/opt" --bind-ro="$1/firmware:/sys/firmware" --bind-ro="$1/debug:/sys/kernel/debug" \
+    --kill-signal=SIGRTMIN+3 &
+  echo $! > "$1/nspawn.pid"; wait $!; [ $? = 133 ] || exit
+done
+"""
+
+
+def missing() -> str:
+    """Why such a board cannot be had here; "" if it can."""
+    if os.geteuid() != 0:
+        return "a board with systemd needs root"
+    lacking = [program for program in _NEEDED if not shutil.which(program)]
+    if not image().is_dir() and not shutil.which("mmdebstrap"):
+        lacking.append("mmdebstrap")
+    if lacking:
+        return f"please install {', '.join(lacking)} (on Debian: apt-get install systemd-container mmdebstrap iproute2 e2fsprogs)"
+    return ""
+
+
+def cache() -> Path:
+    """Where images are kept: build/ of a source tree, else the user's cache."""
+    top = Path(__file__).resolve().parent.parent.parent
+    if (top / "pyproject.toml").is_file():
+        return top / "build"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rk3588"
+
+
+def image() -> Path:
+    recipe = hashlib.sha256(f"{_RELEASE}\n{_PACKAGES}\n{_SETUP}".encode()).hexdigest()[:12]
+    return cache() / f"board-{recipe}"
+
+
+def build() -> Path:
+    """The image, built if it is not there (about a minute); TargetError with mmdebstrap's last words."""
+    folder = image()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "board.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={_PACKAGES}", _RELEASE, str(part)]
+        _run([*command, f'--customize-hook=chroot "$1" sh -ec {shlex.quote(_SETUP)}'])
+        part.rename(folder)
+    return folder
+
+
+def up(name: str, board: Board, disk: int = DISK) -> SimBoard:
+    """A board with ``disk`` bytes at /opt, reachable when this returns; TargetError or UsageError otherwise."""
+    reason = missing()
+    if reason:
+        raise UsageError(reason)
+    lower = build()
+    folder = prepare(name)
+    try:
+        return _start(name, folder, lower, board, disk)
+    except BaseException:
+        down(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _start(name: str, folder: Path, lower: Path, board: Board, disk: int) -> SimBoard:
+    for part in ("upper", "work", "root", "disk"):
+        (folder / part).mkdir()
+    tree.firmware(folder / "firmware", board)
+    tree.debugfs(folder / "debug")
+    overlay = f"lowerdir={lower},upperdir={folder}/upper,workdir={folder}/work"
+    _run(["mount", "-t", "overlay", "rkboard", "-o", overlay, str(folder / "root")])
+    with (folder / "disk.img").open("wb") as file:
+        file.truncate(disk)
+    _run(["mkfs.ext4", "-q", "-m", "0", str(folder / "disk.img")])
+    _run(["mount", "-o", "loop", str(folder / "disk.img"), str(folder / "disk")])
+    (folder / "disk" / "lost+found").rmdir()
+    new_key(folder / "id")
+    host_key = new_key(folder / "host_key")
+    _furnish(folder, name)
+    address = _network(folder)
+    with (folder / "console.log").open("wb") as log:
+        loop = subprocess.Popen(
+            ["bash", "-c", _LOOP, "board", str(folder), name, _namespace(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    wait_for_ssh(address, loop)
+    write(folder, "nspawn", loop.pid, address, 22, USER, host_key)
+    found = find(name)
+    assert found
+    return found
+
+
+def _furnish(folder: Path, name: str) -> None:
+    root = folder / "root"
+    ssh = root / "etc" / "ssh"
+    shutil.copy(folder / "host_key", ssh / "ssh_host_ed25519_key")
+    shutil.copy(folder / "host_key.pub", ssh / "ssh_host_ed25519_key.pub")
+    home = root / "home" / USER / ".ssh"
+    home.mkdir(mode=0o700)
+    shutil.copy(folder / "id.pub", home / "authorized_keys")
+    for path in (home, home / "authorized_keys"):
+        os.chown(path, 1000, 1000)
+    (root / "etc" / "hostname").write_text(name + "\n")
+    (root / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # sudo looks its own host up
+
+
+def _namespace(folder: Path) -> str:
+    return "rk" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+
+
+def _network(folder: Path) -> str:
+    """A namespace with one end of a veth pair, a /30 that nothing here uses yet; returns the board's address."""
+    space = _namespace(folder)
+    start = int(hashlib.sha256(str(folder).encode()).hexdigest()[:6], 16)
+    used = subprocess.run(["ip", "-o", "addr"], stdout=subprocess.PIPE, text=True).stdout
+    for step in range(16384):
+        number = (start + step) % 16384
+        net = f"10.203.{number // 64}."
+        low = number % 64 * 4
+        if f"{net}{low + 1}/30" not in used:
+            break
+    _run(["ip", "netns", "add", space])
+    _run(["ip", "link", "add", f"v{space}", "type", "veth", "peer", "name", "eth0", "netns", space])
+    _run(["ip", "addr", "add", f"{net}{low + 1}/30", "dev", f"v{space}"])
+    _run(["ip", "link", "set", f"v{space}", "up"])
+    for words in (f"addr add {net}{low + 2}/30 dev eth0", "link set eth0 up", "link set lo up"):
+        _run(["ip", "-n", space, *words.split()])
+    return f"{net}{low + 2}"
+
+
+def link(board: SimBoard, state: str) -> None:
+    """Pull the cable (``down``) or put it back (``up``)."""
+    _run(["ip", "link", "set", f"v{_namespace(board.folder)}", state])
+
+
+def wait_for_ssh(address: str, loop: subprocess.Popen[bytes] | None = None) -> None:
+    """Return when an SSH server greets; TargetError when none does in time."""
+    deadline = time.monotonic() + _UP_SECONDS
+    while time.monotonic() < deadline and (loop is None or loop.poll() is None):
+        with contextlib.suppress(OSError), socket.create_connection((address, 22), 1.0) as probe:
+            probe.settimeout(2.0)
+            if probe.recv(4) == b"SSH-":
+                return
+        time.sleep(0.1)
+    raise TargetError(f"the simulated board at {address} did not come up: see console.log in its folder")
+
+
+def down(folder: Path) -> None:
+    """End the container, its network and its overlay."""
+    said = _load(folder / "board.json")
+    loop = said.get("pid")
+    with contextlib.suppress(OSError, ValueError):
+        container = int((folder / "nspawn.pid").read_text())
+        if loop:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(loop, signal.SIGKILL)  # else it would start the board again
+        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(container, number)
+            deadline = time.monotonic() + seconds
+            while alive(container) and time.monotonic() < deadline:
+                time.sleep(0.05)
+    quiet = subprocess.DEVNULL
+    subprocess.run(["ip", "netns", "del", _namespace(folder)], stderr=quiet)
+    subprocess.run(["ip", "link", "del", f"v{_namespace(folder)}"], stderr=quiet)
+    for mount in (folder / "disk", folder / "root"):
+        if mount.is_mount():
+            subprocess.run(["umount", "-l", str(mount)], stderr=sys.stderr)
+
+
+def _load(path: Path) -> dict[str, int]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        raise TargetError(f"`{' '.join(command[:3])}` failed: {words[-1] if words else done.returncode}")
