@@ -76,7 +76,7 @@ def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
 def _outcome(last: dict[str, Any]) -> str:
     if not last.get("current"):
         return "There was none before it, so nothing serves now."
-    state = "answers" if last.get("old_healthy") else "does NOT answer either: see rk3588 doctor"
+    state = "answers" if last.get("old_healthy") else "does NOT answer either"
     return f"The old release {last['current']} is back and {state}."
 
 

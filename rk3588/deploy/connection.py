@@ -12,11 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 from rk3588.errors import ConnectError, DeployError
 
 from . import shell
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PATIENCE = 60.0  # seconds for a command that computes nothing
 _STRAGGLERS = 2.0  # seconds for output after the exit: a background child may hold the pipe for ever
@@ -130,7 +133,7 @@ class Connection(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

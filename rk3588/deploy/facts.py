@@ -138,7 +138,7 @@ def _one(text: str) -> str:
 
 
 def _whole(text: str) -> Optional[int]:
-    match = re.match(r"\s*(\d+)", text)
+    match = re.match(r"\s*([0-9]+)", text)
     return int(match[1]) if match else None
 
 
@@ -152,57 +152,53 @@ def _yes_or_no(text: str) -> Optional[bool]:
 
 
 def _driver(text: str) -> Optional[str]:
-    match = re.search(r"\bv?(\d+\.\d+\.\d+)", text)
+    match = re.search(r"\bv?([0-9]+\.[0-9]+\.[0-9]+)", text)
     return match[1] if match else None
 
 
 def _nodes(text: str) -> tuple[Node, ...]:
-    rows = (line.split(" ", 2) for line in _lines(text))
+    rows = re.findall(r"^([0-7]{3,4}) (\S+) (\S.*)$", text, re.MULTILINE)
     return tuple(Node(path, int(mode, 8), group) for mode, group, path in rows)
 
 
 def _holders(text: str) -> tuple[Holder, ...]:
-    found = []
-    for line in _lines(text):
-        pid, name, group = [*line.split("\t"), "", ""][:3]
-        found.append(Holder(int(pid), name, group.rsplit("/", 1)[-1]))
-    return tuple(found)
+    rows = re.findall(r"^([0-9]+)\t([^\t\n]*)\t(.*)$", text, re.MULTILINE)
+    return tuple(Holder(int(pid), name, group.rsplit("/", 1)[-1]) for pid, name, group in rows)
 
 
 def _clocks(text: str) -> tuple[Clock, ...]:
     found = []
     for line in _lines(text):
         name, governor, current, steps = (line + "|||").split("|")[:4]
-        numbers = [int(step) for step in steps.split() if step.isdigit()]
+        numbers = [int(step) for step in re.findall(r"[0-9]+", steps)]
         if governor:
             found.append(Clock(name, governor, _whole(current) or 0, max(numbers, default=0)))
     return tuple(found)
 
 
 def _capacity(text: str) -> dict[int, int]:
-    pairs = (line.split() for line in _lines(text))
-    return {int(pair[0]): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {int(cpu): int(value) for cpu, value in re.findall(r"^([0-9]+) ([0-9]+)$", text, re.MULTILINE)}
 
 
 def _heat(text: str) -> dict[str, float]:
-    pairs = (line.rsplit(" ", 1) for line in _lines(text))
-    return {pair[0]: int(pair[1]) / 1000 for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
+    rows = re.findall(r"^(\S.*) (-?[0-9]+)$", text, re.MULTILINE)
+    return {zone: int(millis) / 1000 for zone, millis in rows}
 
 
 def _memory(text: str) -> dict[str, int]:
-    rows = re.findall(r"^(MemTotal|MemAvailable|SwapTotal):\s+(\d+) kB", text, re.MULTILINE)
+    rows = re.findall(r"^(MemTotal|MemAvailable|SwapTotal):\s+([0-9]+) kB", text, re.MULTILINE)
     return {name: int(kib) << 10 for name, kib in rows}
 
 
 def _python(text: str) -> Optional[tuple[int, int]]:
-    match = re.search(r"Python (\d+)\.(\d+)", text)
+    match = re.search(r"Python ([0-9]+)\.([0-9]+)", text)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def _libc(text: str) -> str:
     if "musl" in text:
         return "musl"
-    match = re.search(r"(\d+\.\d+)", text)
+    match = re.search(r"([0-9]+\.[0-9]+)", text)
     return f"glibc {match[1]}" if match else ""
 
 
@@ -216,8 +212,8 @@ def _libraries(text: str) -> tuple[Library, ...]:
 
 def _listening(text: str) -> tuple[int, ...]:
     """Of /proc/net/tcp and tcp6: state 0A is LISTEN."""
-    rows = (line.split() for line in _lines(text))
-    return tuple(sorted({int(row[1].rsplit(":", 1)[1], 16) for row in rows if len(row) > 3 and row[3] == "0A"}))
+    rows = re.findall(r"^\s*[0-9]+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A ", text, re.MULTILINE)
+    return tuple(sorted({int(port, 16) for port in rows}))
 
 
 def _crashes(text: str) -> Optional[int]:
@@ -324,7 +320,8 @@ def gather(connection: Connection, prefix: str) -> dict[str, str]:
     raw = {"sudo": "root" if connection.user_id == 0 else sudo}
     before = time.time()
     clock = connection.run("date +%s.%N").text.strip()
-    raw["clock_error"] = f"{float(clock) - (before + time.time()) / 2:.3f}" if re.fullmatch(r"[\d.]+", clock) else ""
+    known = re.fullmatch(r"[0-9]+\.[0-9]+", clock)
+    raw["clock_error"] = f"{float(clock) - (before + time.time()) / 2:.3f}" if known else ""
     for root in (False, True):
         if root and raw["sudo"] == "none":
             continue

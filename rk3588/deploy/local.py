@@ -6,9 +6,22 @@ import contextlib
 import os
 import signal
 import subprocess
-from typing import Optional
+from collections.abc import Callable
+from typing import IO, Optional
 
 from .connection import Ask, Connection, Data, Session
+
+
+def _reader(stream: IO[bytes]) -> Callable[[int], bytes]:
+    """Reads what is there; closes the pipe at its end."""
+
+    def read(size: int) -> bytes:
+        data = os.read(stream.fileno(), size)
+        if not data:
+            stream.close()
+        return data
+
+    return read
 
 
 class LocalSession(Session):
@@ -21,8 +34,7 @@ class LocalSession(Session):
         )
         assert self._process.stdout and self._process.stderr and self._process.stdin
         self._stdin = self._process.stdin
-        out, err = self._process.stdout.fileno(), self._process.stderr.fileno()
-        self._read_from(lambda size: os.read(out, size), lambda size: os.read(err, size))
+        self._read_from(_reader(self._process.stdout), _reader(self._process.stderr))
 
     def send(self, data: Data) -> None:
         view = memoryview(data)

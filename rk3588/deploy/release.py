@@ -47,6 +47,7 @@ _KEEPER = """\
 delay=1
 while :; do
   @COMMAND@
+  echo "$?" >> @ENDS@
   sleep $delay
   [ $delay -ge 60 ] || delay=$((delay * 2))
 done
@@ -268,7 +269,8 @@ def _command(wish: Wish, facts: Facts) -> list[str]:
 
 def _service_files(wish: Wish, facts: Facts, model_size: int) -> list[File]:
     if facts.systemd is None:
-        return [_text("keep.sh", _KEEPER.replace("@COMMAND@", command(*_command(wish, facts))), 0o755)]
+        keeper = _KEEPER.replace("@COMMAND@", command(*_command(wish, facts)))
+        return [_text("keep.sh", keeper.replace("@ENDS@", command(f"{wish.prefix}/keeper.ends")), 0o755)]
     # The real runtime moves itself to the big cores; the simulated one would stay where it is put.
     little = facts.little_cpus if wish.runtime else ()
     values = {

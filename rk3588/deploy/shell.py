@@ -6,8 +6,8 @@ import shlex
 
 from rk3588.errors import DeployError
 
-# Debian gives ordinary users no sbin, where useradd and udevadm live; messages are parsed, so not translated; the daemon
-# is another user and has to read what is written.
+# Ordinary users have no sbin, where useradd and udevadm live; messages are parsed, so not translated; the daemon is
+# another user and has to read what is written.
 _ENVIRONMENT = 'umask 022; export LC_ALL=C PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"'
 
 

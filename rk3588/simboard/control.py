@@ -59,20 +59,14 @@ def up(name: str, board: Board) -> SimBoard:
     for key in ("id", "host_key"):
         new_key(folder / key)
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rk3588.simboard.server", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "rk3588.simboard.server", str(folder)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UP_SECONDS)
     deadline = time.monotonic() + _UP_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    while done.returncode == 0 and time.monotonic() < deadline:
         found = find(name)
         if found:
             return found
-        time.sleep(0.05)
-    process.kill()
+        time.sleep(0.02)
     said = (folder / "log").read_text(errors="replace").strip().splitlines()
     raise TargetError(f"the simulated board did not come up: {said[-1] if said else 'no answer'}")
 

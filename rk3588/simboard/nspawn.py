@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -43,6 +42,7 @@ _NEEDED = ("systemd-nspawn", "ip", "mount", "mkfs.ext4")
 _UP_SECONDS = 60.0
 # nspawn ends with 133 when the board reboots.
 _LOOP = """
+echo $$ > "$1/loop.pid"
 while :; do
   systemd-nspawn -q -D "$1/root" --boot --register=no --keep-unit --machine="$2" --hostname="$2" \
     --network-namespace-path="/run/netns/$3" --console=pipe --link-journal=no --resolv-conf=off --timezone=off \
@@ -61,7 +61,8 @@ def missing() -> str:
     if not image().is_dir() and not shutil.which("mmdebstrap"):
         lacking.append("mmdebstrap")
     if lacking:
-        return f"please install {', '.join(lacking)} (on Debian: apt-get install systemd-container mmdebstrap iproute2 e2fsprogs)"
+        packages = "systemd-container mmdebstrap iproute2 e2fsprogs"
+        return f"{', '.join(lacking)} not found: on Debian, apt-get install {packages}"
     return ""
 
 
@@ -126,15 +127,10 @@ def _start(name: str, folder: Path, lower: Path, board: Board, disk: int) -> Sim
     _furnish(folder, name)
     address = _network(folder)
     with (folder / "console.log").open("wb") as log:
-        loop = subprocess.Popen(
-            ["bash", "-c", _LOOP, "board", str(folder), name, _namespace(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    wait_for_ssh(address, loop)
-    write(folder, "nspawn", loop.pid, address, 22, USER, host_key)
+        command = ["setsid", "--fork", "bash", "-c", _LOOP, "board", str(folder), name, _namespace(folder)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+    wait_for_ssh(address)
+    write(folder, "nspawn", int((folder / "loop.pid").read_text()), address, 22, USER, host_key)
     found = find(name)
     assert found
     return found
@@ -183,10 +179,10 @@ def link(board: SimBoard, state: str) -> None:
     _run(["ip", "link", "set", f"v{_namespace(board.folder)}", state])
 
 
-def wait_for_ssh(address: str, loop: subprocess.Popen[bytes] | None = None) -> None:
+def wait_for_ssh(address: str) -> None:
     """Return when an SSH server greets; TargetError when none does in time."""
     deadline = time.monotonic() + _UP_SECONDS
-    while time.monotonic() < deadline and (loop is None or loop.poll() is None):
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((address, 22), 1.0) as probe:
             probe.settimeout(2.0)
             if probe.recv(4) == b"SSH-":
@@ -197,13 +193,10 @@ def wait_for_ssh(address: str, loop: subprocess.Popen[bytes] | None = None) -> N
 
 def down(folder: Path) -> None:
     """End the container, its network and its overlay."""
-    said = _load(folder / "board.json")
-    loop = said.get("pid")
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int((folder / "loop.pid").read_text()), signal.SIGKILL)  # else it would start the board again
     with contextlib.suppress(OSError, ValueError):
         container = int((folder / "nspawn.pid").read_text())
-        if loop:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(loop, signal.SIGKILL)  # else it would start the board again
         for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(container, number)
@@ -216,13 +209,6 @@ def down(folder: Path) -> None:
     for mount in (folder / "disk", folder / "root"):
         if mount.is_mount():
             subprocess.run(["umount", "-l", str(mount)], stderr=sys.stderr)
-
-
-def _load(path: Path) -> dict[str, int]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
 
 
 def _run(command: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""A simulated board without root: an SSH server in paramiko's server mode. ``python -m rk3588.simboard.server FOLDER``.
+"""A simulated board without root: an SSH server in paramiko's server mode.
+
+``python -m rk3588.simboard.server FOLDER`` returns when the board is up.
 
 Commands run as this user with the board's own home folder and faked tree (RKBOARD_SYSROOT); nothing else is hidden from
 them. The key in FOLDER/id.pub may log in, from this machine only.
@@ -132,6 +134,9 @@ def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, ended)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+        if os.fork():
+            os._exit(0)  # it can be reached: whoever started it may go on
+        os.setsid()
         known = f"{host_key.get_name()} {host_key.get_base64()}"
         simboard.write(folder, "server", os.getpid(), "127.0.0.1", port, getpass.getuser(), known)
         while True:

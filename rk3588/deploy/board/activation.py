@@ -138,7 +138,7 @@ def take_away(prefix: str, manifest: dict[str, Any]) -> None:
             os.unlink(place)
         systemctl("daemon-reload")
         systemctl("reset-failed", SERVICE)
-    for path in ("/current", "/keeper.pid"):
+    for path in ("/current", "/keeper.pid", "/keeper.ends"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(prefix + path)
 
@@ -154,8 +154,8 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
     child = os.fork()
     if child == 0:
         os.setsid()
-        for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which the daemon would inherit
         nothing = os.open(os.devnull, os.O_RDWR)
         for handle in (0, 1, 2):
             os.dup2(nothing, handle)
@@ -167,7 +167,9 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
             tell(**activation(prefix, name, bool(side_by_side), tell))
         except BaseException as error:
             what = f"{type(error).__name__}: {error}"
-            tell(ok=False, error=what, log=[], current=current_of(prefix), old_healthy=False)
+            now = load(prefix + "/current/release.json")
+            healthy = bool(now) and ready(now["port"])[0]
+            tell(ok=False, error=what, log=[], current=current_of(prefix), old_healthy=healthy)
         os._exit(0)
     offset, done = 0, False
     while not done:

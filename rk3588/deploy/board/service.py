@@ -73,8 +73,8 @@ def stop(prefix: str, manifest: dict[str, Any]) -> None:
 def group_lives(group: int) -> bool:
     """Whether a process of the group runs: one that only waits to be collected does not."""
     for path in glob.glob("/proc/[0-9]*/stat"):
-        state, _, found = text_of(path).rpartition(") ")[2].split(" ")[:3] or ("", "", "")
-        if found == str(group) and state not in "ZX":
+        words = text_of(path).rpartition(") ")[2].split(" ")  # state, parent, group, …
+        if words[2:3] == [str(group)] and words[0] not in "ZX":
             return True
     return False
 
@@ -85,6 +85,7 @@ def start(prefix: str, manifest: dict[str, Any]) -> None:
         systemctl("--no-block", "restart", SERVICE)
         return
     stop(prefix, manifest)
+    write(prefix + "/keeper.ends", "")
     with open(prefix + "/rkchatd.log", "ab") as log:
         command = ["/bin/sh", prefix + "/current/keep.sh"]
         keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -162,7 +163,8 @@ def prove(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], 
 
 def service_ended(prefix: str, manifest: dict[str, Any]) -> str:
     if manifest["service"] != "systemd":
-        return "" if keeper_of(prefix) else "it ended"
+        ends = len(text_of(prefix + "/keeper.ends").splitlines())
+        return f"it ended {ends} times" if ends >= RESTARTS else ""
     now = show("ActiveState", "NRestarts", "Result")
     if now.get("ActiveState") == "failed":
         return f"it failed ({now.get('Result')})"

@@ -26,10 +26,15 @@ def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
         if transport.is_authenticated():
             return  # a server that asks for nothing
         if "publickey" in allowed:
-            for label, key in _keys(target, ask):
-                tried.append(label)
-                if _works(transport, target, key):
-                    return
+            agent = _agent()
+            try:
+                for label, key in _keys(target, agent, ask):
+                    tried.append(label)
+                    if _works(transport, target, key):
+                        return
+            finally:
+                if agent:
+                    agent.close()
         if {"password", "keyboard-interactive"} & allowed:
             for _ in range(_PASSWORDS):
                 secret = ask(f"{target.user}@{target.address}'s password: ")
@@ -58,9 +63,9 @@ def _allowed(transport: paramiko.Transport, target: Target) -> set[str]:
     return {"publickey", "password"}
 
 
-def _keys(target: Target, ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
+def _keys(target: Target, agent: Optional[paramiko.Agent], ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
     """The configured files' keys that the agent holds first, then the agent's others, then the files themselves."""
-    from_agent = list(_agent_keys())
+    from_agent: list[paramiko.PKey] = list(agent.get_keys()) if agent else []
     public = {blob for file in target.keys if (blob := _public_blob(file))}
     wanted = [key for key in from_agent if key.asbytes() in public]
     if not target.only_these_keys:
@@ -76,11 +81,11 @@ def _keys(target: Target, ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
             yield str(file), loaded
 
 
-def _agent_keys() -> tuple[paramiko.PKey, ...]:
+def _agent() -> Optional[paramiko.Agent]:
     try:
-        return tuple(paramiko.Agent().get_keys())
+        return paramiko.Agent()
     except (paramiko.SSHException, OSError):
-        return ()
+        return None
 
 
 def _public_blob(file: Path) -> Optional[bytes]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Optional
@@ -31,37 +34,61 @@ def connect(target: Target, ask: Ask, accept: Accept, resolver: Callable[[str], 
 
     ``resolver`` says what is configured for a jump host.
     """
-    transports: list[paramiko.Transport] = []
+    way = Way()
     try:
         for spec in reversed(target.jumps):
             hop = replace(resolver(spec), jumps=(), proxy_command=None)
-            transports.append(_transport(hop, _socket(hop, transports), ask, accept))
-        transports.append(_transport(target, _socket(target, transports), ask, accept))
+            way.transports.append(_transport(hop, _socket(hop, way), ask, accept))
+        way.transports.append(_transport(target, _socket(target, way), ask, accept))
     except BaseException:
-        for transport in reversed(transports):
-            transport.close()
+        way.close()
         raise
-    return SshConnection(target, transports, ask)
+    return SshConnection(target, way, ask)
 
 
-def _socket(target: Target, way: list[paramiko.Transport]) -> Any:
+class Way:
+    """What a connection goes through: jump hosts' transports, the board's last; a ProxyCommand's process."""
+
+    def __init__(self) -> None:
+        self.transports: list[paramiko.Transport] = []
+        self.process: Optional[subprocess.Popen[bytes]] = None
+
+    def close(self) -> None:
+        for transport in reversed(self.transports):
+            transport.close()
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait()
+
+
+def _proxied(command: str, way: Way) -> socket.socket:
+    """A socket whose other end is the command's stdin and stdout."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        end = theirs.fileno()
+        way.process = subprocess.Popen(["/bin/sh", "-c", command], stdin=end, stdout=end, start_new_session=True)
+    return ours
+
+
+def _socket(target: Target, way: Way) -> Any:
     """A connected socket, or a channel through the last jump host."""
     where = f"{target.address}:{target.port}"
     try:
-        if way:
+        if way.transports:
             to, origin = (target.address, target.port), ("127.0.0.1", 0)
-            channel = way[-1].open_channel("direct-tcpip", to, origin, timeout=target.connect_timeout)
+            channel = way.transports[-1].open_channel("direct-tcpip", to, origin, timeout=target.connect_timeout)
             channel.settimeout(SILENCE_SECONDS)
             return channel
         if target.proxy_command:
-            return paramiko.ProxyCommand(target.proxy_command)
+            return _proxied(target.proxy_command, way)
         plain = socket.create_connection((target.address, target.port), target.connect_timeout)
     except socket.gaierror as error:
         raise ConnectError(f"{target.address} is not a name that can be resolved ({error.strerror})") from error
     except (TimeoutError, socket.timeout) as error:
         raise ConnectError(f"{where} does not answer: is the board on, and in this network?") from error
     except (OSError, paramiko.SSHException, EOFError) as error:
-        through = " through its jump host" if way else ""
+        through = " through its jump host" if way.transports else ""
         raise ConnectError(f"cannot reach {where}{through}: {getattr(error, 'strerror', None) or error}") from error
     # Without it a write blocks for ever once the cable is out.
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
@@ -71,18 +98,20 @@ def _socket(target: Target, way: list[paramiko.Transport]) -> Any:
 
 def _transport(target: Target, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
     known = KnownHosts(target)
+    transport = paramiko.Transport(sock, default_window_size=_WINDOW)
     try:
-        transport = paramiko.Transport(sock, default_window_size=_WINDOW)
         transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS
         options = transport.get_security_options()
         options.ciphers = (*_CIPHERS, *(name for name in options.ciphers if name not in _CIPHERS))
         options.key_types = known.order(tuple(options.key_types))
         transport.start_client(timeout=target.connect_timeout)
+        key = transport.get_remote_server_key()  # none when the timeout passed, of which start_client says nothing
     except (paramiko.SSHException, EOFError, OSError) as error:
+        transport.close()
         sock.close()
         raise ConnectError(f"{target.address}:{target.port} does not speak SSH with us: {error}") from error
     try:
-        known.check(transport.get_remote_server_key(), accept)
+        known.check(key, accept)
         log_in(transport, target, ask)
     except BaseException:
         transport.close()
@@ -136,25 +165,29 @@ class SshSession(Session):
 
 
 class SshConnection(Connection):
-    def __init__(self, target: Target, transports: list[paramiko.Transport], ask: Ask) -> None:
+    def __init__(self, target: Target, way: Way, ask: Ask) -> None:
         super().__init__(target.name, ask)
         self.target = target
-        self._transports = transports
+        self._way = way
+
+    @property
+    def transport(self) -> paramiko.Transport:
+        """The board's own."""
+        return self._way.transports[-1]
 
     def _start(self, line: str) -> Session:
         try:
-            channel = self._transports[-1].open_session(timeout=_LOGIN_SECONDS)
+            channel = self.transport.open_session(timeout=_LOGIN_SECONDS)
             channel.exec_command(line)
         except (paramiko.SSHException, EOFError, OSError) as error:
-            if not self._transports[-1].is_active():
+            if not self.transport.is_active():
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
             raise ConnectError(f"{self.name} does not start a command: {error}") from error
         return SshSession(self.name, channel)
 
     @property
     def cipher(self) -> str:
-        return str(getattr(self._transports[-1], "remote_cipher", ""))
+        return str(getattr(self.transport, "remote_cipher", ""))
 
     def close(self) -> None:
-        for transport in reversed(self._transports):
-            transport.close()
+        self._way.close()

@@ -1,0 +1,178 @@
+"""What a deployment would do: golden plans of many boards, and hostile names that stay names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rk3588.deploy import facts, judge, plan, shell
+from rk3588.deploy.plan import Activate, Command, Send, State
+from rk3588.errors import DeployError, UsageError
+from tests import plan_cases
+from tests.plan_cases import PREFIX, A, B, on_board, wanted
+
+CASES = plan_cases.cases()
+# Everything a file may be called, and what shells make something of.
+CHARACTERS = st.characters(exclude_characters="\0/", exclude_categories=["Cs"])
+HOSTILE = st.text(CHARACTERS, min_size=1, max_size=30).filter(lambda name: name not in (".", ".."))
+NASTY = ("$(touch x)", "`id`", "'", '"', "a\nb", "; rm -rf ~", "--", "-rf", "*", "~", "\\", "!x", "a\tb", "é\u202e")
+UNBEARABLE = ("/opt", "opt/x", "/opt/../etc", "/opt/a b", "/opt/$HOME", "/opt/a%n", "/", "", "/opt/a\n")
+
+
+def test_there_are_sixty_and_no_golden_file_too_many() -> None:
+    assert len(CASES) >= 60
+    assert {path.stem for path in plan_cases.GOLDEN.glob("*.txt")} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_plan(name: str) -> None:
+    """``python -m tests.plan_cases`` writes them anew."""
+    assert plan_cases.rendered(CASES[name]) == (plan_cases.GOLDEN / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_pure(name: str) -> None:
+    assert plan_cases.rendered(plan_cases.cases()[name]) == plan_cases.rendered(CASES[name])
+
+
+def words_of(line: str) -> list[str]:
+    """The words that a real shell makes of a command line, with the command replaced by a printer."""
+    program = 'show() { for word; do printf "%s\\0" "$word"; done; }; '
+    done = subprocess.run(["sh", "-c", f"{program}show {line}"], stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().split("\0")[:-1]
+
+
+@settings(max_examples=60)
+@given(st.lists(HOSTILE, min_size=1, max_size=5))
+@example(list(NASTY))
+def test_words_reach_a_program_as_they_are(words: list[str]) -> None:
+    assert words_of(shell.command(*words)) == words
+    assert words_of(shell.command("sh", "-c", shell.command(*words)))[2] == shell.command(*words)
+
+
+@settings(max_examples=60)
+@given(st.lists(HOSTILE, min_size=1, max_size=4, unique=True))
+@example(list(NASTY))
+def test_hostile_file_names_stay_one_word(names: list[str]) -> None:
+    """Sent, linked and deleted: the path is one word of the command, wherever it comes up."""
+    release = wanted("w", *(plan_cases.file(f"bundle/{name}", f"of {name}") for name in names))
+    folder = f"{PREFIX}/incoming/{release.id}/bundle"
+    opi = plan_cases.board("orange-pi-5-plus")
+    sent = [step for step in plan.plan(opi, State(), release, PREFIX).steps if isinstance(step, Send)]
+    paths = [words_of(step.line)[1] for step in sent]
+    assert [f"{folder}/{name}" for name in names] == paths[-len(names) :]
+    arrived = {release.id: {"files": {f"bundle/{name}": "0" * 64 for name in names}, "parts": {}}}
+    again = plan.plan(opi, State(exists=True, incoming=arrived), release, PREFIX).steps
+    (removal,) = (step for step in again if isinstance(step, Command) and step.line.startswith("rm "))
+    assert words_of(removal.line)[3:] == [f"{folder}/{name}" for name in sorted(names)]
+    linked = plan.plan(opi, on_board(release), wanted("other", *release.files[5:]), PREFIX).steps
+    links = [words_of(step.line) for step in linked if isinstance(step, Command) and step.line.startswith("ln ")]
+    assert {f"{PREFIX}/releases/{release.id}/bundle/{name}" for name in names} <= {line[2] for line in links}
+
+
+def test_a_nul_is_refused() -> None:
+    with pytest.raises(DeployError, match="NUL"):
+        shell.command("cat", "a\0b")
+
+
+@pytest.mark.parametrize("prefix", UNBEARABLE)
+def test_prefixes_that_units_could_not_bear(prefix: str) -> None:
+    with pytest.raises(UsageError, match="--prefix"):
+        plan.check_prefix(prefix)
+
+
+@given(st.text(max_size=40))
+def test_any_prefix_is_harmless_or_refused(prefix: str) -> None:
+    try:
+        plan.check_prefix(prefix)
+    except UsageError:
+        return
+    assert shell.command(prefix) == prefix
+    assert ".." not in Path(prefix).parts
+    assert "%" not in prefix
+
+
+def test_after_a_plan_there_is_nothing_to_do() -> None:
+    """What a plan brings about, it does not want again: for every board that gets one."""
+    for name, case in CASES.items():
+        if case.act or judge.refusals(judge.judge(case.facts, case.prefix, case.need, case.simulated)):
+            continue
+        after = on_board(case.release, user=True, groups=("rkchatd", "render", "video"))
+        assert plan.plan(case.facts, after, case.release, case.prefix).steps == (), name
+
+
+def test_a_switch_comes_after_all_that_could_fail_and_deletions_after_it() -> None:
+    for case in CASES.values():
+        steps = plan.plan(case.facts, case.state, case.release, case.prefix).steps
+        switch = [number for number, step in enumerate(steps) if isinstance(step, Activate)]
+        assert len(switch) <= 1
+        for number, step in enumerate(steps):
+            if isinstance(step, Send) or (isinstance(step, Command) and step.agent):
+                assert number < switch[0]
+            if isinstance(step, Command) and step.line.startswith("rm -rf"):
+                assert not switch or number > switch[0]
+
+
+def test_nothing_that_serves_is_ever_deleted() -> None:
+    for case in CASES.values():
+        for step in plan.plan(case.facts, case.state, case.release, case.prefix, 2).steps:
+            if isinstance(step, Command) and step.line.startswith("rm -rf"):
+                doomed = words_of(step.line)[3:]
+                assert f"{case.prefix}/releases/{case.release.id}" not in doomed
+                assert f"{case.prefix}/releases/{case.state.current}" not in doomed
+
+
+def test_bytes_of_a_resumed_plan() -> None:
+    case = CASES["resume-half-a-file"]
+    made = plan.plan(case.facts, case.state, case.release, case.prefix)
+    assert made.bytes == A.size - 3
+    assert sum(step["bytes"] for step in plan.as_json(made)) == made.bytes
+
+
+def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:
+    state = on_board(A, B, current=1)
+    rows = json.loads(json.dumps(state.releases))
+    rows[A.id]["deployed"], rows[B.id]["deployed"] = 2e9, 1.0
+    assert plan.latest_first(State(releases=rows)) == [B.id, A.id]
+
+
+# -------------------------------------------------------------------------------------------------- facts, judged
+
+
+def test_every_board_file_is_read_without_a_gap() -> None:
+    for path in (plan_cases.HERE / "boards").glob("*.json"):
+        raw = json.loads(path.read_text())
+        assert set(raw) == {fact.name for fact in facts.FACTS} | {"sudo", "clock_error"}, path.name
+        facts.parse(raw)
+
+
+def test_facts_of_an_orange_pi() -> None:
+    found = plan_cases.board("orange-pi-5-plus")
+    assert found.compatible == ("rockchip,rk3588-orangepi-5-plus", "rockchip,rk3588")
+    assert (found.driver, found.python, found.libc, found.systemd) == ("0.9.8", (3, 11), "glibc 2.36", 252)
+    assert found.little_cpus == (0, 1, 2, 3)
+    assert found.listening == (22,)
+    assert found.heat["soc-thermal"] == pytest.approx(43.461)
+    assert [(clock.name, clock.highest) for clock in found.clocks][:2] == [("npu", 10**9), ("dmc", 2_112_000_000)]
+    assert found.memory["MemTotal"] == 16 << 30
+    assert found.disk_free == 48211340 << 10
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(facts.FACTS), st.text(max_size=200))
+def test_no_answer_breaks_a_parser(fact: facts.Fact, answer: str) -> None:
+    """A board may print anything; what makes no sense counts as not known."""
+    judge.judge(facts.parse({fact.name: answer}), PREFIX)
+
+
+def test_a_doctor_without_any_fact_refuses_and_explains() -> None:
+    findings = judge.judge(facts.Facts(), PREFIX)
+    assert findings[0].level == "refuse"
+    assert all(finding.remedy for finding in findings if finding.level in ("refuse", "warn"))
+    levels = [judge.LEVELS.index(finding.level) for finding in findings]
+    assert levels == sorted(levels)
