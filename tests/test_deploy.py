@@ -111,6 +111,7 @@ def test_a_release_that_fails_its_trial(
     assert [row["name"] for row in board.releases()] == ["two", "one"]
 
 
+@pytest.mark.slow
 def test_a_first_release_that_fails_leaves_no_service(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     assert "nothing serves now" in board.fail(bundles["dies"], "--port", port)
     assert not (prefix_of(board) / "current").exists()
@@ -118,6 +119,7 @@ def test_a_first_release_that_fails_leaves_no_service(board: Deployer, bundles: 
     assert [row["name"] for row in board.releases()] == ["slow"]
 
 
+@pytest.mark.slow
 def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     for name in ("one", "two", "three"):
         board.deploy(bundles[name], "--port", port)
@@ -136,6 +138,7 @@ def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: 
     assert "one w8a8 (sim)  answers" in board.run("releases", "attic").stdout
 
 
+@pytest.mark.slow
 def test_pruning(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     for name in ("one", "two", "three"):
         board.deploy(bundles[name], "--port", port, "--keep", 2)
@@ -153,6 +156,7 @@ def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port
     assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_found_and_mended(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     """With the same size, and with the time it had before."""
     row = board.deploy(bundles["one"], "--port", port)
@@ -167,6 +171,7 @@ def test_a_changed_file_is_found_and_mended(board: Deployer, bundles: dict[str, 
     assert board.deploy(bundles["one"])["commands"] == 0
 
 
+@pytest.mark.slow
 def test_a_key_of_its_own(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     board.deploy(bundles["one"], "--port", port)
     keys = prefix_of(board) / "keys"
@@ -177,6 +182,7 @@ def test_a_key_of_its_own(board: Deployer, bundles: dict[str, Path], port: int) 
     assert keys.read_text().startswith("# mine\nphone:abc\n")
 
 
+@pytest.mark.slow
 def test_exposure_is_asked_for_once_and_stays(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     assert "--yes" in board.fail(bundles["one"], "--port", port, "--expose", "lan", code=2)
     board.deploy(bundles["one"], "--port", port, "--expose", "lan", "--yes")
@@ -199,6 +205,7 @@ def test_what_it_says_afterwards(board: Deployer, bundles: dict[str, Path], port
     assert "Home Assistant" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_at_a_time(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     board.deploy(bundles["one"], "--port", port)
     slow = board.start(bundles["two"], "--limit-rate", "100k")
@@ -232,6 +239,7 @@ def test_a_killed_deployer_and_its_successor(board: Deployer, bundles: dict[str,
     assert not list((prefix_of(board) / "incoming").iterdir())
 
 
+@pytest.mark.slow
 def test_half_a_file_of_something_else_is_not_continued(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     (planned,) = json.loads(board.run(*board.words(bundles["one"], "--port", port, "--plan")).stdout)
     folder = prefix_of(board) / "incoming" / planned["release"] / "bundle"

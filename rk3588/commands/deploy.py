@@ -146,7 +146,7 @@ def reach(connection: Connection, outcome: Outcome) -> str:
             *lines,
             f"key            on the board: {read}   (what follows the colon)",
             f"Open WebUI     OPENAI_API_BASE_URL=http://{host}:{port}/v1 OPENAI_API_KEY=KEY",
-            f"Home Assistant Ollama integration, URL http://{host}:{port}, API key KEY",
+            f"Home Assistant an integration for OpenAI's API (home-llm, say): URL http://{host}:{port}/v1, API key KEY",
             f"try            curl http://{host}:{port}/v1/models -H 'Authorization: Bearer KEY'",
         ]
     )

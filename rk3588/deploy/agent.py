@@ -79,6 +79,8 @@ class Throttle:
     def __init__(self, rate: Optional[float]) -> None:
         self._rate = rate
         self._due = 0.0
+        # A tenth of a second's worth: a slow link is to be used evenly, and what was sent to arrive.
+        self.block = BLOCK if rate is None else max(min(BLOCK, int(rate / 10)), 1024)
 
     def wait(self, size: int) -> None:
         if self._rate:
@@ -111,7 +113,7 @@ def send(connection: Connection, step: Send, throttle: Throttle, progress: Progr
         progress(offset)
         try:
             session.send(str(offset).encode() + b"\n")
-            for block in iter(lambda: source.read(BLOCK), b""):
+            for block in iter(lambda: source.read(throttle.block), b""):
                 throttle.wait(len(block))
                 session.send(block)
                 sent += len(block)

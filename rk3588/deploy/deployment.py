@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -87,7 +88,10 @@ def look(connection: Connection, prefix: str | None = None) -> tuple[Facts, str]
 @contextmanager
 def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -> Iterator[None]:
     """The board's lock, with this user's name in it."""
-    path = "/run/rkchatd-deploy.lock" if systemd else f"/tmp/rkchatd-deploy-{connection.user_id}.lock"
+    path = "/run/rkchatd-deploy.lock"  # one service, whatever the prefix
+    if not systemd:
+        place = hashlib.sha256(prefix.encode()).hexdigest()[:16]
+        path = f"/tmp/rkchatd-deploy-{connection.user_id}-{place}.lock"
     who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
     waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
     with agent.locked(connection, path, who, prefix, root=systemd, waiting=waiting):

@@ -127,6 +127,8 @@ def _prepare() -> None:
     """Be the one that waits, that may open many files, and that the kernel ends first where memory runs out."""
     # The supervisor has little to do, but at once: where the library computes on every core, each token would wait.
     os.nice(5)
+    if "INVOCATION_ID" in os.environ:  # a unit keeps the supervisor on the little cores (CPUAffinity), not the library
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
