@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,15 @@ def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]
     dtypes = ["w8a8", "w8a8_g128", "fp16", "fp32"]
     smollm2.convert(models.tiny_llama(folder / "source"), folder, dtypes, name="tiny")
     return {dtype: folder / f"tiny-rk3588-{dtype}" for dtype in dtypes}
+
+
+@pytest.fixture(scope="session")
+def board_watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Simulated boards end with this run, even if it is killed."""
+    from tests import deploying
+
+    with deploying.watched(tmp_path_factory.getbasetemp()):
+        yield
 
 
 @pytest.fixture(scope="session")

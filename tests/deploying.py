@@ -8,6 +8,8 @@ import subprocess
 import sys
 import urllib.request
 import zipapp
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,15 @@ def answer_of(port: int, key: str, address: str = "127.0.0.1") -> str:
     request = urllib.request.Request(f"http://{address}:{port}/v1/chat/completions", asked, headers)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
         return str(json.loads(answer.read())["choices"][0]["message"]["content"])
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Boards below ``folder`` end with this process, even if it is killed."""
+    command = [sys.executable, "-m", "tests.reaper", str(folder)]
+    # A session of its own: what kills the run by its group, or Ctrl-C, must not reach it.
+    reaper = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        reaper.communicate(timeout=60)

@@ -21,6 +21,8 @@ from rk3588.simboard import control
 from tests import deploying, sshd
 from tests.deploying import Deployer
 
+pytestmark = pytest.mark.usefixtures("board_watch")
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

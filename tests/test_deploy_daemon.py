@@ -20,6 +20,8 @@ from tests.deploying import Deployer
 
 TOOL = Path(__file__).resolve().parent.parent / "runtime" / "tools" / "make_pyz.py"
 
+pytestmark = pytest.mark.usefixtures("board_watch")
+
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:

@@ -81,7 +81,7 @@ def down(name: str) -> None:
 
         end_container(board.folder)
     else:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):  # again: one may just have started another
             living = [board.pid, *started_on(board.folder)]
             for pid in living:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
