@@ -134,7 +134,7 @@ class SshSession(Session):
                 sent = self._channel.send(view[:_BLOCK])  # type: ignore[arg-type]
             except (TimeoutError, socket.timeout) as error:
                 raise ConnectError(f"{self.what} took no data for {3 * SILENCE_SECONDS} s") from error
-            except OSError as error:
+            except (OSError, EOFError, paramiko.SSHException) as error:  # EOFError: the transport has just ended
                 self._lost_or_ended(error)
             if not sent:
                 self._lost_or_ended(None)
