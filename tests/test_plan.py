@@ -14,7 +14,7 @@ from rk3588.deploy import facts, judge, plan, shell
 from rk3588.deploy.plan import Activate, Command, Send, State
 from rk3588.errors import DeployError, UsageError
 from tests import plan_cases
-from tests.plan_cases import PREFIX, A, B, on_board, wanted
+from tests.plan_cases import PREFIX, A, B, C, on_board, wanted
 
 CASES = plan_cases.cases()
 # Everything a file may be called, and what shells make something of.
@@ -125,6 +125,14 @@ def test_nothing_that_serves_is_ever_deleted() -> None:
                 doomed = words_of(step.line)[3:]
                 assert f"{case.prefix}/releases/{case.release.id}" not in doomed
                 assert f"{case.prefix}/releases/{case.state.current}" not in doomed
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_second_run_deletes_no_release(keep: int) -> None:
+    """The wanted one is the current one then: it counts once among those that are kept."""
+    case = CASES["again-nothing-to-do"]
+    state = on_board(A, *(B, C)[: keep - 1], current=0)
+    assert plan.plan(case.facts, state, A, case.prefix, keep).steps == ()
 
 
 def test_bytes_of_a_resumed_plan() -> None:

@@ -238,7 +238,7 @@ def _activate(prefix: str, name: str, seconds: int, systemd: bool, beside: str) 
 
 def _pruning(state: State, release: Release, prefix: str, keep: int, systemd: bool) -> Iterator[Step]:
     """Old releases, and what failed deployments left. The one before always stays."""
-    kept = [name for name in (release.id, state.current) if name]
+    kept = list(dict.fromkeys(name for name in (release.id, state.current) if name))  # often one and the same
     kept += [name for name in latest_first(state) if name not in kept and state.releases[name]["proven"]]
     surplus = [f"{prefix}/releases/{name}" for name in sorted(state.releases) if name not in kept[: max(keep, 2)]]
     surplus += [f"{prefix}/incoming/{name}" for name in sorted(state.incoming) if name != release.id]
