@@ -12,7 +12,7 @@ export LLAMA_CMAKE_ARGS
 help:  ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-quickstart:  ## a real model, quantised three ways, each answering a question (about 2 minutes)
+quickstart:  ## a real model, quantised three ways, each answering a question, and one deployed to a simulated board (about 2 minutes)
 	@.ci/setup system
 	@$$(.ci/setup python) tests/quickstart.py
 

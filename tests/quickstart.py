@@ -1,4 +1,5 @@
-"""`make quickstart`: from a checkout to a real model, quantised three ways, that answers a question.
+"""`make quickstart`: from a checkout to a real model, quantised three ways, that answers a question, and to the chat
+daemon deployed over SSH to a simulated board.
 
 Runs with the system's Python, before anything is installed: standard library only. What the commands print goes to
 build/quickstart.log; of a command that fails, the end of it to the screen.
@@ -7,10 +8,13 @@ build/quickstart.log; of a command that fails, the end of it to the screen.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,9 @@ OUT = Path("out")
 NAME = "SmolLM2-135M-Instruct"
 DTYPES = ("w8a8", "w8a8_g128", "w8a8_g512")
 BOARD = "rock-5b"
+SIMULATED = "quickstart"
+STATE = ROOT / "build" / "quickstart"
+PYZ = "build/rkchatd.pyz"
 QUESTION = "What is the capital of France?"
 MODEL = """
 import importlib.util, pathlib
@@ -73,7 +80,43 @@ def ask(dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "MB": size / 1e6, "board": board["decode_tok_s"], **answer}
 
 
-def report(answers: list[dict[str, Any]]) -> str:
+def down() -> None:
+    """End the simulated board, also one that an interrupted run left."""
+    if (STATE / "rk3588" / "boards" / SIMULATED / "board.json").exists():
+        run(".venv/bin/rk3588", "board", "down", SIMULATED)
+
+
+def deploy() -> str:
+    """The daemon's answer over HTTP, from a simulated board that is there for this only."""
+    os.environ["XDG_STATE_HOME"] = str(STATE)
+    run(".venv/bin/python", "runtime/tools/make_pyz.py", PYZ)
+    down()
+    try:
+        run(".venv/bin/rk3588", "board", "up", SIMULATED, "--board", BOARD)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        options = ("--board", SIMULATED, "--runtime", "sim", "--daemon", PYZ, "--port", str(port))
+        run(".venv/bin/rk3588", "deploy", str(bundle(DTYPES[0])), *options)
+        (keys,) = STATE.glob("**/rkchatd/keys")
+        return chat(port, keys.read_text(encoding="utf-8").strip().rpartition(":")[2])
+    finally:
+        down()
+
+
+def chat(port: int, key: str) -> str:
+    asked = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "temperature": 0}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    request = urllib.request.Request(url, json.dumps(asked).encode(), headers)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=120) as answer:
+            return str(json.load(answer)["choices"][0]["message"]["content"])
+    except OSError as error:
+        raise SystemExit(f"Error: the daemon did not answer: {error}; all of it: {LOG}") from error
+
+
+def report(answers: list[dict[str, Any]], deployed: str) -> str:
     lines = [f"Asked: {QUESTION}", "", f"{'dtype':<10} {'MB':>6} {'decode tok/s':>13} {'on a Rock 5B':>14}  answer"]
     for row in answers:
         text = textwrap.shorten(row["text"], 60, placeholder=" …")
@@ -84,6 +127,7 @@ def report(answers: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             *lines,
+            f"{'deployed':<39}        {textwrap.shorten(deployed, 60, placeholder=' …')}",
             "",
             "Simulated: no NPU was used, and decode tok/s is this machine's.",
             "On a Rock 5B: predicted (rk3588 predict) from Rockchip's published figures, not measured.",
@@ -92,6 +136,7 @@ def report(answers: list[dict[str, Any]]) -> str:
             f"  .venv/bin/rk3588 chat {first}",
             f'  .venv/bin/rk3588 run {first} "Why is the sky blue?" --top-k 1 --repeat-penalty 1 -n 100',
             f"  .venv/bin/rk3588 serve {first}",
+            f"  .venv/bin/rk3588 board up attic; .venv/bin/rk3588 deploy {first} --board attic --runtime sim",
             "  .venv/bin/rkconvert --help",
         ]
     )
@@ -102,17 +147,19 @@ def main() -> None:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     answers: list[dict[str, Any]] = []
+    deployed: list[str] = []
     steps: list[tuple[str, Callable[[], object]]] = [
         ("Python environment in .venv", lambda: run(".ci/setup", "venv")),
-        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", "install=chat,convert,daemon")),
+        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", "install=chat,convert,daemon,deploy")),
         ("fetch SmolLM2-135M-Instruct (98 MB)", lambda: run(".ci/setup", "model")),
         (f"quantise it: {', '.join(DTYPES)}", convert),
         ("ask each of them", lambda: answers.extend(ask(dtype) for dtype in DTYPES)),
+        ("deploy the first to a simulated board, chat over HTTP", lambda: deployed.append(deploy())),
     ]
     for number, (what, act) in enumerate(steps, start=1):
         with step(number, len(steps), what):
             act()
-    print(f"\n{report(answers)}\n\nDone in {time.monotonic() - started:.0f} s.")
+    print(f"\n{report(answers, deployed[0])}\n\nDone in {time.monotonic() - started:.0f} s.")
 
 
 if __name__ == "__main__":
