@@ -26,6 +26,7 @@ OUT = Path("out")
 NAME = "SmolLM2-135M-Instruct"
 DTYPES = ("w8a8", "w8a8_g128", "w8a8_g512")
 BOARD = "rock-5b"
+EXTRAS = "chat,convert,daemon,deploy"
 SIMULATED = "quickstart"
 STATE = ROOT / "build" / "quickstart"
 PYZ = "build/rkchatd.pyz"
@@ -150,7 +151,7 @@ def main() -> None:
     deployed: list[str] = []
     steps: list[tuple[str, Callable[[], object]]] = [
         ("Python environment in .venv", lambda: run(".ci/setup", "venv")),
-        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", "install=chat,convert,daemon,deploy")),
+        ("install rk3588, compile the simulated runtime", lambda: run(".ci/setup", f"install={EXTRAS}")),
         ("fetch SmolLM2-135M-Instruct (98 MB)", lambda: run(".ci/setup", "model")),
         (f"quantise it: {', '.join(DTYPES)}", convert),
         ("ask each of them", lambda: answers.extend(ask(dtype) for dtype in DTYPES)),
