@@ -96,7 +96,11 @@ def test_plan_prints_and_changes_nothing(board: Deployer, bundles: dict[str, Pat
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("dies", "it ended with 1.*cannot load this model"), ("lies", "with 500: the runtime ended"), ("crashes", "0: ")],
+    [
+        pytest.param("dies", "it ended with 1.*cannot load this model", marks=pytest.mark.slow),
+        ("lies", "with 500: the runtime ended"),
+        pytest.param("crashes", "0: ", marks=pytest.mark.slow),
+    ],
 )
 def test_a_release_that_fails_its_trial(
     board: Deployer, bundles: dict[str, Path], port: int, name: str, why: str

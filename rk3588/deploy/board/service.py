@@ -82,7 +82,8 @@ def group_lives(group: int) -> bool:
 def start(prefix: str, manifest: dict[str, Any]) -> None:
     if manifest["service"] == "systemd":
         systemctl("reset-failed", SERVICE)
-        systemctl("--no-block", "restart", SERVICE)
+        systemctl("stop", SERVICE)  # and wait: else the old daemon may still answer, and prove the new one
+        systemctl("--no-block", "start", SERVICE)
         return
     stop(prefix, manifest)
     write(prefix + "/keeper.ends", "")
