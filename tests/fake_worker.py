@@ -73,6 +73,8 @@ class Fake:
         text = frame["text"]
         if text is None:
             text = "".join(f"{message['role']}={message['content']};" for message in frame["messages"])
+        if "end here" in text:
+            os.abort()
         if "refuse this" in text:
             self.channel.send(id=frame["id"], refused="the template refuses this conversation")
             return

@@ -380,6 +380,17 @@ def test_prompts_that_cannot_be_answered(flavour: Flavour) -> None:
     run(scenario())
 
 
+def test_a_conversation_that_ends_the_worker_ends_no_more_than_two(tiny_bundles: Mapping[str, Path]) -> None:
+    async def scenario() -> None:
+        async with started(Flavour("fake", tiny_bundles["w8a8"]).engine()) as engine:
+            with pytest.raises(AnswerFailed, match="cannot be turned into a prompt"):
+                await engine.submit(job("end here"))
+            assert await ask(engine, QUESTION, 4) == "user"
+            assert (engine.status.restarts, engine.status.queued) == (2, 0)
+
+    run(scenario())
+
+
 def test_closing_lets_what_is_under_way_end(flavour: Flavour, answer: str) -> None:
     async def scenario(drain_s: float) -> list[Any]:
         engine = flavour.engine("token_ms=30")

@@ -132,15 +132,18 @@ class WorkerEngine:
         messages = None if job.messages is None else [dict(message) for message in job.messages]
         tools = None if job.tools is None else [dict(tool) for tool in job.tools]
         request = {"text": job.text, "messages": messages, "tools": tools, "variables": dict(job.template_variables)}
-        while True:
+        for attempt in (1, 2):
             worker = await self._ready_worker()
             try:
                 frame = await worker.encode(request, self._deadlines.first_token_s(0))
-            except WorkerGone:
-                continue  # it had nothing to do with this prompt, or the next one will tell
-            if "refused" in frame:
-                raise PromptRefused(frame["refused"])
-            return frame["prompt"]
+                break
+            except WorkerGone as error:
+                # Once may be somebody else's doing; what ends two workers must not end them all.
+                if attempt == 2:
+                    raise AnswerFailed(f"this conversation cannot be turned into a prompt: {error}") from error
+        if "refused" in frame:
+            raise PromptRefused(frame["refused"])
+        return frame["prompt"]
 
     async def _ready_worker(self) -> Worker:
         while self._state != "ready" or self._worker is None or self._worker.gone.done():
@@ -234,6 +237,8 @@ class WorkerEngine:
             ticket = self._queue.pop()
             if ticket is None:
                 await self._change(or_done=worker.gone)
+                continue
+            if ticket.over:  # overdue at the very moment it was queued
                 continue
             self._running = ticket
             try:

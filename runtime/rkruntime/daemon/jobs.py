@@ -110,7 +110,7 @@ class Engine(Protocol):
     async def submit(self, job: Job) -> Answer:
         """Queue a job: returns when its prompt has been counted and has a place in the queue.
 
-        Raises QueueFull, PromptTooLong, PromptRefused (the template), Unavailable, Overdue.
+        Raises QueueFull, PromptTooLong, PromptRefused (the template), Unavailable, Overdue, AnswerFailed.
         """
         ...
 
