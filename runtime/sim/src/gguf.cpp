@@ -195,6 +195,8 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
     if (!by_name_.emplace(t.name, i).second) throw Error(path_ + ": tensor " + t.name + " stands in it twice");
   }
   size_t end = tensors_.empty() ? at.at : start + next;
+  if (content_ != Content::kAdapter && size_ < end)
+    throw Error(path_ + " is truncated: it ends before its padding does; copy or convert it again");
   if (size_ > std::max(end, start)) throw Error(path_ + " has bytes after its last tensor; copy or convert it again");
 }
 
