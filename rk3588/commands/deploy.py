@@ -49,6 +49,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")
 @click.option("--no-pin", is_flag=True, help="Leave the clocks alone.")
+@click.option("--patience", type=click.IntRange(1, 3600), metavar="S", help="Until it has to answer; else by its size.")
 @click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
 @click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
 @click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
@@ -73,6 +74,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
         port=given["port"],
         pin=not given["no_pin"],
+        patience=given["patience"],
         keep=given["keep"],
         prefix=given["prefix"],
         rate=given["limit_rate"],
