@@ -253,11 +253,12 @@ class Kind:
     behaviour: str = ""
 
 
+LOST = r"the link to .* was lost|cannot reach|does not (answer|start|speak)|took no data|gave no answer"
 KINDS = {
-    "link down": Kind(link_down, r"the link to .* was lost|took no data|does not (answer|speak)|gave no answer|cannot reach"),
-    "sshd killed": Kind(sshd_killed, r"the link to .* was lost|cannot reach|does not start|does not speak SSH"),
+    "link down": Kind(link_down, LOST),
+    "sshd killed": Kind(sshd_killed, LOST),
     "disk full": Kind(disk_full, r"No space left on device|needed to send it"),
-    "board rebooted": Kind(rebooted, r"the link to .* was lost|cannot reach|does not (answer|start|speak)"),
+    "board rebooted": Kind(rebooted, LOST),
     "deployer killed": Kind(deployer_killed, r"^$"),
     "remote file changed": Kind(remote_file_changed, r"was changed on the board|is not what was announced"),
     "never ready": Kind(only_wait, r"did not prove itself: not ready after 2 s .*is back and answers", "never"),

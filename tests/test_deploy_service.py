@@ -109,6 +109,19 @@ def test_it_is_started_again_and_comes_back_after_a_reboot(scene: Scene) -> None
     scene.answer()
 
 
+def test_settings_reach_the_daemon_and_stay(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    """Greedy: so the same answer twice. What the daemon does not know, it refuses in its own words."""
+    scene.deployer.deploy(tiny_bundles["w8a8"], "--set", "temperature=0", "--set", "max_tokens=3")
+    configuration = scene.disk / "rkchatd" / "current" / "rkchatd.yaml"
+    assert "temperature: 0\nmax_tokens: 3\n" in configuration.read_text()
+    assert "state_dir: /var/lib/rkchatd\n" in configuration.read_text()
+    assert scene.answer() == scene.answer()
+    scene.deployer.deploy(tiny_bundles["fp32"])
+    assert "temperature: 0" in configuration.read_text()
+    assert "did you mean 'temperature'" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "temperatur=0")
+    assert "that one is the deployment's own" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "keys=x", code=2)
+
+
 def test_a_runtime_that_lies_at_init(scene: Scene, tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
     (tmp_path / "liar.c").write_text(LIAR)
     liar = compile_library(tmp_path / "liar.c", tmp_path / "liar.so")
@@ -145,6 +158,7 @@ def test_remove_leaves_no_trace(scene: Scene) -> None:
     root = scene.board.folder / "root"
     assert list(scene.disk.iterdir()) == []
     assert "rkchatd" not in (root / "etc" / "passwd").read_text()
+    assert not (root / "var" / "lib" / "rkchatd").exists()
     assert list((root / "etc").rglob("*rkchatd*")) == []
     assert scene.inside("systemctl", "status", "rkchatd").returncode == 4  # no such unit
     assert scene.inside("pgrep", "-fc", "[r]kchatd").stdout.strip() == "0"

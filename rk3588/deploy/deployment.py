@@ -40,6 +40,7 @@ class Options:
     port: int | None = None
     pin: bool = True
     patience: int | None = None
+    settings: Mapping[str, Any] | None = None  # of the daemon
     keep: int = plan.KEEP
     prefix: str | None = None
     rate: float | None = None  # bytes/s
@@ -172,8 +173,15 @@ def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
         port=port,
         pin=options.pin,
         patience=options.patience,
+        settings=kept_settings(board) if options.settings is None else options.settings,
         prefix=board.prefix,
     )
+
+
+def kept_settings(board: Board) -> Mapping[str, Any]:
+    """The daemon's settings as they are on the board."""
+    said = board.manifest.get("settings")
+    return dict(said) if isinstance(said, dict) else {}
 
 
 def roll_back(

@@ -12,7 +12,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional, Union
 
@@ -31,6 +31,8 @@ PREFIX = "/opt/rkchatd"
 USER_PREFIX = ".local/share/rkchatd"  # below the home folder, where there is no systemd
 RULE = "/etc/udev/rules.d/70-rkchatd.rules"
 USER = "rkchatd"
+STATE_DIR = "/var/lib/rkchatd"  # the unit's StateDirectory: loads that took the board down are remembered there
+OUR_SETTINGS = ("bundle", "library", "sim_library", "listen", "keys", "state_dir")
 PORT = 8080
 PYTHON = "/usr/bin/python3"
 LOOPBACK, LAN = "127.0.0.1", "0.0.0.0"
@@ -97,6 +99,7 @@ class Wish:
     port: int = PORT
     pin: bool = True
     patience: Optional[int] = None  # seconds until it has to answer; None: by the model's size
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the daemon, beside those that are ours
     prefix: str = PREFIX
 
 
@@ -153,7 +156,7 @@ def build(wish: Wish, facts: Facts) -> Release:
         _local("librkllmrt.so", library.path),
         _local("librksim.so", counter.path),
         _text("agent.pyz", agent_zip()),
-        _text("rkchatd.yaml", _configuration(wish)),
+        _text("rkchatd.yaml", _configuration(wish, facts)),
         *_service_files(wish, facts, patience),
     ]
     systemd = facts.systemd is not None
@@ -166,6 +169,7 @@ def build(wish: Wish, facts: Facts) -> Release:
         "listen": wish.listen,
         "port": wish.port,
         "pin": wish.pin,
+        "settings": dict(wish.settings),
         "service": "systemd" if systemd else "process",
         "user": USER if systemd else facts.user,
         "load_seconds": patience,
@@ -252,15 +256,18 @@ def _bundle_files(bundle: Bundle, simulated: bool) -> list[File]:
     return [*files, _text(f"bundle/{bundles.MANIFEST}", text)]
 
 
-def _configuration(wish: Wish) -> str:
+def _configuration(wish: Wish, facts: Facts) -> str:
     here = f"{wish.prefix}/current"
-    settings = {
+    settings: dict[str, Any] = {
         "bundle": f"{here}/bundle",
         "library": f"{here}/librkllmrt.so",
         "sim_library": f"{here}/librksim.so",
         "listen": f"{wish.listen}:{wish.port}",
         "keys": f"{wish.prefix}/keys",
     }
+    if facts.systemd is not None:
+        settings["state_dir"] = STATE_DIR
+    settings.update(wish.settings)
     return "# Written by rk3588 deploy; it belongs to this release.\n" + yaml.safe_dump(settings, sort_keys=False)
 
 

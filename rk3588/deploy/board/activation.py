@@ -19,6 +19,7 @@ from typing import Any
 from .files import current_of, load, refuse, say, sync_folder, text_of, write
 from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, systemctl, units_of
 
+STATE_DIR = "/var/lib/rkchatd"
 LOG_ROOM = 16384  # bytes
 
 
@@ -107,6 +108,8 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
             healthy = ready(old_manifest["port"])[0]
             return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
     tell(step="switch")
+    with contextlib.suppress(OSError):
+        os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
     if old_manifest and old_manifest["service"] != manifest["service"]:
         stop(prefix, old_manifest)
     switch(prefix, name)
@@ -215,6 +218,7 @@ def remove(prefix: str, rule: str, user: str) -> None:
         os.unlink(rule)
         subprocess.run(["udevadm", "control", "--reload"])
     if user:
+        shutil.rmtree(STATE_DIR, ignore_errors=True)
         subprocess.run(["userdel", user], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shutil.rmtree(prefix, ignore_errors=True)
     say(ok=not os.path.exists(prefix))
