@@ -1,7 +1,7 @@
 """`make test-aarch64`, second part: ``rkchatd.pyz`` on an aarch64 Python over the aarch64 libraries, under qemu-user.
 
-The Python is Debian's for arm64, unpacked by mmdebstrap and not installed. Greedy, the daemon has to say what the one of
-this machine says: the libraries give the same bits.
+The Python is Debian's for arm64, unpacked by mmdebstrap and not installed. Greedy, the daemon has to say what the one
+of this machine says: the libraries give the same bits.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def said(command: Sequence[str | Path], pyz: Path, bundle: Path, libraries: Path
     """What a daemon run by ``command`` answers."""
     port = sshd.free_port()
     options = ["--listen", f"127.0.0.1:{port}", "--temperature", "0", "--repeat-penalty", "1", "--patience", "20"]
-    files = ["--library", libraries / "librkllmrt.so", "--sim-library", libraries / "librksim.so"]
+    files: list[str | Path] = ["--library", libraries / "librkllmrt.so", "--sim-library", libraries / "librksim.so"]
     daemon = subprocess.Popen(
         [*command, pyz, "--bundle", bundle, *files, *options], stderr=subprocess.PIPE, start_new_session=True
     )
