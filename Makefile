@@ -27,8 +27,9 @@ lint: ready  ## ruff, mypy --strict, clang-format
 format: ready  ## clang-format over the C and C++ sources
 	@.venv/bin/clang-format -i $(C_SOURCES)
 
-bench: ready  ## speed beside llama.cpp (the first time it compiles llama.cpp: several minutes)
+bench: ready  ## speed beside llama.cpp and scp (the first time it compiles llama.cpp: several minutes)
 	@$(PY) -m tests.bench.predict_table
+	@$(PY) -m tests.bench.upload
 	@.ci/setup bench
 	@$(PY) -m tests.bench.converter_vs_llama --llama-python $(BENCH_VENV)/bin/python
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
@@ -46,9 +47,10 @@ aarch64: ready  ## the libraries for a board (glibc 2.28 or newer), cross-compil
 	  -DRKSIM_PYTHON=$(CURDIR)/$(PY) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja
 	@$(PY) -m cmake --build build/aarch64
 
-test-aarch64: aarch64  ## they give the same logits under qemu-user as here
+test-aarch64: aarch64  ## they give the same logits under qemu-user as here, and rkchatd.pyz the same answer
 	@.ci/setup qemu
 	@$(PY) -m tests.aarch64
+	@$(PY) -m tests.aarch64_daemon
 
 x86_64: ready  ## the libraries for old distributions (glibc 2.17 or newer), into build/x86_64
 	@.ci/setup zig

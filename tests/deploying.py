@@ -49,6 +49,7 @@ class Deployer:
     board: str
     daemon: Path
     home: Path
+    reach: tuple[object, ...] = ()  # options for SSH
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,9 +74,11 @@ class Deployer:
         return done
 
     def words(self, path: Path, *more: object) -> list[object]:
-        return ["deploy", path, "--board", self.board, "--runtime", "sim", "--daemon", self.daemon, "--json", *more]
+        chosen = ("--board", self.board, "--runtime", "sim", "--daemon", self.daemon)
+        return ["deploy", path, *chosen, "--json", *self.reach, *more]
 
     def start(self, path: Path, *more: object) -> subprocess.Popen[str]:
+        """A deployment on its way."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
             self.command(*self.words(path, *more)),
@@ -99,7 +102,7 @@ class Deployer:
         return done.stderr
 
     def releases(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.run("releases", self.board, "--json").stdout)
+        rows: list[dict[str, Any]] = json.loads(self.run("releases", self.board, "--json", *self.reach).stdout)
         return rows
 
     def current(self) -> str:

@@ -29,6 +29,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100
+Subsystem sftp internal-sftp
 LogLevel VERBOSE
 """
 

@@ -276,6 +276,22 @@ def test_the_wrong_kind_of_bundle(board: Deployer, bundles: dict[str, Path], tmp
     assert "only a model for the simulated runtime, which no NPU can run: give --runtime sim" in said
 
 
+def test_a_bundle_for_an_npu_with_a_library_of_the_user(
+    board: Deployer, tmp_path: Path, port: int, rkllm_library: Path
+) -> None:
+    """The library goes into the release as it is; the model for the simulated runtime stays here."""
+    npu = deploying.bundle(tmp_path, "npu", target="rk3588")
+    given = tmp_path / "librkllmrt.so"
+    given.write_bytes(rkllm_library.read_bytes()[:64] + b"rkllm-runtime version: 1.1.1\0rkllm_init\0")
+    words = ["deploy", npu, "--board", "attic", "--daemon", board.daemon, "--port", port, "--runtime", given, "--json"]
+    (row,) = json.loads(board.run(*words).stdout)
+    folder = prefix_of(board) / "releases" / row["release"]
+    assert (folder / "librkllmrt.so").read_bytes() == given.read_bytes()
+    assert json.loads((folder / "release.json").read_text())["runtime_version"] == "1.1.1"
+    assert (folder / "bundle" / "model.rkllm").stat().st_size == 300_000
+    assert deploying.answer_of(port, key_of(board)) == "npu here"
+
+
 def test_the_wrong_library(board: Deployer, tmp_path: Path, rkllm_library: Path) -> None:
     npu = deploying.bundle(tmp_path, "npu", target="rk3588")
     words = ["deploy", npu, "--board", "attic", "--daemon", board.daemon, "--runtime"]

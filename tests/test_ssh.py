@@ -356,7 +356,7 @@ def test_a_server_that_dies_is_noticed(tmp_path: Path) -> None:
 def test_the_socket_gives_up_on_silence(board: connection.SshConnection) -> None:
     sock = board.transport.sock
     assert isinstance(sock, socket.socket)
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == connection.SILENCE_SECONDS * 1000
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == config.SILENCE_SECONDS * 1000
 
 
 # ------------------------------------------------------------------------------------------------------------ sudo

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from rk3588 import bundle as bundles
 from rk3588.commands import target
@@ -49,6 +50,8 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")
 @click.option("--no-pin", is_flag=True, help="Leave the clocks alone.")
+@click.option("--patience", type=click.IntRange(1, 3600), metavar="S", help="Until it has to answer; else by its size.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the daemon; else as they are.")
 @click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
 @click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
 @click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
@@ -73,6 +76,8 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
         port=given["port"],
         pin=not given["no_pin"],
+        patience=given["patience"],
+        settings=_settings(given["settings"]),
         keep=given["keep"],
         prefix=given["prefix"],
         rate=given["limit_rate"],
@@ -86,6 +91,24 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         finally:
             drawn.end()
         _report(connection, outcome, given["only_plan"], given["as_json"])
+
+
+def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
+    """``temperature=0`` and the like; None where nothing is said. What they mean, the daemon knows on the board."""
+    if not said:
+        return None
+    found = {}
+    for text in said:
+        key, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[a-z][a-z_]*", key):
+            raise UsageError(f"--set {text!r}: give a setting of the daemon and its value, as in temperature=0")
+        if key in release.OUR_SETTINGS:
+            raise UsageError(f"--set {key}: that one is the deployment's own")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text!r}: the value is no YAML") from error
+    return found
 
 
 def _ask_exposure(connection: Connection, options: Options) -> None:

@@ -34,7 +34,7 @@ def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: 
         size = release.model_of(bundle, simulated).stat().st_size
         need = judge.Need(release.memory_needed(bundle, simulated), disk=size)
     with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        facts, prefix = deployment.look(connection, given["prefix"])
+        facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
     findings = judge.judge(facts, prefix, need, simulated)
     if as_json:
         rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]

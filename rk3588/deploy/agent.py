@@ -26,7 +26,7 @@ _BOOT = (
 )
 BLOCK = 1 << 20
 _HASH_SECONDS_PER_BYTE = 1 / 30e6  # an SD card, read once
-_BEAT_SECONDS = 5.0
+_BEAT_SECONDS = 2.0
 Progress = Callable[[int], None]
 
 
@@ -79,8 +79,8 @@ class Throttle:
     def __init__(self, rate: Optional[float]) -> None:
         self._rate = rate
         self._due = 0.0
-        # A tenth of a second's worth: a slow link is to be used evenly, and what was sent to arrive.
-        self.block = BLOCK if rate is None else max(min(BLOCK, int(rate / 10)), 1024)
+        # Small enough that a low rate is a steady one.
+        self.block = BLOCK if rate is None else max(4096, min(BLOCK, int(rate / 10)))
 
     def wait(self, size: int) -> None:
         if self._rate:
@@ -89,41 +89,59 @@ class Throttle:
             time.sleep(max(0.0, self._due - now))
 
 
-def send(connection: Connection, step: Send, throttle: Throttle, progress: Progress) -> int:
-    """Send one file, from where an earlier transfer of it stopped; returns how many bytes went over the wire.
+class Sender:
+    """Sends files through one running agent, started for the first of them."""
 
-    ``progress`` is told sizes: what is there already first, then each block.
-    """
-    session = start(connection, step.line, root=step.root)
-    greeting = session.read_line(PATIENCE + step.have * _HASH_SECONDS_PER_BYTE)
-    try:
-        offer = json.loads(greeting or b"null")
-    except ValueError:
-        offer = None
-    if not isinstance(offer, dict) or "have" not in offer:
-        result = session.finish()
-        answer(connection, Result(result.code, greeting + b"\n" + result.out, result.err))
-        raise DeployError(f"{connection.name} did not take {step.path}")
-    sent = 0
-    with _opened(step) as source:
-        offset = int(offer["have"])
-        if offset and _prefix_hash(source, offset) != offer["sha256"]:
-            offset = 0  # another file's beginning, or damaged
-        source.seek(offset)
-        progress(offset)
+    def __init__(self, connection: Connection, throttle: Throttle, progress: Progress) -> None:
+        self._connection = connection
+        self._throttle = throttle
+        self._progress = progress
+        self._session: Optional[Session] = None
+
+    def send(self, step: Send) -> int:
+        """Send one file, from where an earlier transfer of it stopped; returns how many bytes went over the wire.
+
+        Progress is told sizes: what is there already first, then each block.
+        """
+        if self._session is None:
+            self._session = start(self._connection, "receive", root=step.root)
+        session, sent = self._session, 0
         try:
-            session.send(str(offset).encode() + b"\n")
-            for block in iter(lambda: source.read(throttle.block), b""):
-                throttle.wait(len(block))
-                session.send(block)
-                sent += len(block)
-                progress(len(block))
-        except BrokenPipeError:
-            pass  # it gave up: its last words say why
-        except OSError as error:
-            raise DeployError(f"cannot read {step.file.path}: {error.strerror}") from error
-    answer(connection, session.finish(PATIENCE + step.file.size * _HASH_SECONDS_PER_BYTE))
-    return sent
+            session.send(json.dumps([step.path, step.file.size, step.file.sha256, step.file.mode]).encode() + b"\n")
+            offer = self._answer(PATIENCE + step.have * _HASH_SECONDS_PER_BYTE)
+            with _opened(step) as source:
+                offset = int(offer["have"])
+                if offset and _prefix_hash(source, offset) != offer["sha256"]:
+                    offset = 0  # another file's beginning, or damaged
+                source.seek(offset)
+                self._progress(offset)
+                session.send(str(offset).encode() + b"\n")
+                for block in _blocks(source, self._throttle.block, step.file.path):
+                    self._throttle.wait(len(block))
+                    session.send(block)
+                    sent += len(block)
+                    self._progress(len(block))
+            self._answer(PATIENCE + step.file.size * _HASH_SECONDS_PER_BYTE)
+        except BrokenPipeError:  # it gave up: its last words say why
+            answer(self._connection, session.finish())
+            raise DeployError(f"{self._connection.name} did not take {step.path}") from None
+        return sent
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        """The agent's next word; DeployError where it is a refusal or its end."""
+        assert self._session
+        line = self._session.read_line(seconds)
+        said = _last_object(line.decode("utf-8", "replace"))
+        if said is None or said.get("ok") is False:
+            result = self._session.finish()
+            answer(self._connection, Result(result.code, line + b"\n" + result.out, result.err))
+            raise DeployError(f"{self._connection.name} ended a transfer: {result.complaint}")
+        return said
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.finish()
+            self._session = None
 
 
 @contextmanager
@@ -137,6 +155,18 @@ def _opened(step: Send) -> Iterator[BinaryIO]:
         raise DeployError(f"cannot read {step.file.source}: {error.strerror}") from error
     with file:
         yield file
+
+
+def _blocks(source: BinaryIO, size: int, name: str) -> Iterator[bytes]:
+    """The rest of the file; DeployError when the disk does not give it."""
+    while True:
+        try:
+            block = source.read(size)
+        except OSError as error:
+            raise DeployError(f"cannot read {name}: {error.strerror}") from error
+        if not block:
+            return
+        yield block
 
 
 def _prefix_hash(source: BinaryIO, size: int) -> str:
@@ -164,7 +194,7 @@ def locked(
         result = session.finish()
         answer(connection, Result(result.code, said + b"\n" + result.out, result.err))
     done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(session, done), daemon=True)
+    beat = threading.Thread(target=_beat, args=(connection, session, done), daemon=True)
     beat.start()
     try:
         yield
@@ -177,9 +207,10 @@ def locked(
             session.kill()
 
 
-def _beat(session: Session, done: threading.Event) -> None:
+def _beat(connection: Connection, session: Session, done: threading.Event) -> None:
     while not done.wait(_BEAT_SECONDS):
         try:
             session.send(b"\n")
         except (OSError, ConnectError):
-            return  # the next step says so
+            connection.end("the board's lock was lost, as nothing was heard from here for a while: run it again")
+            return

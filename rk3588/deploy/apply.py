@@ -36,16 +36,17 @@ class Watcher:
 
 def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None) -> None:
     """Run all steps; DeployError or ConnectError says which one failed and why, ``done`` how far it came."""
-    throttle = agent.Throttle(rate)
+    sender = agent.Sender(connection, agent.Throttle(rate), watcher.sent)
     for step in plan.steps:
         watcher.step(step)
         if isinstance(step, Send):
-            done.bytes_sent += agent.send(connection, step, throttle, watcher.sent)
+            done.bytes_sent += sender.send(step)
         elif isinstance(step, Activate):
             _activate(step, connection, watcher)
         else:
             _command(step, connection)
         done.commands += 1
+    sender.close()
 
 
 def _command(step: Command, connection: Connection) -> None:

@@ -125,6 +125,11 @@ class Connection(ABC):
         self._ask = ask
         self._sudo: Optional[tuple[str, bytes]] = None  # the words before a command, and the line it reads first
         self._user_id: Optional[int] = None
+        self._ended = ""
+
+    def end(self, reason: str) -> None:
+        """Start nothing more; what is tried fails for this reason."""
+        self._ended = reason
 
     @abstractmethod
     def _start(self, line: str) -> Session:
@@ -152,6 +157,8 @@ class Connection(ABC):
 
     def start(self, line: str, *, root: bool = False) -> Session:
         """A running command; with ``root`` through sudo, whose password is asked for the first time it is needed."""
+        if self._ended:
+            raise ConnectError(f"{self.name}: {self._ended}")
         if not root or self.user_id == 0:
             return self._start(shell.wrapped(line))
         words, secret = self._rights()

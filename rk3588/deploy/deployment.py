@@ -39,6 +39,8 @@ class Options:
     listen: str | None = None
     port: int | None = None
     pin: bool = True
+    patience: int | None = None
+    settings: Mapping[str, Any] | None = None  # of the daemon
     keep: int = plan.KEEP
     prefix: str | None = None
     rate: float | None = None  # bytes/s
@@ -75,11 +77,11 @@ class Outcome:
     manifest: Mapping[str, Any]  # of the wanted release
 
 
-def look(connection: Connection, prefix: str | None = None) -> tuple[Facts, str]:
+def look(connection: Connection, prefix: str | None = None, thorough: bool = False) -> tuple[Facts, str]:
     """The board's facts, and where its releases lie."""
     if prefix is not None:
         plan.check_prefix(prefix)
-    found = facts.parse(facts.gather(connection, prefix or release.PREFIX))
+    found = facts.parse(facts.gather(connection, prefix or release.PREFIX, thorough))
     if prefix is None:
         prefix = release.PREFIX if found.systemd is not None else f"{found.home}/{release.USER_PREFIX}"
     return found, plan.check_prefix(prefix)
@@ -170,8 +172,16 @@ def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
         listen=listen,
         port=port,
         pin=options.pin,
+        patience=options.patience,
+        settings=kept_settings(board) if options.settings is None else options.settings,
         prefix=board.prefix,
     )
+
+
+def kept_settings(board: Board) -> Mapping[str, Any]:
+    """The daemon's settings as they are on the board."""
+    said = board.manifest.get("settings")
+    return dict(said) if isinstance(said, dict) else {}
 
 
 def roll_back(

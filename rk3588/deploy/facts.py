@@ -127,6 +127,7 @@ class Fact:
     command: str
     parse: Callable[[str], Any]
     root: bool = False
+    slow: bool = False  # for the doctor only: a deployment does not need it
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -287,6 +288,7 @@ FACTS: tuple[Fact, ...] = (
         'while read -r s; do printf "%s\\t%s\\n" "$f" "$s"; done; done',
         _libraries,
         root=True,
+        slow=True,
     ),
     Fact("open_files", "ulimit -Hn", _whole),
     Fact("user", "id -un", _one),
@@ -303,6 +305,7 @@ FACTS: tuple[Fact, ...] = (
         "case $last in *'Journal stopped'*|*systemd-shutdown*) echo clean;; *) echo crash;; esac; done",
         _crashes,
         root=True,
+        slow=True,
     ),
     Fact("listening", "cat /proc/net/tcp /proc/net/tcp6 | grep ' 0A '", _listening),
     Fact("addresses", "hostname -I | tr ' ' '\\n'", _lines),
@@ -310,8 +313,8 @@ FACTS: tuple[Fact, ...] = (
 )  # fmt: skip
 
 
-def gather(connection: Connection, prefix: str) -> dict[str, str]:
-    """The raw answers of all facts, for releases below ``prefix``.
+def gather(connection: Connection, prefix: str, thorough: bool = False) -> dict[str, str]:
+    """The raw answers of all facts, for releases below ``prefix``; the slow ones only if it is to be ``thorough``.
 
     Facts that need root are left out where the user has no way to become it.
     """
@@ -325,7 +328,8 @@ def gather(connection: Connection, prefix: str) -> dict[str, str]:
     for root in (False, True):
         if root and raw["sudo"] == "none":
             continue
-        raw.update(_ask(connection, [fact for fact in FACTS if fact.root is root], prefix, root))
+        wanted = [fact for fact in FACTS if fact.root is root and (thorough or not fact.slow)]
+        raw.update(_ask(connection, wanted, prefix, root))
     return raw
 
 

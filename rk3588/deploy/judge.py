@@ -177,9 +177,9 @@ def _disk(facts: Facts, prefix: str, need: Need) -> Iterator[Finding]:
         )
     if facts.disk_free is None:
         return
-    free = f"{_gb(facts.disk_free)} GB free at {prefix}"
+    free = f"{_size(facts.disk_free)} free at {prefix}"
     if need.disk > facts.disk_free:
-        text = f"{_gb(need.disk)} GB are to be sent, {free}"
+        text = f"{_size(need.disk)} are needed to send it, {free}"
         yield Finding("refuse", "disk", text, "rk3588 releases HOST shows what is there; or give --prefix")
     elif facts.inodes_free is not None and 0 < facts.inodes_free < 100:
         yield Finding("refuse", "disk", f"{facts.inodes_free} inodes left at {prefix}", "delete small files there")
@@ -262,6 +262,10 @@ def _span(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _gb(size: Optional[int]) -> str:

@@ -20,6 +20,7 @@ from .shell import command
 
 _PREFIX = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.][A-Za-z0-9._-]*){2,40}")  # in units, % and blanks mean something
 KEEP = 3
+SLOWEST_DISK = 10e6  # bytes/s
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def _content(state: State, release: Release, prefix: str, systemd: bool) -> Iter
             places[file.sha256] = path
     text = release.text.encode()
     line = command("finish", prefix, release.id)
-    yield Command(line, "complete: becomes a release", root=systemd, stdin=text, agent=True, seconds=300)
+    seconds = 300 + release.size / SLOWEST_DISK
+    yield Command(line, "hashed once more, it becomes a release", root=systemd, stdin=text, agent=True, seconds=seconds)
 
 
 def _places(state: State, prefix: str) -> dict[str, str]:
@@ -237,9 +239,10 @@ def _activate(prefix: str, name: str, seconds: int, systemd: bool, beside: str) 
 
 
 def _pruning(state: State, release: Release, prefix: str, keep: int, systemd: bool) -> Iterator[Step]:
-    """Old releases, and what failed deployments left. The one before always stays."""
-    kept = list(dict.fromkeys(name for name in (release.id, state.current) if name))  # often one and the same
-    kept += [name for name in latest_first(state) if name not in kept and state.releases[name]["proven"]]
+    """Old releases, and what failed deployments left. The one before stays, unless it could not serve again."""
+    before = [state.current] if state.current and _may_serve_again(state, state.current) else []
+    kept = list(dict.fromkeys((release.id, *before)))
+    kept += [name for name in latest_first(state) if name not in kept and _may_serve_again(state, name)]
     surplus = [f"{prefix}/releases/{name}" for name in sorted(state.releases) if name not in kept[: max(keep, 2)]]
     surplus += [f"{prefix}/incoming/{name}" for name in sorted(state.incoming) if name != release.id]
     damaged = state.releases.get(release.id) is not None and not _is_whole(state, release)
@@ -247,6 +250,12 @@ def _pruning(state: State, release: Release, prefix: str, keep: int, systemd: bo
         surplus.append(f"{prefix}/incoming/.damaged-{release.id}")
     if surplus:
         yield Command(command("rm", "-rf", "--", *surplus), "no longer needed", root=systemd, seconds=300)
+
+
+def _may_serve_again(state: State, name: str) -> bool:
+    """Whether it could be gone back to: it answered once, and no file of it has changed."""
+    there = state.releases[name]
+    return bool(there["proven"]) and all(_file_ok(state, name, path) for path in there["manifest"]["files"])
 
 
 def latest_first(state: State) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional, Union
 
@@ -31,6 +31,8 @@ PREFIX = "/opt/rkchatd"
 USER_PREFIX = ".local/share/rkchatd"  # below the home folder, where there is no systemd
 RULE = "/etc/udev/rules.d/70-rkchatd.rules"
 USER = "rkchatd"
+STATE_DIR = "/var/lib/rkchatd"  # the unit's StateDirectory: loads that took the board down are remembered there
+OUR_SETTINGS = ("bundle", "library", "sim_library", "listen", "keys", "state_dir")
 PORT = 8080
 PYTHON = "/usr/bin/python3"
 LOOPBACK, LAN = "127.0.0.1", "0.0.0.0"
@@ -48,6 +50,7 @@ delay=1
 while :; do
   @COMMAND@
   echo "$?" >> @ENDS@
+  [ "$(wc -c < @LOG@)" -lt 5000000 ] || : > @LOG@
   sleep $delay
   [ $delay -ge 60 ] || delay=$((delay * 2))
 done
@@ -95,6 +98,8 @@ class Wish:
     listen: str = LOOPBACK
     port: int = PORT
     pin: bool = True
+    patience: Optional[int] = None  # seconds until it has to answer; None: by the model's size
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the daemon, beside those that are ours
     prefix: str = PREFIX
 
 
@@ -140,7 +145,7 @@ def agent_zip() -> bytes:
 def build(wish: Wish, facts: Facts) -> Release:
     """The release for this board; DeployError or LibraryError in one sentence if there cannot be one."""
     simulated = wish.runtime is None
-    size = model_of(wish.bundle, simulated).stat().st_size
+    patience = wish.patience or load_seconds(model_of(wish.bundle, simulated).stat().st_size)
     library = _library(wish.runtime or wish.sim_runtime, facts, "--runtime")
     counter = _library(wish.sim_library, facts, "--sim-library")
     if not simulated:
@@ -151,8 +156,8 @@ def build(wish: Wish, facts: Facts) -> Release:
         _local("librkllmrt.so", library.path),
         _local("librksim.so", counter.path),
         _text("agent.pyz", agent_zip()),
-        _text("rkchatd.yaml", _configuration(wish)),
-        *_service_files(wish, facts, size),
+        _text("rkchatd.yaml", _configuration(wish, facts)),
+        *_service_files(wish, facts, patience),
     ]
     systemd = facts.systemd is not None
     manifest: dict[str, Any] = {
@@ -164,9 +169,10 @@ def build(wish: Wish, facts: Facts) -> Release:
         "listen": wish.listen,
         "port": wish.port,
         "pin": wish.pin,
+        "settings": dict(wish.settings),
         "service": "systemd" if systemd else "process",
         "user": USER if systemd else facts.user,
-        "load_seconds": load_seconds(size),
+        "load_seconds": patience,
         "command": _command(wish, facts),
         "files": {file.path: {"sha256": file.sha256, "size": file.size, "mode": file.mode} for file in files},
     }
@@ -250,15 +256,18 @@ def _bundle_files(bundle: Bundle, simulated: bool) -> list[File]:
     return [*files, _text(f"bundle/{bundles.MANIFEST}", text)]
 
 
-def _configuration(wish: Wish) -> str:
+def _configuration(wish: Wish, facts: Facts) -> str:
     here = f"{wish.prefix}/current"
-    settings = {
+    settings: dict[str, Any] = {
         "bundle": f"{here}/bundle",
         "library": f"{here}/librkllmrt.so",
         "sim_library": f"{here}/librksim.so",
         "listen": f"{wish.listen}:{wish.port}",
         "keys": f"{wish.prefix}/keys",
     }
+    if facts.systemd is not None:
+        settings["state_dir"] = STATE_DIR
+    settings.update(wish.settings)
     return "# Written by rk3588 deploy; it belongs to this release.\n" + yaml.safe_dump(settings, sort_keys=False)
 
 
@@ -267,9 +276,10 @@ def _command(wish: Wish, facts: Facts) -> list[str]:
     return [facts.python_path or PYTHON, f"{here}/rkchatd.pyz", "--config", f"{here}/rkchatd.yaml"]
 
 
-def _service_files(wish: Wish, facts: Facts, model_size: int) -> list[File]:
+def _service_files(wish: Wish, facts: Facts, patience: int) -> list[File]:
     if facts.systemd is None:
         keeper = _KEEPER.replace("@COMMAND@", command(*_command(wish, facts)))
+        keeper = keeper.replace("@LOG@", command(f"{wish.prefix}/rkchatd.log"))
         return [_text("keep.sh", keeper.replace("@ENDS@", command(f"{wish.prefix}/keeper.ends")), 0o755)]
     # The real runtime moves itself to the big cores; the simulated one would stay where it is put.
     little = facts.little_cpus if wish.runtime else ()
@@ -279,14 +289,15 @@ def _service_files(wish: Wish, facts: Facts, model_size: int) -> list[File]:
         "COMMAND": command(*_command(wish, facts)),
         "USER": USER,
         "GROUPS": f"SupplementaryGroups={npu_group(facts)}" if npu_group(facts) != USER else "",
-        "LOAD": str(load_seconds(model_size)),
+        "LOAD": str(patience),
+        "BACKOFF": "RestartSteps=6\nRestartMaxDelaySec=300" if facts.systemd >= 254 else "",
         "AFFINITY": f"CPUAffinity={' '.join(map(str, little))}" if little else "",
     }
-    files = [_text("rkchatd.service", _filled("rkchatd.service", values))]
+    files = [_text("rkchatd.service", filled("rkchatd.service", values))]
     if wish.pin and facts.clocks and wish.runtime is not None:
         script = Path(__file__).parent / "board" / "clocks.py"
         files += [
-            _text("rkchatd-clocks.service", _filled("rkchatd-clocks.service", values)),
+            _text("rkchatd-clocks.service", filled("rkchatd-clocks.service", values)),
             _text("clocks.py", script.read_bytes()),
         ]
     return files
@@ -298,10 +309,10 @@ def npu_group(facts: Facts) -> str:
 
 
 def _rule(facts: Facts) -> str:
-    return _filled("70-rkchatd.rules", {"GROUP": npu_group(facts)})
+    return filled("70-rkchatd.rules", {"GROUP": npu_group(facts)})
 
 
-def _filled(name: str, values: Mapping[str, str]) -> str:
+def filled(name: str, values: Mapping[str, str]) -> str:
     """A template of ``data/`` with @NAME@ replaced; a line that held only an empty one goes."""
     lines = []
     for line in packaged(f"data/{name}").read_text(encoding="utf-8").splitlines():

@@ -142,6 +142,7 @@ def main(folder: Path) -> None:
         while True:
             select.select([listener], [], [])
             connection, _ = listener.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=session, args=(connection, host_key, login), daemon=True).start()
 
 

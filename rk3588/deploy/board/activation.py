@@ -19,6 +19,9 @@ from typing import Any
 from .files import current_of, load, refuse, say, sync_folder, text_of, write
 from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, systemctl, units_of
 
+STATE_DIR = "/var/lib/rkchatd"
+LOG_ROOM = 16384  # bytes
+
 
 def switch(prefix: str, name: str) -> None:
     """Make NAME the current release and start it. Its units go where systemd looks, those of no release away."""
@@ -92,6 +95,10 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     old: str = before["old"] if before else current_of(prefix)
     old_manifest = load(f"{prefix}/releases/{old}/release.json") if old else {}
     manifest = load(f"{prefix}/releases/{name}/release.json")
+    # A number and not the time: clocks of boards without a battery jump. Written now: later the disk may be full.
+    numbers = [text_of(path) for path in glob.glob(prefix + "/releases/*/.proven")]
+    last = max((int(text) for text in numbers if text.isdigit()), default=0)
+    write(f"{prefix}/releases/{name}/.proving", str(last + 1))
     write(marker, json.dumps({"old": old, "new": name, "boot": text_of("/proc/sys/kernel/random/boot_id").strip()}))
     if side_by_side and old_manifest and old != name:
         tell(step="trial")
@@ -101,6 +108,8 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
             healthy = ready(old_manifest["port"])[0]
             return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
     tell(step="switch")
+    with contextlib.suppress(OSError):
+        os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
     if old_manifest and old_manifest["service"] != manifest["service"]:
         stop(prefix, old_manifest)
     switch(prefix, name)
@@ -109,10 +118,7 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
         if manifest["service"] == "systemd":
             places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
             systemctl("enable", *map(os.path.basename, places))
-        # A number and not the time: clocks of boards without a battery jump.
-        numbers = [text_of(path) for path in glob.glob(prefix + "/releases/*/.proven")]
-        last = max((int(text) for text in numbers if text.isdigit()), default=0)
-        write(f"{prefix}/releases/{name}/.proven", str(last + 1))
+        os.replace(f"{prefix}/releases/{name}/.proving", f"{prefix}/releases/{name}/.proven")
         os.unlink(marker)
         return {"ok": True, "current": name}
     words = last_words(prefix, manifest)
@@ -146,11 +152,15 @@ def take_away(prefix: str, manifest: dict[str, Any]) -> None:
 def activate(prefix: str, name: str, side_by_side: str = "") -> None:
     """Run the activation in a process of its own and tell what it says; it goes on when the connection ends."""
     log_path = prefix + "/activation.log"
-    log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    log = os.open(log_path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(log, 0)
+        os.pwrite(log, b" " * LOG_ROOM, 0)  # so that a disk that fills up meanwhile does not silence it
     except BlockingIOError:
         refuse("an activation is still going on there: wait for it, then run the same command again")
+    except OSError as error:
+        refuse(f"cannot write {log_path}: {error.strerror}")
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -164,22 +174,29 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
             os.write(log, json.dumps(words).encode() + b"\n")
 
         try:
-            tell(**activation(prefix, name, bool(side_by_side), tell))
-        except BaseException as error:
-            what = f"{type(error).__name__}: {error}"
-            now = load(prefix + "/current/release.json")
-            healthy = bool(now) and ready(now["port"])[0]
-            tell(ok=False, error=what, log=[], current=current_of(prefix), old_healthy=healthy)
-        os._exit(0)
+            os.lseek(log, 0, os.SEEK_SET)
+            told_activation(prefix, name, bool(side_by_side), tell)
+        finally:
+            os._exit(0)
     offset, done = 0, False
     while not done:
         done = os.waitpid(child, os.WNOHANG)[0] == child
-        text = os.pread(log, 1 << 16, offset)
-        offset += len(text)
-        sys.stdout.write(text.decode())
+        whole, end, _ = os.pread(log, 1 << 16, offset).rpartition(b"\n")
+        offset += len(whole + end)
+        sys.stdout.write((whole + end).decode())
         sys.stdout.flush()
-        time.sleep(0 if text else 0.1)
-    sys.exit(0 if b'"ok": true' in text_of(log_path).encode() else 1)
+        time.sleep(0 if whole else 0.05)
+
+
+def told_activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., None]) -> None:
+    """The activation, with its outcome told whatever happens."""
+    try:
+        tell(**activation(prefix, name, side_by_side, tell))
+    except Exception as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        now = load(prefix + "/current/release.json")
+        healthy = bool(now) and ready(now["port"])[0]
+        tell(ok=False, error=what, log=[], current=current_of(prefix), old_healthy=healthy)
 
 
 def guard(prefix: str) -> None:
@@ -201,6 +218,7 @@ def remove(prefix: str, rule: str, user: str) -> None:
         os.unlink(rule)
         subprocess.run(["udevadm", "control", "--reload"])
     if user:
+        shutil.rmtree(STATE_DIR, ignore_errors=True)
         subprocess.run(["userdel", user], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shutil.rmtree(prefix, ignore_errors=True)
     say(ok=not os.path.exists(prefix))

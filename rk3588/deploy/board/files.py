@@ -16,6 +16,8 @@ from typing import Any, NoReturn, cast
 
 BLOCK = 1 << 20
 SILENCE = 60  # seconds without a byte: the sender is gone
+LOCK_SILENCE = 8  # seconds without a beat of the deployer, which comes every two
+PATIENCE = 900  # seconds without a file: other steps of the plan may take their time
 SYNC_EVERY = 64 << 20
 DISK_FULL = 28  # ENOSPC
 
@@ -111,11 +113,21 @@ def incoming_state(folder: str) -> dict[str, Any]:
     return found
 
 
-def receive(path: str, size_text: str, digest: str, mode: str) -> None:
-    """Take one file from stdin into PATH, going on where a broken transfer stopped if the sender agrees."""
-    size, stdin = int(size_text), cast(io.BufferedReader, sys.stdin.buffer)
+def receive() -> None:
+    """Take files from stdin, each announced by a line of JSON: path, size, SHA-256, mode."""
+    stdin = cast(io.BufferedReader, sys.stdin.buffer)
+    while True:
+        signal.alarm(PATIENCE)
+        line = stdin.readline()
+        if not line:
+            return
+        path, size, digest, mode = json.loads(line)
+        receive_one(stdin, path, size, digest, mode)
+
+
+def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mode: int) -> None:
+    """Take one file into PATH, going on where a broken transfer stopped if the sender agrees."""
     part = path + ".part"
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,6 +135,7 @@ def receive(path: str, size_text: str, digest: str, mode: str) -> None:
         refuse(f"another transfer still writes {part}: wait a minute")
     except OSError as error:
         refuse(f"cannot write {part}: {error.strerror}")
+    signal.alarm(0)
     hashed, have = hashlib.sha256(), 0
     while have < min(size, os.fstat(out).st_size):
         block = os.pread(out, min(BLOCK, size - have), have)
@@ -146,8 +159,9 @@ def receive(path: str, size_text: str, digest: str, mode: str) -> None:
         os.unlink(part)
         found = hashed.hexdigest()[:12]
         refuse(f"{os.path.basename(path)} is not what was announced: its SHA-256 is {found}… as it came to the board")
-    os.fchmod(out, int(mode, 8))
+    os.fchmod(out, mode)
     os.rename(part, path)
+    os.close(out)
     sync_folder(os.path.dirname(path))
     say(ok=True)
 
@@ -196,8 +210,11 @@ def finish(prefix: str, name: str) -> None:
     manifest = json.loads(text)
     for path, wanted in manifest["files"].items():
         full = os.path.join(folder, path)
-        if not os.path.isfile(full) or os.path.getsize(full) != wanted["size"]:
-            refuse(f"{full} is missing or of the wrong size: run the same command again")
+        # From the disk once more: what was hashed on its way may have been changed since.
+        if not os.path.isfile(full) or digest_of(full) != wanted["sha256"]:
+            if os.path.isfile(full) and os.lstat(full).st_nlink == 1:
+                os.unlink(full)
+            refuse(f"{full} is missing or was changed on the board meanwhile: run the same command again")
     for path in list(walk(folder)):
         if path not in manifest["files"]:
             os.unlink(os.path.join(folder, path))
@@ -216,16 +233,23 @@ def finish(prefix: str, name: str) -> None:
 def lock(path: str, who: str, prefix: str) -> None:
     """Hold the lock as long as the deployer shows that it lives. First an activation that still goes on may end."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        refuse(f"a deployment by {os.pread(handle, 200, 0).decode('utf-8', 'replace') or 'somebody'} is going on there")
+    # One whose link broke holds it until its silence is noticed.
+    deadline = time.monotonic() + LOCK_SILENCE + 4
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(handle, 200, 0).decode("utf-8", "replace") or "somebody"
+                refuse(f"a deployment by {holder} is going on there")
+        time.sleep(0.2)
     os.ftruncate(handle, 0)
     os.pwrite(handle, who.encode(), 0)
     settle(prefix)
     say(ok=True)
     while True:
-        signal.alarm(SILENCE)  # killed by it: the lock falls with the process
+        signal.alarm(LOCK_SILENCE)  # killed by it: the lock falls with the process
         if not sys.stdin.buffer.readline():
             return
 

@@ -18,6 +18,7 @@ from .files import text_of, write
 
 UNITS = "/etc/systemd/system"
 SERVICE = "rkchatd.service"
+POLL = 0.15  # seconds between looks at a daemon on trial
 RESTARTS = 3  # ends of a daemon on trial after which more patience is of no use
 
 
@@ -158,7 +159,7 @@ def prove(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], 
         if fine:
             return chat(prefix, port, max(30.0, deadline - time.monotonic()))
         reason = brief(said)
-        time.sleep(0.3)
+        time.sleep(POLL)
     return f"not ready after {manifest['load_seconds']} s ({reason})"
 
 

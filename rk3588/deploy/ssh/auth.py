@@ -45,7 +45,7 @@ def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
                 if _password_works(transport, target, secret):
                     return
     except (paramiko.SSHException, EOFError, OSError) as error:
-        raise ConnectError(f"{target.name}: the server ended the login as {target.user}: {error}") from error
+        raise ConnectError(f"cannot reach {target.name}: the login as {target.user} broke off ({error})") from error
     offered = ", ".join(tried) or "nothing, as no key file, agent or terminal is there"
     raise ConnectError(
         f"{target.name} does not let {target.user} in (tried: {offered}). Is the user right? A key is brought there "
@@ -59,7 +59,7 @@ def _allowed(transport: paramiko.Transport, target: Target) -> set[str]:
     except paramiko.BadAuthenticationType as error:
         return set(error.allowed_types)
     except paramiko.AuthenticationException:
-        pass
+        _refused(transport)
     return {"publickey", "password"}
 
 
@@ -119,11 +119,18 @@ def _works(transport: paramiko.Transport, target: Target, key: paramiko.PKey) ->
     try:
         return not transport.auth_publickey(target.user, key)  # an empty list: nothing more is asked for
     except paramiko.AuthenticationException:
-        return False
+        return _refused(transport)
 
 
 def _password_works(transport: paramiko.Transport, target: Target, secret: str) -> bool:
     try:
         return not transport.auth_password(target.user, secret)
     except paramiko.AuthenticationException:
-        return False
+        return _refused(transport)
+
+
+def _refused(transport: paramiko.Transport) -> bool:
+    """False; EOFError where it was the link that ended, which paramiko tells in the same words."""
+    if not transport.is_active():
+        raise EOFError("the link was lost")
+    return False

@@ -20,6 +20,7 @@ USER_KNOWN = "~/.ssh/known_hosts"
 SYSTEM_KNOWN = "/etc/ssh/ssh_known_hosts"
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 CONNECT_SECONDS = 15.0
+SILENCE_SECONDS = 20.0
 _DEPTH = 16  # of Include, as in OpenSSH
 _LINE = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.*?)\s*$")
 _SPEC = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\s@-][^:\s@]*)(?::(?P<port>\d{1,5}))?")
@@ -41,6 +42,7 @@ class Target:
     hash_names: bool
     key_alias: Optional[str]
     connect_timeout: float
+    silence: float = SILENCE_SECONDS  # seconds without a sign of life after which the link counts as lost
 
     @property
     def known_as(self) -> str:
@@ -70,8 +72,9 @@ def resolve(spec: str, config: Optional[Path] = None) -> Target:
     command = str(found.get("proxycommand", "none"))
     try:
         set_port, seconds = int(found.get("port", 22)), float(found.get("connecttimeout", CONNECT_SECONDS))
+        interval, count = float(found.get("serveraliveinterval", 0)), int(found.get("serveralivecountmax", 3))
     except ValueError as error:
-        raise ConnectError(f"ssh's configuration for {host} has a Port or ConnectTimeout that is no number") from error
+        raise ConnectError(f"ssh's configuration for {host} has a number that is none (Port, a timeout)") from error
     return Target(
         name=spec,
         address=str(found.get("hostname", host)),
@@ -85,6 +88,7 @@ def resolve(spec: str, config: Optional[Path] = None) -> Target:
         hash_names=str(found.get("hashknownhosts", "no")).lower() == "yes",
         key_alias=str(found["hostkeyalias"]) if "hostkeyalias" in found else None,
         connect_timeout=seconds,
+        silence=interval * count or SILENCE_SECONDS,
     )
 
 

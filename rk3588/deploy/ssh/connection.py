@@ -20,8 +20,8 @@ from .auth import log_in
 from .config import Target, resolve
 from .hostkeys import Accept, KnownHosts
 
-SILENCE_SECONDS = 20  # unacknowledged data for so long: the link is down
-_KEEPALIVE_SECONDS = 5
+_KEEPALIVES = 4  # in the time of silence after which a link counts as lost
+_DISK_STALL = 40.0  # a card that erases blocks takes nothing for a while
 _LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
 _WINDOW = 1 << 24
 _BLOCK = 1 << 18
@@ -78,7 +78,7 @@ def _socket(target: Target, way: Way) -> Any:
         if way.transports:
             to, origin = (target.address, target.port), ("127.0.0.1", 0)
             channel = way.transports[-1].open_channel("direct-tcpip", to, origin, timeout=target.connect_timeout)
-            channel.settimeout(SILENCE_SECONDS)
+            channel.settimeout(target.silence)
             return channel
         if target.proxy_command:
             return _proxied(target.proxy_command, way)
@@ -91,7 +91,7 @@ def _socket(target: Target, way: Way) -> Any:
         through = " through its jump host" if way.transports else ""
         raise ConnectError(f"cannot reach {where}{through}: {getattr(error, 'strerror', None) or error}") from error
     # Without it a write blocks for ever once the cable is out.
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(target.silence * 1000))
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return plain
 
@@ -116,37 +116,38 @@ def _transport(target: Target, sock: Any, ask: Ask, accept: Accept) -> paramiko.
     except BaseException:
         transport.close()
         raise
-    transport.set_keepalive(_KEEPALIVE_SECONDS)
+    transport.set_keepalive(max(1, int(target.silence / _KEEPALIVES)))
     return transport
 
 
 class SshSession(Session):
-    def __init__(self, what: str, channel: paramiko.Channel) -> None:
+    def __init__(self, what: str, channel: paramiko.Channel, patience: float) -> None:
         super().__init__(what)
         self._channel = channel
+        self._patience = patience
         self._read_from(channel.recv, channel.recv_stderr)
 
     def send(self, data: Data) -> None:
         view = memoryview(data)
-        self._channel.settimeout(3.0 * SILENCE_SECONDS)  # the readers end with the channel, whatever this says
+        self._channel.settimeout(self._patience)  # the readers end with the channel, whatever this says
         while view:
             try:
                 sent = self._channel.send(view[:_BLOCK])  # type: ignore[arg-type]
             except (TimeoutError, socket.timeout) as error:
-                raise ConnectError(f"{self.what} took no data for {3 * SILENCE_SECONDS} s") from error
-            except (OSError, EOFError, paramiko.SSHException) as error:  # EOFError: the transport has just ended
+                raise ConnectError(f"{self.what} took no data for {self._patience:.0f} s") from error
+            except (OSError, EOFError, paramiko.SSHException) as error:
                 self._lost_or_ended(error)
             if not sent:
                 self._lost_or_ended(None)
             view = view[sent:]
 
     def _lost_or_ended(self, cause: Optional[Exception]) -> None:
-        if not self._channel.get_transport().is_active():
+        if isinstance(cause, EOFError) or not self._channel.get_transport().is_active():
             raise ConnectError(f"the link to {self.what} was lost: run the same command again, it goes on from there")
         raise BrokenPipeError from cause
 
     def end_input(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             self._channel.shutdown_write()
 
     def exit_code(self, timeout: float) -> Optional[int]:
@@ -183,7 +184,7 @@ class SshConnection(Connection):
             if not self.transport.is_active():
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
             raise ConnectError(f"{self.name} does not start a command: {error}") from error
-        return SshSession(self.name, channel)
+        return SshSession(self.name, channel, _DISK_STALL + self.target.silence)
 
     @property
     def cipher(self) -> str:

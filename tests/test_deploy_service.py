@@ -1,0 +1,186 @@
+"""The real daemon as a service of systemd, on a board with OpenSSH and sudo: what it may do, and what ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("paramiko")
+
+from rk3588.boards import catalogue
+from rk3588.deploy import release
+from rk3588.simboard import control, nspawn
+from tests import campaign
+from tests.campaign import Scene
+from tests.deploying import Deployer
+from tests.fakes import ROOT, compile_library
+
+pytestmark = [
+    pytest.mark.usefixtures("board_watch"),
+    pytest.mark.skipif(bool(nspawn.missing()), reason=nspawn.missing() or "-"),
+]
+
+# Says at init that all is well and dies of the first prompt, as the real one does with a model of another version.
+LIAR = """
+#include <stdlib.h>
+#include "rkllm.h"
+#define EXPORT __attribute__((visibility("default")))
+EXPORT RKLLMParam rkllm_createDefaultParam(void) { RKLLMParam p = {0}; return p; }
+EXPORT int rkllm_init(LLMHandle *h, RKLLMParam *p, LLMResultCallback c) { (void)p, (void)c; *h = h; return 0; }
+EXPORT int rkllm_load_lora(LLMHandle h, RKLLMLoraAdapter *l) { (void)h, (void)l; return 0; }
+EXPORT int rkllm_load_prompt_cache(LLMHandle h, const char *p) { (void)h, (void)p; return 0; }
+EXPORT int rkllm_release_prompt_cache(LLMHandle h) { (void)h; return 0; }
+EXPORT int rkllm_destroy(LLMHandle h) { (void)h; return 0; }
+EXPORT int rkllm_run(LLMHandle h, RKLLMInput *i, RKLLMInferParam *p, void *u) {
+  (void)h, (void)i, (void)p, (void)u;
+  abort();
+}
+EXPORT int rkllm_run_async(LLMHandle h, RKLLMInput *i, RKLLMInferParam *p, void *u) { return rkllm_run(h, i, p, u); }
+EXPORT int rkllm_abort(LLMHandle h) { (void)h; return 0; }
+EXPORT int rkllm_is_running(LLMHandle h) { (void)h; return 1; }
+const char *const version = "rkllm-runtime version: 1.1.1";
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this module's boards are kept."""
+    folder = tmp_path_factory.mktemp("boards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pyz") / "rkchatd.pyz"
+    subprocess.run([sys.executable, ROOT / "runtime" / "tools" / "make_pyz.py", path], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scene(home: Path, daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A fresh board, reached by its name."""
+    board = nspawn.up("shelf", catalogue().board("rock-5b"))
+    yield Scene(board, Deployer("shelf", daemon, home), tmp_path_factory.mktemp("shelf"), random.Random(1))
+    control.down("shelf")
+
+
+def test_the_real_daemon_from_nothing_to_the_next_model(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    first = scene.deployer.deploy(tiny_bundles["w8a8"])
+    scene.answer()
+    assert scene.deployer.deploy(tiny_bundles["w8a8"]) == {**first, "commands": 0, "bytes_sent": 0}
+    scene.deployer.deploy(tiny_bundles["fp32"])
+    assert [(row["dtype"], row["current"]) for row in scene.deployer.releases()] == [("fp32", True), ("w8a8", False)]
+    (row,) = json.loads(scene.deployer.run("rollback", "shelf", "--json").stdout)
+    assert row["release"] == first["release"]
+    scene.answer()
+
+
+def test_it_runs_as_nobody_in_particular(scene: Scene) -> None:
+    shown = scene.inside("systemctl", "show", "rkchatd", "-pUser,Type,WatchdogUSec,LimitNOFILE,ActiveState").stdout
+    assert "User=rkchatd" in shown
+    assert "Type=notify" in shown
+    assert "WatchdogUSec=1min" in shown
+    assert "ActiveState=active" in shown
+    assert scene.inside("systemctl", "is-enabled", "rkchatd").stdout.strip() == "enabled"
+    verdict = scene.inside("systemd-analyze", "verify", "/etc/systemd/system/rkchatd.service")
+    assert (verdict.returncode, verdict.stderr) == (0, "")
+    exposure = scene.inside("systemd-analyze", "security", "--threshold=20", "rkchatd")
+    assert exposure.returncode == 0, exposure.stdout[-200:]
+    rights = scene.inside("stat", "-c", "%U %a", "/opt/rkchatd/keys", "/opt/rkchatd/releases").stdout.split()
+    assert rights == ["rkchatd", "600", "root", "755"]
+
+
+def test_it_is_started_again_and_comes_back_after_a_reboot(scene: Scene) -> None:
+    before = scene.inside("systemctl", "show", "rkchatd", "-pMainPID").stdout
+    scene.inside("systemctl", "kill", "-s", "KILL", "rkchatd")
+    scene.answer()
+    assert scene.inside("systemctl", "show", "rkchatd", "-pMainPID").stdout != before
+    campaign.reboot(scene)
+    nspawn.wait_for_ssh(str(scene.board.ssh["address"]))
+    scene.answer()
+
+
+def test_settings_reach_the_daemon_and_stay(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    """Greedy: so the same answer twice. What the daemon does not know, it refuses in its own words."""
+    scene.deployer.deploy(tiny_bundles["w8a8"], "--set", "temperature=0", "--set", "max_tokens=3")
+    configuration = scene.disk / "rkchatd" / "current" / "rkchatd.yaml"
+    assert "temperature: 0\nmax_tokens: 3\n" in configuration.read_text()
+    assert "state_dir: /var/lib/rkchatd\n" in configuration.read_text()
+    assert scene.answer() == scene.answer()
+    scene.deployer.deploy(tiny_bundles["fp32"])
+    assert "temperature: 0" in configuration.read_text()
+    assert "did you mean 'temperature'" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "temperatur=0")
+    assert "that one is the deployment's own" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "keys=x", code=2)
+
+
+def test_a_runtime_that_lies_at_init(scene: Scene, tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "liar.c").write_text(LIAR)
+    liar = compile_library(tmp_path / "liar.c", tmp_path / "liar.so")
+    current = scene.deployer.releases()[0]["release"]
+    said = scene.deployer.fail(tiny_bundles["fp32"], "--sim-runtime", liar, "--patience", 8)
+    assert "did not prove itself" in said
+    assert f"The old release {current} is back and answers" in said
+    scene.answer()
+
+
+def test_a_prefix_whose_writes_would_vanish(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    said = scene.deployer.fail(tiny_bundles["fp32"], "--prefix", "/srv/rkchatd")
+    assert "read-only or volatile root (overlay)" in said
+
+
+def test_an_older_unit_is_replaced_and_drop_ins_stay(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    unit = scene.board.folder / "root" / "etc" / "systemd" / "system" / "rkchatd.service"
+    unit.write_text(unit.read_text().replace("RestartSec=5", "RestartSec=50"))
+    drop_in = unit.with_name("rkchatd.service.d") / "mine.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nEnvironment=MINE=yes\n")
+    (row,) = (row for row in scene.deployer.releases() if row["current"])
+    bundle = tiny_bundles[row["dtype"]]
+    assert 1 <= scene.deployer.deploy(bundle)["commands"] <= 2  # what never answered goes, too
+    assert "RestartSec=50" not in unit.read_text()
+    assert "MINE=yes" in scene.inside("systemctl", "show", "rkchatd", "-pEnvironment").stdout
+    assert scene.deployer.deploy(bundle)["commands"] == 0
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+
+
+def test_remove_leaves_no_trace(scene: Scene) -> None:
+    scene.deployer.run("remove", "shelf", "--yes")
+    root = scene.board.folder / "root"
+    assert list(scene.disk.iterdir()) == []
+    assert "rkchatd" not in (root / "etc" / "passwd").read_text()
+    assert not (root / "var" / "lib" / "rkchatd").exists()
+    assert list((root / "etc").rglob("*rkchatd*")) == []
+    assert scene.inside("systemctl", "status", "rkchatd").returncode == 4  # no such unit
+    assert scene.inside("pgrep", "-fc", "[r]kchatd").stdout.strip() == "0"
+
+
+# ------------------------------------------------------------------------------------------------ clocks, units
+
+
+def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    """Both of them, filled for a board with everything; the paths they name need not be here."""
+    from tests.plan_cases import board
+
+    facts = board("orange-pi-5-plus")
+    values = {"PREFIX": "/opt/rkchatd", "PYTHON": "/usr/bin/python3", "COMMAND": "/usr/bin/true", "USER": "root"}
+    more = {"GROUPS": "SupplementaryGroups=video", "LOAD": "90", "BACKOFF": "", "AFFINITY": "CPUAffinity=0 1 2 3"}
+    assert facts.little_cpus == (0, 1, 2, 3)
+    for name in ("rkchatd.service", "rkchatd-clocks.service"):
+        text = release.filled(name, {**values, **more})
+        assert "@" not in text.replace("@system-service", "")
+        (tmp_path / name).write_text(text)
+        if not os.access("/usr/bin/systemd-analyze", os.X_OK):
+            pytest.skip("no systemd-analyze here")
+        command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-300:] + done.stderr
