@@ -92,8 +92,9 @@ def run(
     order = sinks_in_order(writers)
     done, total = 0, sum(source.tensors[sinks[0].tensor.source].nbytes for sinks in order)
     digests = {file: Sha256() for file in source.files}
-    originals = ((digests[file], raw) for file in source.files for raw in _whole(file))
     with ExitStack() as stack:
+        opened = {file: stack.enter_context(_opened(file)) for file in source.files}
+        originals = ((digests[file], piece) for file in source.files for piece in _whole(opened[file]))
         workers = stack.enter_context(_pool(threads))
         output = stack.enter_context(_output(writers, originals))
         output.put([(writer, writer.header) for writer in writers])
@@ -101,9 +102,9 @@ def run(
         for sinks in order:
             name = sinks[0].tensor.source
             tensor, changes = source.tensors[name], [lora for lora in merged if name in lora.pairs]
-            for row, raw in blocks(tensor):
-                flight.add([workers.submit(_convert, name, tensor, row, raw, sinks, changes)])
-                done += len(raw)
+            for row, piece in _rows(tensor, opened[tensor.file]):
+                flight.add([workers.submit(_convert, name, tensor, row, piece, sinks, changes)])
+                done += piece.size
                 step(done, total)
         flight.drain()
         factors = np.array(source.config.rope_factors or (), "<f4")
@@ -121,9 +122,9 @@ def run(
 
 
 def _convert(
-    name: str, tensor: SourceTensor, row: int, raw: bytes, sinks: list[Sink], merged: Sequence[Lora]
+    name: str, tensor: SourceTensor, row: int, piece: Piece, sinks: list[Sink], merged: Sequence[Lora]
 ) -> list[Made]:
-    block = Block(tensor, row, raw)
+    block = Block(tensor, row, piece.read())
     if merged:
         block.add([(lora.pairs[name], lora.option.scale) for lora in merged])
     return [made for sink in sinks for made in sink.make(block)]
@@ -137,7 +138,7 @@ class _Output:
         self,
         hasher: ThreadPoolExecutor,
         disks: dict[ArtifactWriter, ThreadPoolExecutor],
-        originals: Iterator[tuple[Sha256, Bytes]],
+        originals: Iterator[tuple[Sha256, Piece]],
     ) -> None:
         self._hasher, self._disks, self._originals = hasher, disks, originals
         self._flight = _Flight(AHEAD, lambda _: None)
@@ -148,21 +149,25 @@ class _Output:
 
     def put(self, pieces: list[tuple[ArtifactWriter, Bytes]]) -> None:
         """The next bytes of files."""
-        original = next(self._originals, None)
-        messages = [original] if original else []
-        hashed = self._hasher.submit(
-            update_together, [*messages, *((writer.sha256, data) for writer, data in pieces)]
-        )
+        hashed = self._hasher.submit(_hash, next(self._originals, None), pieces)
         self._flight.add([hashed, *(self._disks[writer].submit(writer.put, data) for writer, data in pieces)])
 
     def finish(self) -> None:
         for original in self._originals:
-            self._flight.add([self._hasher.submit(update_together, [original])])
+            self._flight.add([self._hasher.submit(_hash, original, [])])
         self._flight.drain()
 
 
+def _hash(original: tuple[Sha256, Piece] | None, pieces: list[tuple[ArtifactWriter, Bytes]]) -> None:
+    messages = [(writer.sha256, data) for writer, data in pieces]
+    if original:
+        digest, piece = original
+        messages.insert(0, (digest, np.frombuffer(piece.read(), np.uint8)))
+    update_together(messages)
+
+
 @contextmanager
-def _output(writers: Sequence[ArtifactWriter], originals: Iterator[tuple[Sha256, Bytes]]) -> Iterator[_Output]:
+def _output(writers: Sequence[ArtifactWriter], originals: Iterator[tuple[Sha256, Piece]]) -> Iterator[_Output]:
     with ExitStack() as stack:
         hasher = stack.enter_context(_pool(1))
         yield _Output(hasher, {writer: stack.enter_context(_pool(1)) for writer in writers}, originals)
@@ -223,38 +228,57 @@ def _check_places(source: Source) -> None:
 
 def blocks(tensor: SourceTensor) -> Iterator[tuple[int, bytes]]:
     """The rows of one tensor, a block at a time: (first row, bytes)."""
+    with _opened(tensor.file) as file:
+        for row, piece in _rows(tensor, file):
+            yield row, piece.read()
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    fd: int
+
+
+class Piece(NamedTuple):
+    """Bytes of a file, to be read by the thread that needs them: so they are in its core's cache."""
+
+    file: _File
+    at: int
+    size: int
+
+    def read(self) -> bytes:
+        try:
+            raw = os.pread(self.file.fd, self.size, self.at)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.file.path}: {error.strerror}") from error
+        if len(raw) < self.size:
+            raise CheckpointError(
+                f"{self.file.path} became shorter while it was read: leave it alone and convert again"
+            )
+        return raw
+
+
+def _rows(tensor: SourceTensor, file: _File) -> Iterator[tuple[int, Piece]]:
+    """The tensor by blocks, each with its first row."""
     rows, row_bytes = block_rows(tensor), tensor.nbytes // tensor.rows
-    with _opened(tensor.file) as fd:
-        for row in range(0, tensor.rows, rows):
-            n = min(rows, tensor.rows - row) * row_bytes
-            yield row, _read(fd, tensor.file, n, tensor.offset + row * row_bytes)
+    for row in range(0, tensor.rows, rows):
+        yield row, Piece(file, tensor.offset + row * row_bytes, min(rows, tensor.rows - row) * row_bytes)
 
 
-def _whole(file: Path) -> Iterator[Bytes]:
+def _whole(file: _File) -> Iterator[Piece]:
     """A file from its beginning to its end."""
-    with _opened(file) as fd:
-        size = os.fstat(fd).st_size
-        for at in range(0, size, BLOCK_BYTES):
-            yield np.frombuffer(_read(fd, file, min(BLOCK_BYTES, size - at), at), np.uint8)
+    size = os.fstat(file.fd).st_size
+    for at in range(0, size, BLOCK_BYTES):
+        yield Piece(file, at, min(BLOCK_BYTES, size - at))
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[int]:
+def _opened(path: Path) -> Iterator[_File]:
     try:
-        fd = os.open(file, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     try:
-        yield fd
+        yield _File(path, fd)
     finally:
         os.close(fd)
-
-
-def _read(fd: int, file: Path, n: int, at: int) -> bytes:
-    try:
-        raw = os.pread(fd, n, at)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
-    if len(raw) < n:
-        raise CheckpointError(f"{file} became shorter while it was read: leave it alone and convert again")
-    return raw
