@@ -162,6 +162,17 @@ def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port
     assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
 
 
+def test_remove_leaves_alone_what_is_not_ours(board: Deployer, tmp_path: Path) -> None:
+    """A prefix may be mistyped, and be a folder with everything that somebody has."""
+    folder = tmp_path / "all.of.it"
+    (folder / "releases" / "0123").mkdir(parents=True)
+    (folder / "photos").mkdir()
+    (folder / "photos" / "one.jpg").write_text("mine")
+    board.run("remove", "attic", "--yes", "--prefix", folder)
+    assert contents(folder) == {"photos", "photos/one.jpg"}
+    assert "nothing to remove" in board.run("remove", "attic", "--yes", "--prefix", folder).stderr
+
+
 @pytest.mark.slow
 def test_a_changed_file_is_found_and_mended(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     """With the same size, and with the time it had before."""

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.boards import Host, catalogue
+from rk3588.deploy import agent
 from rk3588.deploy.connection import Ask
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.ssh import config, connection, hostkeys
@@ -427,6 +428,30 @@ def test_sudo_that_says_no(sudo: Path) -> None:
     sudo.write_text("#!/bin/sh\necho 'x is not in the sudoers file' >&2; exit 1\n")
     with pytest.raises(DeployError, match="does not let this user in"):
         Ordinary(nobody).run("true", root=True)
+
+
+def test_sudo_that_says_no_only_after_the_password(sudo: Path) -> None:
+    """As real ones do: before it, they say that a password is required."""
+    sudo.write_text(
+        "#!/bin/sh\ncase $* in *-n*) echo 'sudo: a password is required' >&2; exit 1;; esac\n"
+        "read -r line; echo 'board is not in the sudoers file.' >&2; exit 1\n"
+    )
+    sudo.chmod(0o755)
+    asked: list[str] = []
+    with pytest.raises(DeployError, match="does not let this user in"):
+        Ordinary(lambda question: asked.append(question) or "right").run("true", root=True)
+    assert len(asked) == 1
+
+
+def test_a_step_that_sudo_ends_at_once_is_told_in_its_words(sudo: Path) -> None:
+    """It reads nothing of the program that is sent: more than a pipe holds."""
+    sudo.write_text(
+        "#!/bin/sh\ncase $* in '-k -n true') exit;; esac\nexec 0<&-\n"
+        "echo 'Sorry, user x is not allowed to execute python3 as root' >&2; exit 1\n"
+    )
+    sudo.chmod(0o755)
+    with pytest.raises(DeployError, match="not allowed to execute python3"):
+        agent.start(Ordinary(nobody), "state", root=True, stdin=bytes(1 << 20))
 
 
 @pytest.mark.usefixtures("home")

@@ -51,8 +51,7 @@ def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate
 
 def _command(step: Command, connection: Connection) -> None:
     if step.agent:
-        session = agent.start(connection, step.line, root=step.root)
-        session.send(step.stdin)
+        session = agent.start(connection, step.line, root=step.root, stdin=step.stdin)
         agent.answer(connection, session.finish(step.seconds))
         return
     result = connection.run(step.line, root=step.root, stdin=step.stdin, timeout=step.seconds)

@@ -206,7 +206,7 @@ def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool
     systemd = found.systemd is not None
     with hold(connection, where, systemd, watcher):
         state = state_of(connection, where, systemd)
-        if not state.exists and not state.user and not state.rule:
+        if not (state.releases or state.incoming or state.keys or state.user or state.rule):
             return False
         rule, user = (release.RULE, release.USER) if systemd else ("", "")
         agent.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)

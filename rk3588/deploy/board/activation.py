@@ -21,6 +21,11 @@ from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, st
 
 STATE_DIR = "/var/lib/rkchatd"
 LOG_ROOM = 16384  # bytes
+# All that deployments make below a prefix. Nothing else there is deleted: the prefix may be a folder that has more.
+OURS = (
+    *("releases", "incoming", "current", "current.new", "unproven.json", "activation.log", "trial.log"),
+    *("keys", "keys.new", "rkchatd.log", "keeper.pid", "keeper.ends"),
+)
 
 
 def switch(prefix: str, name: str) -> None:
@@ -211,14 +216,23 @@ def guard(prefix: str) -> None:
 
 
 def remove(prefix: str, rule: str, user: str) -> None:
-    """Everything a deployment ever made."""
+    """Everything a deployment ever made, and nothing else; the prefix too, if it is empty then."""
     manifest = load(prefix + "/current/release.json")
     take_away(prefix, manifest or {"service": "systemd" if os.path.exists(f"{UNITS}/{SERVICE}") else "process"})
     if rule and os.path.exists(rule):
         os.unlink(rule)
-        subprocess.run(["udevadm", "control", "--reload"])
+        if shutil.which("udevadm"):
+            subprocess.run(["udevadm", "control", "--reload"])
     if user:
         shutil.rmtree(STATE_DIR, ignore_errors=True)
         subprocess.run(["userdel", user], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    shutil.rmtree(prefix, ignore_errors=True)
-    say(ok=not os.path.exists(prefix))
+    places = [f"{prefix}/{name}" for name in OURS]
+    for place in places:
+        if os.path.islink(place) or os.path.isfile(place):
+            os.unlink(place)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(prefix)
+    left = [place for place in places if os.path.lexists(place)]
+    say(ok=not left, **({"error": f"{left[0]} could not be deleted"} if left else {}))
