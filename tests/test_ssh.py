@@ -76,6 +76,9 @@ def target_of(server: sshd.Sshd, known: Path | None = None) -> Target:
     )
 
 
+PLAIN = Target("board", "board", 22, "me", (), True, (), None, (), False, None, 10.0)
+
+
 def connect(target: Target, ask: Ask = nobody, accept: hostkeys.Accept = no) -> connection.SshConnection:
     return connection.connect(target, ask, accept)
 
@@ -200,6 +203,47 @@ def test_a_revoked_key_is_refused(server: sshd.Sshd, tmp_path: Path) -> None:
     known.write_text(f"{server.known}@revoked * ssh-rsa AAAA\n@revoked {server.known}")
     with pytest.raises(HostKeyError, match="revoked"):
         connect(target_of(server, known), accept=lambda _: True)
+
+
+def test_any_of_several_known_keys_of_a_type_will_do(server: sshd.Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{server.port} {new_key(tmp_path / 'older')}\n{server.known}")
+    connect(target_of(server, known)).close()
+
+
+def test_names_with_wildcards_as_openssh_reads_them(server: sshd.Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    known.write_text(f"other,[127.0.0.?]:* {server.host_key}\n")
+    connect(target_of(server, known)).close()
+    known.write_text(f"![127.0.0.1]:{server.port},* {server.host_key}\n")
+    with pytest.raises(HostKeyError, match="not known yet"):
+        connect(target_of(server, known))
+    known.write_text(f"{server.known}@revoked * {server.host_key}\n")
+    with pytest.raises(HostKeyError, match="revoked"):
+        connect(target_of(server, known), accept=lambda _: True)
+
+
+def test_names_are_known_in_small_letters() -> None:
+    assert replace(PLAIN, address="Kitchen.Local").known_as == "kitchen.local"
+
+
+@needs_sshd
+def test_a_changed_ecdsa_key_names_the_file_to_compare_with(tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    one, other = (sshd.start(tmp_path / name, host_key="host_ecdsa") for name in ("one", "other"))
+    try:
+        known.write_text(f"[127.0.0.1]:{one.port} {other.host_key}\n")
+        with pytest.raises(HostKeyError, match=r"shows ECDSA SHA256:.*/ssh_host_ecdsa_key\.pub.* -f '.*known_hosts'"):
+            connect(target_of(one, known))
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_known_hosts_that_cannot_be_read_or_written(server: sshd.Sshd, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostKeyError, match=r"cannot note the key.*UserKnownHostsFile"):
+        connect(target_of(server, tmp_path / "file" / "known_hosts"), accept=lambda _: True)
 
 
 # --------------------------------------------------------------------------------------------------------- logins

@@ -47,7 +47,7 @@ class Target:
     @property
     def known_as(self) -> str:
         """The name its key has in known_hosts."""
-        host = self.key_alias or self.address
+        host = (self.key_alias or self.address).lower()
         return host if self.port == 22 or self.key_alias else f"[{host}]:{self.port}"
 
 
