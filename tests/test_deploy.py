@@ -357,12 +357,20 @@ def test_board_up_and_down(tmp_path: Path, daemon: Path) -> None:
     local = Deployer("x", daemon, tmp_path)
     said = local.run("board", "up", "cellar", "--board", "khadas-edge2")
     assert "Khadas Edge2" in said.stderr
-    assert said.stdout.startswith("ssh -p ")
+    assert said.stdout.startswith("ssh -i ")
     assert "is up already" in local.run("board", "up", "cellar", code=2).stderr
     assert "type of board" in local.run("board", "up", "rock-5b", code=2).stderr
     local.run("board", "down", "cellar")
     assert "there is no simulated board" in local.run("board", "down", "cellar", code=2).stderr
     assert not (tmp_path / "rk3588" / "boards" / "cellar").exists()
+
+
+def test_a_simulated_board_that_was_ended_from_outside(board: Deployer) -> None:
+    """As after a reboot of this machine."""
+    os.kill(board.found().pid, signal.SIGKILL)
+    assert "start it again with `rk3588 board up attic`" in board.run("doctor", "attic", code=1).stderr
+    board.run("board", "up", "attic")
+    board.run("releases", "attic")
 
 
 def test_hosts_that_are_none(daemon: Path, tmp_path: Path) -> None:

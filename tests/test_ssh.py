@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -109,6 +110,29 @@ def test_config_with_include_match_and_jump(home: Path) -> None:
     assert not config.resolve("elsewhere").hash_names
 
 
+def test_user_and_port_that_are_given_count_as_if_configured(home: Path) -> None:
+    """In Match, and in what a ProxyCommand and IdentityFile are told."""
+    (home / ".ssh" / "config").write_text(
+        "Match user bob\n  IdentityFile ~/.ssh/of-%r\nHost kitchen\n  User cook\n  Port 22\n  ProxyCommand nc %h %p %r\n"
+    )
+    found = config.resolve("bob@kitchen:2222")
+    assert found.proxy_command == "nc kitchen 2222 bob"
+    assert found.keys == (home / ".ssh" / "of-bob",)
+    assert config.resolve("kitchen").proxy_command == "nc kitchen 22 cook"
+    assert found.openssh == ("-p", "2222", "bob@kitchen")
+
+
+def test_comments_at_line_ends_and_names_with_blanks(home: Path) -> None:
+    (home / ".ssh" / "config").write_text(
+        f'Host kitchen # the Rock\n  User cook   # me\n  UserKnownHostsFile "{home}/my hosts" ~/more\n'
+        '  IdentityFile "~/my key"\n'
+    )
+    found = config.resolve("kitchen")
+    assert found.user == "cook"
+    assert found.known_hosts[:2] == (home / "my hosts", home / "more")
+    assert found.keys == (home / "my key",)
+
+
 def test_an_include_of_itself_is_named(home: Path) -> None:
     (home / ".ssh" / "config").write_text("Include config\n")
     with pytest.raises(ConnectError, match="include itself"):
@@ -135,7 +159,9 @@ def test_hosts_of_the_inventory_go_before_the_config(home: Path) -> None:
     kitchen = Host("kitchen", board, "10.0.0.2", None, 22, home / "key", "door", (), None)
     found = config.resolve_host(kitchen, {"door": door, "kitchen": kitchen})
     assert (found.name, found.address, found.port, found.user) == ("kitchen", "10.0.0.2", 2200, "everybody")
-    assert (found.keys, found.jumps) == ((home / "key",), ("keeper@10.0.0.1:2022",))
+    assert (found.keys, found.jumps) == ((home / "key",), ("door",))
+    assert found.openssh == ("-i", f"{home}/key", "-J", "keeper@10.0.0.1:2022", "10.0.0.2")
+    assert config.resolve_host(door, {}).openssh == ("-p", "2022", "keeper@10.0.0.1")
 
 
 # ------------------------------------------------------------------------------------------------------ host keys
@@ -308,17 +334,48 @@ def test_through_a_jump_host(server: sshd.Sshd, tmp_path: Path) -> None:
         inner.stop()
 
 
-def test_through_a_proxy_command(server: sshd.Sshd, home: Path) -> None:
-    relay = home / "relay.py"
-    relay.write_text(
-        "import socket, sys, os, threading\n"
-        f"s = socket.create_connection(('127.0.0.1', {server.port}))\n"
-        "def up():\n"
-        "    while data := os.read(0, 65536): s.sendall(data)\n"
-        "threading.Thread(target=up, daemon=True).start()\n"
-        "while data := s.recv(65536): os.write(1, data)\n"
+def test_a_jump_host_has_a_way_of_its_own(home: Path) -> None:
+    """As OpenSSH has it: of the first jump host, what is configured counts; and it does not go through itself."""
+    (home / ".ssh" / "config").write_text(
+        "Host inner\n  ProxyJump middle,last\nHost middle\n  ProxyJump outer\nHost last\n  ProxyJump elsewhere\n"
+        "Host *\n  ProxyJump outer\n"
     )
-    with connect(replace(target_of(server), proxy_command=f"python3 {relay}")) as through:
+    way = connection._route(config.resolve("inner"), config.resolve)
+    assert [hop.address for hop in way] == ["outer", "middle", "last", "inner"]
+    (home / ".ssh" / "config").write_text("Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n")
+    with pytest.raises(ConnectError, match="through itself"):
+        connection._route(config.resolve("a"), config.resolve)
+
+
+RELAY = """\
+import socket, sys, os, threading
+s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+def up():
+    while data := os.read(0, 65536): s.sendall(data)
+threading.Thread(target=up, daemon=True).start()
+while data := s.recv(65536): os.write(1, data)
+"""
+
+
+def test_a_proxy_that_stands_still_is_not_waited_for(server: sshd.Sshd, home: Path) -> None:
+    """It takes nothing any more and does not end when it is told to."""
+    (home / "relay.py").write_text(RELAY)
+    command = f"exec python3 {home}/relay.py {server.port}"
+    started = time.monotonic()
+    with connect(replace(target_of(server), proxy_command=command, silence=1.0)) as through:
+        assert through.run("echo here").text == "here\n"
+        session = through.start("cat > /dev/null")
+        assert through._way.process
+        through._way.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ConnectError, match="was lost"):
+            for _ in range(64):
+                session.send(bytes(1 << 20))
+    assert time.monotonic() - started < 60
+
+
+def test_through_a_proxy_command(server: sshd.Sshd, home: Path) -> None:
+    (home / "relay.py").write_text(RELAY)
+    with connect(replace(target_of(server), proxy_command=f"python3 {home}/relay.py {server.port}")) as through:
         assert through.run("echo here").text == "here\n"
 
 
