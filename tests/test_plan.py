@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rk3588.deploy import facts, judge, plan, shell
+from rk3588.deploy import facts, judge, plan, probes, shell
 from rk3588.deploy.plan import Activate, Command, Send, State
 from rk3588.errors import DeployError, UsageError
 from tests import plan_cases
@@ -157,8 +157,8 @@ def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:
 def test_every_board_file_is_read_without_a_gap() -> None:
     for path in (plan_cases.HERE / "boards").glob("*.json"):
         raw = json.loads(path.read_text())
-        assert set(raw) == {fact.name for fact in facts.FACTS} | {"sudo", "clock_error"}, path.name
-        facts.parse(raw)
+        assert set(raw) == {fact.name for fact in probes.FACTS} | {"sudo", "clock_error"}, path.name
+        probes.parse(raw)
 
 
 def test_facts_of_an_orange_pi() -> None:
@@ -174,10 +174,10 @@ def test_facts_of_an_orange_pi() -> None:
 
 
 @settings(max_examples=200)
-@given(st.sampled_from(facts.FACTS), st.text(max_size=200))
-def test_no_answer_breaks_a_parser(fact: facts.Fact, answer: str) -> None:
+@given(st.sampled_from(probes.FACTS), st.text(max_size=200))
+def test_no_answer_breaks_a_parser(fact: probes.Fact, answer: str) -> None:
     """A board may print anything; what makes no sense counts as not known."""
-    judge.judge(facts.parse({fact.name: answer}), PREFIX)
+    judge.judge(probes.parse({fact.name: answer}), PREFIX)
 
 
 def test_a_doctor_without_any_fact_refuses_and_explains() -> None:

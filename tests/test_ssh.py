@@ -113,7 +113,8 @@ def test_config_with_include_match_and_jump(home: Path) -> None:
 def test_user_and_port_that_are_given_count_as_if_configured(home: Path) -> None:
     """In Match, and in what a ProxyCommand and IdentityFile are told."""
     (home / ".ssh" / "config").write_text(
-        "Match user bob\n  IdentityFile ~/.ssh/of-%r\nHost kitchen\n  User cook\n  Port 22\n  ProxyCommand nc %h %p %r\n"
+        "Match user bob\n  IdentityFile ~/.ssh/of-%r\n"
+        "Host kitchen\n  User cook\n  Port 22\n  ProxyCommand nc %h %p %r\n"
     )
     found = config.resolve("bob@kitchen:2222")
     assert found.proxy_command == "nc kitchen 2222 bob"

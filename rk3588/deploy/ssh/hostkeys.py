@@ -129,8 +129,8 @@ class KnownHosts:
             _append(file, f"{name} {key.get_name()} {key.get_base64()}\n")
         except OSError as error:
             raise HostKeyError(
-                f"cannot note the key of {self.target.known_as} in {file}: {error.strerror}; make it writable, or name another "
-                "file in ssh's configuration (UserKnownHostsFile)"
+                f"cannot note the key of {self.target.known_as} in {file}: {error.strerror}; make it writable, or name "
+                "another file in ssh's configuration (UserKnownHostsFile)"
             ) from error
 
 
