@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rk3588 import bundle as bundles
 from rk3588.boards import catalogue
 from rk3588.deploy import judge, probes, release
 from rk3588.deploy.facts import Clock, Facts, Holder, Library, Node
@@ -204,7 +205,7 @@ def test_memory_of_a_bundle_is_its_weights_and_all_its_context(tmp_path: Path) -
     shape = {"architecture": "llama", "layers": 32, "hidden": 4096, "intermediate": 11008, "heads": 32, "kv_heads": 32}
     manifest["model"] = {**shape, "head_dim": 128, "vocab_size": 32000, "context_length": 4096, "tied": False}
     (path / "rkbundle.json").write_text(json.dumps(manifest))
-    bundle = release.bundles.read(path)
+    bundle = bundles.read(path)
     assert 2 * GIB < release.memory_needed(bundle, simulated=True) < 2.2 * GIB
     assert release.memory_needed(bundle, simulated=True, context=1024) < 0.6 * GIB
 
@@ -281,6 +282,21 @@ def libraries(root: Path) -> None:
     put(root / "home/me/librkllmrt.so.1", "rkllm_init\0rkllm_run_async\0")
 
 
+def a_faked_node(root: Path) -> None:
+    render_nodes(root)
+    (root / "dev" / "rknpu").symlink_to("dri/renderD129")
+
+
+def device_tree_in_proc(root: Path) -> None:
+    (root / "sys/firmware/devicetree/base/compatible").unlink()
+    put(root / "proc/device-tree/compatible", "radxa,rock-5b-plus\0rockchip,rk3588\0")
+
+
+def heat(root: Path) -> None:
+    put(root / "sys/class/thermal/thermal_zone1/temp", "119000")
+    put(root / "sys/class/thermal/thermal_zone1/type", "npu-thermal")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], Callable[[Facts], object], object]] = {
     "nothing": (str, lambda f: (f.driver, f.compatible[0]), ("0.9.8", "radxa,rock-5b")),
     "DRM": (render_nodes, lambda f: [n.path for n in f.npu_nodes], ["/dev/dri/renderD129"]),
@@ -291,7 +307,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], Callable[[Facts], object], ob
     "DMA_HEAP": (str, lambda f: [n.path for n in f.nodes], ["/dev/rknpu", "/dev/dma_heap/system"]),
     "mainline": (mainline, lambda f: (f.driver, f.rocket != (), f.npu_nodes), (None, True, ())),
     "a faked node": (
-        lambda root: (render_nodes(root), (root / "dev/rknpu").symlink_to("dri/renderD129")),
+        a_faked_node,
         *(lambda f: [(n.path, n.link) for n in f.npu_nodes if n.link], [("/dev/rknpu", "dri/renderD129")]),
     ),
     "no policy6, no DMC": (
@@ -301,18 +317,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], Callable[[Facts], object], ob
     "DMC without steps": (dmc_without_steps, lambda f: {c.name: c.highest for c in f.clocks}["dmc"], 2_112_000_000),
     "driver in /proc": (driver_elsewhere, lambda f: f.driver, "0.9.7"),
     "device tree in /proc": (
-        lambda root: (
-            (root / "sys/firmware/devicetree/base/compatible").unlink(),
-            put(root / "proc/device-tree/compatible", "radxa,rock-5b-plus\0rockchip,rk3588\0"),
-        ),
+        device_tree_in_proc,
         *(lambda f: f.compatible, ("radxa,rock-5b-plus", "rockchip,rk3588")),
     ),
-    "heat": (
-        lambda root: put(root / "sys/class/thermal/thermal_zone1/temp", "119000") or put(
-            root / "sys/class/thermal/thermal_zone1/type", "npu-thermal"
-        ),
-        *(lambda f: f.heat, {"soc-thermal": 41.0, "npu-thermal": 119.0}),
-    ),
+    "heat": (heat, lambda f: f.heat, {"soc-thermal": 41.0, "npu-thermal": 119.0}),
     "memory": (
         lambda root: put(root / "proc/meminfo", "MemTotal: 4000000 kB\nMemAvailable: 1000000 kB\nSwapTotal: 9 kB\n"),
         *(lambda f: f.memory["MemAvailable"], 1000000 << 10),
@@ -431,6 +439,7 @@ def test_what_the_unit_says_is_what_the_probe_reads() -> None:
 
 def test_text_that_steers_a_terminal_is_not_printed() -> None:
     assert printable("a\x1b[2Jb\x9bc\r\u202ed\x00é °C\n\t→") == "a\ufffd[2Jb\ufffdc\ufffd\ufffdd\ufffdé °C\n\t→"
-    code = "import click; from rk3588 import lazy, errors\n@click.command()\ndef c(): raise errors.DeployError('a\\x1bb')"
-    done = subprocess.run([sys.executable, "-c", f"{code}\nlazy.main(c, 'x')"], capture_output=True, text=True)
+    command = "@click.command()\ndef c(): raise errors.DeployError('a\\x1bb')\n"
+    code = f"import click; from rk3588 import errors, lazy\n{command}lazy.main(c, 'x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "Error: a\ufffdb\n")

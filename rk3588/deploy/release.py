@@ -189,13 +189,14 @@ def load_seconds(model_size: int) -> int:
 
 def memory_needed(bundle: Bundle, simulated: bool, context: int = 0) -> int:
     """RAM in bytes, roughly: the weights, ``context`` tokens (0: as many as the model has), the runtime."""
-    weights = model_of(bundle, simulated).stat().st_size
+    weights: int = model_of(bundle, simulated).stat().st_size
     try:
         sizes = shape.load(bundle.path)
     except CheckpointError:
         return weights + _KV_AND_RUNTIME
     tokens = context or min(predict.MAX_CONTEXT, sizes.context or predict.MAX_CONTEXT)
-    return round(weights + sizes.kv_bytes_per_token * tokens + predict.coefficients()["memory"]["runtime_bytes"])
+    runtime_bytes = int(predict.coefficients()["memory"]["runtime_bytes"])
+    return weights + sizes.kv_bytes_per_token * tokens + runtime_bytes
 
 
 def size_of(bundle: Bundle, simulated: bool) -> int:
