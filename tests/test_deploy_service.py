@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +19,7 @@ pytest.importorskip("paramiko")
 from rk3588.boards import catalogue
 from rk3588.deploy import release
 from rk3588.simboard import control, nspawn
-from tests import campaign
+from tests import campaign, deploying, sshd
 from tests.campaign import Scene
 from tests.deploying import Deployer
 from tests.fakes import ROOT, compile_library
@@ -82,6 +84,29 @@ def test_the_real_daemon_from_nothing_to_the_next_model(scene: Scene, tiny_bundl
     (row,) = json.loads(scene.deployer.run("rollback", "shelf", "--json").stdout)
     assert row["release"] == first["release"]
     scene.answer()
+
+
+def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    """With another port at this end, which may be taken here."""
+    said = [word for word in scene.deployer.words(tiny_bundles["w8a8"]) if word != "--json"]
+    lines = scene.deployer.run(*said).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("from here"))
+    port = sshd.free_port()
+    tunnel = line.removeprefix("from here").partition("   (")[0].strip().replace("8080:", f"{port}:", 1)
+    process = subprocess.Popen([*shlex.split(tunnel), "-oBatchMode=yes"], stdin=subprocess.DEVNULL)
+    try:
+        key = (scene.disk / "rkchatd" / "keys").read_text().strip().rpartition(":")[2]
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert deploying.answer_of(port, key)
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_it_runs_as_nobody_in_particular(scene: Scene) -> None:

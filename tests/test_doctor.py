@@ -55,6 +55,10 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
         *("warn", "npu node", "/dev/rknpu is only a link to dri/renderD129", "sudo rm /dev/rknpu"),
     ),
     "root's node": (ROCK, "info", "npu rights", "/dev/rknpu is root's alone", "udev rule"),
+    "root's node, nobody to mend it": (
+        replace(ROCK, systemd=None),
+        *("warn", "npu rights", "/dev/rknpu is root's alone", "sudo chgrp radxa /dev/rknpu"),
+    ),
     "root's heap": (
         replace(ROCK, nodes=(replace(DMA[0], mode=0o660, group="render"), *DMA[1:])),
         *("info", "npu rights", "/dev/dma_heap/system is root's alone", "udev rule"),
@@ -81,6 +85,7 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
         replace(OPI, clocks=SLOW_NPU, pinned=True),
         *("info", "clocks", "npu at 300 of 1000 MHz (simple_ondemand); pinned while the model is busy", ""),
     ),
+    "slow NPU, nobody to pin it": (replace(ROCK, systemd=None), "warn", "clocks", "npu at 300", "echo performance"),
     "slow CPU": (ROCK, "warn", "clocks", "policy4 at 408 of 2256 MHz", "--no-pin"),
     "fast": (replace(OPI, clocks=SLOW_NPU[1:]), "ok", "clocks", "all at their highest", ""),
     "no DMC node": (ROCK, "info", "clocks", "no DMC node", "predict --bandwidth"),

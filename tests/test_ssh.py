@@ -18,7 +18,8 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.boards import Host, catalogue
-from rk3588.deploy import agent
+from rk3588.deploy import agent, local
+from rk3588.deploy import connection as sessions
 from rk3588.deploy.connection import Ask
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.ssh import config, connection, hostkeys
@@ -283,6 +284,22 @@ def test_a_wrong_key_is_one_sentence(server: sshd.Sshd, tmp_path: Path) -> None:
 
 
 @needs_sshd
+def test_a_server_that_wants_two_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "strict"
+    folder.mkdir()
+    new_key(folder / "second")
+    server = sshd.start(folder, "AuthenticationMethods publickey,publickey")
+    try:
+        with (folder / "authorized_keys").open("a") as file:
+            file.write((folder / "second.pub").read_text())
+        connect(replace(target_of(server), keys=(folder / "second", server.key))).close()
+        with pytest.raises(ConnectError, match="does not let"):
+            connect(target_of(server))
+    finally:
+        server.stop()
+
+
+@needs_sshd
 def test_an_encrypted_key_asks_for_its_passphrase(server: sshd.Sshd, tmp_path: Path) -> None:
     key = tmp_path / "locked"
     shutil.copy(server.key, key)
@@ -500,6 +517,19 @@ class Ordinary(LocalConnection):
     @property
     def user_id(self) -> int:
         return 1000
+
+
+def test_a_program_here_that_reads_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_STALL", 0.2)
+    session = LocalConnection(nobody).start("sleep 60")
+    with pytest.raises(ConnectError, match="took no data"):
+        session.send(bytes(1 << 20))
+    session.kill()
+
+
+def test_a_board_that_never_stops_talking_does_not_fill_our_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_FLOOD", 1 << 20)
+    assert len(LocalConnection(nobody).run("head -c 50000000 /dev/zero").out) < 2 << 20
 
 
 def test_sudo_without_a_password(sudo: Path) -> None:

@@ -84,6 +84,12 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
     return connection.connect(target, ask, accept, resolver)
 
 
+def way_to(connection: Connection) -> tuple[str | None, tuple[str, ...]]:
+    """The board's address, None for this machine, and the words that take OpenSSH's ssh there."""
+    found = getattr(connection, "target", None)
+    return (found.address, found.openssh) if found else (None, ())
+
+
 def progress_stream() -> Any:
     """stderr if it is a terminal, else None."""
     return sys.stderr if sys.stderr.isatty() else None

@@ -61,7 +61,11 @@ def _command(step: Command, connection: Connection) -> None:
 
 def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
     session = connection.start(step.line, root=step.root)
-    last = _follow(session, step.seconds, watcher)
+    try:
+        last = _follow(session, step.seconds, watcher)
+    except KeyboardInterrupt:
+        watcher.event("left")
+        raise
     result = session.finish()
     if last is None:
         raise DeployError(f"{connection.name}: the activation broke off: {result.complaint}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0  # seconds for a command that computes nothing
 _STRAGGLERS = 2.0  # seconds for output after the exit: a background child may hold the pipe for ever
+_FLOOD = 256 << 20  # bytes of an answer: more no board of good will gives
 Data = Union[bytes, memoryview]
 Ask = Callable[[str], Optional[str]]  # a question that wants a secret; None: nobody is there to answer
 
@@ -71,7 +72,8 @@ class Session(ABC):
             except (OSError, EOFError, ValueError):  # closed under us
                 data = b""
             with self._changed:
-                buffer += data
+                if len(buffer) < _FLOOD:  # more is read, so that nothing blocks, and thrown away
+                    buffer += data
                 self._changed.notify_all()
 
     @abstractmethod

@@ -156,7 +156,7 @@ def _planned(connection: Connection, bundle: Bundle, options: Options, found: Fa
         memory=release.memory_needed(bundle, options.simulated, _context(wish)),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,
         port=None if state.active and board.manifest.get("port") == wish.port else wish.port,
-        pins=wish.pin,
+        pins=wish.pin and found.systemd is not None,
     )
     findings = judge.judge(found, prefix, need, simulated=options.simulated)
     return Outcome(board, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)

@@ -9,7 +9,7 @@ from typing import Optional
 from rk3588 import boards
 from rk3588.predict import NPU_WINDOW
 
-from .facts import Facts
+from .facts import Clock, Facts
 
 LEVELS = ("refuse", "warn", "info", "ok")  # worst first
 OLDEST_DRIVER, GOOD_DRIVER = (0, 9, 6), (0, 9, 8)
@@ -136,9 +136,12 @@ def _nodes(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         yield Finding("refuse", "npu node", "/dev/rknpu is there, /dev/dma_heap is not", remedy, npu=True)
     needed = facts.nodes if kind == "DMA_HEAP" else nodes
     barred = [node for node in needed if node.mode & 0o060 != 0o060 or node.group == "root"]
-    if barred:
+    if barred and facts.systemd is not None:
         text = f"{barred[0].path} is root's alone"
         yield Finding("info", "npu rights", text, "a deployment installs a udev rule for it", npu=True)
+    elif barred and facts.sudo != "root":
+        remedy = f"sudo chgrp {facts.user or 'USER'} {barred[0].path} && sudo chmod 660 {barred[0].path}"
+        yield Finding("warn", "npu rights", f"{barred[0].path} is root's alone", remedy, npu=True)
     elif facts.sudo != "root" and not {node.group for node in needed} <= set(facts.groups):
         (group, *_) = sorted({node.group for node in needed} - set(facts.groups))
         text = f"{facts.user or 'this user'} is not in the group {group}, which may open the NPU"
@@ -164,14 +167,14 @@ def _holders(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
 
 
 def _clocks(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
-    slow = [clock for clock in facts.clocks if clock.highest and clock.current < clock.highest]
-    for clock in slow:
-        text = f"{clock.name} at {_mhz(clock.current, clock.name)} of {_mhz(clock.highest, clock.name)} MHz"
-        if facts.pinned or need.pins:
-            yield Finding("info", "clocks", f"{text} ({clock.governor}); pinned while the model is busy", npu=True)
-        else:
-            remedy = "a deployment pins it while the model is busy, and restores it (unless --no-pin)"
-            yield Finding("warn", "clocks", f"{text} ({clock.governor})", remedy, npu=True)
+    slow = ", ".join(_slow(clock) for clock in facts.clocks if clock.highest and clock.current < clock.highest)
+    if slow and (facts.pinned or need.pins):
+        yield Finding("info", "clocks", f"{slow}; pinned while the model is busy", npu=True)
+    elif slow:
+        remedy = "a deployment pins them while the model is busy, and restores them (unless --no-pin)"
+        if facts.systemd is None:
+            remedy = "as root: echo performance > /sys/class/devfreq/fdab0000.npu/governor, and so on"
+        yield Finding("warn", "clocks", slow, remedy, npu=True)
     if facts.clocks and not slow:
         yield Finding("ok", "clocks", "all at their highest", npu=True)
     if facts.clocks and not any(clock.name == "dmc" for clock in facts.clocks):
@@ -179,8 +182,10 @@ def _clocks(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
         yield Finding("info", "clocks", text, "predict with a measured bandwidth: rk3588 predict --bandwidth", npu=True)
 
 
-def _mhz(value: int, name: str) -> int:
-    return value // (1000 if name.startswith("policy") else 1_000_000)  # cpufreq counts in kHz
+def _slow(clock: Clock) -> str:
+    megahertz = 1000 if clock.name.startswith("policy") else 1_000_000  # cpufreq counts in kHz
+    now, highest = clock.current // megahertz, clock.highest // megahertz
+    return f"{clock.name} at {now} of {highest} MHz ({clock.governor})"
 
 
 def _memory(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Union
 
@@ -42,7 +42,7 @@ class State:
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> State:
-        known = {name: value for name, value in answer.items() if name != "ok"}
+        known = {item.name: answer[item.name] for item in fields(cls) if item.name in answer}
         return cls(**{**known, "groups": tuple(known.get("groups", ()))})
 
 

@@ -173,7 +173,7 @@ _PYTHON = '[ -d "$R"/run/systemd/system ] && PATH=/usr/local/bin:/usr/bin:/bin; 
 
 # What each may print is shown by tests/boards/*.json.
 FACTS: tuple[Fact, ...] = (
-    Fact("simulated", 'echo "$R"', _there),
+    Fact("simulated", '[ -d "$R"/run/systemd/system ] || echo "$R"', _there),
     Fact("prefix", 'printf "%s" "$W"', str),
     Fact("serves", 'echo "$serves"', _one),
     Fact("compatible", f"({_DEVICE_TREE.format('compatible')}) | tr '\\0' '\\n'", _lines),

@@ -161,6 +161,8 @@ def build(wish: Wish, facts: Facts) -> Release:
         _text("rkchatd.yaml", _configuration(wish, facts)),
         *_service_files(wish, facts, patience),
     ]
+    if not zipfile.is_zipfile(wish.daemon):
+        raise DeployError(f"{wish.daemon} is no rkchatd.pyz: build it with `make pyz`")
     systemd = facts.systemd is not None
     manifest: dict[str, Any] = {
         "schema": 1,

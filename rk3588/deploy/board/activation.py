@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .files import current_of, load, refuse, say, sync_folder, text_of, write
-from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, systemctl, units_of
+from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, stuck, systemctl, units_of
 
 STATE_DIR = "/var/lib/rkchatd"
 LOG_ROOM = 16384  # bytes
@@ -113,6 +113,12 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
             healthy = ready(old_manifest["port"])[0]
             return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
     tell(step="switch")
+    if old_manifest.get("service") == "systemd":
+        stop(prefix, old_manifest)
+        hanging = stuck()
+        if hanging:  # a second one on the NPU could freeze the board
+            os.unlink(marker)
+            return {"ok": False, "error": hanging, "log": [], "current": old, "old_healthy": False}
     with contextlib.suppress(OSError):
         os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
     if old_manifest and old_manifest["service"] != manifest["service"]:

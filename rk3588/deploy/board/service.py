@@ -18,6 +18,7 @@ from .files import text_of, write
 
 UNITS = "/etc/systemd/system"
 SERVICE = "rkchatd.service"
+GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd")  # version 2, version 1
 POLL = 0.15  # seconds between looks at a daemon on trial
 RESTARTS = 3  # ends of a daemon on trial after which more patience is of no use
 
@@ -71,6 +72,15 @@ def stop(prefix: str, manifest: dict[str, Any]) -> None:
             time.sleep(0.1)
 
 
+def stuck() -> str:
+    """What a stopped service left running: in the NPU's driver a process can hang that no signal ends; "" for none."""
+    for top in GROUPS:
+        for pid in text_of(f"{top}/system.slice/{SERVICE}/cgroup.procs").split():
+            if text_of(f"/proc/{pid}/stat").rpartition(") ")[2][:1] not in ("", "Z", "X"):
+                return f"process {pid} of the old release hangs and cannot be killed: reboot the board and run it again"
+    return ""
+
+
 def group_lives(group: int) -> bool:
     """Whether a process of the group runs: one that only waits to be collected does not."""
     for path in glob.glob("/proc/[0-9]*/stat"):
@@ -88,7 +98,7 @@ def start(prefix: str, manifest: dict[str, Any]) -> None:
         return
     stop(prefix, manifest)
     write(prefix + "/keeper.ends", "")
-    with open(prefix + "/rkchatd.log", "ab") as log:
+    with open(prefix + "/rkchatd.log", "wb") as log:  # anew: what it says is of this release
         command = ["/bin/sh", prefix + "/current/keep.sh"]
         keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     write(prefix + "/keeper.pid", str(keeper.pid))
@@ -176,9 +186,11 @@ def service_ended(prefix: str, manifest: dict[str, Any]) -> str:
 def last_words(prefix: str, manifest: dict[str, Any]) -> list[str]:
     """The end of the daemon's log."""
     if manifest.get("service") == "systemd":
-        command = ["journalctl", "-q", "-u", SERVICE, "-n", "5", "-o", "cat", "_TRANSPORT=stdout"]
+        # Of the last start only: what is older, another release said.
+        start = "_SYSTEMD_INVOCATION_ID=" + show("InvocationID").get("InvocationID", "")
+        command = ["journalctl", "-q", "-u", SERVICE, "-n", "5", "-o", "cat", "_TRANSPORT=stdout", start]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         lines = done.stdout.splitlines()
     else:
         lines = text_of(prefix + "/rkchatd.log").splitlines()
-    return [line[:300] for line in lines if line.strip()][-3:]
+    return [line[:300] for line in dict.fromkeys(lines) if line.strip()][-3:]
