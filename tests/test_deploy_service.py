@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,10 +16,10 @@ pytest.importorskip("paramiko")
 from rk3588.boards import catalogue
 from rk3588.deploy import release
 from rk3588.simboard import control, nspawn
-from tests import campaign
-from tests.campaign import Scene
+from tests import scene as scenes
 from tests.deploying import Deployer
 from tests.fakes import ROOT, compile_library
+from tests.scene import Scene
 
 pytestmark = [
     pytest.mark.usefixtures("board_watch"),
@@ -69,7 +68,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scene(home: Path, daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A fresh board, reached by its name."""
     board = nspawn.up("shelf", catalogue().board("rock-5b"))
-    yield Scene(board, Deployer("shelf", daemon, home), tmp_path_factory.mktemp("shelf"), random.Random(1))
+    yield Scene(board, Deployer("shelf", daemon, home), tmp_path_factory.mktemp("shelf"))
     control.down("shelf")
 
 
@@ -104,8 +103,8 @@ def test_it_is_started_again_and_comes_back_after_a_reboot(scene: Scene) -> None
     scene.inside("systemctl", "kill", "-s", "KILL", "rkchatd")
     scene.answer()
     assert scene.inside("systemctl", "show", "rkchatd", "-pMainPID").stdout != before
-    campaign.reboot(scene)
-    nspawn.wait_for_ssh(str(scene.board.ssh["address"]))
+    scenes.reboot(scene.board)
+    scene.wait_until_up()
     scene.answer()
 
 

@@ -203,6 +203,12 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     sync_folder(os.path.dirname(path))
 
 
+def forget(path: str) -> None:
+    """Delete a file so that it stays deleted if the supply fails now."""
+    os.unlink(path)
+    sync_folder(os.path.dirname(path))
+
+
 def finish(prefix: str, name: str) -> None:
     """Turn incoming/NAME into a release, once every file in it is there; a damaged one of that name makes way."""
     folder, final = f"{prefix}/incoming/{name}", f"{prefix}/releases/{name}"
