@@ -28,6 +28,7 @@ from pathlib import Path
 from rk3588 import bundle
 from rk3588.simboard import nspawn
 from rk3588.simboard.control import new_key
+from tests.deploying import watched
 from tests.scene import PATIENCE, RATE, Scene, reboot, scene
 
 BOARDS = 4  # at a time: most of a round is waiting
@@ -276,8 +277,13 @@ def run(folder: Path, rounds: Iterable[Round], seed: str) -> dict[str, Counter[s
                     happened.setdefault(name, Counter())[outcome] += 1
 
     with concurrent.futures.ThreadPoolExecutor(boards) as pool:
-        for future in [pool.submit(work, number) for number in range(boards)]:
-            future.result()
+        try:
+            for future in [pool.submit(work, number) for number in range(boards)]:
+                future.result()
+        except BaseException:  # Ctrl-C: each board's round is the last
+            while not waiting.empty():
+                waiting.get()
+            raise
     assert not wrong, "\n".join(wrong)
     return happened
 
@@ -293,7 +299,8 @@ def main() -> None:
     wanted = [one for one in wanted if given.number in (None, one[1])] or [(given.fault, given.number)]
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_STATE_HOME"] = name
-        happened = run(Path(name), wanted, given.seed)
+        with watched(Path(name)):
+            happened = run(Path(name), wanted, given.seed)
     for kind, outcomes in happened.items():
         print(f"\n{kind}: {outcomes.total()} rounds")
         for outcome, count in sorted(outcomes.items()):
