@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588 import bundle
+from rk3588.deploy.board.files import forget
 from rk3588.simboard import nspawn
 from rk3588.simboard.control import new_key
 from tests.deploying import watched
@@ -63,7 +64,7 @@ def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
         while True:
             file.write(bytes(1 << 16))
             file.flush()
-    return filler.unlink
+    return lambda: forget(str(filler))
 
 
 def rebooted(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
@@ -281,8 +282,9 @@ def run(folder: Path, rounds: Iterable[Round], seed: str) -> dict[str, Counter[s
             for future in [pool.submit(work, number) for number in range(boards)]:
                 future.result()
         except BaseException:  # Ctrl-C: each board's round is the last
-            while not waiting.empty():
-                waiting.get()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
             raise
     assert not wrong, "\n".join(wrong)
     return happened

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,10 +17,11 @@ pytest.importorskip("paramiko")
 
 from rk3588.boards import catalogue
 from rk3588.deploy import release
-from rk3588.simboard import control, nspawn
+from rk3588.simboard import control, nspawn, tree
 from tests import scene as scenes
+from tests import test_clocks
 from tests.deploying import Deployer
-from tests.fakes import ROOT, compile_library
+from tests.fakes import ROOT, compile_library, fake_rkllm, scripted_bundle
 from tests.scene import Scene
 
 pytestmark = [
@@ -163,7 +166,57 @@ def test_remove_leaves_no_trace(scene: Scene) -> None:
     assert scene.inside("pgrep", "-fc", "[r]kchatd").stdout.strip() == "0"
 
 
-# ------------------------------------------------------------------------------------------------ clocks, units
+@pytest.fixture
+def npu_board(scene: Scene) -> Iterator[Path]:
+    """The board with what a container's /sys has not: an NPU and clocks, for who looks below RKBOARD_SYSROOT."""
+    root = scene.board.folder / "root"
+    sysroot = root / "sysroot"
+    tree.whole(sysroot, catalogue().board("rock-5b"))
+    test_clocks.load(sysroot, 0)
+    (sysroot / "run" / "systemd" / "system").mkdir(parents=True)
+    settings = root / "etc" / "ssh" / "sshd_config.d" / "sysroot.conf"
+    settings.write_text("SetEnv RKBOARD_SYSROOT=/sysroot\n")
+    drop_in = root / "etc" / "systemd" / "system" / "rkchatd-clocks.service.d" / "sysroot.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nEnvironment=RKBOARD_SYSROOT=/sysroot\nReadWritePaths=/sysroot\n")
+    scene.inside("systemctl", "restart", "ssh")
+    yield sysroot
+    settings.unlink()
+    scene.inside("systemctl", "restart", "ssh")
+    shutil.rmtree(drop_in.parent)
+
+
+def test_a_release_for_an_npu_and_its_clocks(scene: Scene, npu_board: Path, tmp_path: Path) -> None:
+    """With the library that a script drives. The old release ends before the new one begins, and comes back."""
+    library = fake_rkllm(tmp_path)
+    one, two = (scripted_bundle(tmp_path / word, f"token 5 {word.encode().hex()}") for word in ("one", "two"))
+    liar = scripted_bundle(tmp_path / "liar", "return -1")
+    deployer = scene.deployer
+
+    def words(bundle: Path) -> list[object]:
+        return ["deploy", bundle, "--board", "shelf", "--daemon", deployer.daemon, "--runtime", library, "--json"]
+
+    (row,) = json.loads(deployer.run(*words(one)).stdout)
+    assert scene.answer() == "one"
+    assert json.loads(deployer.run(*words(one)).stdout) == [{**row, "commands": 0, "bytes_sent": 0}]
+    rest = test_clocks.governors(npu_board)
+    test_clocks.load(npu_board, 40)
+    test_clocks.wait_for(npu_board, ["performance"] * 5)
+    scene.inside("systemctl", "stop", "rkchatd")
+    test_clocks.wait_for(npu_board, rest)
+    scene.inside("systemctl", "start", "rkchatd")
+    test_clocks.wait_for(npu_board, ["performance"] * 5)
+    test_clocks.load(npu_board, 0)
+    deployer.run(*words(two))
+    assert scene.answer() == "two"
+    said = deployer.run(*words(liar), code=1).stderr
+    assert re.search(r"its worker ended \d times \(the model cannot be loaded: rkllm_run failed with -1", said), said
+    assert "is back and answers" in said
+    assert scene.answer() == "two"
+    assert scene.inside("systemctl", "is-active", "rkchatd-clocks").stdout == "active\n"
+    deployer.run("remove", "shelf", "--yes")
+    assert scene.inside("systemctl", "status", "rkchatd-clocks").returncode == 4
+    assert test_clocks.governors(npu_board) == rest
 
 
 def test_units_are_what_systemd_takes(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     if not wrong:
         if manifest["service"] == "systemd":
             places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
-            systemctl("enable", *map(os.path.basename, places))
+            systemctl("enable", "--now", *map(os.path.basename, places))  # now: it serves already, the clocks' does not
         os.replace(f"{prefix}/releases/{name}/.proving", f"{prefix}/releases/{name}/.proven")
         sync_folder(f"{prefix}/releases/{name}")
         forget(marker)
