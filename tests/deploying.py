@@ -22,11 +22,17 @@ MAIN = "from rk3588.cli import main; main()"
 SECONDS = 240
 
 
-def bundle(folder: Path, name: str, behaviour: str = "", size: int = 300_000, target: str = "sim") -> Path:
-    """A bundle whose model is random; ``behaviour`` is what the stand-in does with it (see ``tests/standin``)."""
+def bundle(
+    folder: Path, name: str, behaviour: str = "", size: int = 300_000, target: str = "sim", source: Path | None = None
+) -> Path:
+    """A bundle whose model is random, or the file ``source``, which is moved there. ``behaviour`` is what the stand-in
+    does with it (see ``tests/standin``)."""
     model = {"sim": bundles.SIM_MODEL, "rk3588": bundles.NPU_MODEL}[target]
     with bundles.new_folder(folder / name) as part:
-        (part / model).write_bytes(os.urandom(size))
+        if source:
+            source.rename(part / model)
+        else:
+            (part / model).write_bytes(os.urandom(size))
         (part / "chat_template.jinja").write_text("{{ messages }}")
         if behaviour:
             (part / "behaviour").write_text(behaviour)

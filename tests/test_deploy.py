@@ -278,16 +278,19 @@ def test_how_this_machine_is_reached_from_the_network() -> None:
 
 @pytest.mark.slow
 def test_two_at_a_time(board: Deployer, bundles: dict[str, Path], port: int) -> None:
+    """The second one waits, in case the first is only a dead one's lock, and gives up."""
     board.deploy(bundles["one"], "--port", port)
-    slow = board.start(bundles["two"], "--limit-rate", "100k")
+    slow = board.start(bundles["two"], "--limit-rate", "8k")
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list((prefix_of(board) / "incoming").glob("*/bundle/*.part")):
             time.sleep(0.05)
         assert re.search(r"a deployment by \S+@\S+ \(pid \d+\) is going on", board.fail(bundles["three"]))
-        out, err = slow.communicate(timeout=120)
+        out, err = slow.communicate(timeout=240)
     finally:
         slow.kill()
+        with slow:  # closes its pipes
+            pass
     assert slow.returncode == 0, err
     assert json.loads(out)[0]["healthy"]
 

@@ -165,7 +165,7 @@ def _keys(state: State, prefix: str, systemd: bool) -> Iterator[Step]:
     if not state.keys:
         owner = f" && chown {USER}: {{0}}.new" if systemd else ""
         make = "(umask 077 && head -c 24 /dev/urandom | base64 | tr '+/' '-_' | sed 's/^/first:/' > {0}.new)"
-        line = f"{make}{owner} && mv {{0}}.new {{0}}".format(command(f"{prefix}/keys"))
+        line = f"{make}{owner} && sync {{0}}.new && mv {{0}}.new {{0}}".format(command(f"{prefix}/keys"))
         yield Command(line, "the API's first key, made on the board", root=systemd)
 
 

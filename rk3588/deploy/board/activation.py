@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .files import current_of, load, refuse, say, sync_folder, text_of, write
+from .files import current_of, forget, load, refuse, say, sync_folder, text_of, write
 from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, stuck, systemctl, units_of
 
 STATE_DIR = "/var/lib/rkchatd"
@@ -109,15 +109,15 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
         tell(step="trial")
         wrong, words = trial(prefix, name, manifest)
         if wrong:
-            os.unlink(marker)
+            forget(marker)
             healthy = ready(old_manifest["port"])[0]
             return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
     tell(step="switch")
     if old_manifest.get("service") == "systemd":
         stop(prefix, old_manifest)
         hanging = stuck()
-        if hanging:  # a second one on the NPU could freeze the board
-            os.unlink(marker)
+        if hanging:  # nothing is to be switched then
+            forget(marker)
             return {"ok": False, "error": hanging, "log": [], "current": old, "old_healthy": False}
     with contextlib.suppress(OSError):
         os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
@@ -128,9 +128,10 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     if not wrong:
         if manifest["service"] == "systemd":
             places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
-            systemctl("enable", *map(os.path.basename, places))
+            systemctl("enable", "--now", *map(os.path.basename, places))  # now: it serves already, the clocks' does not
         os.replace(f"{prefix}/releases/{name}/.proving", f"{prefix}/releases/{name}/.proven")
-        os.unlink(marker)
+        sync_folder(f"{prefix}/releases/{name}")
+        forget(marker)
         return {"ok": True, "current": name}
     words = last_words(prefix, manifest)
     answer = {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": False}
@@ -142,7 +143,7 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     elif old != name:  # the first release there: nothing to go back to
         stop(prefix, manifest)
         take_away(prefix, manifest)
-    os.unlink(marker)
+    forget(marker)
     return answer
 
 
@@ -218,7 +219,7 @@ def guard(prefix: str) -> None:
     old = marker.get("old")
     if old and os.path.isdir(f"{prefix}/releases/{old}"):
         link(prefix, old)
-    os.unlink(prefix + "/unproven.json")
+    forget(prefix + "/unproven.json")
 
 
 def remove(prefix: str, rule: str, user: str) -> None:

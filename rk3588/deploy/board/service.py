@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -20,7 +21,7 @@ UNITS = "/etc/systemd/system"
 SERVICE = "rkchatd.service"
 GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd")  # version 2, version 1
 POLL = 0.15  # seconds between looks at a daemon on trial
-RESTARTS = 3  # ends of a daemon on trial after which more patience is of no use
+RESTARTS = 3  # ends of a daemon on trial, or of its worker, after which more patience is of no use
 
 
 def units_of(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -94,6 +95,9 @@ def start(prefix: str, manifest: dict[str, Any]) -> None:
     if manifest["service"] == "systemd":
         systemctl("reset-failed", SERVICE)
         systemctl("stop", SERVICE)  # and wait: else the old daemon may still answer, and prove the new one
+        hanging = stuck()
+        if hanging:  # a second one on the NPU could freeze the board
+            raise OSError(errno.EBUSY, hanging)
         systemctl("--no-block", "start", SERVICE)
         return
     stop(prefix, manifest)
@@ -140,8 +144,11 @@ def chat(prefix: str, port: int, seconds: float) -> str:
     if status != 200:
         return f"a chat was answered with {status}: {brief(said)}"
     try:
-        answer = said["choices"][0]["message"]["content"]
-        tokens = said["usage"]["completion_tokens"]
+        choice = said["choices"][0]
+        answer = choice["message"]["content"]
+        # Without a vocabulary nobody counts tokens; and one token may be half a letter, which is no text yet.
+        uncounted = answer or choice["finish_reason"] == "length"
+        tokens = said["usage"]["completion_tokens"] if "usage" in said else uncounted
     except (KeyError, IndexError, TypeError):
         return f"a chat was answered with something else: {brief(said)}"
     if not isinstance(answer, str) or not tokens:
@@ -169,6 +176,9 @@ def prove(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], 
         if fine:
             return chat(prefix, port, max(30.0, deadline - time.monotonic()))
         reason = brief(said)
+        restarts = said.get("restarts") if isinstance(said, dict) else 0
+        if isinstance(restarts, int) and restarts >= RESTARTS:
+            return f"its worker ended {restarts} times ({reason})"
         time.sleep(POLL)
     return f"not ready after {manifest['load_seconds']} s ({reason})"
 

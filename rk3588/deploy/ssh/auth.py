@@ -138,5 +138,5 @@ def _password_works(transport: paramiko.Transport, target: Target, secret: str) 
 def _refused(transport: paramiko.Transport) -> bool:
     """False; EOFError where it was the link that ended, which paramiko tells in the same words."""
     if not transport.is_active():
-        raise EOFError("the link was lost")
+        raise EOFError("the link was lost, or the board has just started and lets nobody in yet: try again")
     return False
