@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -276,6 +277,18 @@ def test_how_this_machine_is_reached_from_the_network() -> None:
     assert "127.0.0.1" not in said
 
 
+def test_clocks_that_were_left_alone_stay_so() -> None:
+    """As port and settings do, where nothing else is said."""
+    bundle: Any = None
+    facts = plan_cases.board("orange-pi-5-plus")
+    for said, there, expected in ((None, {}, True), (None, {"pin": False}, False), (True, {"pin": False}, True)):
+        state = plan.State(releases={"a": {"manifest": there}}, current="a")
+        file = Path("/dev/null")
+        options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
+        wish = deployment.make_wish(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
+        assert wish.pin is expected
+
+
 @pytest.mark.slow
 def test_two_at_a_time(board: Deployer, bundles: dict[str, Path], port: int) -> None:
     """The second one waits, in case the first is only a dead one's lock, and gives up."""
@@ -416,6 +429,9 @@ def test_board_up_and_down(tmp_path: Path, daemon: Path) -> None:
     said = local.run("board", "up", "cellar", "--board", "khadas-edge2")
     assert "Khadas Edge2" in said.stderr
     assert said.stdout.startswith("ssh -i ")
+    listed = local.run("board", "list").stdout.splitlines()
+    assert re.fullmatch(r"cellar +user +127\.0\.0\.1:\d+", listed[-1])
+    assert json.loads(local.run("board", "list", "--json").stdout)["simulated"][0]["host"] == "cellar"
     assert "is up already" in local.run("board", "up", "cellar", code=2).stderr
     assert "type of board" in local.run("board", "up", "rock-5b", code=2).stderr
     local.run("board", "down", "cellar")

@@ -35,7 +35,7 @@ def nobody(_question: str) -> None:
     return None
 
 
-def no(_question: str) -> bool:
+def no(_question: str, _new: bool) -> bool:
     return False
 
 
@@ -176,7 +176,8 @@ def test_a_first_key_is_shown_and_kept_on_yes(server: sshd.Sshd, tmp_path: Path)
     assert not known.exists()
     asked: list[str] = []
 
-    def yes(question: str) -> bool:
+    def yes(question: str, new: bool) -> bool:
+        assert new
         asked.append(question)
         return True
 
@@ -191,7 +192,7 @@ def test_names_are_hashed_where_the_config_says_so(server: sshd.Sshd, tmp_path: 
     known = tmp_path / "known_hosts"
     known.write_text("# no line end")
     hashed = replace(target_of(server, known), hash_names=True)
-    connect(hashed, accept=lambda _: True).close()
+    connect(hashed, accept=lambda *_: True).close()
     assert known.read_text().splitlines()[1].startswith("|1|")
     connect(hashed).close()
 
@@ -200,16 +201,18 @@ def test_a_changed_key_is_refused_whatever_is_accepted(server: sshd.Sshd, tmp_pa
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} {new_key(tmp_path / 'other')}\n")
     with pytest.raises(HostKeyError, match=r"has CHANGED.*known_hosts, line 1.*ssh-keygen -R '\[127"):
-        connect(target_of(server, known), accept=lambda _: True)
+        connect(target_of(server, known), accept=lambda *_: True)
 
 
 def test_another_type_of_key_is_not_a_changed_one(server: sshd.Sshd, tmp_path: Path) -> None:
     rsa = "AAAAB3NzaC1yc2EAAAADAQABAAAAgQDExample=="
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} ssh-rsa {rsa}\n")
-    with pytest.raises(HostKeyError, match=r"another type of key \(RSA\).*no sign of an attack"):
+    with pytest.raises(HostKeyError, match=r"another type of key \(RSA\).*no sign of an attack.*at a terminal$"):
         connect(target_of(server, known))
-    connect(target_of(server, known), accept=lambda _: True).close()
+    with pytest.raises(HostKeyError, match="another type"):  # as --accept-new answers
+        connect(target_of(server, known), accept=lambda _, new: new)
+    connect(target_of(server, known), accept=lambda *_: True).close()
     assert len(known.read_text().splitlines()) == 2
 
 
@@ -230,7 +233,7 @@ def test_a_revoked_key_is_refused(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text(f"{server.known}@revoked * ssh-rsa AAAA\n@revoked {server.known}")
     with pytest.raises(HostKeyError, match="revoked"):
-        connect(target_of(server, known), accept=lambda _: True)
+        connect(target_of(server, known), accept=lambda *_: True)
 
 
 def test_any_of_several_known_keys_of_a_type_will_do(server: sshd.Sshd, tmp_path: Path) -> None:
@@ -248,7 +251,7 @@ def test_names_with_wildcards_as_openssh_reads_them(server: sshd.Sshd, tmp_path:
         connect(target_of(server, known))
     known.write_text(f"{server.known}@revoked * {server.host_key}\n")
     with pytest.raises(HostKeyError, match="revoked"):
-        connect(target_of(server, known), accept=lambda _: True)
+        connect(target_of(server, known), accept=lambda *_: True)
 
 
 def test_names_are_known_in_small_letters() -> None:
@@ -271,7 +274,7 @@ def test_a_changed_ecdsa_key_names_the_file_to_compare_with(tmp_path: Path) -> N
 def test_known_hosts_that_cannot_be_read_or_written(server: sshd.Sshd, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HostKeyError, match=r"cannot note the key.*UserKnownHostsFile"):
-        connect(target_of(server, tmp_path / "file" / "known_hosts"), accept=lambda _: True)
+        connect(target_of(server, tmp_path / "file" / "known_hosts"), accept=lambda *_: True)
 
 
 # --------------------------------------------------------------------------------------------------------- logins
@@ -428,6 +431,15 @@ def test_commands(board: connection.SshConnection) -> None:
     assert (result.code, result.out, result.complaint) == (3, b"in\0put", "complaint")
     assert board.run("echo $LC_ALL; echo $PATH").text.startswith("C\n")
     assert board.user_id >= 0
+
+
+def test_a_shell_that_talks_before_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from an `echo` in ~/.bashrc: no answer could be told from it."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho Welcome!\nexec /usr/bin/id \"$@\"\n")
+    (tmp_path / "id").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ConnectError, match=r"prints 'Welcome!' before every answer.*~/\.bashrc"):
+        assert LocalConnection(nobody).user_id
 
 
 def test_a_flood_on_stderr_does_not_stop_stdout(board: connection.SshConnection) -> None:

@@ -50,7 +50,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would be run and sent; change nothing.")
 @click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")
-@click.option("--no-pin", is_flag=True, help="Leave the clocks alone.")
+@click.option("--pin/--no-pin", default=None, help="Highest clocks while the NPU is busy; else as it is.")
 @click.option("--patience", type=click.IntRange(1, 3600), metavar="S", help="Until it has to answer; else by its size.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the daemon; else as they are.")
 @click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
@@ -76,7 +76,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         sim_runtime=given["sim_runtime"],
         listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
         port=given["port"],
-        pin=not given["no_pin"],
+        pin=given["pin"],
         patience=given["patience"],
         settings=_settings(given["settings"]),
         keep=given["keep"],

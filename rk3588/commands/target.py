@@ -58,8 +58,8 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
             raise
         raise UsageError("SSH needs paramiko: pip install 'rk3588[deploy]' (or --board local, on the board)") from error
 
-    def accept(question: str) -> bool:
-        if accept_new:
+    def accept(question: str, new: bool) -> bool:
+        if accept_new and new:
             click.echo(f"{question} Accepted.", err=True)
             return True
         return yes(question)

@@ -151,7 +151,12 @@ class Connection(ABC):
     @property
     def user_id(self) -> int:
         if self._user_id is None:
-            answer = self.run("id -u").text.strip()
+            *noise, answer = self.run("id -u").text.strip().splitlines() or [""]
+            if noise and answer.isdigit():
+                raise ConnectError(
+                    f"{self.name} prints {noise[0][:60]!r} before every answer: take that out of what its shell starts "
+                    "with (~/.bashrc), or let it be said at a terminal only"
+                )
             if not answer.isdigit():
                 raise ConnectError(f"{self.name} runs no commands: `id -u` answered {answer[:60]!r}")
             self._user_id = int(answer)

@@ -38,7 +38,7 @@ class Options:
     sim_runtime: Path | None = None
     listen: str | None = None
     port: int | None = None
-    pin: bool = True
+    pin: bool | None = None
     patience: int | None = None
     settings: Mapping[str, Any] | None = None  # of the daemon
     keep: int = plan.KEEP
@@ -185,7 +185,7 @@ def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
         sim_runtime=twin,
         listen=listen,
         port=port,
-        pin=options.pin,
+        pin=bool(board.manifest.get("pin", True)) if options.pin is None else options.pin,
         patience=options.patience,
         settings=kept_settings(board) if options.settings is None else options.settings,
         prefix=board.prefix,

@@ -281,6 +281,7 @@ def gather(connection: Connection, prefix: Optional[str] = None, thorough: bool 
     ``prefix``: where releases lie, if not where the board says. Facts that need root are left out where the user has no
     way to become it; a doctor goes without them, too, where nobody can give the password.
     """
+    as_root = connection.user_id == 0
     before = time.time()
     clock = connection.run("date +%s.%N").text.strip()
     known = re.fullmatch(r"[0-9]+\.[0-9]+", clock)
@@ -288,9 +289,9 @@ def gather(connection: Connection, prefix: Optional[str] = None, thorough: bool 
     wanted = [fact for fact in FACTS if thorough or not fact.slow]
     rooted = [fact for fact in wanted if fact.root]
     raw.update(_ask(connection, [fact for fact in wanted if not fact.root], prefix, root=False))
-    if connection.user_id == 0 or raw["simulated"].strip():
+    if as_root or raw["simulated"].strip():
         # Everything of a simulated board is its user's. This machine's sudo has no part in it.
-        raw["sudo"] = "root" if connection.user_id == 0 else "none"
+        raw["sudo"] = "root" if as_root else "none"
         return {**raw, **_ask(connection, rooted, raw["prefix"], root=False)}
     raw["sudo"] = {True: "password", False: "free", None: "none"}[connection.needs_password()]
     if raw["sudo"] == "none":

@@ -61,6 +61,12 @@ def find(name: str) -> SimBoard | None:
     return SimBoard(folder, said["kind"], said["pid"], ssh)
 
 
+def all_up() -> list[SimBoard]:
+    """Those that run, by name."""
+    names = sorted(path.parent.name for path in home().glob("*/board.json"))
+    return [board for name in names if (board := find(name)) and alive(board.pid)]
+
+
 def alive(pid: int) -> bool:
     """Whether the process is there and not only waiting to be collected."""
     try:

@@ -21,7 +21,8 @@ from rk3588.errors import ConnectError, HostKeyError
 
 from .config import USER_KNOWN, Target
 
-Accept = Callable[[str], bool]  # asked with the whole question; whether the answer was yes
+# Asked with the whole question, and whether nothing at all is known of the host yet; whether the answer was yes.
+Accept = Callable[[str, bool], bool]
 
 
 def fingerprint(key: paramiko.PKey) -> str:
@@ -106,16 +107,16 @@ class KnownHosts:
                 f"`{forget}`; if it was not, somebody may be listening: do not go on"
             )
         question = f"The board {target.known_as} is not known yet. Its key is {shown}."
+        otherwise = ", or give --accept-new"
         if self.keys:
             types = ", ".join(_kind(kind) for kind in self.keys)
             question = (
                 f"{target.known_as} is known under another type of key ({types}) and shows {shown} now; this is no "
                 "sign of an attack by itself."
             )
-        if not accept(f"{question} Is it the right one?"):
-            raise HostKeyError(
-                f"{question} Compare it with `ssh-keygen -lf` on the board and say yes, or give --accept-new"
-            )
+            otherwise = " at a terminal"  # whoever is in between could choose the type
+        if not accept(f"{question} Is it the right one?", not self.keys):
+            raise HostKeyError(f"{question} Compare it with `ssh-keygen -lf` on the board and say yes{otherwise}")
         self._remember(key)
 
     def _remember(self, key: paramiko.PKey) -> None:
