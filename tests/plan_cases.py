@@ -176,6 +176,8 @@ def _broken(opi: Facts) -> dict[str, Case]:
     wrong = {A.id: {"files": {"bundle/model.rkllm": "0" * 64, "stray.txt": "1" * 64}, "parts": {}}}
     whole = [one.path for one in A.files]
     cut = {"old": A.id, "new": B.id, "boot": "x"}
+    torn = {**on_board(A, B).releases[A.id], "manifest": {}, "files": {}}
+    without = replace(on_board(A, B, current=1), releases={**on_board(A, B).releases, A.id: torn})
     moved = changed(on_board(A), A.id, librkllmrt_so="f" * 64)
 
     def with_incoming(incoming: Mapping[str, Any]) -> Case:
@@ -191,6 +193,9 @@ def _broken(opi: Facts) -> dict[str, Case]:
         "damaged-file-gone": Case(opi, changed(on_board(A), A.id, librkllmrt_so=None)),
         "damaged-other-release-has-it": Case(opi, changed(on_board(B, A, current=1), A.id, librkllmrt_so="f" * 64)),
         "damaged-file-not-linked-by-its-old-hash": Case(opi, moved, release=B),
+        "damaged-manifest-of-another": Case(opi, without, release=C),
+        "damaged-manifest-of-the-wanted": Case(opi, without, release=A),
+        "rollback-to-a-damaged-manifest": Case(opi, without, act=lambda s: plan.rollback(s, PREFIX, True)),
         "unproven-same-release": Case(opi, on_board(A, B, current=1, unproven=cut), release=B),
         "unproven-other-release": Case(opi, on_board(A, B, current=1, unproven=cut), release=C),
         "unproven-back-to-the-old": Case(opi, on_board(A, B, current=0, unproven=cut), release=A),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -142,6 +144,18 @@ def test_bytes_of_a_resumed_plan() -> None:
     made = plan.plan(case.facts, case.state, case.release, case.prefix)
     assert made.bytes == A.size - 3
     assert sum(step["bytes"] for step in plan.as_json(made)) == made.bytes
+
+
+@settings(max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from(["releases", "incoming", "current", "unproven", "groups", "keys", "new"]),
+        st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda s: st.dictionaries(st.text(), s)),
+    )
+)
+def test_a_board_may_describe_itself_as_it_likes(answer: dict[str, Any]) -> None:
+    with contextlib.suppress(DeployError):
+        plan.latest_first(State.from_answer(answer))
 
 
 def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:

@@ -264,7 +264,7 @@ def test_a_changed_ecdsa_key_names_the_file_to_compare_with(tmp_path: Path) -> N
     one, other = (sshd.start(tmp_path / name, host_key="host_ecdsa") for name in ("one", "other"))
     try:
         known.write_text(f"[127.0.0.1]:{one.port} {other.host_key}\n")
-        with pytest.raises(HostKeyError, match=r"shows ECDSA SHA256:.*/ssh_host_ecdsa_key\.pub.* -f '.*known_hosts'"):
+        with pytest.raises(HostKeyError, match=r"shows ECDSA SHA256:.*/ssh_host_ecdsa_key\.pub.* -f \S+known_hosts`"):
             connect(target_of(one, known))
     finally:
         one.stop()

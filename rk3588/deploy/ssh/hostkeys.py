@@ -17,6 +17,7 @@ from pathlib import Path
 import paramiko
 from paramiko.hostkeys import HostKeys
 
+from rk3588.deploy import shell
 from rk3588.errors import ConnectError, HostKeyError
 
 from .config import USER_KNOWN, Target
@@ -97,9 +98,8 @@ class KnownHosts:
             if key.asbytes() in [known.blob for known in self.keys[name]]:
                 return
             known = self.keys[name][0]
-            forget = f"ssh-keygen -R '{target.known_as}'"
-            if known.file != Path(USER_KNOWN).expanduser():
-                forget += f" -f '{known.file}'"
+            elsewhere = () if known.file == Path(USER_KNOWN).expanduser() else ("-f", known.file)
+            forget = shell.command("ssh-keygen", "-R", target.known_as, *elsewhere)
             raise HostKeyError(
                 f"the key of {target.known_as} has CHANGED: it shows {shown}, {known.file}, line {known.line} has "
                 "another. If the board was set up anew, compare with "
