@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import signal
 import socket
@@ -483,6 +484,23 @@ def test_a_server_that_dies_is_noticed(tmp_path: Path) -> None:
             killer.join()
     finally:
         mortal.stop()
+
+
+def test_a_board_that_is_stuck_is_not_waited_for(server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel acknowledges all that is sent, and nobody reads it."""
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 1.0)
+    with connect(target_of(server)) as board:
+        channel = board.transport.open_session()
+        monkeypatch.setattr(board.transport, "open_session", lambda **_: channel)
+        sessions = sshd.descendants(server.process.pid)
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ConnectError, match=r"does not start a command.*overloaded"):
+                board.run("true")
+        finally:
+            for pid in sessions:
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_the_socket_gives_up_on_silence(board: connection.SshConnection) -> None:

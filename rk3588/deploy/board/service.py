@@ -102,7 +102,8 @@ def start(prefix: str, manifest: dict[str, Any]) -> None:
         return
     stop(prefix, manifest)
     write(prefix + "/keeper.ends", "")
-    with open(prefix + "/rkchatd.log", "wb") as log:  # anew: what it says is of this release
+    open(prefix + "/rkchatd.log", "wb").close()  # anew: what it says is of this release
+    with open(prefix + "/rkchatd.log", "ab") as log:  # appended to: the keeper empties it when it is long
         command = ["/bin/sh", prefix + "/current/keep.sh"]
         keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     write(prefix + "/keeper.pid", str(keeper.pid))

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ _DISK_STALL = 40.0  # a card that erases blocks takes nothing for a while
 _LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
 _PROXY_SECONDS = 3.0  # for a ProxyCommand to end when it is told to
 _JUMPS = 8
+_ANSWER_SECONDS = 60.0  # for a board to start a command
 _WINDOW = 1 << 24
 _BLOCK = 1 << 18
 # Encryption and authentication in one pass: faster than AES-CTR with a MAC (tests/bench/upload.py).
@@ -221,12 +223,19 @@ class SshConnection(Connection):
 
     def _start(self, line: str) -> Session:
         try:
-            channel = self.transport.open_session(timeout=_LOGIN_SECONDS)
-            channel.exec_command(line)
+            channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
+            # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
+            impatience = threading.Timer(_ANSWER_SECONDS, channel.close)
+            impatience.daemon = True
+            impatience.start()
+            try:
+                channel.exec_command(line)
+            finally:
+                impatience.cancel()
         except (paramiko.SSHException, EOFError, OSError) as error:
             if not self.transport.is_active():
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
-            raise ConnectError(f"{self.name} does not start a command: {error}") from error
+            raise ConnectError(f"{self.name} does not start a command ({error}): is the board overloaded?") from error
         return SshSession(self.name, channel, _DISK_STALL + self.target.silence)
 
     @property
