@@ -64,6 +64,17 @@ def test_nothing_is_started_over_a_process_that_hangs(
         service.start(str(prefix), {"service": "systemd"})
 
 
+def test_units_of_the_user_stay(
+    prefix: Path, systemctl: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rkchatd.service", "rkchatd-clocks.service", "rkchatd-backup.service"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(service, "UNITS", str(tmp_path))
+    activation.take_away(str(prefix), {"service": "systemd"})
+    assert [path.name for path in tmp_path.glob("*.service")] == ["rkchatd-backup.service"]
+    assert "disable --now rkchatd-clocks.service" in systemctl
+
+
 def test_what_has_ended_does_not_hang(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass

@@ -17,7 +17,19 @@ from collections.abc import Callable
 from typing import Any
 
 from .files import current_of, forget, load, refuse, say, sync_folder, text_of, write
-from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, stuck, systemctl, units_of
+from .service import (
+    SERVICE,
+    installed,
+    last_words,
+    prove,
+    ready,
+    service_ended,
+    start,
+    stop,
+    stuck,
+    systemctl,
+    units_of,
+)
 
 STATE_DIR = "/var/lib/rkchatd"
 LOG_ROOM = 16384  # bytes
@@ -37,7 +49,7 @@ def switch(prefix: str, name: str) -> None:
         for source, place in wanted:
             if text_of(source) != text_of(place):
                 write(place, text_of(source))
-        for place in glob.glob(UNITS + "/rkchatd*.service"):
+        for place in installed():
             if place not in [path for _, path in wanted]:
                 systemctl("disable", "--now", os.path.basename(place))
                 os.unlink(place)
@@ -151,7 +163,7 @@ def take_away(prefix: str, manifest: dict[str, Any]) -> None:
     """No service any more; releases stay."""
     stop(prefix, manifest)
     if manifest.get("service") == "systemd":
-        for place in glob.glob(UNITS + "/rkchatd*.service"):
+        for place in installed():
             systemctl("disable", "--now", os.path.basename(place))
             os.unlink(place)
         systemctl("daemon-reload")
@@ -225,7 +237,7 @@ def guard(prefix: str) -> None:
 def remove(prefix: str, rule: str, user: str) -> None:
     """Everything a deployment ever made, and nothing else; the prefix too, if it is empty then."""
     manifest = load(prefix + "/current/release.json")
-    take_away(prefix, manifest or {"service": "systemd" if os.path.exists(f"{UNITS}/{SERVICE}") else "process"})
+    take_away(prefix, manifest or {"service": "systemd" if installed() else "process"})
     if rule and os.path.exists(rule):
         os.unlink(rule)
         if shutil.which("udevadm"):

@@ -19,6 +19,7 @@ from .files import text_of, write
 
 UNITS = "/etc/systemd/system"
 SERVICE = "rkchatd.service"
+OUR_UNITS = (SERVICE, "rkchatd-clocks.service")  # whatever else is called like them is the user's
 GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd")  # version 2, version 1
 POLL = 0.15  # seconds between looks at a daemon on trial
 RESTARTS = 3  # ends of a daemon on trial, or of its worker, after which more patience is of no use
@@ -29,6 +30,11 @@ def units_of(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     if manifest.get("service") != "systemd":
         return []
     return [(path, f"{UNITS}/{os.path.basename(path)}") for path in sorted(glob.glob(folder + "/*.service"))]
+
+
+def installed() -> list[str]:
+    """Where our units lie that systemd has now."""
+    return [place for place in (f"{UNITS}/{name}" for name in OUR_UNITS) if os.path.exists(place)]
 
 
 def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
