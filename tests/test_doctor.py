@@ -107,7 +107,8 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
         replace(OPI, libraries=(Library("/a", "1.3.0"), Library("/b", "1.1.1"), Library("/c", "1.3.0"))),
         *("info", "runtime", "/a and 1 more: librkllmrt 1.3.0", ""),
     ),
-    "few files": (replace(OPI, open_files=1024), "info", "limits", "1024 open files", "ulimit -n"),
+    "few files": (replace(OPI, open_files=1024), "info", "limits", "1024 open files", "the unit raises it"),
+    "few files, no unit": (replace(OPI, open_files=1024, systemd=None), "info", "limits", "1024", "orangepi - nofile"),
     "root": (replace(OPI, sudo="root"), "ok", "rights", "root", ""),
     "sudo": (OPI, "ok", "rights", "sudo without a password", ""),
     "sudo asks": (replace(OPI, sudo="password"), "info", "rights", "for a password", "once"),
@@ -121,6 +122,7 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
     "clock right": (replace(OPI, clock_error=2.0, rtc=False), "ok", "clock", "right, kept by NTP, no RTC", ""),
     "unclean boots": (replace(OPI, ends=("crash", "clean", "crash")), "warn", "power", "2 of the last 3", "supply"),
     "clean boots": (replace(OPI, ends=("clean",) * 4), "ok", "power", "the last 4 boots ended in a shutdown", ""),
+    "one boot": (replace(OPI, ends=("crash",)), "warn", "power", "the last boot ended without a shutdown", "supply"),
     "no earlier boots": (replace(OPI, ends=()), "info", "power", "cannot be seen", "/var/log/journal"),
 }
 

@@ -318,7 +318,10 @@ def _rights(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
         yield Finding("info", "rights", text, remedy)
     if facts.open_files is not None and facts.open_files < _OPEN_FILES:
         text = f"{facts.open_files} open files at most: the runtime wants {_OPEN_FILES}"
-        yield Finding("info", "limits", text, "the unit raises it; in a shell: ulimit -n, /etc/security/limits.conf")
+        remedy = "the unit raises it; for a shell: /etc/security/limits.conf"
+        if facts.systemd is None:
+            remedy = f"in /etc/security/limits.conf: {facts.user or 'USER'} - nofile {_OPEN_FILES}"
+        yield Finding("info", "limits", text, remedy)
 
 
 def _condition(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
@@ -338,12 +341,12 @@ def _condition(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
 
 
 def _power(ends: tuple[str, ...]) -> Finding:
-    crashes = ends.count("crash")
+    crashes, boots = ends.count("crash"), f"the last {len(ends)} boots" if len(ends) > 1 else "the last boot"
     if crashes:
-        text = f"{crashes} of the last {len(ends)} boots ended without a shutdown"
+        text = f"{crashes} of {boots} ended without a shutdown" if len(ends) > 1 else f"{boots} ended without a shutdown"
         return Finding("warn", "power", text, "a weak supply does that under load: 5 V 4 A or USB-PD, a short cable")
     if ends:
-        return Finding("ok", "power", f"the last {len(ends)} boots ended in a shutdown")
+        return Finding("ok", "power", f"{boots} ended in a shutdown")
     remedy = "the journal keeps them with `sudo mkdir -p /var/log/journal`"
     return Finding("info", "power", "nothing is kept of earlier boots: unclean reboots cannot be seen", remedy)
 
