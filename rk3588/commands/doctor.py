@@ -48,9 +48,9 @@ def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: 
     if path:
         bundle = bundles.read(path)
         need = judge.Need(release.memory_needed(bundle, simulated), release.size_of(bundle, simulated))
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        with _told(name):
-            facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
+    reach = (given["accept_new"], given["ssh_config"], given["hosts"])
+    with target.open_board(name, *reach) as connection, _told(name):
+        facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
     findings = judge.judge(facts, prefix, need, simulated)
     if as_json:
         rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]

@@ -343,7 +343,7 @@ def _condition(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
 def _power(ends: tuple[str, ...]) -> Finding:
     crashes, boots = ends.count("crash"), f"the last {len(ends)} boots" if len(ends) > 1 else "the last boot"
     if crashes:
-        text = f"{crashes} of {boots} ended without a shutdown" if len(ends) > 1 else f"{boots} ended without a shutdown"
+        text = f"{f'{crashes} of ' if len(ends) > 1 else ''}{boots} ended without a shutdown"
         return Finding("warn", "power", text, "a weak supply does that under load: 5 V 4 A or USB-PD, a short cable")
     if ends:
         return Finding("ok", "power", f"{boots} ended in a shutdown")
