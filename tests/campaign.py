@@ -26,7 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588 import bundle
+from rk3588.deploy import deployment, plan
+from rk3588.deploy.apply import Watcher
 from rk3588.deploy.board.files import forget
+from rk3588.deploy.deployment import Options
+from rk3588.deploy.ssh import config, connection
 from rk3588.simboard import nspawn
 from rk3588.simboard.control import new_key
 from tests.deploying import watched
@@ -60,10 +64,12 @@ def sshd_killed(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
 def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
     scene.wait_for_a_moment()
     filler = scene.disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        free = os.statvfs(scene.disk)
+        os.posix_fallocate(file.fileno(), 0, max(1, (free.f_bavail - 64) * free.f_frsize))
+        file.seek(0, os.SEEK_END)
         while True:
-            file.write(bytes(1 << 16))
-            file.flush()
+            file.write(bytes(4096))
     return lambda: forget(str(filler))
 
 
@@ -232,9 +238,10 @@ def recover(scene: Scene, wanted: Path) -> None:
         assert damaged(path) == []
     daemons = scene.inside("pgrep", "-fc", "[r]kchatd.pyz").stdout.strip()
     assert daemons == "1", daemons
-    words = scene.deployer.words(wanted, "--patience", PATIENCE, "--plan")
-    (planned,) = json.loads(scene.deployer.run(*words).stdout)
-    assert planned["steps"] == [], planned["steps"]
+    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda _: False) as board:
+        options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
+        planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
+    assert planned.steps == (), plan.describe(planned)
 
 
 def damaged(release: Path) -> list[str]:
