@@ -238,7 +238,7 @@ def recover(scene: Scene, wanted: Path) -> None:
         assert damaged(path) == []
     daemons = scene.inside("pgrep", "-fc", "[r]kchatd.pyz").stdout.strip()
     assert daemons == "1", daemons
-    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda _: False) as board:
+    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
         options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
         planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
     assert planned.steps == (), plan.describe(planned)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import stat
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +21,22 @@ pytest.importorskip("paramiko")
 
 from rk3588 import simboard
 from rk3588.boards import catalogue
+from rk3588.commands.deploy import Drawn, reach
+from rk3588.deploy import deployment, plan
+from rk3588.deploy.apply import Done
+from rk3588.deploy.local import LocalConnection
+from rk3588.deploy.plan import Send
+from rk3588.deploy.release import File
+from rk3588.deploy.ssh import connection
+from rk3588.deploy.ssh.config import Target
 from rk3588.simboard import control
-from tests import deploying, sshd
+from tests import deploying, plan_cases, sshd
 from tests.deploying import Deployer
 
 pytestmark = pytest.mark.usefixtures("board_watch")
+
+
+TARGET = Target("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +170,37 @@ def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port
     before = contents(board.found().folder / "home")
     board.deploy(bundles["one"], "--port", port)
     assert "say yes" in board.run("remove", "attic", code=2).stderr
-    board.run("remove", "attic", "--yes")
+    assert json.loads(board.run("remove", "attic", "--yes", "--json").stdout) == [{"host": "attic", "removed": True}]
     left = contents(board.found().folder / "home") - before
     assert left == {".local", ".local/share"}
     assert control.started_on(board.found().folder) == []
     assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
+
+
+def test_remove_leaves_alone_what_is_not_ours(board: Deployer, tmp_path: Path) -> None:
+    """A prefix may be mistyped, and be a folder with everything that somebody has."""
+    folder = tmp_path / "all.of.it"
+    (folder / "releases" / "0123").mkdir(parents=True)
+    (folder / "photos").mkdir()
+    (folder / "photos" / "one.jpg").write_text("mine")
+    board.run("remove", "attic", "--yes", "--prefix", folder)
+    assert contents(folder) == {"photos", "photos/one.jpg"}
+    assert "nothing to remove" in board.run("remove", "attic", "--yes", "--prefix", folder).stderr
+
+
+def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate and a time from nothing, or from bytes that are there already, would say millions of minutes or none."""
+    clock = iter([100.0, 100.0, 101.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", out)
+    drawn = Drawn(quiet=False)
+    drawn.step(Send(File("model", b"", 10_000_000, ""), "/model", have=8_000_000))
+    drawn.sent(8_000_000)
+    assert out.getvalue() == ""
+    drawn.sent(1_000_000)
+    assert out.getvalue().endswith("model  90 %  1.0 MB/s  0:01 left")
 
 
 @pytest.mark.slow
@@ -205,10 +246,47 @@ def test_what_it_says_afterwards(board: Deployer, bundles: dict[str, Path], port
     words = [word for word in board.words(bundles["one"], "--port", port) if word != "--json"]
     done = board.run(*words)
     assert f"http://127.0.0.1:{port}/v1" in done.stdout
-    assert f"ssh -NL {port}:127.0.0.1:{port} -p " in done.stdout
+    assert "ssh -NL" not in done.stdout  # its loopback is this machine's
     assert str(prefix_of(board) / "keys") in done.stdout
     assert "OPENAI_API_BASE_URL=" in done.stdout
     assert "Home Assistant" in done.stdout
+
+
+def outcome_on(board: str, listen: str) -> deployment.Outcome:
+    facts = plan_cases.board(board)
+    found = deployment.Board(facts, "/opt/rkchatd", plan.State())
+    return deployment.Outcome(found, plan.Plan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
+
+
+def test_how_it_is_reached_over_ssh() -> None:
+    """The tunnel goes the way that was taken, whatever the configuration makes of it."""
+    target = replace(TARGET, openssh=("-i", "/home/me/a key", "-J", "door", "me@kitchen"))
+    over = connection.SshConnection(target, connection.Way(), lambda _: None)
+    said = reach(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
+    assert "ssh -NL 8080:127.0.0.1:8080 -i '/home/me/a key' -J door me@kitchen " in said
+    assert "URL            http://127.0.0.1:8080/v1" in said
+    assert "sudo cat /opt/rkchatd/keys" in said
+    said = reach(over, outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    assert "URL            http://192.0.2.7:8080/v1" in said
+    assert "ssh -NL" not in said
+
+
+def test_how_this_machine_is_reached_from_the_network() -> None:
+    said = reach(LocalConnection(lambda _: None), outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    assert "URL            http://192.168.1.20:8080/v1" in said
+    assert "127.0.0.1" not in said
+
+
+def test_clocks_that_were_left_alone_stay_so() -> None:
+    """As port and settings do, where nothing else is said."""
+    bundle: Any = None
+    facts = plan_cases.board("orange-pi-5-plus")
+    for said, there, expected in ((None, {}, True), (None, {"pin": False}, False), (True, {"pin": False}, True)):
+        state = plan.State(releases={"a": {"manifest": there}}, current="a")
+        file = Path("/dev/null")
+        options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
+        wish = deployment.make_wish(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
+        assert wish.pin is expected
 
 
 @pytest.mark.slow
@@ -338,6 +416,7 @@ def test_deploy_to_this_machine(
     local = Deployer("local", daemon, tmp_path)
     try:
         row = local.deploy(bundles["one"], "--port", port)
+        assert row["host"] == "local"
         prefix = folder / "home" / ".local" / "share" / "rkchatd"
         key = (prefix / "keys").read_text().strip().rpartition(":")[2]
         assert deploying.answer_of(port, key) == "one here"
@@ -353,12 +432,23 @@ def test_board_up_and_down(tmp_path: Path, daemon: Path) -> None:
     local = Deployer("x", daemon, tmp_path)
     said = local.run("board", "up", "cellar", "--board", "khadas-edge2")
     assert "Khadas Edge2" in said.stderr
-    assert said.stdout.startswith("ssh -p ")
+    assert said.stdout.startswith("ssh -i ")
+    listed = local.run("board", "list").stdout.splitlines()
+    assert re.fullmatch(r"cellar +user +127\.0\.0\.1:\d+", listed[-1])
+    assert json.loads(local.run("board", "list", "--json").stdout)["simulated"][0]["host"] == "cellar"
     assert "is up already" in local.run("board", "up", "cellar", code=2).stderr
     assert "type of board" in local.run("board", "up", "rock-5b", code=2).stderr
     local.run("board", "down", "cellar")
     assert "there is no simulated board" in local.run("board", "down", "cellar", code=2).stderr
     assert not (tmp_path / "rk3588" / "boards" / "cellar").exists()
+
+
+def test_a_simulated_board_that_was_ended_from_outside(board: Deployer) -> None:
+    """As after a reboot of this machine."""
+    os.kill(board.found().pid, signal.SIGKILL)
+    assert "start it again with `rk3588 board up attic`" in board.run("doctor", "attic", code=1).stderr
+    board.run("board", "up", "attic")
+    board.run("releases", "attic")
 
 
 def test_hosts_that_are_none(daemon: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,8 +19,8 @@ pytest.importorskip("paramiko")
 from rk3588.boards import catalogue
 from rk3588.deploy import release
 from rk3588.simboard import control, nspawn, tree
+from tests import deploying, sshd, test_clocks
 from tests import scene as scenes
-from tests import test_clocks
 from tests.deploying import Deployer
 from tests.fakes import compile_library, fake_rkllm, scripted_bundle
 from tests.scene import Scene
@@ -78,6 +80,29 @@ def test_the_real_daemon_from_nothing_to_the_next_model(scene: Scene, tiny_bundl
     scene.answer()
 
 
+def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    """With another port at this end, which may be taken here."""
+    said = [word for word in scene.deployer.words(tiny_bundles["w8a8"]) if word != "--json"]
+    lines = scene.deployer.run(*said).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("from here"))
+    port = sshd.free_port()
+    tunnel = line.removeprefix("from here").partition("   (")[0].strip().replace("8080:", f"{port}:", 1)
+    process = subprocess.Popen([*shlex.split(tunnel), "-oBatchMode=yes"], stdin=subprocess.DEVNULL)
+    try:
+        key = (scene.disk / "rkchatd" / "keys").read_text().strip().rpartition(":")[2]
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert deploying.answer_of(port, key)
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_it_runs_as_nobody_in_particular(scene: Scene) -> None:
     shown = scene.inside("systemctl", "show", "rkchatd", "-pUser,Type,WatchdogUSec,LimitNOFILE,ActiveState").stdout
     assert "User=rkchatd" in shown
@@ -127,8 +152,11 @@ def test_a_runtime_that_lies_at_init(scene: Scene, tiny_bundles: Mapping[str, Pa
 
 
 def test_a_prefix_whose_writes_would_vanish(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
-    said = scene.deployer.fail(tiny_bundles["fp32"], "--prefix", "/srv/rkchatd")
-    assert "read-only or volatile root (overlay)" in said
+    said = scene.deployer.run("doctor", "shelf", "--runtime", "sim", "--prefix", "/srv/rkchatd", code=1).stdout
+    assert "/srv/rkchatd is on a read-only or volatile root (overlay)" in said
+    # There is one service: it is neither moved nor taken away by a prefix that was mistyped.
+    for words in (scene.deployer.words(tiny_bundles["fp32"]), ["remove", "shelf", "--yes"], ["rollback", "shelf"]):
+        assert "runs from /opt/rkchatd" in scene.deployer.run(*words, "--prefix", "/srv/rkchatd", code=1).stderr
 
 
 def test_an_older_unit_is_replaced_and_drop_ins_stay(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -17,6 +19,8 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.boards import Host, catalogue
+from rk3588.deploy import agent, local
+from rk3588.deploy import connection as sessions
 from rk3588.deploy.connection import Ask
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.ssh import config, connection, hostkeys
@@ -32,7 +36,7 @@ def nobody(_question: str) -> None:
     return None
 
 
-def no(_question: str) -> bool:
+def no(_question: str, _new: bool) -> bool:
     return False
 
 
@@ -75,6 +79,9 @@ def target_of(server: sshd.Sshd, known: Path | None = None) -> Target:
     )
 
 
+PLAIN = Target("board", "board", 22, "me", (), True, (), None, (), False, None, 10.0)
+
+
 def connect(target: Target, ask: Ask = nobody, accept: hostkeys.Accept = no) -> connection.SshConnection:
     return connection.connect(target, ask, accept)
 
@@ -105,6 +112,30 @@ def test_config_with_include_match_and_jump(home: Path) -> None:
     assert not config.resolve("elsewhere").hash_names
 
 
+def test_user_and_port_that_are_given_count_as_if_configured(home: Path) -> None:
+    """In Match, and in what a ProxyCommand and IdentityFile are told."""
+    (home / ".ssh" / "config").write_text(
+        "Match user bob\n  IdentityFile ~/.ssh/of-%r\n"
+        "Host kitchen\n  User cook\n  Port 22\n  ProxyCommand nc %h %p %r\n"
+    )
+    found = config.resolve("bob@kitchen:2222")
+    assert found.proxy_command == "nc kitchen 2222 bob"
+    assert found.keys == (home / ".ssh" / "of-bob",)
+    assert config.resolve("kitchen").proxy_command == "nc kitchen 22 cook"
+    assert found.openssh == ("-p", "2222", "bob@kitchen")
+
+
+def test_comments_at_line_ends_and_names_with_blanks(home: Path) -> None:
+    (home / ".ssh" / "config").write_text(
+        f'Host kitchen # the Rock\n  User cook   # me\n  UserKnownHostsFile "{home}/my hosts" ~/more\n'
+        '  IdentityFile "~/my key"\n'
+    )
+    found = config.resolve("kitchen")
+    assert found.user == "cook"
+    assert found.known_hosts[:2] == (home / "my hosts", home / "more")
+    assert found.keys == (home / "my key",)
+
+
 def test_an_include_of_itself_is_named(home: Path) -> None:
     (home / ".ssh" / "config").write_text("Include config\n")
     with pytest.raises(ConnectError, match="include itself"):
@@ -131,7 +162,9 @@ def test_hosts_of_the_inventory_go_before_the_config(home: Path) -> None:
     kitchen = Host("kitchen", board, "10.0.0.2", None, 22, home / "key", "door", (), None)
     found = config.resolve_host(kitchen, {"door": door, "kitchen": kitchen})
     assert (found.name, found.address, found.port, found.user) == ("kitchen", "10.0.0.2", 2200, "everybody")
-    assert (found.keys, found.jumps) == ((home / "key",), ("keeper@10.0.0.1:2022",))
+    assert (found.keys, found.jumps) == ((home / "key",), ("door",))
+    assert found.openssh == ("-i", f"{home}/key", "-J", "keeper@10.0.0.1:2022", "10.0.0.2")
+    assert config.resolve_host(door, {}).openssh == ("-p", "2022", "keeper@10.0.0.1")
 
 
 # ------------------------------------------------------------------------------------------------------ host keys
@@ -144,7 +177,8 @@ def test_a_first_key_is_shown_and_kept_on_yes(server: sshd.Sshd, tmp_path: Path)
     assert not known.exists()
     asked: list[str] = []
 
-    def yes(question: str) -> bool:
+    def yes(question: str, new: bool) -> bool:
+        assert new
         asked.append(question)
         return True
 
@@ -159,7 +193,7 @@ def test_names_are_hashed_where_the_config_says_so(server: sshd.Sshd, tmp_path: 
     known = tmp_path / "known_hosts"
     known.write_text("# no line end")
     hashed = replace(target_of(server, known), hash_names=True)
-    connect(hashed, accept=lambda _: True).close()
+    connect(hashed, accept=lambda *_: True).close()
     assert known.read_text().splitlines()[1].startswith("|1|")
     connect(hashed).close()
 
@@ -168,16 +202,18 @@ def test_a_changed_key_is_refused_whatever_is_accepted(server: sshd.Sshd, tmp_pa
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} {new_key(tmp_path / 'other')}\n")
     with pytest.raises(HostKeyError, match=r"has CHANGED.*known_hosts, line 1.*ssh-keygen -R '\[127"):
-        connect(target_of(server, known), accept=lambda _: True)
+        connect(target_of(server, known), accept=lambda *_: True)
 
 
 def test_another_type_of_key_is_not_a_changed_one(server: sshd.Sshd, tmp_path: Path) -> None:
     rsa = "AAAAB3NzaC1yc2EAAAADAQABAAAAgQDExample=="
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} ssh-rsa {rsa}\n")
-    with pytest.raises(HostKeyError, match=r"another type of key \(RSA\).*no sign of an attack"):
+    with pytest.raises(HostKeyError, match=r"another type of key \(RSA\).*no sign of an attack.*at a terminal$"):
         connect(target_of(server, known))
-    connect(target_of(server, known), accept=lambda _: True).close()
+    with pytest.raises(HostKeyError, match="another type"):  # as --accept-new answers
+        connect(target_of(server, known), accept=lambda _, new: new)
+    connect(target_of(server, known), accept=lambda *_: True).close()
     assert len(known.read_text().splitlines()) == 2
 
 
@@ -198,7 +234,48 @@ def test_a_revoked_key_is_refused(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text(f"{server.known}@revoked * ssh-rsa AAAA\n@revoked {server.known}")
     with pytest.raises(HostKeyError, match="revoked"):
-        connect(target_of(server, known), accept=lambda _: True)
+        connect(target_of(server, known), accept=lambda *_: True)
+
+
+def test_any_of_several_known_keys_of_a_type_will_do(server: sshd.Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{server.port} {new_key(tmp_path / 'older')}\n{server.known}")
+    connect(target_of(server, known)).close()
+
+
+def test_names_with_wildcards_as_openssh_reads_them(server: sshd.Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    known.write_text(f"other,[127.0.0.?]:* {server.host_key}\n")
+    connect(target_of(server, known)).close()
+    known.write_text(f"![127.0.0.1]:{server.port},* {server.host_key}\n")
+    with pytest.raises(HostKeyError, match="not known yet"):
+        connect(target_of(server, known))
+    known.write_text(f"{server.known}@revoked * {server.host_key}\n")
+    with pytest.raises(HostKeyError, match="revoked"):
+        connect(target_of(server, known), accept=lambda *_: True)
+
+
+def test_names_are_known_in_small_letters() -> None:
+    assert replace(PLAIN, address="Kitchen.Local").known_as == "kitchen.local"
+
+
+@needs_sshd
+def test_a_changed_ecdsa_key_names_the_file_to_compare_with(tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    one, other = (sshd.start(tmp_path / name, host_key="host_ecdsa") for name in ("one", "other"))
+    try:
+        known.write_text(f"[127.0.0.1]:{one.port} {other.host_key}\n")
+        with pytest.raises(HostKeyError, match=r"shows ECDSA SHA256:.*/ssh_host_ecdsa_key\.pub.* -f \S+known_hosts`"):
+            connect(target_of(one, known))
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_known_hosts_that_cannot_be_read_or_written(server: sshd.Sshd, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostKeyError, match=r"cannot note the key.*UserKnownHostsFile"):
+        connect(target_of(server, tmp_path / "file" / "known_hosts"), accept=lambda *_: True)
 
 
 # --------------------------------------------------------------------------------------------------------- logins
@@ -208,6 +285,22 @@ def test_a_wrong_key_is_one_sentence(server: sshd.Sshd, tmp_path: Path) -> None:
     new_key(tmp_path / "wrong")
     with pytest.raises(ConnectError, match=r"does not let .* in \(tried: .*wrong\).*ssh-copy-id"):
         connect(replace(target_of(server), keys=(tmp_path / "absent", tmp_path / "wrong")))
+
+
+@needs_sshd
+def test_a_server_that_wants_two_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "strict"
+    folder.mkdir()
+    new_key(folder / "second")
+    server = sshd.start(folder, "AuthenticationMethods publickey,publickey")
+    try:
+        with (folder / "authorized_keys").open("a") as file:
+            file.write((folder / "second.pub").read_text())
+        connect(replace(target_of(server), keys=(folder / "second", server.key))).close()
+        with pytest.raises(ConnectError, match="does not let"):
+            connect(target_of(server))
+    finally:
+        server.stop()
 
 
 @needs_sshd
@@ -263,17 +356,48 @@ def test_through_a_jump_host(server: sshd.Sshd, tmp_path: Path) -> None:
         inner.stop()
 
 
-def test_through_a_proxy_command(server: sshd.Sshd, home: Path) -> None:
-    relay = home / "relay.py"
-    relay.write_text(
-        "import socket, sys, os, threading\n"
-        f"s = socket.create_connection(('127.0.0.1', {server.port}))\n"
-        "def up():\n"
-        "    while data := os.read(0, 65536): s.sendall(data)\n"
-        "threading.Thread(target=up, daemon=True).start()\n"
-        "while data := s.recv(65536): os.write(1, data)\n"
+def test_a_jump_host_has_a_way_of_its_own(home: Path) -> None:
+    """As OpenSSH has it: of the first jump host, what is configured counts; and it does not go through itself."""
+    (home / ".ssh" / "config").write_text(
+        "Host inner\n  ProxyJump middle,last\nHost middle\n  ProxyJump outer\nHost last\n  ProxyJump elsewhere\n"
+        "Host *\n  ProxyJump outer\n"
     )
-    with connect(replace(target_of(server), proxy_command=f"python3 {relay}")) as through:
+    way = connection._route(config.resolve("inner"), config.resolve)
+    assert [hop.address for hop in way] == ["outer", "middle", "last", "inner"]
+    (home / ".ssh" / "config").write_text("Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n")
+    with pytest.raises(ConnectError, match="through itself"):
+        connection._route(config.resolve("a"), config.resolve)
+
+
+RELAY = """\
+import socket, sys, os, threading
+s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+def up():
+    while data := os.read(0, 65536): s.sendall(data)
+threading.Thread(target=up, daemon=True).start()
+while data := s.recv(65536): os.write(1, data)
+"""
+
+
+def test_a_proxy_that_stands_still_is_not_waited_for(server: sshd.Sshd, home: Path) -> None:
+    """It takes nothing any more and does not end when it is told to."""
+    (home / "relay.py").write_text(RELAY)
+    command = f"exec python3 {home}/relay.py {server.port}"
+    started = time.monotonic()
+    with connect(replace(target_of(server), proxy_command=command, silence=1.0)) as through:
+        assert through.run("echo here").text == "here\n"
+        session = through.start("cat > /dev/null")
+        assert through._way.process
+        through._way.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ConnectError, match="was lost"):
+            for _ in range(64):
+                session.send(bytes(1 << 20))
+    assert time.monotonic() - started < 60
+
+
+def test_through_a_proxy_command(server: sshd.Sshd, home: Path) -> None:
+    (home / "relay.py").write_text(RELAY)
+    with connect(replace(target_of(server), proxy_command=f"python3 {home}/relay.py {server.port}")) as through:
         assert through.run("echo here").text == "here\n"
 
 
@@ -308,6 +432,15 @@ def test_commands(board: connection.SshConnection) -> None:
     assert (result.code, result.out, result.complaint) == (3, b"in\0put", "complaint")
     assert board.run("echo $LC_ALL; echo $PATH").text.startswith("C\n")
     assert board.user_id >= 0
+
+
+def test_a_shell_that_talks_before_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from an `echo` in ~/.bashrc: no answer could be told from it."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho Welcome!\nexec /usr/bin/id \"$@\"\n")
+    (tmp_path / "id").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ConnectError, match=r"prints 'Welcome!' before every answer.*~/\.bashrc"):
+        assert LocalConnection(nobody).user_id
 
 
 def test_a_flood_on_stderr_does_not_stop_stdout(board: connection.SshConnection) -> None:
@@ -351,6 +484,23 @@ def test_a_server_that_dies_is_noticed(tmp_path: Path) -> None:
             killer.join()
     finally:
         mortal.stop()
+
+
+def test_a_board_that_is_stuck_is_not_waited_for(server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel acknowledges all that is sent, and nobody reads it."""
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 1.0)
+    with connect(target_of(server)) as board:
+        channel = board.transport.open_session()
+        monkeypatch.setattr(board.transport, "open_session", lambda **_: channel)
+        sessions = sshd.descendants(server.process.pid)
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ConnectError, match=r"does not start a command.*overloaded"):
+                board.run("true")
+        finally:
+            for pid in sessions:
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_the_socket_gives_up_on_silence(board: connection.SshConnection) -> None:
@@ -399,6 +549,19 @@ class Ordinary(LocalConnection):
         return 1000
 
 
+def test_a_program_here_that_reads_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_STALL", 0.2)
+    session = LocalConnection(nobody).start("sleep 60")
+    with pytest.raises(ConnectError, match="took no data"):
+        session.send(bytes(1 << 20))
+    session.kill()
+
+
+def test_a_board_that_never_stops_talking_does_not_fill_our_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_FLOOD", 1 << 20)
+    assert len(LocalConnection(nobody).run("head -c 50000000 /dev/zero").out) < 2 << 20
+
+
 def test_sudo_without_a_password(sudo: Path) -> None:
     install(sudo, "")
     asked: list[str] = []
@@ -427,6 +590,29 @@ def test_sudo_that_says_no(sudo: Path) -> None:
     sudo.write_text("#!/bin/sh\necho 'x is not in the sudoers file' >&2; exit 1\n")
     with pytest.raises(DeployError, match="does not let this user in"):
         Ordinary(nobody).run("true", root=True)
+
+
+def test_sudo_that_says_no_only_after_the_password(sudo: Path) -> None:
+    """As real ones do: before it, they say that a password is required."""
+    sudo.write_text(
+        "#!/bin/sh\ncase $* in *-n*) echo 'sudo: a password is required' >&2; exit 1;; esac\n"
+        "read -r line; echo 'board is not in the sudoers file.' >&2; exit 1\n"
+    )
+    sudo.chmod(0o755)
+    answers = iter(["right"])  # once
+    with pytest.raises(DeployError, match="does not let this user in"):
+        Ordinary(lambda _: next(answers)).run("true", root=True)
+
+
+def test_a_step_that_sudo_ends_at_once_is_told_in_its_words(sudo: Path) -> None:
+    """It reads nothing of the program that is sent: more than a pipe holds."""
+    sudo.write_text(
+        "#!/bin/sh\ncase $* in '-k -n true') exit;; esac\nexec 0<&-\n"
+        "echo 'Sorry, user x is not allowed to execute python3 as root' >&2; exit 1\n"
+    )
+    sudo.chmod(0o755)
+    with pytest.raises(DeployError, match="not allowed to execute python3"):
+        agent.start(Ordinary(nobody), "state", root=True, stdin=bytes(1 << 20))
 
 
 @pytest.mark.usefixtures("home")

@@ -31,8 +31,7 @@ def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: 
     need = judge.Need()
     if path:
         bundle = bundles.read(path)
-        size = release.model_of(bundle, simulated).stat().st_size
-        need = judge.Need(release.memory_needed(bundle, simulated), disk=size)
+        need = judge.Need(release.memory_needed(bundle, simulated), release.size_of(bundle, simulated))
     with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
     findings = judge.judge(facts, prefix, need, simulated)

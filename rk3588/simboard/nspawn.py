@@ -23,8 +23,8 @@ from pathlib import Path
 from rk3588.boards import Board
 from rk3588.errors import TargetError, UsageError
 
-from . import SimBoard, find, tree, write
-from .control import alive, new_key, prepare
+from . import SimBoard, alive, find, tree, write
+from .control import new_key, prepare
 
 USER = "board"
 DISK = 32 << 30  # sparse

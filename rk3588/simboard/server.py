@@ -31,7 +31,7 @@ _TOLD_SECONDS = 0.2
 
 
 class Login(paramiko.ServerInterface):
-    """Who may do what: one key, commands, and forwarding to this machine."""
+    """Who may do what: one key may run commands."""
 
     def __init__(self, key: bytes, environment: dict[str, str], home: Path) -> None:
         self._key = key

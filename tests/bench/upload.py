@@ -42,7 +42,7 @@ def target(server: sshd.Sshd) -> config.Target:
 
 def ours(server: sshd.Sshd, step: Send, cut_at: int | None = None) -> int:
     """Send; returns the bytes that went over the wire. ``cut_at``: the link breaks after so many."""
-    with connection.connect(target(server), lambda _: None, lambda _: False) as board:
+    with connection.connect(target(server), lambda _: None, lambda *_: False) as board:
         sent = 0
 
         def progress(size: int) -> None:

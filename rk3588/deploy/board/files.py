@@ -240,7 +240,7 @@ def finish(prefix: str, name: str) -> None:
 
 def lock(path: str, who: str, prefix: str) -> None:
     """Hold the lock as long as the deployer shows that it lives. First an activation that still goes on may end."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # in /tmp, others can make links
     # One whose link broke holds it until its silence is noticed.
     deadline = time.monotonic() + LOCK_SILENCE + 4
     while True:

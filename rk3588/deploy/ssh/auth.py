@@ -30,8 +30,12 @@ def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
             try:
                 for label, key in _keys(target, agent, ask):
                     tried.append(label)
-                    if _works(transport, target, key):
+                    left = _offer(transport, target, key)
+                    if left == []:
                         return
+                    allowed = set(left or allowed)  # one that was good, and not enough
+                    if "publickey" not in allowed:
+                        break
             finally:
                 if agent:
                     agent.close()
@@ -115,11 +119,13 @@ def _load(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
     raise ConnectError(f"the passphrase of {file} was wrong three times")
 
 
-def _works(transport: paramiko.Transport, target: Target, key: paramiko.PKey) -> bool:
+def _offer(transport: paramiko.Transport, target: Target, key: paramiko.PKey) -> Optional[list[str]]:
+    """What is asked for beside this key: nothing, or the ways to go on with; None for a key that is not let in."""
     try:
-        return not transport.auth_publickey(target.user, key)  # an empty list: nothing more is asked for
+        return list(transport.auth_publickey(target.user, key))
     except paramiko.AuthenticationException:
-        return _refused(transport)
+        _refused(transport)
+        return None
 
 
 def _password_works(transport: paramiko.Transport, target: Target, secret: str) -> bool:
