@@ -26,13 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588 import bundle
+from rk3588.deploy import deployment, plan
+from rk3588.deploy.apply import Watcher
 from rk3588.deploy.board.files import forget
+from rk3588.deploy.deployment import Options
+from rk3588.deploy.ssh import config, connection
 from rk3588.simboard import nspawn
 from rk3588.simboard.control import new_key
 from tests.deploying import watched
 from tests.scene import PATIENCE, RATE, Scene, reboot, scene
 
-BOARDS = 4  # at a time: most of a round is waiting
+BOARDS = 6  # at a time: most of a round is waiting
 Heal = Callable[[], None]
 Fault = Callable[[Scene, "subprocess.Popen[str]"], Heal]
 
@@ -60,10 +64,12 @@ def sshd_killed(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
 def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
     scene.wait_for_a_moment()
     filler = scene.disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        free = os.statvfs(scene.disk)
+        os.posix_fallocate(file.fileno(), 0, max(1, (free.f_bavail - 64) * free.f_frsize))
+        file.seek(0, os.SEEK_END)
         while True:
-            file.write(bytes(1 << 16))
-            file.flush()
+            file.write(bytes(4096))
     return lambda: forget(str(filler))
 
 
@@ -163,7 +169,9 @@ class Kind:
 
 
 LOST = r"the link to .* was lost|cannot reach|does not (answer|start|speak)|took no data|gave no answer"
-KINDS = {
+KINDS = {  # the longest first, so that none is waited for at the end
+    "clock two years off": Kind(clock_jumps, r"(?!)"),
+    "never ready": Kind(only_wait, r"did not prove itself: not ready after 2 s .*is back and answers", "never"),
     "link down": Kind(link_down, LOST),
     "sshd killed": Kind(sshd_killed, LOST),
     "disk full": Kind(disk_full, r"No space left on device|needed to send it"),
@@ -171,10 +179,8 @@ KINDS = {
     "power cut": Kind(power_cut, LOST),
     "deployer killed": Kind(deployer_killed, r"(?!)"),
     "remote file changed": Kind(remote_file_changed, r"was changed on the board|is not what was announced"),
-    "never ready": Kind(only_wait, r"did not prove itself: not ready after 2 s .*is back and answers", "never"),
     "lies at init": Kind(only_wait, r"did not prove itself: a chat was answered with 500.*is back and answers", "lie"),
     "host key changed": Kind(host_key_changed, LOST),
-    "clock two years off": Kind(clock_jumps, r"(?!)"),
 }
 
 # ---------------------------------------------------------------------------------------------------------- rounds
@@ -232,9 +238,10 @@ def recover(scene: Scene, wanted: Path) -> None:
         assert damaged(path) == []
     daemons = scene.inside("pgrep", "-fc", "[r]kchatd.pyz").stdout.strip()
     assert daemons == "1", daemons
-    words = scene.deployer.words(wanted, "--patience", PATIENCE, "--plan")
-    (planned,) = json.loads(scene.deployer.run(*words).stdout)
-    assert planned["steps"] == [], planned["steps"]
+    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
+        options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
+        planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
+    assert planned.steps == (), plan.describe(planned)
 
 
 def damaged(release: Path) -> list[str]:

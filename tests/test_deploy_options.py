@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.commands.deploy import Drawn, reach
-from rk3588.deploy import deployment, plan
+from rk3588.deploy import agent, deployment, plan
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.plan import Send
@@ -76,3 +76,18 @@ def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest
     assert out.getvalue() == ""
     drawn.sent(1_000_000)
     assert out.getvalue().endswith("model  90 %  1.0 MB/s  0:01 left")
+
+
+def test_a_limited_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first byte on, however long other things took meanwhile."""
+    now = [100.0]
+    monkeypatch.setattr("rk3588.deploy.agent.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rk3588.deploy.agent.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    throttle = agent.Throttle(500_000)
+    assert throttle.block <= 50_000
+    for _ in range(100):
+        throttle.wait(throttle.block)
+    assert now[0] - 100 == pytest.approx(100 * throttle.block / 500_000)
+    now[0] += 60
+    throttle.wait(throttle.block)
+    assert now[0] - 160 == pytest.approx(101 * throttle.block / 500_000)

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from rk3588.simboard import control, nspawn, tree
 from tests import deploying, sshd, test_clocks
 from tests import scene as scenes
 from tests.deploying import Deployer
-from tests.fakes import ROOT, compile_library, fake_rkllm, scripted_bundle
+from tests.fakes import compile_library, fake_rkllm, scripted_bundle
 from tests.scene import Scene
 
 pytestmark = [
@@ -63,17 +62,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pyz") / "rkchatd.pyz"
-    subprocess.run([sys.executable, ROOT / "runtime" / "tools" / "make_pyz.py", path], check=True, capture_output=True)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scene(home: Path, daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(home: Path, pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A fresh board, reached by its name."""
     board = nspawn.up("shelf", catalogue().board("rock-5b"))
-    yield Scene(board, Deployer("shelf", daemon, home), tmp_path_factory.mktemp("shelf"))
+    yield Scene(board, Deployer("shelf", pyz, home), tmp_path_factory.mktemp("shelf"))
     control.down("shelf")
 
 

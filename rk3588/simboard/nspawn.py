@@ -46,7 +46,7 @@ _SHUT_DOWN, _WITHOUT_LOG = 0x8004587D, 2  # of <linux/ext4.h>: EXT4_IOC_SHUTDOWN
 _LOOP = """
 echo $$ > "$1/loop.pid"
 while :; do
-  systemd-nspawn -q -D "$1/root" --boot --register=no --keep-unit --machine="$2" --hostname="$2" \
+  systemd-nspawn -q -D "$1/root" --boot --register=no --keep-unit --machine="$3" --hostname="$2" \
     --network-namespace-path="/run/netns/$3" --console=pipe --link-journal=no --resolv-conf=off --timezone=off \
     --bind="$1/disk:/opt" --bind-ro="$1/firmware:/sys/firmware" --bind-ro="$1/debug:/sys/kernel/debug" \
     --kill-signal=SIGRTMIN+3 &
@@ -220,7 +220,8 @@ def wait_for_login(folder: Path, address: str) -> None:
                 if probe.recv(4) == b"SSH-" and not closed:
                     return
         time.sleep(0.1)
-    raise TargetError(f"the simulated board at {address} did not come up: see console.log in its folder")
+    said = (folder / "console.log").read_text(errors="replace").strip().splitlines()
+    raise TargetError(f"the simulated board at {address} did not come up: {said[-1].strip() if said else 'no word'}")
 
 
 def down(folder: Path) -> None:
