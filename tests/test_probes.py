@@ -169,6 +169,28 @@ def test_who_has_the_npu_open(sysroot: Path) -> None:
     assert look().holders == ()
 
 
+JOURNAL = "case $* in *-b\\ -1*) echo 'Journal stopped';; *-b\\ -2*) echo 'model loaded';; *) exit 1;; esac"
+WTMP = "printf '%s x\\n' reboot runlevel reboot shutdown reboot wtmp"  # the last first
+
+
+@pytest.mark.parametrize(
+    ("journal", "last", "ends"),
+    [
+        (JOURNAL, WTMP, ("clean", "crash")),
+        ("exit 1", WTMP, ("crash", "clean")),  # the journal keeps this boot only
+        ("exit 1", "exit 127", ()),
+    ],
+)
+def test_how_earlier_boots_ended(
+    sysroot: Path, monkeypatch: pytest.MonkeyPatch, journal: str, last: str, ends: tuple[str, ...]
+) -> None:
+    for name, script in (("journalctl", journal), ("last", last)):
+        put(sysroot / "bin" / name, f"#!/bin/sh\n{script}\n")
+        (sysroot / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sysroot}/bin:{os.environ['PATH']}")
+    assert look(thorough=True).ends == ends
+
+
 @pytest.mark.parametrize(
     ("group", "unit"),
     [
