@@ -97,6 +97,9 @@ def test_names_with_wildcards_as_openssh_reads_them(server: sshd.Sshd, tmp_path:
     known = tmp_path / "known_hosts"
     known.write_text(f"other,[127.0.0.?]:* {server.host_key}\n")
     connect(target_of(server, known)).close()
+    for damaged in ("|1|", "|1|x|y", "|1|AAAA|AAAA", "|1|\u00e9|"):
+        known.write_text(f"{damaged} {server.host_key}\n{server.known}")
+        connect(target_of(server, known)).close()
     known.write_text(f"![127.0.0.1]:{server.port},* {server.host_key}\n")
     with pytest.raises(HostKeyError, match="not known yet"):
         connect(target_of(server, known))
@@ -123,6 +126,7 @@ def test_a_changed_ecdsa_key_names_the_file_to_compare_with(tmp_path: Path) -> N
 
 
 def test_known_hosts_that_cannot_be_read_or_written(server: sshd.Sshd, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(HostKeyError, match=r"cannot note the key.*UserKnownHostsFile"):
         connect(target_of(server, tmp_path / "file" / "known_hosts"), accept=lambda *_: True)
@@ -149,6 +153,20 @@ def test_a_server_that_wants_two_keys(tmp_path: Path) -> None:
         connect(replace(target_of(server), keys=(folder / "second", server.key))).close()
         with pytest.raises(ConnectError, match="does not let"):
             connect(target_of(server))
+    finally:
+        server.stop()
+
+
+@needs_sshd
+def test_more_keys_than_a_server_has_patience_for(tmp_path: Path) -> None:
+    """As with an agent that holds many."""
+    server = sshd.start(tmp_path / "impatient", "MaxAuthTries 3")
+    try:
+        others = [tmp_path / f"key{number}" for number in range(4)]
+        for other in others:
+            new_key(other)
+        with pytest.raises(ConnectError, match=r"hung up after \d keys.*IdentitiesOnly"):
+            connect(replace(target_of(server), keys=(*others, server.key)))
     finally:
         server.stop()
 

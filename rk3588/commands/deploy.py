@@ -166,7 +166,7 @@ def reach(connection: Connection, outcome: Outcome) -> str:
         lines.append(f"from here      {tunnel}   (or deploy with --expose lan)")
     container, elsewhere = "", ""
     if not open_to_all:
-        container, elsewhere = "   (in a container: --network=host)", "   (not on this machine: --expose lan)"
+        container, elsewhere = "   (in a container: --network=host)", "   (where it runs elsewhere: --expose lan)"
     integration = "an integration for OpenAI's API (home-llm, say)"
     return "\n".join(
         [

@@ -49,6 +49,11 @@ def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
                 if _password_works(transport, target, secret):
                     return
     except (paramiko.SSHException, EOFError, OSError) as error:
+        if isinstance(error, EOFError) and len(tried) > 1:  # OpenSSH gives six tries
+            raise ConnectError(
+                f"{target.name} hung up after {len(tried)} keys: if it takes no more tries, name the right key in "
+                "ssh's configuration (IdentityFile, and IdentitiesOnly yes); if the link was lost, try again"
+            ) from error
         raise ConnectError(f"cannot reach {target.name}: the login as {target.user} broke off ({error})") from error
     offered = ", ".join(tried) or "nothing, as no key file, agent or terminal is there"
     raise ConnectError(

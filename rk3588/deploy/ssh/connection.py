@@ -42,7 +42,8 @@ def connect(target: Target, ask: Ask, accept: Accept, resolver: Callable[[str], 
     way = Way()
     try:
         for hop in _route(target, resolver):
-            way.transports.append(_transport(hop, _socket(hop, way), ask, accept))
+            known = KnownHosts(hop)
+            way.transports.append(_transport(known, _socket(hop, way), ask, accept))
     except BaseException:
         way.close()
         raise
@@ -141,8 +142,8 @@ def _socket(target: Target, way: Way) -> Any:
     return plain
 
 
-def _transport(target: Target, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
-    known = KnownHosts(target)
+def _transport(known: KnownHosts, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
+    target = known.target
     transport = paramiko.Transport(sock, default_window_size=_WINDOW)
     try:
         transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS

@@ -80,7 +80,10 @@ class KnownHosts:
         """One hashed name, or one with ``*`` and ``?``."""
         wanted = self.target.known_as
         if pattern.startswith("|1|"):
-            return pattern == HostKeys.hash_host(wanted, pattern)
+            try:
+                return pattern == HostKeys.hash_host(wanted, pattern)
+            except (ValueError, AssertionError):  # a damaged line
+                return False
         expression = re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", ".")
         return re.fullmatch(expression, wanted) is not None
 
