@@ -29,6 +29,7 @@ from rk3588 import bundle
 from rk3588.deploy import deployment, plan
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.board.files import forget
+from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
 from rk3588.simboard import nspawn
@@ -236,8 +237,13 @@ def recover(scene: Scene, wanted: Path) -> None:
     assert not list(prefix.rglob("*.new"))
     for path in releases:
         assert damaged(path) == []
-    daemons = scene.inside("pgrep", "-fc", "[r]kchatd.pyz").stdout.strip()
-    assert daemons == "1", daemons
+    assert scene.processes("[r]kchatd.pyz") == 1
+    assert [path.name for path in (scene.board.folder / "root/etc/systemd/system").glob("rkchatd*")] == [SERVICE]
+    # The lock's agent may have to notice first that nobody is there any more; then the connection ends, and all others.
+    deadline = time.monotonic() + 30
+    while scene.processes("[d]eploy.board.agent"):
+        assert time.monotonic() < deadline, "agents of a lost connection are still there"
+        time.sleep(0.5)
     with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
         options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
         planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan

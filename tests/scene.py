@@ -64,6 +64,9 @@ class Scene:
         command = ["nsenter", "-t", str(nspawn.leader(self.board.folder)), "-m", "-u", "-i", "-n", "-p", *words]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
 
+    def processes(self, pattern: str) -> int:
+        return int(self.inside("pgrep", "-fc", pattern).stdout)
+
     def answer(self, seconds: float = 60.0) -> str:
         """What the daemon says, asked on the board itself; waits until one does."""
         deadline = time.monotonic() + seconds
