@@ -166,6 +166,11 @@ def _transport(known: KnownHosts, sock: Any, ask: Ask, accept: Accept) -> parami
     return transport
 
 
+def _close(channel: paramiko.Channel) -> None:
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the other side is to be told: it may be gone
+        channel.close()
+
+
 class SshSession(Session):
     def __init__(self, what: str, channel: paramiko.Channel, patience: float) -> None:
         super().__init__(what)
@@ -208,7 +213,7 @@ class SshSession(Session):
         return code
 
     def kill(self) -> None:
-        self._channel.close()
+        _close(self._channel)
 
 
 class SshConnection(Connection):
@@ -226,7 +231,7 @@ class SshConnection(Connection):
         try:
             channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
             # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
-            impatience = threading.Timer(_ANSWER_SECONDS, channel.close)
+            impatience = threading.Timer(_ANSWER_SECONDS, _close, [channel])
             impatience.daemon = True
             impatience.start()
             try:
