@@ -30,6 +30,7 @@ from rk3588.simboard import control, tree
 from tests import deploying, sshd
 
 RAM = Path("/dev/shm")
+BUILD = Path(__file__).resolve().parent.parent.parent / "build"
 
 
 def target(server: sshd.Sshd) -> config.Target:
@@ -79,18 +80,21 @@ def rsync(server: sshd.Sshd, source: Path, place: Path) -> None:
 
 def main(megabytes: int, rounds: int) -> None:
     size = megabytes * 1_000_000
-    with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None) as name:
-        folder = Path(name)
+    BUILD.mkdir(exist_ok=True)
+    ram = RAM if RAM.is_dir() else None
+    # The deployment's board lies on a disk: one whose files would be gone after a reboot is refused.
+    with tempfile.TemporaryDirectory(dir=ram) as name, tempfile.TemporaryDirectory(dir=BUILD) as disk:
+        folder, board = Path(name), Path(disk)
         source, place = folder / "model", folder / "there"
         chance = random.Random(1)
         with source.open("wb") as file:
             for _ in range(megabytes):
                 file.write(chance.randbytes(1_000_000))
         step = Send(File("model", source, size, bundle.sha256(source)), str(place), root=False)
-        (folder / "home").mkdir()
+        (board / "home").mkdir()
         # For the deployment: a board of its own without systemd, so that nothing of this machine is touched.
-        tree.whole(folder / "tree", catalogue().board("rock-5b"))
-        server = sshd.start(folder / "sshd", f"SetEnv RKBOARD_SYSROOT={folder}/tree HOME={folder}/home")
+        tree.whole(board / "tree", catalogue().board("rock-5b"))
+        server = sshd.start(folder / "sshd", f"SetEnv RKBOARD_SYSROOT={board}/tree HOME={board}/home")
         try:
             compare(server, step, source, place, size, rounds)
             resume(server, step, place, size, rounds)
@@ -98,7 +102,7 @@ def main(megabytes: int, rounds: int) -> None:
             deploy(server, folder, source)
         finally:
             server.stop()
-            for pid in control.started_on(folder):
+            for pid in control.started_on(board):
                 os.kill(pid, signal.SIGKILL)
 
 
