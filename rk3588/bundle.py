@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,17 +278,22 @@ def _is_left(folder: Path) -> bool:
 
 
 def write_manifest(
-    folder: Path, manifest: dict[str, Any], progress: Callable[[int], None] | None = None
+    folder: Path,
+    manifest: dict[str, Any],
+    progress: Callable[[int], None] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
     """Hash and sync every file in ``folder``, then write ``rkbundle.json`` with them listed.
 
-    ``progress`` is told the size of each block hashed, and may raise to give up.
+    ``progress`` is told the size of each block hashed, and may raise to give up. ``known`` has the SHA-256 of files
+    that were hashed when they were written, by their path in the folder.
     """
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         _sync(path)
-        digest = sha256(path, progress)
-        files.append({"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest})
+        name = path.relative_to(folder).as_posix()
+        digest = (known or {}).get(name) or sha256(path, progress)
+        files.append({"path": name, "size": path.stat().st_size, "sha256": digest})
     text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
     where = folder / MANIFEST
     where.write_text(text, encoding="utf-8")

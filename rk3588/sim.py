@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,6 +66,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_linear": (c.c_int, [_P, c.c_char_p, _P, c.c_size_t, _P]),
     "rksim_gemm_i8": (c.c_int, [c.c_char_p, _P, _P, c.c_int64, c.c_int64, c.c_int64, _P]),
     "rksim_quantize": (c.c_int64, [_P, c.c_int, c.c_int64, c.c_int64, c.c_int64, _P, _P]),
+    "rksim_bf16_to_f16": (c.c_int, [_P, c.c_int64, _P]),
+    "rksim_sha256_here": (c.c_int, []),
+    "rksim_sha256": (None, [c.c_int, _P, _P, _P]),
+    "rksim_crc32": (c.c_uint32, [c.c_uint32, _P, c.c_size_t]),
 }
 
 
@@ -218,3 +223,30 @@ def quantise(
     if bad:
         raise ValueError(*divmod(bad - 1, k))
     return q, scales
+
+
+def bf16_to_float16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float16] | None:
+    """The nearest float16 of each bf16; None where one is larger than float16 holds, or not finite."""
+    import numpy as np
+
+    bits = np.ascontiguousarray(bits)
+    halves = np.empty(bits.shape, np.float16)
+    return None if library().rksim_bf16_to_f16(bits.ctypes.data, bits.size, halves.ctypes.data) else halves
+
+
+def crc32(values: npt.NDArray[np.generic]) -> int:
+    """zlib's CRC-32 of a contiguous array's bytes, several times as fast as zlib's own."""
+    return int(library().rksim_crc32(0, values.ctypes.data, values.nbytes))
+
+
+def has_sha256() -> bool:
+    """Whether this processor can run ``sha256_blocks``."""
+    return bool(library().rksim_sha256_here())
+
+
+def sha256_blocks(messages: Sequence[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]]) -> None:
+    """Compress each message's blocks of 64 bytes into its state (eight words), the messages side by side."""
+    n = len(messages)
+    states = (c.c_void_p * n)(*(state.ctypes.data for state, _ in messages))
+    data = (c.c_void_p * n)(*(blocks.ctypes.data for _, blocks in messages))
+    library().rksim_sha256(n, states, data, (c.c_size_t * n)(*(len(blocks) // 64 for _, blocks in messages)))

@@ -181,7 +181,7 @@ KINDS = {  # the longest first, so that none is waited for at the end
     "deployer killed": Kind(deployer_killed, r"(?!)"),
     "remote file changed": Kind(remote_file_changed, r"was changed on the board|is not what was announced"),
     "lies at init": Kind(only_wait, r"did not prove itself: a chat was answered with 500.*is back and answers", "lie"),
-    "host key changed": Kind(host_key_changed, LOST),
+    "host key changed": Kind(host_key_changed, r"has CHANGED|" + LOST),
 }
 
 # ---------------------------------------------------------------------------------------------------------- rounds
@@ -191,8 +191,8 @@ def round_of(scene: Scene, name: str, seed: str) -> str:
     """One round; returns what happened in a few words. AssertionError with what was not as it must be."""
     kind = KINDS[name]
     scene.chance, scene.phase = random.Random(f"{seed} {name}"), ""
-    before = scene.answer()
-    assert before == f"{scene.current} here"
+    before = scene.serving()
+    assert before == scene.current
     wanted = scene.new_bundle(kind.behaviour)
     patience = 2 if kind.behaviour else PATIENCE
     process = scene.deployer.start(wanted, "--patience", patience, "--limit-rate", RATE)
@@ -212,9 +212,9 @@ def round_of(scene: Scene, name: str, seed: str) -> str:
         assert not kind.behaviour
         assert json.loads(out)[0]["healthy"]
     # The cable is still out here, the disk still full: something answers all the same, unless the board is starting.
-    serving = scene.answer()
-    good = [path.name for path in scene.bundles[scene.bundles.index(wanted) :]]
-    allowed = {f"{name} here" for name in good if not kind.behaviour} | ({before} if process.returncode else set())
+    serving = scene.serving()
+    good = {path.name for path in scene.bundles[scene.bundles.index(wanted) :] if not kind.behaviour}
+    allowed = good | ({before} if process.returncode else set())
     assert serving in allowed, f"{serving}, not one of {allowed}: {err}"
     heal()
     recover(scene, wanted if not kind.behaviour else scene.new_bundle())
@@ -225,7 +225,7 @@ def round_of(scene: Scene, name: str, seed: str) -> str:
 def recover(scene: Scene, wanted: Path) -> None:
     """The next run succeeds and leaves nothing over."""
     scene.deploy(wanted)
-    assert scene.answer() == f"{wanted.name} here"
+    assert scene.serving() == wanted.name
     prefix = scene.prefix
     assert {path.name for path in prefix.iterdir()} == {"releases", "incoming", "current", "keys", "activation.log"}
     assert list((prefix / "incoming").iterdir()) == []
@@ -263,8 +263,13 @@ def rounds_of(rounds: int, kinds: Iterable[str] = KINDS) -> list[Round]:
     return [(name, number) for number in range(rounds) for name in kinds]
 
 
-def run(folder: Path, rounds: Iterable[Round], seed: str) -> dict[str, Counter[str]]:
-    """All ``rounds``, on several boards at once; what happened, by fault. AssertionError with all that went wrong."""
+def run(
+    folder: Path, rounds: Iterable[Round], seed: str, daemon: Path | None = None, real: Path | None = None
+) -> dict[str, Counter[str]]:
+    """All ``rounds``, on several boards at once; what happened, by fault. AssertionError with all that went wrong.
+
+    ``daemon`` and ``real``: of ``scene``.
+    """
     print(f"seed {seed}", flush=True)
     waiting: queue.SimpleQueue[Round] = queue.SimpleQueue()
     for one in rounds:
@@ -276,7 +281,7 @@ def run(folder: Path, rounds: Iterable[Round], seed: str) -> dict[str, Counter[s
     def work(number: int) -> None:
         while not waiting.empty():  # another board after a round that went wrong
             place = Path(tempfile.mkdtemp(prefix="scene", dir=folder))
-            with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}") as stage:
+            with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}", daemon, real) as stage:
                 while True:
                     name, count = waiting.get_nowait()
                     started = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -39,6 +40,16 @@ def bundle(
         said: dict[str, Any] = {"model": {}, "source": {}, "tokenizer": {}, "target_platform": "rk3588"}
         bundles.write_manifest(part, {"name": name, "dtype": "w8a8", "artifacts": {target: model}, **said})
     return folder / name
+
+
+def renamed(source: Path, folder: Path, size: int) -> Path:
+    """Another bundle of the same model, by the folder's name; a file of ``size`` random bytes makes it another."""
+    with bundles.new_folder(folder) as part:
+        shutil.copytree(source, part, dirs_exist_ok=True)
+        (part / "ballast").write_bytes(os.urandom(size))
+        said = bundles.read(source).manifest
+        bundles.write_manifest(part, {**{key: said[key] for key in said if key != "files"}, "name": folder.name})
+    return folder
 
 
 def standin(folder: Path) -> Path:

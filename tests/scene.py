@@ -28,7 +28,8 @@ key = open('/opt/rkchatd/keys').read().strip().rpartition(':')[2]
 asked = json.dumps({'messages': [{'role': 'user', 'content': 'Hello'}], 'max_tokens': 2}).encode()
 headers = {'Authorization': 'Bearer ' + key, 'Content-Type': 'application/json'}
 request = urllib.request.Request('http://127.0.0.1:8080/v1/chat/completions', asked, headers)
-print(json.load(urllib.request.urlopen(request, timeout=30))['choices'][0]['message']['content'])
+answer = json.load(urllib.request.urlopen(request, timeout=30))
+print(json.dumps([answer['model'], answer['choices'][0]['message']['content']]))
 """
 
 
@@ -39,6 +40,7 @@ class Scene:
     board: simboard.SimBoard
     deployer: Deployer
     folder: Path
+    real: Path | None = None  # a bundle that the real daemon can serve; None: those of the stand-in
     chance: random.Random = field(default_factory=random.Random)
     bundles: list[Path] = field(default_factory=list)
     made: int = 0  # bundles so far
@@ -67,15 +69,23 @@ class Scene:
     def processes(self, pattern: str) -> int:
         return int(self.inside("pgrep", "-fc", pattern).stdout)
 
-    def answer(self, seconds: float = 60.0) -> str:
+    def answer(self) -> str:
         """What the daemon says, asked on the board itself; waits until one does."""
+        return self._ask()[1]
+
+    def serving(self) -> str:
+        """The model that answers on the board; waits until one does."""
+        return self._ask()[0]
+
+    def _ask(self, seconds: float = 60.0) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
         said = ""
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError, IndexError, subprocess.TimeoutExpired):
                 done = self.inside("python3", "-c", _ASK)
                 if done.returncode == 0:
-                    return done.stdout.strip()
+                    model, answer = json.loads(done.stdout)
+                    return model, answer
                 said = done.stderr[-300:]
             time.sleep(0.2)
         raise AssertionError(f"nothing answers on the board: {said}")
@@ -88,8 +98,13 @@ class Scene:
         if len(self.bundles) > 3:
             shutil.rmtree(self.bundles.pop(0))
         self.made += 1
-        self.bundles.append(deploying.bundle(self.folder, f"m{self.made}", behaviour, SIZE))
-        return self.bundles[-1]
+        name = f"m{self.made}"
+        if self.real:
+            made = deploying.renamed(self.real, self.folder / name, SIZE)
+        else:
+            made = deploying.bundle(self.folder, name, behaviour, SIZE)
+        self.bundles.append(made)
+        return made
 
     def deploy(self, bundle: Path) -> None:
         """One that nothing happens to, as fast as it goes."""
@@ -112,8 +127,11 @@ class Scene:
 
 
 @contextlib.contextmanager
-def scene(folder: Path, name: str) -> Iterator[Scene]:
-    """A board of its own with a first release on it; bundles go into ``folder``, boards where XDG_STATE_HOME says."""
+def scene(folder: Path, name: str, daemon: Path | None = None, real: Path | None = None) -> Iterator[Scene]:
+    """A board of its own with a first release on it; bundles go into ``folder``, boards where XDG_STATE_HOME says.
+
+    ``daemon``, with a bundle for it: rkchatd.pyz; else the stand-in.
+    """
     board = nspawn.up(name, catalogue().board("orange-pi-5-plus"), disk=256 << 20)
     try:
         settings = folder / "ssh_config"
@@ -122,8 +140,9 @@ def scene(folder: Path, name: str) -> Iterator[Scene]:
             f"  ServerAliveCountMax 3\n  ConnectTimeout 3\n  UserKnownHostsFile {board.folder}/known_hosts\n"
         )
         host = f"{board.ssh['user']}@{board.ssh['address']}"
-        deployer = Deployer(host, deploying.standin(folder), simboard.home().parents[1], ("--ssh-config", settings))
-        made = Scene(board, deployer, folder)
+        daemon = daemon or deploying.standin(folder)
+        deployer = Deployer(host, daemon, simboard.home().parents[1], ("--ssh-config", settings))
+        made = Scene(board, deployer, folder, real)
         made.deploy(made.new_bundle())
         yield made
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,3 +31,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_each_fault(home: Path, rounds: int) -> None:
     happened = campaign.run(home, campaign.rounds_of(rounds), str(int(time.time())))
     assert {name: outcomes.total() for name, outcomes in happened.items()} == dict.fromkeys(campaign.KINDS, rounds)
+
+
+@pytest.mark.slow
+def test_each_fault_with_the_real_daemon(home: Path, pyz: Path, tiny_bundles: Mapping[str, Path]) -> None:
+    """But for those that are a daemon's own."""
+    kinds = [name for name, kind in campaign.KINDS.items() if not kind.behaviour]
+    happened = campaign.run(home, campaign.rounds_of(3, kinds), str(int(time.time())), pyz, tiny_bundles["w8a8"])
+    assert {name: outcomes.total() for name, outcomes in happened.items()} == dict.fromkeys(kinds, 3)

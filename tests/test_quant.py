@@ -128,6 +128,16 @@ def test_dequantise_inverts_up_to_rounding() -> None:
         assert not np.array_equal(back, weight)
 
 
+def test_every_bf16_becomes_the_nearest_float16() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    held = bits[(bits & 0x7FFF) < 0x4780]  # 65536: as infinity, it would not be kept
+    halves = sim.bf16_to_float16(held)
+    assert halves is not None
+    np.testing.assert_array_equal(halves.view(np.uint16), to_float32(held, "BF16").astype(np.float16).view(np.uint16))
+    for refused in (0x4780, 0x7F80, 0xFF80, 0x7FC1):
+        assert sim.bf16_to_float16(np.array([0, refused, 0], np.uint16)) is None
+
+
 @pytest.mark.parametrize(
     ("name", "k", "groups", "short", "size"),
     [

@@ -23,7 +23,7 @@ FROM_C = [
 ]  # fmt: skip
 FROM_PYTHON = [
     "test_numerics", "test_logits", "test_tokenizer_files", "test_tokenizer_parts", "test_binding_twin",
-    "test_sim_gguf", "test_quant", "test_damage",
+    "test_sim_gguf", "test_quant", "test_damage", "test_convert_files",
 ]  # fmt: skip
 # Not these: what a build with sanitisers exports, what takes minutes in it, and sizes of address space.
 LEFT_OUT = "not exports and not real_model and not smollm2 and not large and not quickly"

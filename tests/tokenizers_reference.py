@@ -49,7 +49,7 @@ def write_vocabulary(
     """A tokenizer.gguf (docs/sim-gguf.md); ``more`` is further keys of ``tokenizer.ggml``: numbers and booleans."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(64)
-    writer.add_uint32("rksim.version", 1)
+    writer.add_uint32("rksim.version", 2)
     writer.add_uint32("rksim.header_crc32", 0)
     writer.add_tokenizer_model(model)
     if pre is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -15,14 +14,13 @@ from typing import Any
 
 import rk3588
 from rk3588 import bundle, quant, sim
-from rk3588.errors import TargetError
+from rk3588.errors import CheckpointError, TargetError
 
 from . import hybrid, lora, pipeline
 from .card import Variant, model_card, read_base
-from .config import ROPE_FACTORS
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
-from .sources.base import CARD
+from .sources.base import CARD, Source
 from .toolkit import build as npu
 from .toolkit.options import PLATFORM
 from .vocabulary import Vocabulary
@@ -48,7 +46,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
         folders = [stack.enter_context(bundle.new_folder(final, replace=plan.overwrite)) for final in finals]
         _check_space(plan)
         try:
-            digests: dict[Path, str] = {}
+            digests: dict[Path, str] = {}  # SHA-256 of what was hashed on the way
             if plan.for_sim:
                 plan = hybrid.settled(plan, _counted("measure", plan.source.nbytes, progress, check))
                 digests = _write_artifacts(plan, folders, progress, check)
@@ -86,9 +84,13 @@ def _counted(what: str, total: int, progress: Progress, check: Callable[[], None
 
 
 def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check: Callable[[], None]) -> dict[Path, str]:
-    """Fill every ``model.sim.gguf``; returns the hashes of the source's files."""
+    """Fill every ``model.sim.gguf``; returns the SHA-256 of each, and of the source's files."""
     source = plan.llama
-    step = _counted("convert", sum(file.stat().st_size for file in source.files), progress, check)
+
+    def step(done: int, total: int) -> None:
+        check()
+        progress("convert", done, total)
+
     with ExitStack() as stack:
         writers, packed = [], pack_vocabulary(source.vocabulary)
         for artifact, folder in zip(plan.artifacts, folders, strict=True):
@@ -96,19 +98,16 @@ def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check:
             writers.append(ArtifactWriter(folder / bundle.SIM_MODEL, artifact, header))
             stack.callback(writers[-1].close)
             check()
+        before = _stamps(source)
         digests = pipeline.run(source, writers, plan.threads, step, plan.merged)
-        for writer in writers:
-            _write_factors(plan, writer)
-            writer.finish()
-    return digests
+        if _stamps(source) != before:
+            raise CheckpointError(f"{source.path} changed while it was read: leave it alone and convert again")
+        return digests | {writer.path: writer.finish() for writer in writers}
 
 
-def _write_factors(plan: Plan, writer: ArtifactWriter) -> None:
-    factors = plan.llama.config.rope_factors or ()
-    for tensor in writer.artifact.tensors:
-        if tensor.name == ROPE_FACTORS:
-            data = struct.pack(f"<{len(factors)}f", *factors)
-            writer.add_crc(tensor, writer.write(tensor, 0, data), len(data))
+def _stamps(source: Source) -> list[tuple[int, int]]:
+    """What is different when a file was written to: it is read twice, to be converted and to be hashed."""
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in source.files)]
 
 
 def _finish_bundles(
@@ -116,9 +115,11 @@ def _finish_bundles(
 ) -> None:
     """Everything beside the artifacts, the manifest last.
 
-    One thread a bundle, however few cores there are: hashing is most of it, and whole bundles in turn leave cores idle.
+    One thread a bundle, however few cores there are: hashing and syncing is most of it, and whole bundles in turn leave
+    cores idle.
     """
-    total = sum(bundle.size(folder) for folder in folders)
+    hashed = sum(file.stat().st_size for file in digests if file.parent in folders)
+    total = sum(bundle.size(folder) for folder in folders) - hashed
     step = _counted("hash", total, progress, check)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
@@ -149,7 +150,8 @@ def _finish_bundle(
     variant = Variant(plan.variant(artifact), named, sizes, source.shape)
     card = model_card([variant], read_base(source.folder))
     (folder / CARD).write_text(card, encoding="utf-8")
-    bundle.write_manifest(folder, manifest, step)
+    known = {file.name: sha256 for file, sha256 in digests.items() if file.parent == folder}
+    bundle.write_manifest(folder, manifest, step, known)
 
 
 def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from rk3588 import quant
 from rk3588.quant import Scheme
 
-from . import pipeline
+from .block import Block
 from .config import EMBEDDING, OUTPUT
 from .lora import Pair
+from .pipeline import blocks
 from .plan import Artifact, Plan, make_artifact
 from .sources.base import SourceTensor
 
@@ -75,7 +76,7 @@ def _errors(
                 return _measured(tensor, *piece, changes, schemes)
 
             total = np.zeros(len(schemes) + 1)
-            for part in pool.map(measure, pipeline.blocks(tensor)):
+            for part in pool.map(measure, blocks(tensor)):
                 total += part
             step(tensor.nbytes)
             sums[name] = total
@@ -87,7 +88,7 @@ def _errors(
 
 
 def _measured(tensor: SourceTensor, row: int, raw: bytes, changes: Changes, schemes: list[Scheme]) -> Sums:
-    block = pipeline.Block(tensor, row, raw)
+    block = Block(tensor, row, raw)
     if changes:
         block.add(changes)
     weights = block.as_float32()

@@ -10,8 +10,9 @@ import numpy as np
 
 from rk3588.errors import CheckpointError
 
+from .block import Block
 from .lora import Lora
-from .pipeline import Block, blocks
+from .pipeline import blocks
 from .sources.base import Array, Source
 
 

@@ -1,42 +1,47 @@
-"""One pass over the source: blocks of rows are read in file order, hashed, and made into every artifact's tensors.
+"""One pass over the source: blocks of rows are made into every artifact's tensors, in the artifacts' order, and each
+file is hashed and written as it grows. Nothing is read back.
 
-The calling thread reads; a pool quantises and writes; one more thread hashes, since that has to go in order.
+Beside it the source's own files are read in their order, for their SHA-256: a hash begins at the beginning of a file,
+and tensors rarely lie in it as they do in an artifact.
+
+The calling thread reads; a pool quantises. What has to go in order has a thread of its own: all hashing, since that is
+faster side by side, and the writing of each artifact.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from rk3588 import sim
 from rk3588.errors import CheckpointError
-from rk3588.quant import Scheme
 
-from .lora import Lora, Pair
-from .plan import BLOCK_BYTES, OutTensor, block_rows
+from .block import Block
+from .config import ROPE_FACTORS
+from .lora import Lora
+from .plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
+from .sha256 import Bytes, Sha256, update_together
 from .sources.base import Array, Source, SourceTensor
-from .writer import ArtifactWriter, write_error
+from .writer import ArtifactWriter
 
 
-class Written(NamedTuple):
-    """What a block became in one tensor of one artifact."""
+class Made(NamedTuple):
+    """Rows of a tensor of one artifact, and their CRC-32."""
 
     writer: ArtifactWriter
     tensor: OutTensor
+    values: Array
     crc: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -47,143 +52,120 @@ class Sink:
     tensor: OutTensor
     scale: OutTensor | None
 
-    def put(self, row: int, block: Block) -> list[Written]:
-        """Convert and write the rows of ``block``, the first of which is row ``row`` of the tensor."""
+    def make(self, block: Block) -> list[Made]:
+        """What the rows of ``block`` become."""
         if self.scale is None:
             values = block.as_float32() if self.tensor.kind == "F32" else block.as_float16()
-            return [self._write(self.tensor, row, values)]
+            return [self._made(self.tensor, values)]
         q, scales = block.quantised(self.writer.artifact.scheme_of(self.tensor.name))
-        return [self._write(self.tensor, row, q), self._write(self.scale, row, scales)]
+        return [self._made(self.tensor, q), self._made(self.scale, scales)]
 
-    def _write(self, tensor: OutTensor, row: int, values: Array) -> Written:
-        data = values.data.cast("B")
-        at = row * (data.nbytes // values.shape[0])
-        try:
-            return Written(self.writer, tensor, self.writer.write(tensor, at, data), data.nbytes)
-        except OSError as error:
-            raise write_error(error, self.writer.path) from error
+    def _made(self, tensor: OutTensor, values: Array) -> Made:
+        return Made(self.writer, tensor, values, sim.crc32(values))
 
 
-_TOO_LARGE = 0x4780  # bf16's 65536, the first that fp16 rounds to infinity; those above are larger or not finite
-
-
-@functools.cache
-def _bf16_to_float16() -> npt.NDArray[np.float16]:
-    """Every bf16 as the nearest fp16, by its bits: looking up is ten times as fast as computing."""
-    values = (np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        halves: npt.NDArray[np.float16] = values.astype(np.float16)
-    return halves
-
-
-class Block:
-    """Decoded rows of a source tensor, and what can be made of them; what is not finite is named with its place."""
-
-    def __init__(self, tensor: SourceTensor, row: int, raw: bytes) -> None:
-        self.tensor, self.row = tensor, row
-        self.values, self.kind = tensor.decode(raw)
-        self._float32: npt.NDArray[np.float32] | None = None
-        self._float16: npt.NDArray[np.float16] | None = None
-
-    def add(self, changes: Sequence[tuple[Pair, float]]) -> None:
-        """Merge what adapters change in these rows. Summed in float64, so that the sum's order hardly ever shows."""
-        rows = slice(self.row, self.row + len(self.values))
-        wide = self.as_float32().astype(np.float64)
-        for pair, scale in changes:
-            wide += (scale * pair.factor) * (pair.b[rows].astype(np.float64) @ pair.a.astype(np.float64))
-        self.values, self.kind, self._float32 = wide.astype(np.float32), "F32", None
-
-    def quantised(self, scheme: Scheme) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-        try:
-            return sim.quantise(self.values, self.kind, scheme)
-        except ValueError as error:
-            raise self._not_finite(*error.args) from None
-
-    def as_float32(self) -> npt.NDArray[np.float32]:
-        if self._float32 is None:
-            if self.kind == "BF16":
-                self._float32 = (self.values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            else:
-                self._float32 = np.ascontiguousarray(self.values, np.float32)
-            finite = np.isfinite(self._float32)
-            if not finite.all():
-                raise self._not_finite(*np.argwhere(~finite)[0])
-        return self._float32
-
-    def as_float16(self) -> npt.NDArray[np.float16]:
-        if self._float16 is None:
-            if self.kind == "BF16" and (self.values & 0x7FFF).max() < _TOO_LARGE:
-                self._float16 = _bf16_to_float16()[self.values]
-            else:
-                self._float16 = self._checked_float16()
-        return self._float16
-
-    def _checked_float16(self) -> npt.NDArray[np.float16]:
-        values = self.as_float32()
-        with np.errstate(over="ignore"):
-            halves = values.astype(np.float16)
-        infinite = np.isinf(halves)
-        if infinite.any():
-            row, column = np.argwhere(infinite)[0]
-            raise CheckpointError(
-                f"{self._at(row, column)} is {values[row, column]:g}, more than fp16 holds (65504): only --dtype fp32 "
-                "can keep it"
-            )
-        return halves
-
-    def _not_finite(self, row: int, column: int) -> CheckpointError:
-        value = self.values[row, column]
-        if self.kind == "BF16":
-            value = np.array([value], np.uint16).astype(np.uint32).__lshift__(16).view(np.float32)[0]
-        return CheckpointError(f"{self._at(row, column)} is {value}: the model is damaged, get it again")
-
-    def _at(self, row: int, column: int) -> str:
-        place = f"row {self.row + row}, column {column}" if len(self.tensor.shape) == 2 else f"position {column}"
-        return f"{self.tensor.file}: tensor {self.tensor.name}, {place}"
-
-
-def sinks_of(writers: Sequence[ArtifactWriter]) -> dict[str, list[Sink]]:
-    """What has to be made from each source tensor, by canonical name."""
+def sinks_in_order(writers: Sequence[ArtifactWriter]) -> list[list[Sink]]:
+    """The sinks that are filled together, those of one tensor name, in an order that is every artifact's own."""
+    # Where the others lack a tensor of the longest, the rest is in the same order.
     found: dict[str, list[Sink]] = {}
-    for writer in writers:
+    for writer in sorted(writers, key=lambda w: -len(w.artifact.tensors)):
         tensors = {t.name: t for t in writer.artifact.tensors}
         for tensor in writer.artifact.tensors:
             if tensor.source and not tensor.name.endswith(".scale"):
-                sink = Sink(writer, tensor, tensors.get(f"{tensor.name}.scale"))
-                found.setdefault(tensor.source, []).append(sink)
-    return found
+                found.setdefault(tensor.name, []).append(Sink(writer, tensor, tensors.get(f"{tensor.name}.scale")))
+    return list(found.values())
 
 
 def run(
     source: Source,
     writers: Sequence[ArtifactWriter],
     threads: int,
-    step: Callable[[int], None],
+    step: Callable[[int, int], None],
     merged: Sequence[Lora] = (),
 ) -> dict[Path, str]:
     """Fill the writers from ``source`` with ``merged`` added; returns the SHA-256 of each source file.
 
-    ``step`` is told the bytes of each piece read, and may raise to end the run.
+    ``step`` is told the bytes read so far and in all, and may raise to end the run.
     """
     _keep_memory()
-    sinks = sinks_of(writers)
-    names = {(t.file, t.offset): name for name, t in source.tensors.items()}
-    digests = {}
-    with _pool(threads) as workers, _pool(1) as hasher:
-        flight = _Flight(limit=2 * threads)
-        for file in source.files:
-            digest = hashlib.sha256()
-            for tensor, row, raw in _pieces(file, [t for t in source.tensors.values() if t.file == file]):
-                jobs: list[Future[Any]] = [hasher.submit(digest.update, raw)]
-                if tensor is not None:
-                    name = names[file, tensor.offset]
-                    changes = [lora for lora in merged if name in lora.pairs]
-                    jobs.append(workers.submit(_convert, name, tensor, row, raw, sinks[name], changes))
-                flight.add(jobs)
-                step(len(raw))
-            flight.drain()
-            digests[file] = digest.hexdigest()
-    return digests
+    _check_places(source)
+    order = sinks_in_order(writers)
+    done, total = 0, sum(source.tensors[sinks[0].tensor.source].nbytes for sinks in order)
+    digests = {file: Sha256() for file in source.files}
+    originals = ((digests[file], raw) for file in source.files for raw in _whole(file))
+    with ExitStack() as stack:
+        workers = stack.enter_context(_pool(threads))
+        output = stack.enter_context(_output(writers, originals))
+        output.put([(writer, writer.header) for writer in writers])
+        flight = _Flight(2 * threads, output.append)
+        for sinks in order:
+            name = sinks[0].tensor.source
+            tensor, changes = source.tensors[name], [lora for lora in merged if name in lora.pairs]
+            for row, raw in blocks(tensor):
+                flight.add([workers.submit(_convert, name, tensor, row, raw, sinks, changes)])
+                done += len(raw)
+                step(done, total)
+        flight.drain()
+        factors = np.array(source.config.rope_factors or (), "<f4")
+        output.append(
+            [
+                Made(writer, tensor, factors, sim.crc32(factors))
+                for writer in writers
+                for tensor in writer.artifact.tensors
+                if tensor.name == ROPE_FACTORS
+            ]
+        )
+        output.put([(writer, data) for writer in writers for data in writer.checksums()])
+        output.finish()
+    return {file: digest.hexdigest() for file, digest in digests.items()}
+
+
+def _convert(
+    name: str, tensor: SourceTensor, row: int, raw: bytes, sinks: list[Sink], merged: Sequence[Lora]
+) -> list[Made]:
+    block = Block(tensor, row, raw)
+    if merged:
+        block.add([(lora.pairs[name], lora.option.scale) for lora in merged])
+    return [made for sink in sinks for made in sink.make(block)]
+
+
+class _Output:
+    """What becomes of finished blocks: hashed on one thread, written on one a file. A piece of the source's own files
+    is hashed with each of them."""
+
+    def __init__(
+        self,
+        hasher: ThreadPoolExecutor,
+        disks: dict[ArtifactWriter, ThreadPoolExecutor],
+        originals: Iterator[tuple[Sha256, Bytes]],
+    ) -> None:
+        self._hasher, self._disks, self._originals = hasher, disks, originals
+        self._flight = _Flight(AHEAD, lambda _: None)
+
+    def append(self, made: list[Made]) -> None:
+        """The next rows of tensors; what has to wait for its turn in the file waits in the writer."""
+        self.put([(m.writer, data) for m in made for data in m.writer.in_order(m.tensor, m.values, m.crc)])
+
+    def put(self, pieces: list[tuple[ArtifactWriter, Bytes]]) -> None:
+        """The next bytes of files."""
+        original = next(self._originals, None)
+        messages = [original] if original else []
+        hashed = self._hasher.submit(
+            update_together, [*messages, *((writer.sha256, data) for writer, data in pieces)]
+        )
+        self._flight.add([hashed, *(self._disks[writer].submit(writer.put, data) for writer, data in pieces)])
+
+    def finish(self) -> None:
+        for original in self._originals:
+            self._flight.add([self._hasher.submit(update_together, [original])])
+        self._flight.drain()
+
+
+@contextmanager
+def _output(writers: Sequence[ArtifactWriter], originals: Iterator[tuple[Sha256, Bytes]]) -> Iterator[_Output]:
+    with ExitStack() as stack:
+        hasher = stack.enter_context(_pool(1))
+        yield _Output(hasher, {writer: stack.enter_context(_pool(1)) for writer in writers}, originals)
 
 
 @functools.cache
@@ -207,20 +189,12 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert(
-    name: str, tensor: SourceTensor, row: int, raw: bytes, sinks: list[Sink], merged: Sequence[Lora]
-) -> list[Written]:
-    block = Block(tensor, row, raw)
-    if merged:
-        block.add([(lora.pairs[name], lora.option.scale) for lora in merged])
-    return [written for sink in sinks for written in sink.put(row, block)]
-
-
 class _Flight:
-    """Jobs under way, at most ``limit`` groups, taken down in order: the checksums need that, and so do errors."""
+    """Jobs under way, at most ``limit`` groups. What they return is handed to ``take`` in the order they came in: the
+    checksums and the files need that, and so do errors."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, take: Callable[[Any], None]) -> None:
+        self._limit, self._take = limit, take
         self._jobs: deque[list[Future[Any]]] = deque()
 
     def add(self, jobs: list[Future[Any]]) -> None:
@@ -234,51 +208,46 @@ class _Flight:
 
     def _land(self) -> None:
         for job in self._jobs.popleft():
-            for done in job.result() or ():
-                done.writer.add_crc(done.tensor, done.crc, done.length)
+            self._take(job.result())
 
 
-def _pieces(file: Path, tensors: list[SourceTensor]) -> Iterator[tuple[SourceTensor | None, int, bytes]]:
-    """The whole file in order: (tensor, first row, bytes), or (None, 0, bytes) for what lies between tensors."""
-    fd = _open(file)
-    try:
-        at = 0
-        for tensor in sorted(tensors, key=lambda t: t.offset):
-            if tensor.offset < at:
-                raise CheckpointError(f"{file}: tensor {tensor.name} overlaps the one before it: get the file again")
-            yield from ((None, 0, raw) for raw in _between(fd, file, at, tensor.offset))
-            rows, row_bytes = block_rows(tensor), tensor.nbytes // tensor.rows
-            for row in range(0, tensor.rows, rows):
-                n = min(rows, tensor.rows - row) * row_bytes
-                yield tensor, row, _read(fd, file, n, tensor.offset + row * row_bytes)
-            at = tensor.offset + tensor.nbytes
-        yield from ((None, 0, raw) for raw in _between(fd, file, at, os.fstat(fd).st_size))
-    finally:
-        os.close(fd)
+def _check_places(source: Source) -> None:
+    ends: dict[Path, int] = {}
+    for tensor in sorted(source.tensors.values(), key=lambda t: t.offset):
+        if tensor.offset < ends.get(tensor.file, 0):
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} overlaps the one before it: get the file again"
+            )
+        ends[tensor.file] = tensor.offset + tensor.nbytes
 
 
 def blocks(tensor: SourceTensor) -> Iterator[tuple[int, bytes]]:
     """The rows of one tensor, a block at a time: (first row, bytes)."""
     rows, row_bytes = block_rows(tensor), tensor.nbytes // tensor.rows
-    fd = _open(tensor.file)
-    try:
+    with _opened(tensor.file) as fd:
         for row in range(0, tensor.rows, rows):
             n = min(rows, tensor.rows - row) * row_bytes
             yield row, _read(fd, tensor.file, n, tensor.offset + row * row_bytes)
-    finally:
-        os.close(fd)
 
 
-def _open(file: Path) -> int:
+def _whole(file: Path) -> Iterator[Bytes]:
+    """A file from its beginning to its end."""
+    with _opened(file) as fd:
+        size = os.fstat(fd).st_size
+        for at in range(0, size, BLOCK_BYTES):
+            yield np.frombuffer(_read(fd, file, min(BLOCK_BYTES, size - at), at), np.uint8)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
     try:
-        return os.open(file, os.O_RDONLY)
+        fd = os.open(file, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _between(fd: int, file: Path, start: int, end: int) -> Iterator[bytes]:
-    for at in range(start, end, BLOCK_BYTES):
-        yield _read(fd, file, min(BLOCK_BYTES, end - at), at)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _read(fd: int, file: Path, n: int, at: int) -> bytes:

@@ -23,16 +23,19 @@ from .toolkit.preflight import LEAST
 
 ALIGNMENT = 64
 BLOCK_BYTES = 4 << 20  # of source weights at a time: large enough to keep Python out of the way
+AHEAD = 4  # converted blocks that may wait for the disk; more of them only leave the caches
+CHECKSUMS = "rksim.tensor_crc32"
 _BASE_MEMORY = 45 << 20  # the interpreter, NumPy and gguf, as measured
-_ITEM = {"I8": 1, "F16": 2, "F32": 4}
+_ITEM = {"I8": 1, "F16": 2, "F32": 4, "I32": 4}
 
 
 @dataclass(frozen=True)
 class OutTensor:
-    """A tensor of the artifact; ``source`` is the canonical name of what it is made from, "" for RoPE factors."""
+    """A tensor of the artifact; ``source`` is the canonical name of what it is made from, "" for RoPE factors
+    and checksums."""
 
     name: str
-    kind: str  # I8, F16 or F32
+    kind: str  # I8, F16, F32 or I32
     shape: tuple[int, ...]
     source: str
     offset: int  # from the start of the data
@@ -158,7 +161,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimated peak: blocks read ahead, what is made of those being worked on, and the tokenizer.
+        """Estimated peak: blocks read ahead, those being worked on, what waits for the disk, and the tokenizer.
 
         rkllm-toolkit is a process of its own, and counted where it is the larger one.
         """
@@ -166,12 +169,14 @@ class Plan:
         return max(own, LEAST * self.source.nbytes) if self.board else own
 
     def _own_memory(self) -> int:
-        per_weight = 4 + sum(1 if a.scheme.quantised else 2 for a in self.artifacts) + (20 if self.merged else 0)
+        made = sum(1 if a.scheme.quantised else 2 for a in self.artifacts)
         ahead = (2 * self.threads + 2) * max(block_bytes(t) for t in self.source.tensors.values())
-        work = self.threads * per_weight * max(block_rows(t) * t.columns for t in self.source.tensors.values())
+        weights = max(block_rows(t) * t.columns for t in self.source.tensors.values())
+        work = weights * ((24 if self.merged else 4) * self.threads + made * (2 * self.threads + AHEAD))
+        hashed = (AHEAD + 2) * BLOCK_BYTES
         vocabulary = self.llama.vocabulary
         loras = sum(lora.nbytes for lora in self.loras)
-        return _BASE_MEMORY + loras + ahead + work + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
+        return _BASE_MEMORY + loras + ahead + work + hashed + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
 
 
 def variant_name(name: str, dtype: str, level: int, hybrid_rate: float, community: bool) -> str:
@@ -250,6 +255,7 @@ def make_artifact(config: ModelConfig, scheme: Scheme, grouped: frozenset[str] |
         _add_linear(found, OUTPUT, (config.vocab_size, config.hidden), EMBEDDING, plain.scheme_of(OUTPUT))
     if config.rope_factors:
         _add(found, ROPE_FACTORS, "F32", (len(config.rope_factors),), "")
+    _add(found, CHECKSUMS, "I32", (len(found) + 1,), "")
     return Artifact(scheme, tuple(found), grouped)
 
 

@@ -1,7 +1,5 @@
-"""Writes ``model.sim.gguf`` (docs/sim-gguf.md): a header from the gguf package, tensor data at known offsets.
-
-Blocks may come from any number of threads and in any order; the checksums are patched in at the end.
-"""
+"""Writes ``model.sim.gguf`` (docs/sim-gguf.md), from its first byte to its last: a header from the gguf package, tensor
+data at known offsets, checksums."""
 
 from __future__ import annotations
 
@@ -11,57 +9,93 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rk3588.errors import TargetError
 from rk3588.quant import mixed
 
 from .config import ModelConfig
 from .crc import combine
+from .direct_file import DirectFile
 from .plan import ALIGNMENT, Artifact, OutTensor
+from .sha256 import Bytes, Sha256
+from .sources.base import Array
 from .vocabulary import Vocabulary
 
-VERSION = 1
+VERSION = 2
 _KEY_COUNT = 16  # where a GGUF file has it
-_HEADER_CRC, _TENSOR_CRC = "rksim.header_crc32", "rksim.tensor_crc32"
+_HEADER_CRC = "rksim.header_crc32"
 
 
 class ArtifactWriter:
-    """One file being written. ``write`` is thread-safe; ``add_crc`` and ``finish`` are for one thread."""
+    """One file being written: the header, the tensors in their order, and last their checksums.
+
+    ``in_order`` and ``checksums`` are for one thread, ``put`` and ``finish`` for another.
+    """
 
     def __init__(self, path: Path, artifact: Artifact, header: bytes) -> None:
         self.path, self.artifact = path, artifact
-        self._header = bytearray(header)
+        self.header: Bytes = np.frombuffer(header, np.uint8)
+        self.sha256 = Sha256()
         self._crc = dict.fromkeys((t.name for t in artifact.tensors), 0)
+        self._waiting: dict[str, list[Bytes]] = {}
+        self._done, self._left = 0, 0  # tensors begun, and what the last of them lacks
         size = len(header) + artifact.data_bytes
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             os.posix_fallocate(self._fd, 0, size)  # no space is found out now and not at the end
+            self._file = DirectFile(self._fd)
         except OSError as error:
             self.close()
             raise write_error(error, path, size) from error
 
-    def write(self, tensor: OutTensor, at: int, data: memoryview | bytes) -> int:
-        """``data`` at byte ``at`` of ``tensor``; returns its CRC."""
-        view = memoryview(data).cast("B")
-        offset, left = len(self._header) + tensor.offset + at, view
-        while left:
-            written = os.pwrite(self._fd, left, offset)
-            offset, left = offset + written, left[written:]
-        return zlib.crc32(view)
+    def in_order(self, tensor: OutTensor, values: Array, crc: int) -> Iterator[Bytes]:
+        """What can be put now that the next rows of ``tensor``, whose CRC-32 is ``crc``, are there.
 
-    def add_crc(self, tensor: OutTensor, crc: int, length: int) -> None:
-        """The CRC of the next ``length`` bytes of ``tensor``, in order."""
-        self._crc[tensor.name] = combine(self._crc[tensor.name], crc, length)
+        Rows of a later tensor wait for its turn, as scales do; padding comes behind each tensor.
+        """
+        data = values.reshape(-1).view(np.uint8)
+        self._crc[tensor.name] = combine(self._crc[tensor.name], crc, len(data))
+        self._waiting.setdefault(tensor.name, []).append(data)
+        tensors = self.artifact.tensors
+        while True:
+            if not self._left:
+                if self._done == len(tensors) or tensors[self._done].name not in self._waiting:
+                    return
+                self._left = tensors[self._done].nbytes
+                self._done += 1
+            current = tensors[self._done - 1]
+            for piece in self._waiting.pop(current.name, ()):
+                self._left -= len(piece)
+                yield piece
+            if self._left:
+                return
+            yield np.zeros(-current.nbytes % ALIGNMENT, np.uint8)
 
-    def finish(self) -> None:
-        """Write the header with its checksums."""
-        start = _value_offset(self._header, _TENSOR_CRC) + 12  # past the item type and the count
-        for i, tensor in enumerate(self.artifact.tensors):
-            self._header[start + 4 * i : start + 4 * i + 4] = self._crc[tensor.name].to_bytes(4, "little")
-        _seal(self._header)
-        os.pwrite(self._fd, self._header, 0)
+    def checksums(self) -> Iterator[Bytes]:
+        """The last tensor, when all the others have been put: their CRC-32, and that of these."""
+        *others, last = self.artifact.tensors
+        sums = np.array([self._crc[tensor.name] for tensor in others], "<u4")
+        yield from self.in_order(last, np.append(sums, np.array(zlib.crc32(sums.data), "<u4")), 0)
+
+    def put(self, data: Bytes) -> None:
+        """Write the next bytes."""
+        try:
+            self._file.append(data)
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def finish(self) -> str:
+        """Write what is left; returns the SHA-256 of the file."""
+        try:
+            self._file.finish()
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        return self.sha256.hexdigest()
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -112,13 +146,11 @@ def make_header(
     packed: Packed | None = None,
     hybrid_rate: float = 0.0,
 ) -> bytes:
-    """Everything before the tensor data, padded, with all checksums zero. ``packed`` is ``pack_vocabulary``'s."""
+    """Everything before the tensor data, padded. ``packed`` is ``pack_vocabulary``'s."""
     import gguf
 
     writer = _new_writer()
     scheme = artifact.scheme
-    array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-    writer.add_key_value(_TENSOR_CRC, [0] * len(artifact.tensors), array, sub_type=uint32)
     writer.add_string("rksim.dtype", scheme.name)
     if artifact.grouped is None:
         writer.add_uint32("rksim.group_size", scheme.group_size)
@@ -140,14 +172,7 @@ def write_vocabulary(path: Path, name: str, vocabulary: Vocabulary) -> None:
     writer = _new_writer()
     _add_ends(writer, vocabulary)
     writer.add_name(name)
-    header = bytearray(_assembled(writer, pack_vocabulary(vocabulary)))
-    _seal(header)
-    path.write_bytes(header)
-
-
-def _seal(header: bytearray) -> None:
-    own = _value_offset(header, _HEADER_CRC)
-    header[own : own + 4] = zlib.crc32(header).to_bytes(4, "little")
+    path.write_bytes(_assembled(writer, pack_vocabulary(vocabulary)))
 
 
 def _new_writer() -> Any:
@@ -170,7 +195,7 @@ def _add_ends(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _assembled(writer: Any, packed: Packed) -> bytes:
-    """The file up to its tensors' data. In memory: it is checksummed before it is written."""
+    """The file up to its tensors' data, with the header's checksum."""
     from gguf.gguf_writer import WriterState
 
     buffer = io.BytesIO()
@@ -181,7 +206,10 @@ def _assembled(writer: Any, packed: Packed) -> bytes:
     writer.write_kv_data_to_file()
     buffer.write(packed.data)
     writer.write_ti_data_to_file()
-    return buffer.getvalue() + bytes(-buffer.tell() % ALIGNMENT)
+    header = bytearray(buffer.getvalue() + bytes(-buffer.tell() % ALIGNMENT))
+    own = _value_offset(header, _HEADER_CRC)
+    header[own : own + 4] = zlib.crc32(header).to_bytes(4, "little")
+    return bytes(header)
 
 
 def _add_shape(writer: Any, config: ModelConfig) -> None:

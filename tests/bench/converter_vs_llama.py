@@ -1,6 +1,6 @@
 """`make bench`: rkconvert beside llama.cpp's llama_model_quantize, same tensors, same machine, same threads.
 
-rkconvert reads bf16 safetensors and writes three dtypes in one pass, with a checksum of every tensor and the SHA-256
+rkconvert reads bf16 safetensors and writes three dtypes in one run, with a checksum of every tensor and the SHA-256
 of every file read and written; its input counts once, and its time is that of the whole command. llama.cpp reads the
 same tensors as F16 GGUF and writes Q8_0; the loading of its library does not count. Neither is made to wait for the
 disk, except that rkconvert syncs what it wrote. The two take turns, so that a busy moment hits both.
@@ -140,7 +140,7 @@ def main() -> None:
     )
     for tally in tallies:
         print(tally.row())
-    print(f"three dtypes in one pass: {three.speed / llama.speed:.2f}x of llama.cpp (goal {GOAL:.0f}x)")
+    print(f"three dtypes in one run: {three.speed / llama.speed:.2f}x of llama.cpp (goal {GOAL:.0f}x)")
     print(f"one dtype: {one.speed / llama.speed:.2f}x")
     fits = "holds" if three.memory <= MOST_MEMORY else "MISSED"
     print(f"peak memory {three.memory / 1e9:.2f} GB (at most {MOST_MEMORY / 1e9:.1f} GB: {fits})")

@@ -21,7 +21,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from rkconvert import lora
-from rkconvert.pipeline import Block
+from rkconvert.block import Block
 from rkconvert.sources.base import Source, open_source
 from rkconvert.sources.huggingface import huggingface_name
 from tests.golden_logits.make import TOLERANCE, logits, tiny_model

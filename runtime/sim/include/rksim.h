@@ -57,6 +57,14 @@ int rksim_gemm_i8(const char *kernel, const int8_t *w, const int8_t *x, int64_t 
 /* Rows of f32/f16/bf16 to int8 and scales (rows x groups); group 0: the whole row. Returns 0, or 1 + the index of
  * the first value that is not finite, or -1. */
 int64_t rksim_quantize(const void *src, int src_type, int64_t rows, int64_t k, int64_t group, int8_t *q, float *scales);
+/* Returns 0, or 1 where a value is larger than float16 holds, infinite or not a number. */
+int rksim_bf16_to_f16(const uint16_t *src, int64_t n, uint16_t *dst);
+/* zlib's CRC-32, continued from `crc`; begin with 0. */
+uint32_t rksim_crc32(uint32_t crc, const void *data, size_t size);
+/* Compresses blocks of 64 bytes of n messages into their states, eight words each, side by side: about a third faster
+ * than one after another. Padding is the caller's. Only where rksim_sha256_here() says 1: x86-64 with SHA. */
+int rksim_sha256_here(void);
+void rksim_sha256(int n, uint32_t *const *states, const uint8_t *const *data, const size_t *blocks);
 
 #ifdef __cplusplus
 }

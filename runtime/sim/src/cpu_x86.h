@@ -16,6 +16,16 @@ inline bool saves_registers(uint32_t wanted) {
   return (a & wanted) == wanted;
 }
 
+inline bool has_pclmul() {
+  uint32_t a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_PCLMUL && c & bit_SSE4_1;
+}
+
+inline bool has_sha() {
+  uint32_t a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && b & bit_SHA && __get_cpuid(1, &a, &b, &c, &d) && c & bit_SSE4_1;
+}
+
 inline bool has_avx2() {
   uint32_t a, b, c, d;
   if (!saves_registers(0x06) || !__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C)) return false;

@@ -24,6 +24,8 @@ constexpr bool kCompareChecksums = true;
 // GGUF's own numbers for value types.
 enum : uint32_t { U8, I8T, U16, I16, U32, I32, F32T, BOOL, STRING, ARRAY, U64, I64, F64 };
 constexpr uint64_t kAlignment = 64, kForeignAlignment = 32, kMaxDims = 4;
+constexpr uint32_t kVersion = 2;
+constexpr const char* kChecksums = "rksim.tensor_crc32";
 
 size_t scalar_size(uint32_t type) {
   switch (type) {
@@ -42,7 +44,13 @@ size_t scalar_size(uint32_t type) {
   }
 }
 
-size_t element_size(GgmlType type) { return type == GgmlType::F32 ? 4 : type == GgmlType::F16 ? 2 : 1; }
+size_t element_size(GgmlType type) {
+  switch (type) {
+    case GgmlType::F16: return 2;
+    case GgmlType::I8: return 1;
+    default: return 4;
+  }
+}
 
 template <class T>
 T load(const uint8_t* p) {
@@ -142,8 +150,7 @@ void Gguf::parse() {
     }
     if (!values_.emplace(std::move(key), v).second) throw Error(path_ + " is damaged: a key stands in it twice");
   }
-  if (content_ != Content::kAdapter && u32("rksim.version") != 1u)
-    throw Error(path_ + " was not written for this runtime (it has no rksim.version 1): convert it with rkconvert");
+  if (content_ != Content::kAdapter) check_version();
   parse_tensors(at, n_tensors);
 }
 
@@ -168,7 +175,7 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
       elements *= t.dims.back();
     }
     uint32_t type = at.take<uint32_t>();
-    if (type != 0 && type != 1 && type != 24)
+    if (type != 0 && type != 1 && type != 24 && (type != 26 || t.name != kChecksums))
       throw Error(path_ + ": tensor " + t.name + " has type " + std::to_string(type) +
                   ", only F32, F16 and I8 are read");
     t.type = static_cast<GgmlType>(type);
@@ -188,6 +195,8 @@ void Gguf::parse_tensors(Cursor& at, uint64_t count) {
     if (!by_name_.emplace(t.name, i).second) throw Error(path_ + ": tensor " + t.name + " stands in it twice");
   }
   size_t end = tensors_.empty() ? at.at : start + next;
+  if (content_ != Content::kAdapter && size_ < end)
+    throw Error(path_ + " is truncated: it ends before its padding does; copy or convert it again");
   if (size_ > std::max(end, start)) throw Error(path_ + " has bytes after its last tensor; copy or convert it again");
 }
 
@@ -204,16 +213,33 @@ void Gguf::check_header(size_t header_end) const {
     throw Error(path_ + " has changed: the checksum of its header does not match; copy or convert it again");
 }
 
+void Gguf::check_version() const {
+  const std::optional<uint32_t> version = u32("rksim.version");
+  if (!version)
+    throw Error(path_ + " was not written for this runtime (it has no rksim.version): convert it with rkconvert");
+  if (*version != kVersion)
+    throw Error(path_ + " is of rksim.version " + std::to_string(*version) + ", this runtime reads " +
+                std::to_string(kVersion) + ": convert the model again");
+}
+
+uint32_t Gguf::checksum() const {
+  const uint32_t header = u32("rksim.header_crc32").value_or(0);
+  return crc32(header, tensors_.back().data, tensors_.back().bytes);
+}
+
+// The last tensor holds the CRC-32 of each of the others, in their order, and behind them the CRC-32 of these.
 void Gguf::check_data(int threads) const {
-  const Value* sums = find_array("rksim.tensor_crc32", U32);
-  if (!sums || sums->count != tensors_.size())
-    throw Error(path_ + " needs one rksim.tensor_crc32 for each tensor; convert the model again");
+  const size_t n = tensors_.empty() ? 0 : tensors_.size() - 1;
+  if (tensors_.empty() || tensors_.back().name != kChecksums || tensors_.back().type != GgmlType::I32 ||
+      tensors_.back().bytes != 4 * (n + 1))
+    throw Error(path_ + " needs a last tensor " + kChecksums + " with " + std::to_string(n + 1) +
+                " values; convert the model again");
+  const uint8_t* sums = tensors_.back().data;
   if (!kCompareChecksums) return;
-  std::atomic<size_t> next{0}, bad{SIZE_MAX};
+  std::atomic<size_t> next{0}, bad{crc32(0, sums, 4 * n) == load<uint32_t>(sums + 4 * n) ? SIZE_MAX : n};
   auto work = [&] {
-    for (size_t i; (i = next++) < tensors_.size();) {
-      if (crc32(0, tensors_[i].data, tensors_[i].bytes) != load<uint32_t>(base_ + sums->at + 4 * i)) bad = i;
-    }
+    for (size_t i; (i = next++) < n;)
+      if (crc32(0, tensors_[i].data, tensors_[i].bytes) != load<uint32_t>(sums + 4 * i)) bad = i;
   };
   std::vector<std::thread> helpers;
   for (int i = 1; i < threads; i++) helpers.emplace_back(work);

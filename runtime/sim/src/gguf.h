@@ -10,7 +10,7 @@
 
 namespace rksim {
 
-enum class GgmlType : uint32_t { F32 = 0, F16 = 1, I8 = 24 };
+enum class GgmlType : uint32_t { F32 = 0, F16 = 1, I8 = 24, I32 = 26 };
 
 struct Tensor {
   std::string name;
@@ -49,7 +49,7 @@ class Gguf {
   const Tensor* tensor(std::string_view name) const;  // nullptr: absent
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::string& path() const { return path_; }
-  uint32_t header_checksum() const { return u32("rksim.header_crc32").value_or(0); }
+  uint32_t checksum() const;  // of a model: differs where anything in its file does
 
  private:
   struct Value {
@@ -61,6 +61,7 @@ class Gguf {
   void parse();
   size_t aligned(size_t n) const { return (n + alignment_ - 1) / alignment_ * alignment_; }
   void parse_tensors(Cursor& at, uint64_t count);
+  void check_version() const;
   void check_header(size_t header_end) const;
   void check_data(int threads) const;
   const Value* find(std::string_view key, uint32_t type) const;

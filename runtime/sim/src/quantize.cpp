@@ -1,4 +1,5 @@
-// The converter's quantiser: rows of f32, f16 or bf16 to int8 and scales, bit for bit rk3588.quant.quantise.
+// The converter's arithmetic. The quantiser makes int8 and scales of rows of f32, f16 or bf16, bit for bit as
+// rk3588.quant.quantise does.
 //
 // The loops are plain, written so that the compiler turns them into vectors; on x86 they are compiled twice, since
 // the library itself is built for any x86-64.
@@ -93,7 +94,27 @@ RKSIM_INLINE int64_t quantize(const void* src, int type, int64_t rows, int64_t k
   }
 }
 
+// The nearest float16, half to even. Only below 2^-14, where float16 is no longer normal, is there anything to round:
+// adding 0.5 does it, whose last bit in float32 is float16's smallest number.
+RKSIM_INLINE int bf16_to_f16(const uint16_t* src, int64_t n, uint16_t* dst) {
+  constexpr uint16_t kNormal = 0x3880, kTooLarge = 0x4780;  // 2^-14, and 65536: the first that becomes infinite
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const auto magnitude = static_cast<uint16_t>(src[i] & 0x7FFF);
+    largest = magnitude > largest ? magnitude : largest;
+    const uint32_t bits = static_cast<uint32_t>(magnitude) << 16;
+    const uint32_t normal = (bits >> 13) - (112 << 10), small = as_bits(as_float(bits) + 0.5f) - as_bits(0.5f);
+    const uint32_t is_small = -static_cast<uint32_t>(magnitude < kNormal);  // a mask: a branch would keep out vectors
+    dst[i] = static_cast<uint16_t>((small & is_small) | (normal & ~is_small) | (src[i] & 0x8000u));
+  }
+  return largest >= kTooLarge;
+}
+
 #if defined(__x86_64__)
+__attribute__((target("avx2"))) int bf16_to_f16_avx2(const uint16_t* src, int64_t n, uint16_t* dst) {
+  return bf16_to_f16(src, n, dst);
+}
+
 __attribute__((target("avx2"))) int64_t quantize_avx2(const void* src, int type, int64_t rows, int64_t k, int64_t group,
                                                       int8_t* q, float* scales) {
   return quantize(src, type, rows, k, group, q, scales);
@@ -111,4 +132,12 @@ int64_t rksim_quantize(const void* src, int src_type, int64_t rows, int64_t k, i
   if (avx2) return quantize_avx2(src, src_type, rows, k, group, q, scales);
 #endif
   return quantize(src, src_type, rows, k, group, q, scales);
+}
+
+int rksim_bf16_to_f16(const uint16_t* src, int64_t n, uint16_t* dst) {
+#if defined(__x86_64__)
+  static const bool avx2 = rksim::has_avx2();
+  if (avx2) return bf16_to_f16_avx2(src, n, dst);
+#endif
+  return bf16_to_f16(src, n, dst);
 }

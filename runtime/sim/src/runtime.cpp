@@ -39,7 +39,7 @@ const Lora* Runtime::lora(const std::string& name) {
 }
 
 CacheKey Runtime::cache_key(const Lora* lora) const {
-  return {model_->file.header_checksum(), lora ? lora->checksum() : 0, session_.act_scale()};
+  return {model_->file.checksum(), lora ? lora->checksum() : 0, session_.act_scale()};
 }
 
 // Under the lock.

@@ -1,0 +1,79 @@
+"""Rows of a source tensor, and what can be made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rk3588 import sim
+from rk3588.errors import CheckpointError
+from rk3588.quant import Scheme
+
+from .lora import Pair
+from .sources.base import SourceTensor
+
+
+class Block:
+    """Decoded rows of a source tensor, and what can be made of them; what is not finite is named with its place."""
+
+    def __init__(self, tensor: SourceTensor, row: int, raw: bytes) -> None:
+        self.tensor, self.row = tensor, row
+        self.values, self.kind = tensor.decode(raw)
+        self._float32: npt.NDArray[np.float32] | None = None
+        self._float16: npt.NDArray[np.float16] | None = None
+
+    def add(self, changes: Sequence[tuple[Pair, float]]) -> None:
+        """Merge what adapters change in these rows. Summed in float64, so that the sum's order hardly ever shows."""
+        rows = slice(self.row, self.row + len(self.values))
+        wide = self.as_float32().astype(np.float64)
+        for pair, scale in changes:
+            wide += (scale * pair.factor) * (pair.b[rows].astype(np.float64) @ pair.a.astype(np.float64))
+        self.values, self.kind, self._float32 = wide.astype(np.float32), "F32", None
+
+    def quantised(self, scheme: Scheme) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        try:
+            return sim.quantise(self.values, self.kind, scheme)
+        except ValueError as error:
+            raise self._not_finite(*error.args) from None
+
+    def as_float32(self) -> npt.NDArray[np.float32]:
+        if self._float32 is None:
+            if self.kind == "BF16":
+                self._float32 = (self.values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            else:
+                self._float32 = np.ascontiguousarray(self.values, np.float32)
+            finite = np.isfinite(self._float32)
+            if not finite.all():
+                raise self._not_finite(*np.argwhere(~finite)[0])
+        return self._float32
+
+    def as_float16(self) -> npt.NDArray[np.float16]:
+        if self._float16 is None:
+            halves = sim.bf16_to_float16(self.values) if self.kind == "BF16" else None
+            self._float16 = self._checked_float16() if halves is None else halves
+        return self._float16
+
+    def _checked_float16(self) -> npt.NDArray[np.float16]:
+        values = self.as_float32()
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        infinite = np.isinf(halves)
+        if infinite.any():
+            row, column = np.argwhere(infinite)[0]
+            raise CheckpointError(
+                f"{self._at(row, column)} is {values[row, column]:g}, more than fp16 holds (65504): only --dtype fp32 "
+                "can keep it"
+            )
+        return halves
+
+    def _not_finite(self, row: int, column: int) -> CheckpointError:
+        value = self.values[row, column]
+        if self.kind == "BF16":
+            value = np.array([value], np.uint16).astype(np.uint32).__lshift__(16).view(np.float32)[0]
+        return CheckpointError(f"{self._at(row, column)} is {value}: the model is damaged, get it again")
+
+    def _at(self, row: int, column: int) -> str:
+        place = f"row {self.row + row}, column {column}" if len(self.tensor.shape) == 2 else f"position {column}"
+        return f"{self.tensor.file}: tensor {self.tensor.name}, {place}"
