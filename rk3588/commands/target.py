@@ -20,7 +20,7 @@ _OPTIONS = (
     click.option("--accept-new", is_flag=True, help="Trust the key of a board that is not known yet."),
     click.option("--ssh-config", type=click.Path(path_type=Path), help="Instead of ~/.ssh/config."),
     click.option("--hosts", type=click.Path(path_type=Path), help="Instead of ./hosts.yaml or the user's own."),
-    click.option("--prefix", metavar="PATH", help="Where releases lie on the board, if not in /opt/rkchatd."),
+    click.option("--prefix", metavar="PATH", help="Where releases lie; else as it is, or /opt/rkchatd."),
 )
 
 

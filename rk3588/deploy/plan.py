@@ -44,8 +44,8 @@ class State:
     def from_answer(cls, answer: Mapping[str, Any]) -> State:
         """DeployError for what no agent of ours says."""
         known = {item.name: answer[item.name] for item in fields(cls) if item.name in answer}
-        like = cls()
-        sound = all(isinstance(value, (type(getattr(like, name)), list)) for name, value in known.items())
+        like = {**vars(cls()), "groups": []}
+        sound = all(isinstance(value, type(like[name])) for name, value in known.items())
         if not sound or not all(map(_sound_row, known.get("releases", {}).values())):
             raise DeployError("the board describes its releases in a way that makes no sense: does python3 run there?")
         return cls(**{**known, "groups": tuple(known.get("groups", ()))})
