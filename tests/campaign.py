@@ -32,6 +32,7 @@ from rk3588.deploy.board.files import forget
 from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
+from rk3588.errors import TargetError
 from rk3588.simboard import nspawn
 from rk3588.simboard.control import new_key
 from tests.deploying import watched
@@ -278,22 +279,33 @@ def run(
     happened: dict[str, Counter[str]] = {}
     wrong: list[str] = []
 
+    def rounds_on(stage: Scene) -> None:
+        """Until none waits or one goes wrong."""
+        while True:
+            name, count = waiting.get_nowait()
+            started = time.monotonic()
+            try:
+                outcome = round_of(stage, name, f"{seed} {count}")
+            except Exception:
+                again = f"python -m tests.campaign 1 {seed} {name!r} {count}"
+                wrong.append(f"{name} {stage.phase} (again: {again})\n{traceback.format_exc()}")
+                print(f"{name} {count}: WRONG {wrong[-1]}", flush=True)
+                return
+            print(f"{name} {count}: {outcome}, {time.monotonic() - started:.1f} s", flush=True)
+            happened.setdefault(name, Counter())[outcome] += 1
+
     def work(number: int) -> None:
+        failures = 0
         while not waiting.empty():  # another board after a round that went wrong
             place = Path(tempfile.mkdtemp(prefix="scene", dir=folder))
-            with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}", daemon, real) as stage:
-                while True:
-                    name, count = waiting.get_nowait()
-                    started = time.monotonic()
-                    try:
-                        outcome = round_of(stage, name, f"{seed} {count}")
-                    except Exception:
-                        again = f"python -m tests.campaign 1 {seed} {name!r} {count}"
-                        wrong.append(f"{name} {stage.phase} (again: {again})\n{traceback.format_exc()}")
-                        print(f"{name} {count}: WRONG {wrong[-1]}", flush=True)
-                        break
-                    print(f"{name} {count}: {outcome}, {time.monotonic() - started:.1f} s", flush=True)
-                    happened.setdefault(name, Counter())[outcome] += 1
+            try:
+                with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}", daemon, real) as stage:
+                    rounds_on(stage)
+            except TargetError as error:  # a container did not start, which is not what is tried here
+                print(f"board {number}: {error}", flush=True)
+                failures += 1
+                if failures == 3:
+                    raise
 
     with concurrent.futures.ThreadPoolExecutor(boards) as pool:
         try:
