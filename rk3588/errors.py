@@ -132,3 +132,8 @@ class HostKeyError(ConnectError):
 
 class DeployError(RkError):
     pass
+
+
+def printable(text: str) -> str:
+    """``text`` without what steers a terminal: a board, or whoever answers for it, may say anything."""
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else "\ufffd" for sign in text)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Optional
 
 import click
 
-from .errors import RkError
+from .errors import RkError, printable
 
 INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C: 128 + SIGINT
 
@@ -79,7 +79,7 @@ def main(command: click.Command, name: str) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    click.echo(printable(message), err=True)
     sys.exit(code)
 
 

@@ -1,204 +1,120 @@
 """Faults in the middle of a deployment, at random moments, to a board with a real systemd and OpenSSH.
 
 A round: a deployment begins, something happens to it, and then: a service answers on the board, what the deployer said
-is one clear sentence, the next run succeeds, and nothing is left over. ``python -m tests.campaign [ROUNDS] [SEED]``.
+is one clear sentence, the next run succeeds, and nothing is left over. Moments and choices are drawn from seed, fault
+and number, so each round can be had again alone: ``python -m tests.campaign [ROUNDS] [SEED] [FAULT [NUMBER]]``.
 """
 
 from __future__ import annotations
 
+import argparse
+import concurrent.futures
 import contextlib
 import json
 import os
+import queue
 import random
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from rk3588 import simboard
-from rk3588.boards import catalogue
+from rk3588 import bundle
+from rk3588.deploy import deployment, plan
+from rk3588.deploy.apply import Watcher
+from rk3588.deploy.board.files import forget
+from rk3588.deploy.board.service import SERVICE
+from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
+from rk3588.errors import TargetError
 from rk3588.simboard import nspawn
-from rk3588.simboard.control import down, new_key
-from tests import deploying
-from tests.deploying import Deployer
+from rk3588.simboard.control import new_key
+from tests.deploying import watched
+from tests.scene import PATIENCE, RATE, Scene, reboot, scene
 
-SIZE = 3_000_000
-LONGEST = 2.2  # seconds from the start of a deployment to the latest fault
-_ASK = """
-import json, sys, urllib.request
-key = open('/opt/rkchatd/keys').read().strip().rpartition(':')[2]
-asked = json.dumps({'messages': [{'role': 'user', 'content': 'Hello'}], 'max_tokens': 2}).encode()
-headers = {'Authorization': 'Bearer ' + key, 'Content-Type': 'application/json'}
-request = urllib.request.Request('http://127.0.0.1:8080/v1/chat/completions', asked, headers)
-print(json.load(urllib.request.urlopen(request, timeout=30))['choices'][0]['message']['content'])
-"""
-
-
-@dataclass
-class Scene:
-    """The board, and the deployer that talks to it."""
-
-    board: simboard.SimBoard
-    deployer: Deployer
-    folder: Path
-    chance: random.Random
-    bundles: list[Path] = field(default_factory=list)
-
-    @property
-    def disk(self) -> Path:
-        """The board's /opt."""
-        return self.board.folder / "disk"
-
-    @property
-    def current(self) -> str:
-        """The model of the release that is current."""
-        return str(json.loads((self.disk / "rkchatd" / "current" / "release.json").read_text())["name"])
-
-    @property
-    def leader(self) -> int:
-        """The board's PID 1, as this machine numbers it."""
-        container = int((self.board.folder / "nspawn.pid").read_text())
-        return int(Path(f"/proc/{container}/task/{container}/children").read_text().split()[0])
-
-    def inside(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command on the board, past SSH."""
-        command = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", *words]
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
-
-    def answer(self, seconds: float = 60.0) -> str:
-        """What the daemon says, asked on the board itself; waits until one does."""
-        deadline = time.monotonic() + seconds
-        said = ""
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, ValueError, IndexError, subprocess.TimeoutExpired):
-                done = self.inside("python3", "-c", _ASK)
-                if done.returncode == 0:
-                    return done.stdout.strip()
-                said = done.stderr[-300:]
-            time.sleep(0.2)
-        raise AssertionError(f"nothing answers on the board: {said}")
-
-    def new_bundle(self, behaviour: str = "") -> Path:
-        """Another bundle, unlike all before."""
-        if len(self.bundles) > 3:
-            shutil.rmtree(self.bundles.pop(0))
-        name = f"m{self.chance.randrange(1 << 40):010x}"
-        self.bundles.append(deploying.bundle(self.folder, name, behaviour, SIZE))
-        return self.bundles[-1]
-
-    def moment(self) -> float:
-        return self.chance.uniform(0.1, LONGEST)
-
-    def run(self, command: str) -> str:
-        with connection.connect(config.Target(**self.board.ssh), lambda _: None, lambda _: False) as board:
-            return board.run(command, root=True).text
-
-
-@contextlib.contextmanager
-def scene(folder: Path, seed: int) -> Iterator[Scene]:
-    """A board of its own, with a first release on it. ``XDG_STATE_HOME`` says where boards are kept."""
-    name = f"campaign{seed}"
-    folder.mkdir(exist_ok=True)
-    board = nspawn.up(name, catalogue().board("orange-pi-5-plus"), disk=256 << 20)
-    try:
-        settings = folder / "ssh_config"
-        settings.write_text(
-            f"Host *\n  IdentityFile {board.folder}/id\n  IdentitiesOnly yes\n  ServerAliveInterval 1\n"
-            f"  ServerAliveCountMax 3\n  ConnectTimeout 3\n  UserKnownHostsFile {board.folder}/known_hosts\n"
-        )
-        host = f"{board.ssh['user']}@{board.ssh['address']}"
-        deployer = Deployer(host, deploying.standin(folder), simboard.home().parents[1], ("--ssh-config", settings))
-        made = Scene(board, deployer, folder, random.Random(seed))
-        deployer.deploy(made.new_bundle(), "--patience", 30)
-        yield made
-    finally:
-        down(name)
-
+BOARDS = 6  # at a time: most of a round is waiting
+Heal = Callable[[], None]
+Fault = Callable[[Scene, "subprocess.Popen[str]"], Heal]
 
 # ---------------------------------------------------------------------------------------------------------- faults
 # Each does its harm while ``process`` is deploying, and returns how it is put right again.
-
-Fault = Callable[[Scene, "subprocess.Popen[str]"], Callable[[], None]]
 
 
 def nothing() -> None:
     pass
 
 
-def link_down(scene: Scene, _process: subprocess.Popen[str]) -> Callable[[], None]:
-    time.sleep(scene.moment())
+def link_down(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
+    scene.wait_for_a_moment()
     nspawn.link(scene.board, "down")
     return lambda: nspawn.link(scene.board, "up")
 
 
-def sshd_killed(scene: Scene, _process: subprocess.Popen[str]) -> Callable[[], None]:
-    time.sleep(scene.moment())
+def sshd_killed(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
+    """The listener and every session; systemd starts the listener again."""
+    scene.wait_for_a_moment()
     scene.inside("pkill", "-KILL", "-x", "sshd")
-    return lambda: nspawn.wait_for_ssh(str(scene.board.ssh["address"]))
+    return scene.wait_until_up
 
 
-def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Callable[[], None]:
-    time.sleep(scene.moment())
+def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
+    scene.wait_for_a_moment()
     filler = scene.disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        free = os.statvfs(scene.disk)
+        os.posix_fallocate(file.fileno(), 0, max(1, (free.f_bavail - 64) * free.f_frsize))
+        file.seek(0, os.SEEK_END)
         while True:
-            file.write(bytes(1 << 16))
-            file.flush()
-    return filler.unlink
+            file.write(bytes(4096))
+    return lambda: forget(str(filler))
 
 
-def rebooted(scene: Scene, _process: subprocess.Popen[str]) -> Callable[[], None]:
-    time.sleep(scene.moment())
-    reboot(scene)
-    return lambda: nspawn.wait_for_ssh(str(scene.board.ssh["address"]))
+def rebooted(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
+    scene.wait_for_a_moment()
+    reboot(scene.board)
+    return scene.wait_until_up
 
 
-def reboot(scene: Scene) -> None:
-    """At once, without a shutdown: as when the supply fails."""
-    before = scene.leader
-    scene.inside("systemctl", "--force", "--force", "reboot")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, IndexError, ValueError):  # not quite there yet
-            if scene.leader != before:
-                return
-        time.sleep(0.05)
+def power_cut(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
+    scene.wait_for_a_moment()
+    nspawn.power_cut(scene.board)
+    return scene.wait_until_up
 
 
-def deployer_killed(scene: Scene, process: subprocess.Popen[str]) -> Callable[[], None]:
-    time.sleep(scene.moment())
+def deployer_killed(scene: Scene, process: subprocess.Popen[str]) -> Heal:
+    scene.wait_for_a_moment()
     process.send_signal(signal.SIGKILL)
     return nothing
 
 
-def remote_file_changed(scene: Scene, process: subprocess.Popen[str]) -> Callable[[], None]:
+def remote_file_changed(scene: Scene, process: subprocess.Popen[str]) -> Heal:
     """A byte of a file that has come, or of half a one, turns over."""
-    time.sleep(scene.moment() / 4)
+    scene.wait_for_a_moment(0.6)
     while process.poll() is None:
-        files = [path for path in scene.disk.glob("rkchatd/incoming/*/**/*") if path.is_file()]
+        files = [path for path in scene.prefix.glob("incoming/*/**/*") if path.is_file()]
         if files:
-            victim = scene.chance.choice(files)
+            victim = scene.chance.choice(sorted(files))
             with contextlib.suppress(OSError), victim.open("r+b") as file:
                 middle = file.seek(0, os.SEEK_END) // 2
                 file.seek(middle)
                 byte = file.read(1) or b"x"
                 file.seek(middle)
                 file.write(bytes([byte[0] ^ 0x40]))
+                scene.phase = "while files came"
                 break
         time.sleep(0.01)
     return nothing
 
 
-def host_key_changed(scene: Scene, process: subprocess.Popen[str]) -> Callable[[], None]:
+def host_key_changed(scene: Scene, process: subprocess.Popen[str]) -> Heal:
     """The deployment that was going on may end well; the next one must not begin."""
-    time.sleep(scene.moment())
+    scene.wait_for_a_moment()
     key = scene.board.folder / "root" / "etc" / "ssh" / "ssh_host_ed25519_key"
     kept = {path: path.read_bytes() for path in (key, key.with_suffix(".pub"))}
     key.unlink()
@@ -216,14 +132,15 @@ def host_key_changed(scene: Scene, process: subprocess.Popen[str]) -> Callable[[
     return heal
 
 
-def only_wait(_scene: Scene, process: subprocess.Popen[str]) -> Callable[[], None]:
+def only_wait(scene: Scene, process: subprocess.Popen[str]) -> Heal:
     process.wait(180)
+    scene.phase = "while it proved itself"
     return nothing
 
 
-def clock_jumps(scene: Scene, process: subprocess.Popen[str]) -> Callable[[], None]:
+def clock_jumps(scene: Scene, process: subprocess.Popen[str]) -> Heal:
     """By two years, forth or back, for all that runs on the board from now on: `date`, and Python's clock."""
-    time.sleep(scene.moment())
+    scene.wait_for_a_moment()
     sign = scene.chance.choice("+-")
     root = scene.board.folder / "root"
     date = root / "usr" / "local" / "bin" / "date"
@@ -235,7 +152,7 @@ def clock_jumps(scene: Scene, process: subprocess.Popen[str]) -> Callable[[], No
     process.wait(120)
     doctor = scene.deployer.run("doctor", scene.deployer.board, *scene.deployer.reach, "--runtime", "sim").stdout
     assert f"the clock is 2.0 years {'ahead' if sign == '+' else 'behind'}" in doctor, doctor
-    scene.deployer.deploy(scene.new_bundle(), "--patience", 30)
+    recover(scene, scene.new_bundle())  # two years off, all goes as ever
 
     def heal() -> None:
         date.unlink()
@@ -246,7 +163,7 @@ def clock_jumps(scene: Scene, process: subprocess.Popen[str]) -> Callable[[], No
 
 @dataclass(frozen=True)
 class Kind:
-    """A fault; ``behaviour`` of the daemon that is deployed, ``says``: what a deployer that fails has to say."""
+    """A fault; ``behaviour`` of the daemon that is deployed; ``says``: what a deployer that fails has to say."""
 
     fault: Fault
     says: str
@@ -254,28 +171,32 @@ class Kind:
 
 
 LOST = r"the link to .* was lost|cannot reach|does not (answer|start|speak)|took no data|gave no answer"
-KINDS = {
+KINDS = {  # the longest first, so that none is waited for at the end
+    "clock two years off": Kind(clock_jumps, r"(?!)"),
+    "never ready": Kind(only_wait, r"did not prove itself: not ready after 2 s .*is back and answers", "never"),
     "link down": Kind(link_down, LOST),
     "sshd killed": Kind(sshd_killed, LOST),
     "disk full": Kind(disk_full, r"No space left on device|needed to send it"),
     "board rebooted": Kind(rebooted, LOST),
-    "deployer killed": Kind(deployer_killed, r"^$"),
+    "power cut": Kind(power_cut, LOST),
+    "deployer killed": Kind(deployer_killed, r"(?!)"),
     "remote file changed": Kind(remote_file_changed, r"was changed on the board|is not what was announced"),
-    "never ready": Kind(only_wait, r"did not prove itself: not ready after 2 s .*is back and answers", "never"),
     "lies at init": Kind(only_wait, r"did not prove itself: a chat was answered with 500.*is back and answers", "lie"),
-    "host key changed": Kind(host_key_changed, r"has CHANGED|the link to .* was lost|cannot reach"),
-    "clock two years off": Kind(clock_jumps, r"^$"),
+    "host key changed": Kind(host_key_changed, r"has CHANGED|" + LOST),
 }
 
+# ---------------------------------------------------------------------------------------------------------- rounds
 
-def round_of(scene: Scene, name: str) -> str:
-    """One round; returns what happened in a word. AssertionError with what was not as it must be."""
+
+def round_of(scene: Scene, name: str, seed: str) -> str:
+    """One round; returns what happened in a few words. AssertionError with what was not as it must be."""
     kind = KINDS[name]
-    before = scene.answer()
-    assert before == f"{scene.current} here"
+    scene.chance, scene.phase = random.Random(f"{seed} {name}"), ""
+    before = scene.serving()
+    assert before == scene.current
     wanted = scene.new_bundle(kind.behaviour)
-    patience = 2 if kind.behaviour else 30
-    process = scene.deployer.start(wanted, "--patience", patience, "--limit-rate", "8M")
+    patience = 2 if kind.behaviour else PATIENCE
+    process = scene.deployer.start(wanted, "--patience", patience, "--limit-rate", RATE)
     try:
         heal = kind.fault(scene, process)
         out, err = process.communicate(timeout=180)
@@ -284,26 +205,29 @@ def round_of(scene: Scene, name: str) -> str:
         with process:  # closes its pipes
             pass
     assert "Traceback" not in err, err
-    # The cable is still out here, the disk still full: something answers all the same, unless the board is starting.
-    serving = scene.answer()
-    assert serving in (before, *(f"{bundle.name} here" for bundle in scene.bundles)), serving
-    if kind.behaviour:
-        assert serving == before
     if process.returncode > 0:
-        assert re.search(kind.says, err, re.DOTALL), f"{name} said: {err}"
-    elif process.returncode == 0:
-        assert json.loads(out)[0]["healthy"]
+        assert re.search(kind.says, err, re.DOTALL), f"it said: {err}"
+        assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
+        assert not out
+    if process.returncode == 0:
         assert not kind.behaviour
+        assert json.loads(out)[0]["healthy"]
+    # The cable is still out here, the disk still full: something answers all the same, unless the board is starting.
+    serving = scene.serving()
+    good = {path.name for path in scene.bundles[scene.bundles.index(wanted) :] if not kind.behaviour}
+    allowed = good | ({before} if process.returncode else set())
+    assert serving in allowed, f"{serving}, not one of {allowed}: {err}"
     heal()
     recover(scene, wanted if not kind.behaviour else scene.new_bundle())
-    return {0: "came too late"}.get(process.returncode, "struck")
+    ends = {0: "it succeeded all the same", -signal.SIGKILL: "it was gone"}
+    return f"{scene.phase}: {ends.get(process.returncode, 'it failed')}"
 
 
 def recover(scene: Scene, wanted: Path) -> None:
     """The next run succeeds and leaves nothing over."""
-    scene.deployer.deploy(wanted, "--patience", 30)
-    assert scene.answer() == f"{wanted.name} here"
-    prefix = scene.disk / "rkchatd"
+    scene.deploy(wanted)
+    assert scene.serving() == wanted.name
+    prefix = scene.prefix
     assert {path.name for path in prefix.iterdir()} == {"releases", "incoming", "current", "keys", "activation.log"}
     assert list((prefix / "incoming").iterdir()) == []
     assert scene.current == wanted.name
@@ -312,24 +236,108 @@ def recover(scene: Scene, wanted: Path) -> None:
     assert all((path / ".proven").exists() for path in releases), releases
     assert not list(prefix.rglob("*.part"))
     assert not list(prefix.rglob("*.new"))
-    daemons = scene.inside("pgrep", "-fc", "[r]kchatd.pyz").stdout.strip()
-    assert daemons == "1", daemons
-    # Nothing to do any more: so all files of all releases are what they were.
-    words = scene.deployer.words(wanted, "--patience", 30, "--plan")
-    (planned,) = json.loads(scene.deployer.run(*words).stdout)
-    assert planned["steps"] == [], planned["steps"]
+    for path in releases:
+        assert damaged(path) == []
+    assert scene.processes("[r]kchatd.pyz") == 1
+    assert [path.name for path in (scene.board.folder / "root/etc/systemd/system").glob("rkchatd*")] == [SERVICE]
+    # The lock's agent may have to notice first that nobody is there any more; then the connection ends, and all others.
+    deadline = time.monotonic() + 30
+    while scene.processes("[d]eploy.board.agent"):
+        assert time.monotonic() < deadline, "agents of a lost connection are still there"
+        time.sleep(0.5)
+    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
+        options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
+        planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
+    assert planned.steps == (), plan.describe(planned)
 
 
-def main(rounds: int, seed: int) -> None:
+def damaged(release: Path) -> list[str]:
+    """Files of a release that are not what its manifest says."""
+    files = json.loads((release / "release.json").read_text())["files"].items()
+    return [path for path, said in files if bundle.sha256(release / path) != said["sha256"]]
+
+
+Round = tuple[str, int]  # fault and number
+
+
+def rounds_of(rounds: int, kinds: Iterable[str] = KINDS) -> list[Round]:
+    return [(name, number) for number in range(rounds) for name in kinds]
+
+
+def run(
+    folder: Path, rounds: Iterable[Round], seed: str, daemon: Path | None = None, real: Path | None = None
+) -> dict[str, Counter[str]]:
+    """All ``rounds``, on several boards at once; what happened, by fault. AssertionError with all that went wrong.
+
+    ``daemon`` and ``real``: of ``scene``.
+    """
+    print(f"seed {seed}", flush=True)
+    waiting: queue.SimpleQueue[Round] = queue.SimpleQueue()
+    for one in rounds:
+        waiting.put(one)
+    boards = min(BOARDS, waiting.qsize())
+    happened: dict[str, Counter[str]] = {}
+    wrong: list[str] = []
+
+    def rounds_on(stage: Scene) -> None:
+        """Until none waits or one goes wrong."""
+        while True:
+            name, count = waiting.get_nowait()
+            started = time.monotonic()
+            try:
+                outcome = round_of(stage, name, f"{seed} {count}")
+            except Exception:
+                again = f"python -m tests.campaign 1 {seed} {name!r} {count}"
+                wrong.append(f"{name} {stage.phase} (again: {again})\n{traceback.format_exc()}")
+                print(f"{name} {count}: WRONG {wrong[-1]}", flush=True)
+                return
+            print(f"{name} {count}: {outcome}, {time.monotonic() - started:.1f} s", flush=True)
+            happened.setdefault(name, Counter())[outcome] += 1
+
+    def work(number: int) -> None:
+        failures = 0
+        while not waiting.empty():  # another board after a round that went wrong
+            place = Path(tempfile.mkdtemp(prefix="scene", dir=folder))
+            try:
+                with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}", daemon, real) as stage:
+                    rounds_on(stage)
+            except TargetError as error:  # a container did not start, which is not what is tried here
+                print(f"board {number}: {error}", flush=True)
+                failures += 1
+                if failures == 3:
+                    raise
+
+    with concurrent.futures.ThreadPoolExecutor(boards) as pool:
+        try:
+            for future in [pool.submit(work, number) for number in range(boards)]:
+                future.result()
+        except BaseException:  # Ctrl-C: each board's round is the last
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
+            raise
+    assert not wrong, "\n".join(wrong)
+    return happened
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__.splitlines()[0])
+    parser.add_argument("rounds", nargs="?", type=int, default=20, help="of each fault")
+    parser.add_argument("seed", nargs="?", default="1")
+    parser.add_argument("fault", nargs="?", choices=KINDS, help="only this one")
+    parser.add_argument("number", nargs="?", type=int, help="only this round of it")
+    given = parser.parse_args()
+    wanted = rounds_of(given.rounds, [given.fault] if given.fault else KINDS)
+    wanted = [one for one in wanted if given.number in (None, one[1])] or [(given.fault, given.number)]
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_STATE_HOME"] = name
-        with scene(Path(name) / "scene", seed) as stage:
-            for number in range(rounds):
-                for kind in KINDS:
-                    started = time.monotonic()
-                    struck = round_of(stage, kind)
-                    print(f"{number + 1}/{rounds} {kind}: {struck}, {time.monotonic() - started:.1f} s", flush=True)
+        with watched(Path(name)):
+            happened = run(Path(name), wanted, given.seed)
+    for kind, outcomes in happened.items():
+        print(f"\n{kind}: {outcomes.total()} rounds")
+        for outcome, count in sorted(outcomes.items()):
+            print(f"{count:4d} {outcome}")
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in [*sys.argv[1:], *("20", "1")[len(sys.argv) - 1 :]]))
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -77,6 +78,15 @@ def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]
     dtypes = ["w8a8", "w8a8_g128", "fp16", "fp32"]
     smollm2.convert(models.tiny_llama(folder / "source"), folder, dtypes, name="tiny")
     return {dtype: folder / f"tiny-rk3588-{dtype}" for dtype in dtypes}
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The daemon in one file."""
+    path = tmp_path_factory.mktemp("pyz") / "rkchatd.pyz"
+    command = [sys.executable, str(ROOT / "runtime" / "tools" / "make_pyz.py"), str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=600)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -22,17 +23,33 @@ MAIN = "from rk3588.cli import main; main()"
 SECONDS = 240
 
 
-def bundle(folder: Path, name: str, behaviour: str = "", size: int = 300_000, target: str = "sim") -> Path:
-    """A bundle whose model is random; ``behaviour`` is what the stand-in does with it (see ``tests/standin``)."""
+def bundle(
+    folder: Path, name: str, behaviour: str = "", size: int = 300_000, target: str = "sim", source: Path | None = None
+) -> Path:
+    """A bundle whose model is random, or the file ``source``, which is moved there. ``behaviour`` is what the stand-in
+    does with it (see ``tests/standin``)."""
     model = {"sim": bundles.SIM_MODEL, "rk3588": bundles.NPU_MODEL}[target]
     with bundles.new_folder(folder / name) as part:
-        (part / model).write_bytes(os.urandom(size))
+        if source:
+            source.rename(part / model)
+        else:
+            (part / model).write_bytes(os.urandom(size))
         (part / "chat_template.jinja").write_text("{{ messages }}")
         if behaviour:
             (part / "behaviour").write_text(behaviour)
         said: dict[str, Any] = {"model": {}, "source": {}, "tokenizer": {}, "target_platform": "rk3588"}
         bundles.write_manifest(part, {"name": name, "dtype": "w8a8", "artifacts": {target: model}, **said})
     return folder / name
+
+
+def renamed(source: Path, folder: Path, size: int) -> Path:
+    """Another bundle of the same model, by the folder's name; a file of ``size`` random bytes makes it another."""
+    with bundles.new_folder(folder) as part:
+        shutil.copytree(source, part, dirs_exist_ok=True)
+        (part / "ballast").write_bytes(os.urandom(size))
+        said = bundles.read(source).manifest
+        bundles.write_manifest(part, {**{key: said[key] for key in said if key != "files"}, "name": folder.name})
+    return folder
 
 
 def standin(folder: Path) -> Path:

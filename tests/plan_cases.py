@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rk3588.deploy import facts, judge, plan, release
+from rk3588.deploy import judge, plan, probes, release
 from rk3588.deploy.facts import Facts, Holder, Library, Node
 from rk3588.deploy.plan import State
 from rk3588.deploy.release import File, Release
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 def board(name: str) -> Facts:
     """The facts in ``tests/boards/NAME.json``, which has what the commands printed."""
-    return facts.parse(json.loads((HERE / "boards" / f"{name}.json").read_text()))
+    return probes.parse(json.loads((HERE / "boards" / f"{name}.json").read_text()))
 
 
 def file(path: str, text: str, mode: int = 0o644) -> File:
@@ -91,6 +91,7 @@ A, B, C, D = (wanted(text) for text in ("weights", "other weights", "third weigh
 SIM_A, SIM_B = (wanted(text, runtime="sim") for text in ("weights", "other weights"))
 PLAIN_A = wanted("weights", systemd=False)
 EMPTY = State()
+PINS = judge.Need(pins=True)
 NEVER = {"manifest": dict(D.manifest), "files": {f.path: f.sha256 for f in D.files}, "deployed": 5000.0, "proven": 0}
 
 
@@ -102,7 +103,7 @@ class Case:
     state: State = EMPTY
     release: Release = A
     simulated: bool = False
-    need: judge.Need = field(default_factory=judge.Need)
+    need: judge.Need = PINS
     keep: int = plan.KEEP
     prefix: str = PREFIX
     act: Callable[[State], plan.Plan] | None = None
@@ -175,6 +176,8 @@ def _broken(opi: Facts) -> dict[str, Case]:
     wrong = {A.id: {"files": {"bundle/model.rkllm": "0" * 64, "stray.txt": "1" * 64}, "parts": {}}}
     whole = [one.path for one in A.files]
     cut = {"old": A.id, "new": B.id, "boot": "x"}
+    torn = {**on_board(A, B).releases[A.id], "manifest": {}, "files": {}}
+    without = replace(on_board(A, B, current=1), releases={**on_board(A, B).releases, A.id: torn})
     moved = changed(on_board(A), A.id, librkllmrt_so="f" * 64)
 
     def with_incoming(incoming: Mapping[str, Any]) -> Case:
@@ -190,6 +193,9 @@ def _broken(opi: Facts) -> dict[str, Case]:
         "damaged-file-gone": Case(opi, changed(on_board(A), A.id, librkllmrt_so=None)),
         "damaged-other-release-has-it": Case(opi, changed(on_board(B, A, current=1), A.id, librkllmrt_so="f" * 64)),
         "damaged-file-not-linked-by-its-old-hash": Case(opi, moved, release=B),
+        "damaged-manifest-of-another": Case(opi, without, release=C),
+        "damaged-manifest-of-the-wanted": Case(opi, without, release=A),
+        "rollback-to-a-damaged-manifest": Case(opi, without, act=lambda s: plan.rollback(s, PREFIX, True)),
         "unproven-same-release": Case(opi, on_board(A, B, current=1, unproven=cut), release=B),
         "unproven-other-release": Case(opi, on_board(A, B, current=1, unproven=cut), release=C),
         "unproven-back-to-the-old": Case(opi, on_board(A, B, current=0, unproven=cut), release=A),
@@ -197,33 +203,33 @@ def _broken(opi: Facts) -> dict[str, Case]:
 
 
 def _refused(opi: Facts, rock: Facts) -> dict[str, Case]:
-    frigate = Holder(812, "frigate.detecto", "docker-1f.scope")
+    frigate = Holder(812, "frigate.detecto", "docker 1f03a2b4c5d6")
     volatile = "overlay rw,lowerdir=/media/root-ro,upperdir=/media/root-rw"
     small = replace(rock, memory={"MemTotal": 4 * GIB, "MemAvailable": 3 * GIB})
     return {
         "refuse-mainline-rocket": Case(board("mainline")),
         "refuse-raspberry-pi": Case(board("raspberry-pi-5")),
         "refuse-old-driver": Case(replace(opi, driver="0.9.3")),
-        "refuse-no-driver": Case(replace(opi, driver=None)),
+        "refuse-no-driver": Case(replace(opi, driver=None, nodes=())),
         "refuse-read-only-root": Case(replace(opi, prefix_fs=volatile)),
-        "refuse-disk-too-small": Case(opi, need=judge.Need(disk=900 * GIB)),
-        "refuse-memory-too-small": Case(small, need=judge.Need(memory=4 * GIB)),
-        "refuse-port-taken": Case(replace(opi, listening=(22, 8080)), need=judge.Need(port=8080)),
+        "refuse-disk-too-small": Case(opi, need=judge.Need(disk=900 * GIB, pins=True)),
+        "refuse-memory-too-small": Case(small, need=judge.Need(memory=4 * GIB, pins=True)),
+        "refuse-port-taken": Case(replace(opi, listening=(22, 8080)), need=judge.Need(port=8080, pins=True)),
         "refuse-musl-and-old-python": Case(replace(opi, libc="musl", python=(3, 8))),
-        "refuse-no-sudo": Case(replace(opi, sudo="none", driver=None)),
+        "refuse-no-sudo": Case(replace(opi, sudo="none", driver=None, as_root=False)),
         "warn-npu-is-used": Case(replace(opi, holders=(frigate, Holder(9, "python3", "rkchatd.service")))),
         "warn-everything": Case(
             replace(
                 rock,
                 driver="0.9.7",
                 heat={"soc-thermal": 91.0},
-                crashes=3,
+                ends=("crash", "clean", "crash"),
                 clock_error=-63_000_000.0,
                 libraries=(Library("/usr/lib/librkllmrt.so", "1.2.1"), Library("/opt/x/librkllmrt.so", "1.1.4")),
                 nodes=(Node("/dev/rknpu", 0o600, "root"),),
                 memory={"MemTotal": 8 * GIB, "MemAvailable": GIB},
             ),
-            need=judge.Need(memory=3 * GIB),
+            need=judge.Need(memory=3 * GIB, pins=True),
         ),
         "sim-on-a-mainline-kernel": Case(board("mainline"), release=SIM_A, simulated=True),
     }

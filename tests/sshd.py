@@ -62,18 +62,18 @@ class Sshd:
 
     def stop(self) -> None:
         """The listener and every session of it."""
-        for pid in [*_descendants(self.process.pid), self.process.pid]:
+        for pid in [*descendants(self.process.pid), self.process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     try:
         children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-    return [one for child in children for one in [*_descendants(child), child]]
+    return [one for child in children for one in [*descendants(child), child]]
 
 
 def start(folder: Path, *extra: str, port: int | None = None, host_key: str = "host_ed25519") -> Sshd:

@@ -18,17 +18,6 @@ from tests.daemon_server import until
 TOOL = Path(__file__).resolve().parent.parent / "runtime" / "tools" / "make_pyz.py"
 
 
-def make(target: Path) -> Path:
-    done = subprocess.run([sys.executable, str(TOOL), str(target)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return target
-
-
-@pytest.fixture(scope="module")
-def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("pyz") / "rkchatd.pyz")
-
-
 def chosen(minor: int) -> str:
     python = interpreters.python(minor)
     if python is None:
@@ -37,7 +26,9 @@ def chosen(minor: int) -> str:
 
 
 def test_the_same_input_gives_the_same_bytes(pyz: Path, tmp_path: Path) -> None:
-    assert make(tmp_path / "again.pyz").read_bytes() == pyz.read_bytes()
+    done = subprocess.run([sys.executable, str(TOOL), str(tmp_path / "again.pyz")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again.pyz").read_bytes() == pyz.read_bytes()
 
 
 def test_it_holds_nothing_compiled_and_all_licences(pyz: Path) -> None:

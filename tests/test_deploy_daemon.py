@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,15 +16,11 @@ from tests import sshd
 from tests.daemon_server import Service
 from tests.deploying import Deployer
 
-TOOL = Path(__file__).resolve().parent.parent / "runtime" / "tools" / "make_pyz.py"
-
 pytestmark = pytest.mark.usefixtures("board_watch")
 
 
 @pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
-    pyz = tmp_path / "rkchatd.pyz"
-    subprocess.run([sys.executable, str(TOOL), str(pyz)], check=True, timeout=120)
+def board(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     control.up("parlour", catalogue().board("rock-5b"))
     yield Deployer("parlour", pyz, tmp_path)

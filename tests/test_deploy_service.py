@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import re
+import shlex
+import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,11 +18,12 @@ pytest.importorskip("paramiko")
 
 from rk3588.boards import catalogue
 from rk3588.deploy import release
-from rk3588.simboard import control, nspawn
-from tests import campaign
-from tests.campaign import Scene
+from rk3588.simboard import control, nspawn, tree
+from tests import deploying, sshd, test_clocks
+from tests import scene as scenes
 from tests.deploying import Deployer
-from tests.fakes import ROOT, compile_library
+from tests.fakes import compile_library, fake_rkllm, scripted_bundle
+from tests.scene import Scene
 
 pytestmark = [
     pytest.mark.usefixtures("board_watch"),
@@ -59,17 +62,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pyz") / "rkchatd.pyz"
-    subprocess.run([sys.executable, ROOT / "runtime" / "tools" / "make_pyz.py", path], check=True, capture_output=True)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scene(home: Path, daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(home: Path, pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A fresh board, reached by its name."""
     board = nspawn.up("shelf", catalogue().board("rock-5b"))
-    yield Scene(board, Deployer("shelf", daemon, home), tmp_path_factory.mktemp("shelf"), random.Random(1))
+    yield Scene(board, Deployer("shelf", pyz, home), tmp_path_factory.mktemp("shelf"))
     control.down("shelf")
 
 
@@ -82,6 +78,29 @@ def test_the_real_daemon_from_nothing_to_the_next_model(scene: Scene, tiny_bundl
     (row,) = json.loads(scene.deployer.run("rollback", "shelf", "--json").stdout)
     assert row["release"] == first["release"]
     scene.answer()
+
+
+def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
+    """With another port at this end, which may be taken here."""
+    said = [word for word in scene.deployer.words(tiny_bundles["w8a8"]) if word != "--json"]
+    lines = scene.deployer.run(*said).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("from here"))
+    port = sshd.free_port()
+    tunnel = line.removeprefix("from here").partition("   (")[0].strip().replace("8080:", f"{port}:", 1)
+    process = subprocess.Popen([*shlex.split(tunnel), "-oBatchMode=yes"], stdin=subprocess.DEVNULL)
+    try:
+        key = (scene.disk / "rkchatd" / "keys").read_text().strip().rpartition(":")[2]
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert deploying.answer_of(port, key)
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_it_runs_as_nobody_in_particular(scene: Scene) -> None:
@@ -104,8 +123,8 @@ def test_it_is_started_again_and_comes_back_after_a_reboot(scene: Scene) -> None
     scene.inside("systemctl", "kill", "-s", "KILL", "rkchatd")
     scene.answer()
     assert scene.inside("systemctl", "show", "rkchatd", "-pMainPID").stdout != before
-    campaign.reboot(scene)
-    nspawn.wait_for_ssh(str(scene.board.ssh["address"]))
+    scenes.reboot(scene.board)
+    scene.wait_until_up()
     scene.answer()
 
 
@@ -133,8 +152,11 @@ def test_a_runtime_that_lies_at_init(scene: Scene, tiny_bundles: Mapping[str, Pa
 
 
 def test_a_prefix_whose_writes_would_vanish(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
-    said = scene.deployer.fail(tiny_bundles["fp32"], "--prefix", "/srv/rkchatd")
-    assert "read-only or volatile root (overlay)" in said
+    said = scene.deployer.run("doctor", "shelf", "--runtime", "sim", "--prefix", "/srv/rkchatd", code=1).stdout
+    assert "/srv/rkchatd is on a read-only or volatile root (overlay)" in said
+    # There is one service: it is neither moved nor taken away by a prefix that was mistyped.
+    for words in (scene.deployer.words(tiny_bundles["fp32"]), ["remove", "shelf", "--yes"], ["rollback", "shelf"]):
+        assert "runs from /opt/rkchatd" in scene.deployer.run(*words, "--prefix", "/srv/rkchatd", code=1).stderr
 
 
 def test_an_older_unit_is_replaced_and_drop_ins_stay(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
@@ -164,7 +186,57 @@ def test_remove_leaves_no_trace(scene: Scene) -> None:
     assert scene.inside("pgrep", "-fc", "[r]kchatd").stdout.strip() == "0"
 
 
-# ------------------------------------------------------------------------------------------------ clocks, units
+@pytest.fixture
+def npu_board(scene: Scene) -> Iterator[Path]:
+    """The board with what a container's /sys has not: an NPU and clocks, for who looks below RKBOARD_SYSROOT."""
+    root = scene.board.folder / "root"
+    sysroot = root / "sysroot"
+    tree.whole(sysroot, catalogue().board("rock-5b"))
+    test_clocks.load(sysroot, 0)
+    (sysroot / "run" / "systemd" / "system").mkdir(parents=True)
+    settings = root / "etc" / "ssh" / "sshd_config.d" / "sysroot.conf"
+    settings.write_text("SetEnv RKBOARD_SYSROOT=/sysroot\n")
+    drop_in = root / "etc" / "systemd" / "system" / "rkchatd-clocks.service.d" / "sysroot.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nEnvironment=RKBOARD_SYSROOT=/sysroot\nReadWritePaths=/sysroot\n")
+    scene.inside("systemctl", "restart", "ssh")
+    yield sysroot
+    settings.unlink()
+    scene.inside("systemctl", "restart", "ssh")
+    shutil.rmtree(drop_in.parent)
+
+
+def test_a_release_for_an_npu_and_its_clocks(scene: Scene, npu_board: Path, tmp_path: Path) -> None:
+    """With the library that a script drives. The old release ends before the new one begins, and comes back."""
+    library = fake_rkllm(tmp_path)
+    one, two = (scripted_bundle(tmp_path / word, f"token 5 {word.encode().hex()}") for word in ("one", "two"))
+    liar = scripted_bundle(tmp_path / "liar", "return -1")
+    deployer = scene.deployer
+
+    def words(bundle: Path) -> list[object]:
+        return ["deploy", bundle, "--board", "shelf", "--daemon", deployer.daemon, "--runtime", library, "--json"]
+
+    (row,) = json.loads(deployer.run(*words(one)).stdout)
+    assert scene.answer() == "one"
+    assert json.loads(deployer.run(*words(one)).stdout) == [{**row, "commands": 0, "bytes_sent": 0}]
+    rest = test_clocks.governors(npu_board)
+    test_clocks.load(npu_board, 40)
+    test_clocks.wait_for(npu_board, ["performance"] * 5)
+    scene.inside("systemctl", "stop", "rkchatd")
+    test_clocks.wait_for(npu_board, rest)
+    scene.inside("systemctl", "start", "rkchatd")
+    test_clocks.wait_for(npu_board, ["performance"] * 5)
+    test_clocks.load(npu_board, 0)
+    deployer.run(*words(two))
+    assert scene.answer() == "two"
+    said = deployer.run(*words(liar), code=1).stderr
+    assert re.search(r"its worker ended \d times \(the model cannot be loaded: rkllm_run failed with -1", said), said
+    assert "is back and answers" in said
+    assert scene.answer() == "two"
+    assert scene.inside("systemctl", "is-active", "rkchatd-clocks").stdout == "active\n"
+    deployer.run("remove", "shelf", "--yes")
+    assert scene.inside("systemctl", "status", "rkchatd-clocks").returncode == 4
+    assert test_clocks.governors(npu_board) == rest
 
 
 def test_units_are_what_systemd_takes(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,20 +15,17 @@ pytest.importorskip("paramiko")
 
 from rk3588 import simboard
 from rk3588.simboard import nspawn
-from tests.conftest import ROOT
 from tests.deploying import Deployer
 
 pytestmark = [pytest.mark.usefixtures("board_watch"), pytest.mark.slow, pytest.mark.model]
 
 
 @pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
+def board(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
     if why := nspawn.missing():
         pytest.skip(why)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    daemon = ROOT / "build" / "rkchatd.pyz"
-    subprocess.run([sys.executable, str(ROOT / "runtime" / "tools" / "make_pyz.py"), str(daemon)], check=True)
-    deployer = Deployer("pantry", daemon, tmp_path)
+    deployer = Deployer("pantry", pyz, tmp_path)
     deployer.run("board", "up", "pantry", "--systemd")
     yield deployer
     if simboard.find("pantry"):

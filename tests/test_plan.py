@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rk3588.deploy import facts, judge, plan, shell
+from rk3588.deploy import facts, judge, plan, probes, shell
 from rk3588.deploy.plan import Activate, Command, Send, State
 from rk3588.errors import DeployError, UsageError
 from tests import plan_cases
@@ -144,6 +146,18 @@ def test_bytes_of_a_resumed_plan() -> None:
     assert sum(step["bytes"] for step in plan.as_json(made)) == made.bytes
 
 
+@settings(max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from(["releases", "incoming", "current", "unproven", "groups", "keys", "new"]),
+        st.recursive(st.none() | st.integers(), lambda s: st.dictionaries(st.text(), s) | st.lists(s, max_size=2)),
+    )
+)
+def test_a_board_may_describe_itself_as_it_likes(answer: dict[str, Any]) -> None:
+    with contextlib.suppress(DeployError):
+        plan.latest_first(State.from_answer(answer))
+
+
 def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:
     state = on_board(A, B, current=1)
     rows = json.loads(json.dumps(state.releases))
@@ -157,8 +171,8 @@ def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:
 def test_every_board_file_is_read_without_a_gap() -> None:
     for path in (plan_cases.HERE / "boards").glob("*.json"):
         raw = json.loads(path.read_text())
-        assert set(raw) == {fact.name for fact in facts.FACTS} | {"sudo", "clock_error"}, path.name
-        facts.parse(raw)
+        assert set(raw) == {fact.name for fact in probes.FACTS} | {"sudo", "clock_error"}, path.name
+        probes.parse(raw)
 
 
 def test_facts_of_an_orange_pi() -> None:
@@ -174,10 +188,10 @@ def test_facts_of_an_orange_pi() -> None:
 
 
 @settings(max_examples=200)
-@given(st.sampled_from(facts.FACTS), st.text(max_size=200))
-def test_no_answer_breaks_a_parser(fact: facts.Fact, answer: str) -> None:
+@given(st.sampled_from(probes.FACTS), st.text(max_size=200))
+def test_no_answer_breaks_a_parser(fact: probes.Fact, answer: str) -> None:
     """A board may print anything; what makes no sense counts as not known."""
-    judge.judge(facts.parse({fact.name: answer}), PREFIX)
+    judge.judge(probes.parse({fact.name: answer}), PREFIX)
 
 
 def test_a_doctor_without_any_fact_refuses_and_explains() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from rk3588 import boards, inventory
+from rk3588 import simboard as simulated
 from rk3588.boards import Board, Host
 from rk3588.commands import simboard
 from rk3588.errors import UsageError
+from rk3588.simboard import SimBoard
 from rk3588.yamltable import nearest
 
 HOSTS_OPTION = click.option(
@@ -45,12 +47,13 @@ board.add_command(simboard.down)
 @HOSTS_OPTION
 @JSON_OPTION
 def list_boards(file: Path | None, as_json: bool) -> None:
-    """All board types and all hosts."""
+    """All board types, all hosts, and simulated boards that are up."""
     known = boards.load(file)
     if as_json:
         described = {
             "boards": [describe_board(b) for b in known.boards.values()],
             "hosts": [describe_host(h) for h in known.hosts.values()],
+            "simulated": [describe_simulated(s) for s in simulated.all_up()],
         }
         click.echo(json.dumps(described, indent=2, ensure_ascii=False))
         return
@@ -62,6 +65,11 @@ def list_boards(file: Path | None, as_json: bool) -> None:
         lines += [(h.name, h.board.id, _login(h), " ".join(h.groups)) for h in known.hosts.values()]
         click.echo("\n" + _columns(lines))
         click.echo(f"hosts from {known.file}", err=True)
+    up = [describe_simulated(one) for one in simulated.all_up()]
+    if up:
+        lines = [("SIMULATED", "KIND", "ADDRESS", "")]
+        lines += [(one["host"], one["kind"], f"{one['address']}:{one['port']}", "") for one in up]
+        click.echo("\n" + _columns(lines))
 
 
 @board.command()
@@ -129,6 +137,12 @@ def describe_host(host: Host) -> dict[str, Any]:
         "ram_gb": host.ram_gb,
     }
     return {**facts, **{key: value for key, value in said.items() if value}}
+
+
+def describe_simulated(one: SimBoard) -> dict[str, Any]:
+    """A simulated board that is up, for JSON."""
+    kind = {"server": "user", "nspawn": "systemd"}[one.kind]
+    return {"host": one.ssh["name"], "kind": kind, "address": one.ssh["address"], "port": one.ssh["port"]}
 
 
 def _ram(board: Board) -> str:

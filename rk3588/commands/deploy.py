@@ -14,17 +14,18 @@ import yaml
 
 from rk3588 import bundle as bundles
 from rk3588.commands import target
-from rk3588.deploy import deployment, judge, plan, release
+from rk3588.deploy import deployment, judge, plan, release, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
 from rk3588.deploy.deployment import Options, Outcome
 from rk3588.deploy.plan import Activate, Send, Step
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 
 _EVENTS = {
     "trial": "trying the new release beside the old one",
     "switch": "switching, and waiting for an answer",
     "back": "no answer: going back to the old release",
+    "left": "the board goes on with it by itself: `rk3588 releases` shows what came of it",
     "waiting": "an earlier activation still goes on there: waiting for its end",
 }
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -49,7 +50,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would be run and sent; change nothing.")
 @click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")
-@click.option("--no-pin", is_flag=True, help="Leave the clocks alone.")
+@click.option("--pin/--no-pin", default=None, help="Highest clocks while the NPU is busy; else as it is.")
 @click.option("--patience", type=click.IntRange(1, 3600), metavar="S", help="Until it has to answer; else by its size.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the daemon; else as they are.")
 @click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
@@ -75,7 +76,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         sim_runtime=given["sim_runtime"],
         listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
         port=given["port"],
-        pin=not given["no_pin"],
+        pin=given["pin"],
         patience=given["patience"],
         settings=_settings(given["settings"]),
         keep=given["keep"],
@@ -90,7 +91,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
             outcome = deployment.deploy(connection, bundle, options, drawn, only_plan=given["only_plan"])
         finally:
             drawn.end()
-        _report(connection, outcome, given["only_plan"], given["as_json"])
+        _report(name, connection, outcome, given["only_plan"], given["as_json"])
 
 
 def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
@@ -121,13 +122,13 @@ def _ask_exposure(connection: Connection, options: Options) -> None:
         raise UsageError("not opened: say yes, give --yes, or leave --expose lan out")
 
 
-def _report(connection: Connection, outcome: Outcome, only_plan: bool, as_json: bool) -> None:
+def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool, as_json: bool) -> None:
     findings = [finding for finding in outcome.findings if finding.level in ("refuse", "warn")]
     for finding in findings:
-        click.echo(f"{finding.level}: {finding.text}. {finding.remedy}", err=True)
+        click.echo(f"{finding.level}: {finding.text} → {finding.remedy}", err=True)
     if only_plan:
         steps = plan.as_json(outcome.plan)
-        facts = {"host": connection.name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
+        facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
         click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
         if judge.refusals(findings):
             click.echo("It would be refused: see above.", err=True)
@@ -136,7 +137,7 @@ def _report(connection: Connection, outcome: Outcome, only_plan: bool, as_json: 
         return
     if as_json:
         result = {
-            "host": connection.name,
+            "host": name,
             "commands": outcome.done.commands,
             "bytes_sent": outcome.done.bytes_sent,
             "release": outcome.plan.release,
@@ -145,7 +146,7 @@ def _report(connection: Connection, outcome: Outcome, only_plan: bool, as_json: 
         click.echo(json.dumps([result], indent=2))
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
-    click.echo(f"{connection.name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
+    click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
     click.echo(reach(connection, outcome))
 
 
@@ -153,23 +154,26 @@ def reach(connection: Connection, outcome: Outcome) -> str:
     """How to use it now: URL, key, and what to enter in Open WebUI and Home Assistant."""
     board = outcome.board
     open_to_all, port = outcome.manifest["listen"] == release.LAN, outcome.manifest["port"]
-    address = getattr(getattr(connection, "target", None), "address", None) or "127.0.0.1"
+    address, words = target.way_to(connection)
+    here = address is None or board.facts.simulated  # the board's loopback is this machine's
+    address = address or next(iter(board.facts.addresses), "127.0.0.1")
     host = address if open_to_all else "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
     read = f"{'sudo ' if board.systemd else ''}cat {board.prefix}/keys"
     lines = [f"URL            http://{host}:{port}/v1"]
-    if not open_to_all and connection.name != "this machine":
-        user = getattr(getattr(connection, "target", None), "user", "USER")
-        ssh_port = getattr(getattr(connection, "target", None), "port", 22)
-        option = f"-p {ssh_port} " if ssh_port != 22 else ""
-        tunnel = f"ssh -NL {port}:127.0.0.1:{port} {option}{user}@{address}"
+    if not open_to_all and not here:
+        tunnel = shell.command("ssh", "-NL", f"{port}:127.0.0.1:{port}", *words)
         lines.append(f"from here      {tunnel}   (or deploy with --expose lan)")
+    container, elsewhere = "", ""
+    if not open_to_all:
+        container, elsewhere = "   (in a container: --network=host)", "   (where it runs elsewhere: --expose lan)"
+    integration = "an integration for OpenAI's API (home-llm, say)"
     return "\n".join(
         [
             *lines,
             f"key            on the board: {read}   (what follows the colon)",
-            f"Open WebUI     OPENAI_API_BASE_URL=http://{host}:{port}/v1 OPENAI_API_KEY=KEY",
-            f"Home Assistant an integration for OpenAI's API (home-llm, say): URL http://{host}:{port}/v1, API key KEY",
+            f"Open WebUI     OPENAI_API_BASE_URL=http://{host}:{port}/v1 OPENAI_API_KEY=KEY{container}",
+            f"Home Assistant {integration}: URL http://{host}:{port}/v1, API key KEY{elsewhere}",
             f"try            curl http://{host}:{port}/v1/models -H 'Authorization: Bearer KEY'",
         ]
     )
@@ -180,24 +184,27 @@ class Drawn(Watcher):
 
     def __init__(self, quiet: bool) -> None:
         self._out = None if quiet else target.progress_stream()
-        self._size = self._sent = 0
+        self._size = self._there = self._sent = 0  # bytes of a file, those that were on the board before, and now
         self._started = self._drawn = 0.0
         self._what = ""
 
     def step(self, step: Step) -> None:
         self.end()
         if isinstance(step, Send):
-            self._what, self._size, self._sent, self._started = step.file.path, step.file.size, 0, time.monotonic()
+            self._what, self._size, self._there, self._sent = step.file.path, step.file.size, -1, 0
+            self._started = time.monotonic()
         elif self._out and not isinstance(step, Activate):
             self._out.write(f"{step.why}\n")
 
     def sent(self, size: int) -> None:
         self._sent += size
+        if self._there < 0:
+            self._there = size
         now = time.monotonic()
-        if not self._out or now - self._drawn < 0.2:
+        if not self._out or now - max(self._started, self._drawn) < 0.2:  # small files come and go unseen
             return
         self._drawn = now
-        rate = self._sent / max(now - self._started, 1e-3)
+        rate = (self._sent - self._there) / (now - self._started)
         left = (self._size - self._sent) / max(rate, 1.0)
         percent = 100 * self._sent // max(self._size, 1)
         name = textwrap.shorten(self._what, 40, placeholder="…")
@@ -208,7 +215,7 @@ class Drawn(Watcher):
     def event(self, what: str) -> None:
         self.end()
         if self._out:
-            self._out.write(f"{_EVENTS.get(what, what)}\n")
+            self._out.write(f"{_EVENTS.get(what, printable(what))}\n")
 
     def end(self) -> None:
         if self._out and self._drawn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,20 @@ from rk3588.commands import target
 from rk3588.deploy import deployment, judge, release
 
 _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Every disk is searched for runtimes: that may take a while."""
+    out = target.progress_stream()
+    if out:
+        out.write(f"looking at {name} …")
+        out.flush()
+    try:
+        yield
+    finally:
+        if out:
+            out.write("\r\x1b[K")
 
 
 @click.command()
@@ -31,9 +47,9 @@ def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: 
     need = judge.Need()
     if path:
         bundle = bundles.read(path)
-        size = release.model_of(bundle, simulated).stat().st_size
-        need = judge.Need(release.memory_needed(bundle, simulated), disk=size)
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        need = judge.Need(release.memory_needed(bundle, simulated), release.size_of(bundle, simulated))
+    reach = (given["accept_new"], given["ssh_config"], given["hosts"])
+    with target.open_board(name, *reach) as connection, _told(name):
         facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
     findings = judge.judge(facts, prefix, need, simulated)
     if as_json:

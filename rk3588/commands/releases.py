@@ -11,6 +11,7 @@ import click
 from rk3588.commands import target
 from rk3588.deploy import deployment
 from rk3588.deploy.plan import State, latest_first
+from rk3588.errors import printable
 
 
 @click.command()
@@ -31,7 +32,7 @@ def command(name: str, as_json: bool, **given: Any) -> None:
         condition = "" if row["proven"] else "  never answered a chat"
         condition += "" if row["intact"] else "  DAMAGED: deploy it again"
         health = ("  answers" if state.ready else "  does not answer") if row["current"] else ""
-        model = f"{row['name']} {row['dtype']} ({row['runtime']})"
+        model = printable(f"{row['name']} {row['dtype']} ({row['runtime']})")
         size = f"{row['bytes'] / 1e6:9.1f} MB"
         click.echo(f"{mark} {row['release']}  {row['deployed']}  {size}  {model}{health}{condition}")
     if not rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from rk3588 import boards, simboard
+from rk3588.deploy import shell
 from rk3588.errors import UsageError
 
 
@@ -36,8 +37,7 @@ def up(name: str, kind: str, systemd: bool) -> None:
         raise UsageError("simulated boards need paramiko: pip install 'rk3588[deploy]'") from error
     ssh = started.ssh
     click.echo(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}", err=True)
-    options = f"-i {ssh['keys'][0]} -o UserKnownHostsFile={ssh['known_hosts'][0]}"
-    click.echo(f"ssh -p {ssh['port']} {options} {ssh['user']}@{ssh['address']}")
+    click.echo(shell.command("ssh", *ssh["openssh"]))
 
 
 @click.command()

@@ -11,16 +11,16 @@ from typing import Any
 
 import click
 
-from rk3588 import boards
+from rk3588 import boards, simboard
 from rk3588.deploy.connection import Connection
-from rk3588.errors import UsageError
+from rk3588.errors import ConnectError, UsageError
 
 LOCAL = "local"
 _OPTIONS = (
     click.option("--accept-new", is_flag=True, help="Trust the key of a board that is not known yet."),
     click.option("--ssh-config", type=click.Path(path_type=Path), help="Instead of ~/.ssh/config."),
     click.option("--hosts", type=click.Path(path_type=Path), help="Instead of ./hosts.yaml or the user's own."),
-    click.option("--prefix", metavar="PATH", help="Where releases lie on the board, if not in /opt/rkchatd."),
+    click.option("--prefix", metavar="PATH", help="Where releases lie; else as it is, or /opt/rkchatd."),
 )
 
 
@@ -58,29 +58,36 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
             raise
         raise UsageError("SSH needs paramiko: pip install 'rk3588[deploy]' (or --board local, on the board)") from error
 
-    def accept(question: str) -> bool:
-        if accept_new:
+    def accept(question: str, new: bool) -> bool:
+        if accept_new and new:
             click.echo(f"{question} Accepted.", err=True)
             return True
         return yes(question)
 
     known = boards.load(hosts)
-    from rk3588 import simboard
-
-    simulated = simboard.find(name)
-    if name in known.hosts:
-        target = config.resolve_host(known.hosts[name], dict(known.hosts), ssh_config)
-    elif simulated:
-        target = config.Target(**simulated.ssh)
-    elif name in known.boards:
-        raise UsageError(f"{name} is a type of board: give one of yours, or user@address")
-    else:
-        target = config.resolve(name, ssh_config)
 
     def resolver(spec: str) -> config.Target:
+        """Of the board, and of its jump hosts."""
+        if spec in known.hosts:
+            return config.resolve_host(known.hosts[spec], dict(known.hosts), ssh_config)
         return config.resolve(spec, ssh_config)
 
+    simulated = None if name in known.hosts else simboard.find(name)
+    if simulated:
+        if not simboard.alive(simulated.pid):
+            raise ConnectError(f"the simulated board {name} runs no more: start it again with `rk3588 board up {name}`")
+        target = config.Target(**simulated.ssh)
+    elif name in known.boards and name not in known.hosts:
+        raise UsageError(f"{name} is a type of board: give one of yours, or user@address")
+    else:
+        target = resolver(name)
     return connection.connect(target, ask, accept, resolver)
+
+
+def way_to(connection: Connection) -> tuple[str | None, tuple[str, ...]]:
+    """The board's address, None for this machine, and the words that take OpenSSH's ssh there."""
+    found = getattr(connection, "target", None)
+    return (found.address, found.openssh) if found else (None, ())
 
 
 def progress_stream() -> Any:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO, NoReturn, Optional
 
 from rk3588.errors import ConnectError, DeployError
 
@@ -41,10 +41,21 @@ def line(words: str) -> str:
     return f"{shell.command('python3', '-c', _BOOT)} {words}"
 
 
-def start(connection: Connection, words: str, *, root: bool) -> Session:
+def start(connection: Connection, words: str, *, root: bool, stdin: bytes = b"") -> Session:
+    """The running agent; DeployError, with the board's own words, where it ends before it has read all of ``stdin``."""
     session = connection.start(line(words), root=root)
-    session.send(_program())
+    try:
+        session.send(_program() + stdin)
+    except BrokenPipeError:
+        _gave_up(connection, session)
     return session
+
+
+def _gave_up(connection: Connection, session: Session) -> NoReturn:
+    """It ended while it was sent something: its last words say why."""
+    result = session.finish()
+    answer(connection, result)
+    raise DeployError(f"{connection.name} broke a step off: {result.complaint}")
 
 
 def ask(connection: Connection, *words: object, root: bool, seconds: float = PATIENCE) -> dict[str, Any]:
@@ -122,9 +133,8 @@ class Sender:
                     sent += len(block)
                     self._progress(len(block))
             self._answer(PATIENCE + step.file.size * _HASH_SECONDS_PER_BYTE)
-        except BrokenPipeError:  # it gave up: its last words say why
-            answer(self._connection, session.finish())
-            raise DeployError(f"{self._connection.name} did not take {step.path}") from None
+        except BrokenPipeError:
+            _gave_up(self._connection, session)
         return sent
 
     def _answer(self, seconds: float) -> dict[str, Any]:

@@ -51,8 +51,7 @@ def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate
 
 def _command(step: Command, connection: Connection) -> None:
     if step.agent:
-        session = agent.start(connection, step.line, root=step.root)
-        session.send(step.stdin)
+        session = agent.start(connection, step.line, root=step.root, stdin=step.stdin)
         agent.answer(connection, session.finish(step.seconds))
         return
     result = connection.run(step.line, root=step.root, stdin=step.stdin, timeout=step.seconds)
@@ -62,7 +61,11 @@ def _command(step: Command, connection: Connection) -> None:
 
 def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
     session = connection.start(step.line, root=step.root)
-    last = _follow(session, step.seconds, watcher)
+    try:
+        last = _follow(session, step.seconds, watcher)
+    except KeyboardInterrupt:
+        watcher.event("left")
+        raise
     result = session.finish()
     if last is None:
         raise DeployError(f"{connection.name}: the activation broke off: {result.complaint}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0  # seconds for a command that computes nothing
 _STRAGGLERS = 2.0  # seconds for output after the exit: a background child may hold the pipe for ever
+_FLOOD = 256 << 20  # bytes of an answer: more no board of good will gives
 Data = Union[bytes, memoryview]
 Ask = Callable[[str], Optional[str]]  # a question that wants a secret; None: nobody is there to answer
 
@@ -71,7 +72,8 @@ class Session(ABC):
             except (OSError, EOFError, ValueError):  # closed under us
                 data = b""
             with self._changed:
-                buffer += data
+                if len(buffer) < _FLOOD:  # more is read, so that nothing blocks, and thrown away
+                    buffer += data
                 self._changed.notify_all()
 
     @abstractmethod
@@ -149,7 +151,12 @@ class Connection(ABC):
     @property
     def user_id(self) -> int:
         if self._user_id is None:
-            answer = self.run("id -u").text.strip()
+            *noise, answer = self.run("id -u").text.strip().splitlines() or [""]
+            if noise and answer.isdigit():
+                raise ConnectError(
+                    f"{self.name} prints {noise[0][:60]!r} before every answer: take that out of what its shell starts "
+                    "with (~/.bashrc), or let it be said at a terminal only"
+                )
             if not answer.isdigit():
                 raise ConnectError(f"{self.name} runs no commands: `id -u` answered {answer[:60]!r}")
             self._user_id = int(answer)
@@ -163,7 +170,7 @@ class Connection(ABC):
             return self._start(shell.wrapped(line))
         words, secret = self._rights()
         session = self._start(f"{words} {shell.wrapped(line)}")
-        if secret:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: what comes next finds out, and why
             session.send(secret)
         return session
 
@@ -177,14 +184,16 @@ class Connection(ABC):
 
     def needs_password(self) -> Optional[bool]:
         """Whether sudo wants a password; None where there is no sudo for this user. Asks nobody."""
-        if self.user_id == 0 or self._run_plain("sudo -k -n true").code == 0:
+        if self.user_id == 0:
             return False
-        complaint = self._run_plain("sudo -k -n true").err.decode("utf-8", "replace")
-        return True if "password" in complaint or "authentication" in complaint else None
+        tried = self._run_plain("sudo -k -n true")
+        if tried.code == 0:
+            return False
+        return True if b"password" in tried.err or b"authentication" in tried.err else None
 
     def _run_plain(self, line: str, stdin: bytes = b"") -> Result:
         session = self._start(shell.wrapped(line))
-        if stdin:
+        with contextlib.suppress(BrokenPipeError):
             session.send(stdin)
         return session.finish()
 
@@ -194,9 +203,7 @@ class Connection(ABC):
             # after it on stdin is the command's.
             wanted = self.needs_password()
             if wanted is None:
-                raise DeployError(
-                    f"sudo on {self.name} does not let this user in: log in as root or as a user of the group sudo"
-                )
+                raise self._no_rights()
             self._sudo = ("sudo -k -S -p ''", self._password()) if wanted else ("sudo -n", b"")
         return self._sudo
 
@@ -206,6 +213,14 @@ class Connection(ABC):
             if answer is None:
                 raise DeployError(f"sudo on {self.name} wants a password and there is no terminal to ask for it")
             line = answer.encode() + b"\n"
-            if self._run_plain("sudo -k -S -p '' true", line).code == 0:
+            tried = self._run_plain("sudo -k -S -p '' true", line)
+            if tried.code == 0:
                 return line
+            if b"sudoers" in tried.err or b"not allowed" in tried.err or b"may not run" in tried.err:
+                raise self._no_rights()  # sudo says so only after the right password
         raise DeployError(f"sudo on {self.name} refused the password three times")
+
+    def _no_rights(self) -> DeployError:
+        return DeployError(
+            f"sudo on {self.name} does not let this user in: log in as root or as a user of the group sudo"
+        )

@@ -15,7 +15,7 @@ from typing import Any
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError
 
-from . import agent, facts, judge, plan, release
+from . import agent, judge, plan, probes, release
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
@@ -38,7 +38,7 @@ class Options:
     sim_runtime: Path | None = None
     listen: str | None = None
     port: int | None = None
-    pin: bool = True
+    pin: bool | None = None
     patience: int | None = None
     settings: Mapping[str, Any] | None = None  # of the daemon
     keep: int = plan.KEEP
@@ -81,10 +81,19 @@ def look(connection: Connection, prefix: str | None = None, thorough: bool = Fal
     """The board's facts, and where its releases lie."""
     if prefix is not None:
         plan.check_prefix(prefix)
-    found = facts.parse(facts.gather(connection, prefix or release.PREFIX, thorough))
-    if prefix is None:
-        prefix = release.PREFIX if found.systemd is not None else f"{found.home}/{release.USER_PREFIX}"
-    return found, plan.check_prefix(prefix)
+    found = probes.parse(probes.gather(connection, prefix, thorough))
+    return found, plan.check_prefix(found.prefix)
+
+
+def look_to_change(connection: Connection, prefix: str | None) -> tuple[Facts, str]:
+    """The same for what changes the board, which has one service: DeployError where it runs from another prefix."""
+    found, where = look(connection, prefix)
+    if found.serves not in ("", where):
+        raise DeployError(
+            f"the daemon on {connection.name} runs from {found.serves}: leave --prefix out, or take that one away first"
+        )
+    _need_python(found)
+    return found, where
 
 
 @contextmanager
@@ -111,8 +120,7 @@ def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
-    found, prefix = look(connection, options.prefix)
-    _need_python(found)
+    found, prefix = look_to_change(connection, options.prefix)
     systemd = found.systemd is not None
     if only_plan:
         return _planned(connection, bundle, options, found, prefix)
@@ -145,12 +153,18 @@ def _planned(connection: Connection, bundle: Bundle, options: Options, found: Fa
     else:
         release.model_of(bundle, options.simulated)
     need = Need(
-        memory=release.memory_needed(bundle, options.simulated),
+        memory=release.memory_needed(bundle, options.simulated, _context(wish)),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,
-        port=None if state.active else wish.port,
+        port=None if state.active and board.manifest.get("port") == wish.port else wish.port,
+        pins=wish.pin and found.systemd is not None,
     )
     findings = judge.judge(found, prefix, need, simulated=options.simulated)
     return Outcome(board, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
+
+
+def _context(wish: Wish) -> int:
+    said = wish.settings.get("context", 0)
+    return said if isinstance(said, int) else 0  # the daemon says what is wrong with it
 
 
 def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
@@ -171,7 +185,7 @@ def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
         sim_runtime=twin,
         listen=listen,
         port=port,
-        pin=options.pin,
+        pin=bool(board.manifest.get("pin", True)) if options.pin is None else options.pin,
         patience=options.patience,
         settings=kept_settings(board) if options.settings is None else options.settings,
         prefix=board.prefix,
@@ -188,8 +202,7 @@ def roll_back(
     connection: Connection, prefix: str | None, to: str | None, watcher: Watcher, *, only_plan: bool = False
 ) -> tuple[Plan, Done]:
     """Back to another release that is on the board."""
-    found, where = look(connection, prefix)
-    _need_python(found)
+    found, where = look_to_change(connection, prefix)
     systemd = found.systemd is not None
     with hold(connection, where, systemd, watcher):
         steps = plan.rollback(state_of(connection, where, systemd), where, systemd, to)
@@ -201,12 +214,11 @@ def roll_back(
 
 def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool:
     """Take away all that deployments made; False when there was nothing."""
-    found, where = look(connection, prefix)
-    _need_python(found)
+    found, where = look_to_change(connection, prefix)
     systemd = found.systemd is not None
     with hold(connection, where, systemd, watcher):
         state = state_of(connection, where, systemd)
-        if not state.exists and not state.user and not state.rule:
+        if not (state.releases or state.incoming or state.keys or state.user or state.rule):
             return False
         rule, user = (release.RULE, release.USER) if systemd else ("", "")
         agent.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Optional
 
 from rk3588 import boards
+from rk3588.predict import NPU_WINDOW
 
-from .facts import Facts
+from .facts import Clock, Facts
 
 LEVELS = ("refuse", "warn", "info", "ok")  # worst first
 OLDEST_DRIVER, GOOD_DRIVER = (0, 9, 6), (0, 9, 8)
@@ -17,6 +18,11 @@ OLDEST_GLIBC = (2, 28)  # what our libraries for aarch64 are linked for
 RESERVED = 768 << 20  # bytes of RAM for the system beside the model
 HOT = 80.0  # °C
 _CLOCK_OFF = 120.0  # seconds after which TLS and log times mislead
+_LOG_ROOM = 5 << 20  # bytes: Armbian keeps /var/log in a small compressed RAM disk
+_INODES = 100
+_VOLATILE = ("overlay", "tmpfs", "squashfs")
+_PLAIN = ("vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk")
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # by ProtectHome and PrivateTmp of the unit
 _OPEN_FILES = 102400  # the runtime maps a file per layer and core
 
 
@@ -33,11 +39,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Need:
-    """What a bundle asks of a board, in bytes: of RAM when it runs, of disk while it is sent. ``port``: one to take."""
+    """What a deployment asks of a board, in bytes: of RAM when the model runs, of disk while it is sent.
+
+    ``port``: one to take. ``pins``: it sets the clocks itself.
+    """
 
     memory: int = 0
     disk: int = 0
     port: int | None = None
+    pins: bool = False
 
 
 def judge(facts: Facts, prefix: str, need: Need | None = None, simulated: bool = False) -> list[Finding]:
@@ -73,6 +83,8 @@ def _board(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
     else:
         text = f"no device tree: this {facts.machine or 'machine'} is no RK3588 board"
         yield Finding("refuse", "board", text, "give the address of an RK3588 board, or --runtime sim", npu=True)
+    if facts.kernel:
+        yield Finding("ok", "system", f"{facts.system or 'Linux'}, kernel {facts.kernel}, {facts.machine}")
 
 
 def _driver(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
@@ -84,9 +96,12 @@ def _driver(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
             "boot an image with Rockchip's kernel (5.10 or 6.1), which has the rknpu driver 0.9.8",
             npu=True,
         )
-    elif facts.driver is None and facts.sudo == "none":
-        remedy = "log in as a user with sudo, or look yourself: `cat /sys/kernel/debug/rknpu/version`"
+    elif facts.driver is None and not facts.as_root:
+        remedy = "let the user use sudo, or look yourself: `sudo cat /sys/kernel/debug/rknpu/version`"
         yield Finding("warn", "npu driver", "its version can only be read as root", remedy, npu=True)
+    elif facts.driver is None and facts.npu_nodes:
+        remedy = "`mount -t debugfs debugfs /sys/kernel/debug` as root, then look again; it has to be 0.9.6 or newer"
+        yield Finding("warn", "npu driver", "it is there, but says its version nowhere", remedy, npu=True)
     elif facts.driver is None:
         remedy = "boot an image with Rockchip's kernel; if it is one, look with `dmesg | grep -i rknpu`"
         yield Finding("refuse", "npu driver", "no rknpu driver is loaded", remedy, npu=True)
@@ -99,6 +114,8 @@ def _driver(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
             yield Finding("warn", "npu driver", f"{facts.driver} works, but 0.9.8 is asked for", remedy, npu=True)
         else:
             yield Finding("ok", "npu driver", f"rknpu {facts.driver}", npu=True)
+    if facts.npu_load:
+        yield Finding("ok", "npu load", facts.npu_load.removeprefix("NPU load: "), npu=True)
 
 
 def _nodes(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
@@ -108,36 +125,56 @@ def _nodes(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         yield Finding("refuse", "npu node", "neither /dev/dri nor /dev/rknpu has the NPU", remedy, npu=True)
         return
     kind = "DMA_HEAP" if all(node.path == "/dev/rknpu" for node in nodes) else "DRM"
-    listed = ", ".join(f"{node.path} ({node.group}, {node.mode:o})" for node in nodes)
+    listed = ", ".join(f"{node.path} ({node.group}, {node.mode:o})" for node in nodes if not node.link)
     yield Finding("ok", "npu node", f"{kind} kernel: {listed}", npu=True)
+    for node in nodes:
+        if node.link:
+            text = f"{node.path} is only a link to {node.link}, which no driver made"
+            yield Finding("warn", "npu node", text, f"sudo rm {node.path}: the runtime finds the NPU itself", npu=True)
     if kind == "DMA_HEAP" and not any("dma_heap" in node.path for node in facts.nodes):
         remedy = "boot a kernel with CONFIG_DMABUF_HEAPS"
         yield Finding("refuse", "npu node", "/dev/rknpu is there, /dev/dma_heap is not", remedy, npu=True)
-    barred = [node for node in nodes if node.mode & 0o060 != 0o060 or node.group == "root"]
-    if barred:
+    needed = facts.nodes if kind == "DMA_HEAP" else nodes
+    barred = [node for node in needed if node.mode & 0o060 != 0o060 or node.group == "root"]
+    if barred and facts.systemd is not None:
         text = f"{barred[0].path} is root's alone"
         yield Finding("info", "npu rights", text, "a deployment installs a udev rule for it", npu=True)
+    elif barred and facts.sudo != "root":
+        remedy = f"sudo chgrp {facts.user or 'USER'} {barred[0].path} && sudo chmod 660 {barred[0].path}"
+        yield Finding("warn", "npu rights", f"{barred[0].path} is root's alone", remedy, npu=True)
+    elif facts.sudo != "root" and not {node.group for node in needed} <= set(facts.groups):
+        (group, *_) = sorted({node.group for node in needed} - set(facts.groups))
+        text = f"{facts.user or 'this user'} is not in the group {group}, which may open the NPU"
+        remedy = f"for models run by hand: sudo usermod -aG {group} {facts.user or 'USER'}; a deployed daemon has it"
+        yield Finding("info", "npu rights", text, remedy, npu=True)
 
 
 def _holders(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    others = [holder for holder in facts.holders if holder.unit != "rkchatd.service"]
-    for holder in others:
-        stop = f"systemctl stop {holder.unit}" if holder.unit.endswith(".service") else f"kill {holder.pid}"
+    for holder in facts.holders:
+        if holder.unit == "rkchatd.service":
+            continue
+        stop = f"kill {holder.pid}"
+        if holder.unit:
+            stop = f"systemctl stop {holder.unit}" if holder.unit.endswith(".service") else holder.unit
+            stop = stop.replace("docker ", "docker stop ").replace("podman ", "podman stop ")
         yield Finding(
             "warn",
             "npu users",
             f"{holder.name} (pid {holder.pid}) has the NPU open: two users end in failed submits and hangs",
-            f"stop it while a model runs: {stop}",
+            f"stop it while a model runs: sudo {stop}",
             npu=True,
         )
 
 
-def _clocks(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    slow = [clock for clock in facts.clocks if clock.highest and clock.current < clock.highest]
-    for clock in slow:
-        text = f"{clock.name} at {_mhz(clock.current, clock.name)} of {_mhz(clock.highest, clock.name)} MHz"
-        remedy = "a deployment pins it while the model is busy (unless --no-pin)"
-        yield Finding("info", "clocks", f"{text} ({clock.governor})", remedy, npu=True)
+def _clocks(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
+    slow = ", ".join(_slow(clock) for clock in facts.clocks if clock.highest and clock.current < clock.highest)
+    if slow and (facts.pinned or need.pins):
+        yield Finding("info", "clocks", f"{slow}; pinned while the model is busy", npu=True)
+    elif slow:
+        remedy = "a deployment pins them while the model is busy, and restores them (unless --no-pin)"
+        if facts.systemd is None:
+            remedy = "as root: echo performance > /sys/class/devfreq/fdab0000.npu/governor, and so on"
+        yield Finding("warn", "clocks", slow, remedy, npu=True)
     if facts.clocks and not slow:
         yield Finding("ok", "clocks", "all at their highest", npu=True)
     if facts.clocks and not any(clock.name == "dmc" for clock in facts.clocks):
@@ -145,8 +182,10 @@ def _clocks(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         yield Finding("info", "clocks", text, "predict with a measured bandwidth: rk3588 predict --bandwidth", npu=True)
 
 
-def _mhz(value: int, name: str) -> int:
-    return value // (1000 if name.startswith("policy") else 1_000_000)  # cpufreq counts in kHz
+def _slow(clock: Clock) -> str:
+    megahertz = 1000 if clock.name.startswith("policy") else 1_000_000  # cpufreq counts in kHz
+    now, highest = clock.current // megahertz, clock.highest // megahertz
+    return f"{clock.name} at {now} of {highest} MHz ({clock.governor})"
 
 
 def _memory(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
@@ -165,26 +204,59 @@ def _memory(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
         yield Finding("warn", "memory", text, "stop what else runs there (swap and zram do not count)")
     else:
         yield Finding("ok", "memory", f"{text}, the model needs {_gb(need.memory)}")
+    if need.memory > NPU_WINDOW:
+        text = f"{_gb(need.memory)} GB are more than the {_gb(NPU_WINDOW)} of one NPU address space"
+        remedy = "where it ends in `failed to malloc npu memory`: a smaller --set context, a smaller model"
+        yield Finding("info", "memory", text, remedy, npu=True)
 
 
 def _disk(facts: Facts, prefix: str, need: Need) -> Iterator[Finding]:
-    if facts.read_only:
-        yield Finding(
-            "refuse",
-            "disk",
-            f"{prefix} is on a read-only or volatile root ({facts.prefix_fs.split()[0]}): writes vanish at the reboot",
-            "turn the overlay off (armbian-config, overlayroot.conf), or give --prefix on a real disk",
-        )
+    yield from _file_systems(facts, prefix)
+    if facts.log_free is not None and facts.log_free < _LOG_ROOM:
+        text = f"{_size(facts.log_free)} free at /var/log: what goes wrong may not be written down"
+        yield Finding("warn", "log", text, "sudo journalctl --vacuum-size=10M; SystemMaxUse=10M in journald.conf")
     if facts.disk_free is None:
         return
     free = f"{_size(facts.disk_free)} free at {prefix}"
     if need.disk > facts.disk_free:
         text = f"{_size(need.disk)} are needed to send it, {free}"
         yield Finding("refuse", "disk", text, "rk3588 releases HOST shows what is there; or give --prefix")
-    elif facts.inodes_free is not None and 0 < facts.inodes_free < 100:
+    elif facts.inodes_free is not None and facts.inodes_free < _INODES:
         yield Finding("refuse", "disk", f"{facts.inodes_free} inodes left at {prefix}", "delete small files there")
     else:
         yield Finding("ok", "disk", free)
+
+
+def _file_systems(facts: Facts, prefix: str) -> Iterator[Finding]:
+    """Whether what is written stays, and can be run."""
+    kind, options = _mount(facts.prefix_fs)
+    other = "give --prefix on another disk"
+    if kind in _VOLATILE or "ro" in options:
+        text = f"{prefix} is on a read-only or volatile root ({kind}): writes vanish at the reboot"
+        yield Finding("refuse", "disk", text, "turn the overlay off (armbian-config, overlayroot.conf), or " + other)
+    elif kind in _PLAIN:
+        yield Finding("refuse", "disk", f"{prefix} is on {kind}, which has no links and no rights", other)
+    elif "noexec" in options:
+        text = f"{prefix} is mounted noexec: no library can be loaded from there"
+        yield Finding("refuse", "disk", text, f"mount it without noexec, or {other}")
+    if facts.systemd is None:
+        return
+    hidden = next((top for top in _HIDDEN if f"{prefix}/".startswith(top)), "")
+    if hidden:
+        text = f"{prefix} is below {hidden}, which the service does not see"
+        yield Finding("refuse", "disk", text, "give another --prefix, as in /opt/rkchatd")
+    kind, options = _mount(facts.root_fs)
+    if "ro" in options:
+        text = f"/ is read-only ({kind}): no service can be installed"
+        yield Finding("refuse", "root", text, "sudo mount -o remount,rw /; where it turns back, dmesg says why")
+    elif kind in _VOLATILE:
+        text = f"/ is {kind}: if its changes are kept in memory, the service is gone after a reboot"
+        yield Finding("warn", "root", text, "look with `findmnt /`; turn it off (armbian-config, overlayroot.conf)")
+
+
+def _mount(text: str) -> tuple[str, list[str]]:
+    kind, _, options = text.partition(" ")
+    return kind, options.split(",")
 
 
 def _software(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
@@ -195,6 +267,9 @@ def _software(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         yield Finding("refuse", "python", text, "use a newer image (Debian 11, Ubuntu 22.04 or later)")
     else:
         yield Finding("ok", "python", f"Python {facts.python[0]}.{facts.python[1]}")
+    if facts.bits == 32:
+        text = "programs here have 32 bits, librkllmrt.so has 64"
+        yield Finding("refuse", "libc", text, "use an image for arm64", npu=True)
     if facts.libc.startswith("glibc "):
         version = tuple(int(part) for part in facts.libc[6:].split("."))
         if version < OLDEST_GLIBC:
@@ -215,13 +290,15 @@ def _software(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
 
 
 def _libraries(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    for library in facts.libraries:
-        if library.version.startswith("1.1"):
-            yield Finding("ok", "runtime", f"{library.path} is librkllmrt {library.version}", npu=True)
+    """By version: a container's image may have many copies."""
+    for version in dict.fromkeys(library.version for library in facts.libraries):
+        path, *more = (library.path for library in facts.libraries if library.version == version)
+        text = f"{path}{f' and {len(more)} more' if more else ''}: librkllmrt {version}"
+        if version == "1.1" or version.startswith("1.1."):
+            yield Finding("ok", "runtime", text, npu=True)
         else:
-            text = f"{library.path} is librkllmrt {library.version}, which this toolkit does not speak"
             remedy = "nothing: a release brings its own 1.1.1 and leaves that one alone"
-            yield Finding("info", "runtime", text, remedy, npu=True)
+            yield Finding("info", "runtime", f"{text}, which this toolkit does not speak", remedy, npu=True)
 
 
 def _rights(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
@@ -235,9 +312,16 @@ def _rights(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
         yield Finding("info", "rights", f"sudo asks {facts.user} for a password", "it is asked for once in a run")
     elif facts.sudo in ("root", "free"):
         yield Finding("ok", "rights", "root" if facts.sudo == "root" else "sudo without a password")
+    if not facts.as_root:
+        text = "not looked at as root: the driver's version, who uses the NPU, other runtimes, earlier boots"
+        remedy = "log in as root or as a user with sudo, at a terminal if it asks for a password"
+        yield Finding("info", "rights", text, remedy)
     if facts.open_files is not None and facts.open_files < _OPEN_FILES:
         text = f"{facts.open_files} open files at most: the runtime wants {_OPEN_FILES}"
-        yield Finding("info", "limits", text, "the unit raises it; in a shell: ulimit -n, /etc/security/limits.conf")
+        remedy = "the unit raises it; for a shell: /etc/security/limits.conf"
+        if facts.systemd is None:
+            remedy = f"in /etc/security/limits.conf: {facts.user or 'USER'} - nofile {_OPEN_FILES}"
+        yield Finding("info", "limits", text, remedy)
 
 
 def _condition(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
@@ -246,15 +330,25 @@ def _condition(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         level = "warn" if worst >= HOT else "ok"
         remedy = "give it a heat sink and a fan: hot boards slow down, then switch themselves off"
         yield Finding(level, "heat", f"{worst:.0f} °C at most ({zone})", remedy if worst >= HOT else "")
-    if facts.crashes:
-        text = f"{facts.crashes} of the last boots ended without a shutdown"
-        yield Finding("warn", "power", text, "a weak supply does that under load: 5 V 4 A or USB-PD, a short cable")
+    if facts.ends is not None:
+        yield _power(facts.ends)
     if facts.clock_error is not None and abs(facts.clock_error) > _CLOCK_OFF:
         text = f"the clock is {_span(abs(facts.clock_error))} {'ahead' if facts.clock_error > 0 else 'behind'}"
         yield Finding("warn", "clock", text, "sudo timedatectl set-ntp true; TLS and log times are wrong until then")
     elif facts.clock_error is not None:
         source = {True: ", kept by NTP", False: ", not kept by NTP", None: ""}[facts.synchronised]
         yield Finding("ok", "clock", f"right{source}{'' if facts.rtc else ', no RTC'}")
+
+
+def _power(ends: tuple[str, ...]) -> Finding:
+    crashes, boots = ends.count("crash"), f"the last {len(ends)} boots" if len(ends) > 1 else "the last boot"
+    if crashes:
+        text = f"{f'{crashes} of ' if len(ends) > 1 else ''}{boots} ended without a shutdown"
+        return Finding("warn", "power", text, "a weak supply does that under load: 5 V 4 A or USB-PD, a short cable")
+    if ends:
+        return Finding("ok", "power", f"{boots} ended in a shutdown")
+    remedy = "the journal keeps them with `sudo mkdir -p /var/log/journal`"
+    return Finding("info", "power", "nothing is kept of earlier boots: unclean reboots cannot be seen", remedy)
 
 
 def _span(seconds: float) -> str:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Callable
 from typing import IO, Optional
 
+from rk3588.errors import ConnectError
+
 from .connection import Ask, Connection, Data, Session
+
+_STALL = 60.0  # seconds in which a command has to take something
 
 
 def _reader(stream: IO[bytes]) -> Callable[[int], bytes]:
@@ -34,12 +39,15 @@ class LocalSession(Session):
         )
         assert self._process.stdout and self._process.stderr and self._process.stdin
         self._stdin = self._process.stdin
+        os.set_blocking(self._stdin.fileno(), False)  # a write takes what fits; this end is only ours
         self._read_from(_reader(self._process.stdout), _reader(self._process.stderr))
 
     def send(self, data: Data) -> None:
-        view = memoryview(data)
+        view, handle = memoryview(data), self._stdin.fileno()
         while view:
-            view = view[self._stdin.write(view) or 0 :]
+            if not select.select([], [handle], [], _STALL)[1]:
+                raise ConnectError(f"{self.what} took no data for {_STALL:.0f} s")
+            view = view[os.write(handle, view) :]
 
     def end_input(self) -> None:
         with contextlib.suppress(OSError):
@@ -55,6 +63,7 @@ class LocalSession(Session):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self.end_input()
 
 
 class LocalConnection(Connection):

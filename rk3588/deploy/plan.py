@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Union
 
@@ -42,8 +42,19 @@ class State:
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> State:
-        known = {name: value for name, value in answer.items() if name != "ok"}
+        """DeployError for what no agent of ours says."""
+        known = {item.name: answer[item.name] for item in fields(cls) if item.name in answer}
+        like = {**vars(cls()), "groups": []}
+        sound = all(isinstance(value, type(like[name])) for name, value in known.items())
+        if not sound or not all(map(_sound_row, known.get("releases", {}).values())):
+            raise DeployError("the board describes its releases in a way that makes no sense: does python3 run there?")
         return cls(**{**known, "groups": tuple(known.get("groups", ()))})
+
+
+def _sound_row(row: Any) -> bool:
+    shape: dict[str, type] = {"manifest": dict, "files": dict, "proven": int}
+    numbered = isinstance(row, dict) and isinstance(row.get("deployed"), (int, float))
+    return numbered and all(isinstance(row.get(key), kind) for key, kind in shape.items())
 
 
 @dataclass(frozen=True)
@@ -130,13 +141,13 @@ def rollback(state: State, prefix: str, systemd: bool, to: str | None = None) ->
             raise DeployError(f"there is no one release {to!r} on the board; there are: {', '.join(known) or 'none'}")
     if not others:
         raise DeployError("there is no other release on the board that ever answered a chat")
-    damaged = [path for path in state.releases[others[0]]["manifest"]["files"] if not _file_ok(state, others[0], path)]
+    manifest = state.releases[others[0]]["manifest"]
+    damaged = [path for path in _files(state, others[0]) or ["release.json"] if not _file_ok(state, others[0], path)]
     if damaged:
         raise DeployError(f"{damaged[0]} of release {others[0]} has changed on the board: deploy that bundle again")
     if others[0] == state.current and state.ready:
         return Plan(others[0], ())
-    seconds = state.releases[others[0]]["manifest"]["load_seconds"]
-    return Plan(others[0], (_activate(prefix, others[0], seconds, systemd, ""),))
+    return Plan(others[0], (_activate(prefix, others[0], manifest["load_seconds"], systemd, ""),))
 
 
 def _is_whole(state: State, release: Release) -> bool:
@@ -144,10 +155,15 @@ def _is_whole(state: State, release: Release) -> bool:
     return there is not None and all(there["files"].get(file.path) == file.sha256 for file in release.files)
 
 
+def _files(state: State, name: str) -> Mapping[str, Any]:
+    """Of a release, as its manifest has them; none where that is damaged."""
+    files = state.releases[name]["manifest"].get("files")
+    return files if isinstance(files, dict) else {}
+
+
 def _file_ok(state: State, name: str, path: str) -> bool:
-    there = state.releases[name]
-    wanted: str = there["manifest"]["files"][path]["sha256"]
-    return bool(there["files"].get(path) == wanted)
+    wanted = _files(state, name).get(path, {}).get("sha256")
+    return wanted is not None and bool(state.releases[name]["files"].get(path) == wanted)
 
 
 def _user(facts: Facts, state: State) -> Iterator[Step]:
@@ -165,7 +181,7 @@ def _keys(state: State, prefix: str, systemd: bool) -> Iterator[Step]:
     if not state.keys:
         owner = f" && chown {USER}: {{0}}.new" if systemd else ""
         make = "(umask 077 && head -c 24 /dev/urandom | base64 | tr '+/' '-_' | sed 's/^/first:/' > {0}.new)"
-        line = f"{make}{owner} && mv {{0}}.new {{0}}".format(command(f"{prefix}/keys"))
+        line = f"{make}{owner} && sync {{0}}.new && mv {{0}}.new {{0}}".format(command(f"{prefix}/keys"))
         yield Command(line, "the API's first key, made on the board", root=systemd)
 
 
@@ -254,8 +270,8 @@ def _pruning(state: State, release: Release, prefix: str, keep: int, systemd: bo
 
 def _may_serve_again(state: State, name: str) -> bool:
     """Whether it could be gone back to: it answered once, and no file of it has changed."""
-    there = state.releases[name]
-    return bool(there["proven"]) and all(_file_ok(state, name, path) for path in there["manifest"]["files"])
+    files = _files(state, name)
+    return bool(state.releases[name]["proven"] and files) and all(_file_ok(state, name, path) for path in files)
 
 
 def latest_first(state: State) -> list[str]:

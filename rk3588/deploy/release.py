@@ -19,8 +19,9 @@ from typing import Any, Optional, Union
 import yaml
 
 from rk3588 import bundle as bundles
+from rk3588 import predict, shape
 from rk3588.bundle import Bundle
-from rk3588.errors import DeployError, LibraryError
+from rk3588.errors import CheckpointError, DeployError, LibraryError
 from rk3588.resources import packaged
 
 from . import runtime
@@ -36,9 +37,10 @@ OUR_SETTINGS = ("bundle", "library", "sim_library", "listen", "keys", "state_dir
 PORT = 8080
 PYTHON = "/usr/bin/python3"
 LOOPBACK, LAN = "127.0.0.1", "0.0.0.0"
+_PROGRAMS = 64 << 20  # bytes: daemon, libraries, and room to breathe
 SLOWEST_LOAD = 20e6  # bytes/s: an SD card; 3.5 GB were seen to take 17.8 s from better storage
 LEAST_LOAD_SECONDS = 90
-_KV_AND_RUNTIME = 700 << 20  # bytes beside the weights at context 4096; predict says it better
+_KV_AND_RUNTIME = 700 << 20  # bytes beside the weights at context 4096, of a model whose shape is not told
 _BUILD = Path(__file__).resolve().parent.parent.parent / "build"  # of a source tree
 _AGENT_PACKAGES = ("rk3588", "rk3588/deploy", "rk3588/deploy/board")
 _AGENT_MODULES = ("files", "service", "activation", "agent")
@@ -159,6 +161,8 @@ def build(wish: Wish, facts: Facts) -> Release:
         _text("rkchatd.yaml", _configuration(wish, facts)),
         *_service_files(wish, facts, patience),
     ]
+    if not zipfile.is_zipfile(wish.daemon):
+        raise DeployError(f"{wish.daemon} is no rkchatd.pyz: build it with `make pyz`")
     systemd = facts.systemd is not None
     manifest: dict[str, Any] = {
         "schema": 1,
@@ -185,9 +189,23 @@ def load_seconds(model_size: int) -> int:
     return LEAST_LOAD_SECONDS + int(model_size / SLOWEST_LOAD)
 
 
-def memory_needed(bundle: Bundle, simulated: bool) -> int:
-    """RAM in bytes, roughly: the weights, a full context, the runtime."""
-    return model_of(bundle, simulated).stat().st_size + _KV_AND_RUNTIME
+def memory_needed(bundle: Bundle, simulated: bool, context: int = 0) -> int:
+    """RAM in bytes, roughly: the weights, ``context`` tokens (0: as many as the model has), the runtime."""
+    weights: int = model_of(bundle, simulated).stat().st_size
+    try:
+        sizes = shape.load(bundle.path)
+    except CheckpointError:
+        return weights + _KV_AND_RUNTIME
+    tokens = context or min(predict.MAX_CONTEXT, sizes.context or predict.MAX_CONTEXT)
+    runtime_bytes = int(predict.coefficients()["memory"]["runtime_bytes"])
+    return weights + sizes.kv_bytes_per_token * tokens + runtime_bytes
+
+
+def size_of(bundle: Bundle, simulated: bool) -> int:
+    """Bytes of disk that a first deployment of it takes, roughly."""
+    other = bundle.npu_model if simulated else bundle.sim_model
+    left_out = other.stat().st_size if other else 0
+    return sum(int(entry["size"]) for entry in bundle.manifest["files"]) - left_out + _PROGRAMS
 
 
 def model_of(bundle: Bundle, simulated: bool) -> Path:

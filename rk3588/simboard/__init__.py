@@ -53,8 +53,26 @@ def find(name: str) -> SimBoard | None:
         "hash_names": False,
         "key_alias": None,
         "connect_timeout": 15.0,
+        "openssh": (
+            *("-i", said["key"], "-o", f"UserKnownHostsFile={files[0]}", "-p", str(said["port"])),
+            f"{said['user']}@{said['address']}",
+        ),
     }
     return SimBoard(folder, said["kind"], said["pid"], ssh)
+
+
+def all_up() -> list[SimBoard]:
+    """Those that run, by name."""
+    names = sorted(path.parent.name for path in home().glob("*/board.json"))
+    return [board for name in names if (board := find(name)) and alive(board.pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and not only waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def write(folder: Path, kind: str, pid: int, address: str, port: int, user: str, host_key: str) -> None:

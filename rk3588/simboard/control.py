@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rk3588.boards import NAME, Board
 from rk3588.errors import TargetError, UsageError
 
-from . import SimBoard, find, home, tree
+from . import SimBoard, alive, find, home, tree
 
 _UP_SECONDS = 30.0
 
@@ -94,14 +94,6 @@ def _wait_for_end(pids: list[int]) -> None:
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline and any(alive(pid) for pid in pids):
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process is there and not only waiting to be collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def started_on(folder: Path) -> list[int]:

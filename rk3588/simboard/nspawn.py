@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -22,8 +23,8 @@ from pathlib import Path
 from rk3588.boards import Board
 from rk3588.errors import TargetError, UsageError
 
-from . import SimBoard, find, tree, write
-from .control import alive, new_key, prepare
+from . import SimBoard, alive, find, tree, write
+from .control import new_key, prepare
 
 USER = "board"
 DISK = 32 << 30  # sparse
@@ -40,15 +41,17 @@ systemctl mask systemd-udevd.service systemd-timesyncd.service getty.target cons
 _RELEASE = "bookworm"
 _NEEDED = ("systemd-nspawn", "ip", "mount", "mkfs.ext4")
 _UP_SECONDS = 60.0
-# nspawn ends with 133 when the board reboots.
+_SHUT_DOWN, _WITHOUT_LOG = 0x8004587D, 2  # of <linux/ext4.h>: EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
+# nspawn ends with 133 when the board reboots. While there is a file `cut`, there is no power.
 _LOOP = """
 echo $$ > "$1/loop.pid"
 while :; do
-  systemd-nspawn -q -D "$1/root" --boot --register=no --keep-unit --machine="$2" --hostname="$2" \
+  systemd-nspawn -q -D "$1/root" --boot --register=no --keep-unit --machine="$3" --hostname="$2" \
     --network-namespace-path="/run/netns/$3" --console=pipe --link-journal=no --resolv-conf=off --timezone=off \
     --bind="$1/disk:/opt" --bind-ro="$1/firmware:/sys/firmware" --bind-ro="$1/debug:/sys/kernel/debug" \
     --kill-signal=SIGRTMIN+3 &
-  echo $! > "$1/nspawn.pid"; wait $!; [ $? = 133 ] || exit
+  echo $! > "$1/nspawn.pid"; wait $!; [ $? = 133 ] || [ -e "$1/cut" ] || exit
+  while [ -e "$1/cut" ]; do sleep 0.05; done
 done
 """
 
@@ -129,7 +132,7 @@ def _start(name: str, folder: Path, lower: Path, board: Board, disk: int) -> Sim
     with (folder / "console.log").open("wb") as log:
         command = ["setsid", "--fork", "bash", "-c", _LOOP, "board", str(folder), name, _namespace(folder)]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
-    wait_for_ssh(address)
+    wait_for_login(folder, address)
     write(folder, "nspawn", int((folder / "loop.pid").read_text()), address, 22, USER, host_key)
     found = find(name)
     assert found
@@ -179,16 +182,46 @@ def link(board: SimBoard, state: str) -> None:
     _run(["ip", "link", "set", f"v{_namespace(board.folder)}", state])
 
 
-def wait_for_ssh(address: str) -> None:
-    """Return when an SSH server greets; TargetError when none does in time."""
+def leader(folder: Path) -> int:
+    """The board's PID 1, as this machine numbers it; OSError, IndexError or ValueError while there is none."""
+    container = int((folder / "nspawn.pid").read_text())
+    return int(Path(f"/proc/{container}/task/{container}/children").read_text().split()[0])
+
+
+def power_cut(board: SimBoard) -> None:
+    """Everything stops at once, and at /opt what was not on the disk yet is lost. The board starts again."""
+    folder = board.folder
+    container = int((folder / "nspawn.pid").read_text())
+    (folder / "cut").touch()
+    link(board, "down")  # nobody says goodbye
+    os.kill(leader(folder), signal.SIGKILL)
+    _wait_for_end_of(container, 30.0)
+    disk = os.open(folder / "disk", os.O_RDONLY)
+    fcntl.ioctl(disk, _SHUT_DOWN, struct.pack("I", _WITHOUT_LOG))
+    os.close(disk)
+    # A copy: some other namespace may still hold the old one, and mount would find it.
+    _run(["cp", "--sparse=always", str(folder / "disk.img"), str(folder / "disk.new")])
+    _run(["umount", "-l", str(folder / "disk")])
+    (folder / "disk.new").replace(folder / "disk.img")
+    _run(["mount", "-o", "loop", str(folder / "disk.img"), str(folder / "disk")])
+    link(board, "up")
+    (folder / "cut").unlink()
+
+
+def wait_for_login(folder: Path, address: str) -> None:
+    """Return when an SSH server greets and lets users in; TargetError when none does in time."""
     deadline = time.monotonic() + _UP_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((address, 22), 1.0) as probe:
-            probe.settimeout(2.0)
-            if probe.recv(4) == b"SSH-":
-                return
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            # While systemd starts, there is a file by which PAM turns everybody away but root.
+            closed = Path(f"/proc/{leader(folder)}/root/run/nologin").exists()
+            with socket.create_connection((address, 22), 1.0) as probe:
+                probe.settimeout(2.0)
+                if probe.recv(4) == b"SSH-" and not closed:
+                    return
         time.sleep(0.1)
-    raise TargetError(f"the simulated board at {address} did not come up: see console.log in its folder")
+    said = (folder / "console.log").read_text(errors="replace").strip().splitlines()
+    raise TargetError(f"the simulated board at {address} did not come up: {said[-1].strip() if said else 'no word'}")
 
 
 def down(folder: Path) -> None:
@@ -200,15 +233,19 @@ def down(folder: Path) -> None:
         for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(container, number)
-            deadline = time.monotonic() + seconds
-            while alive(container) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            _wait_for_end_of(container, seconds)
     quiet = subprocess.DEVNULL
     subprocess.run(["ip", "netns", "del", _namespace(folder)], stderr=quiet)
     subprocess.run(["ip", "link", "del", f"v{_namespace(folder)}"], stderr=quiet)
     for mount in (folder / "disk", folder / "root"):
         if mount.is_mount():
             subprocess.run(["umount", "-l", str(mount)], stderr=sys.stderr)
+
+
+def _wait_for_end_of(pid: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _run(command: list[str]) -> None:

@@ -27,10 +27,11 @@ from paramiko import common
 from rk3588 import simboard
 
 _ACCEPT_SECONDS = 30.0
+_TOLD_SECONDS = 0.2
 
 
 class Login(paramiko.ServerInterface):
-    """Who may do what: one key, commands, and forwarding to this machine."""
+    """Who may do what: one key may run commands."""
 
     def __init__(self, key: bytes, environment: dict[str, str], home: Path) -> None:
         self._key = key
@@ -65,7 +66,9 @@ class Login(paramiko.ServerInterface):
 def serve(channel: paramiko.Channel, process: subprocess.Popen[bytes]) -> None:
     """Carry bytes both ways until the command has ended."""
     assert process.stdin and process.stdout and process.stderr
-    threading.Thread(target=_feed, args=(channel, process.stdin.fileno(), process.stdin.close), daemon=True).start()
+    heard = threading.Event()
+    feed = (channel, process.stdin.fileno(), process.stdin.close, heard)
+    threading.Thread(target=_feed, args=feed, daemon=True).start()
     outputs = [
         threading.Thread(target=_pump, args=(stream.fileno(), send), daemon=True)
         for stream, send in ((process.stdout, channel.sendall), (process.stderr, channel.sendall_stderr))
@@ -75,18 +78,23 @@ def serve(channel: paramiko.Channel, process: subprocess.Popen[bytes]) -> None:
     code = process.wait()
     for thread in outputs:
         thread.join(1.0)  # a background child may hold the pipe
+    # Not before paramiko has told the client that the command was started: what the client sends comes after that.
+    heard.wait(_TOLD_SECONDS)
     with contextlib.suppress(OSError, EOFError):
         channel.send_exit_status(code if code >= 0 else 128 - code)
         channel.shutdown(2)
     channel.close()
 
 
-def _feed(channel: paramiko.Channel, target: int, close: Callable[[], None]) -> None:
+def _feed(channel: paramiko.Channel, target: int, close: Callable[[], None], heard: threading.Event) -> None:
+    """Carry what the client sends to ``target``; ``heard`` is set at its first word, or its end."""
     with contextlib.suppress(OSError, EOFError):
         while data := channel.recv(1 << 16):
+            heard.set()
             view = memoryview(data)
             while view:
                 view = view[os.write(target, view) :]
+    heard.set()
     with contextlib.suppress(OSError):
         close()
 

@@ -2,7 +2,8 @@
 
 One interleaved run; medians. The link is loopback and the target a RAM disk where there is one, so that the programs
 are compared; a gigabit link carries 117 MB/s, whatever sends. Ours hashes on the board and syncs, scp does neither.
-Then a transfer is cut off in the middle and resumed: what goes over the wire twice is counted.
+Then a transfer is cut off in the middle and resumed: what goes over the wire twice is counted. At last the file is the
+model of a bundle and `rk3588 deploy` brings it there, all of it, twice.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,13 +21,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rk3588 import bundle
+from rk3588.boards import catalogue
 from rk3588.deploy import agent
 from rk3588.deploy.plan import Send
 from rk3588.deploy.release import File
 from rk3588.deploy.ssh import config, connection
-from tests import sshd
+from rk3588.simboard import control, tree
+from tests import deploying, sshd
 
 RAM = Path("/dev/shm")
+BUILD = Path(__file__).resolve().parent.parent.parent / "build"
 
 
 def target(server: sshd.Sshd) -> config.Target:
@@ -38,7 +43,7 @@ def target(server: sshd.Sshd) -> config.Target:
 
 def ours(server: sshd.Sshd, step: Send, cut_at: int | None = None) -> int:
     """Send; returns the bytes that went over the wire. ``cut_at``: the link breaks after so many."""
-    with connection.connect(target(server), lambda _: None, lambda _: False) as board:
+    with connection.connect(target(server), lambda _: None, lambda *_: False) as board:
         sent = 0
 
         def progress(size: int) -> None:
@@ -75,20 +80,30 @@ def rsync(server: sshd.Sshd, source: Path, place: Path) -> None:
 
 def main(megabytes: int, rounds: int) -> None:
     size = megabytes * 1_000_000
-    with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None) as name:
-        folder = Path(name)
+    BUILD.mkdir(exist_ok=True)
+    ram = RAM if RAM.is_dir() else None
+    # The deployment's board lies on a disk: one whose files would be gone after a reboot is refused.
+    with tempfile.TemporaryDirectory(dir=ram) as name, tempfile.TemporaryDirectory(dir=BUILD) as disk:
+        folder, board = Path(name), Path(disk)
         source, place = folder / "model", folder / "there"
         chance = random.Random(1)
         with source.open("wb") as file:
             for _ in range(megabytes):
                 file.write(chance.randbytes(1_000_000))
         step = Send(File("model", source, size, bundle.sha256(source)), str(place), root=False)
-        server = sshd.start(folder / "sshd")
+        (board / "home").mkdir()
+        # For the deployment: a board of its own without systemd, so that nothing of this machine is touched.
+        tree.whole(board / "tree", catalogue().board("rock-5b"))
+        server = sshd.start(folder / "sshd", f"SetEnv RKBOARD_SYSROOT={board}/tree HOME={board}/home")
         try:
             compare(server, step, source, place, size, rounds)
             resume(server, step, place, size, rounds)
+            place.unlink()
+            deploy(server, folder, source)
         finally:
             server.stop()
+            for pid in control.started_on(board):
+                os.kill(pid, signal.SIGKILL)
 
 
 def compare(server: sshd.Sshd, step: Send, source: Path, place: Path, size: int, rounds: int) -> None:
@@ -132,6 +147,21 @@ def resume(server: sshd.Sshd, step: Send, place: Path, size: int, rounds: int) -
                 time.sleep(0.2)
         twice.append(first + second - size)
     print(f"cut off and resumed {rounds} times: sent twice {max(twice) / 1e6:.1f} MB at the most")
+
+
+def deploy(server: sshd.Sshd, folder: Path, source: Path) -> None:
+    """The whole command, twice: facts, libraries and daemon, hashing from the disk, a proof."""
+    settings = folder / "ssh_config"
+    settings.write_text(f"Host *\n  IdentityFile {server.key}\n  UserKnownHostsFile {server.folder}/known_hosts\n")
+    board = f"{sshd.USER}@127.0.0.1:{server.port}"
+    reach = ("--ssh-config", settings, "--port", sshd.free_port())
+    deployer = deploying.Deployer(board, deploying.standin(folder), folder, reach)
+    made = deploying.bundle(folder, "bench", source=source)
+    for what in ("deploy", "again"):
+        started = time.perf_counter()
+        row = deployer.deploy(made)
+        seconds = time.perf_counter() - started
+        print(f"{what:<10} {row['bytes_sent']} bytes sent, {row['commands']} changing commands, {seconds:.1f} s")
 
 
 if __name__ == "__main__":

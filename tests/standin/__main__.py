@@ -79,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             message = {"role": "assistant", "content": f"{NAME} here"}
             usage = {"completion_tokens": asked["max_tokens"]}
-            self.answer(200, {"choices": [{"message": message, "finish_reason": "length"}], "usage": usage})
+            choices = [{"message": message, "finish_reason": "length"}]
+            self.answer(200, {"model": NAME, "choices": choices, "usage": usage})
 
     def log_message(self, text: str, *words: object) -> None:
         pass

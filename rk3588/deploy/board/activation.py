@@ -16,11 +16,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .files import current_of, load, refuse, say, sync_folder, text_of, write
-from .service import SERVICE, UNITS, last_words, prove, ready, service_ended, start, stop, systemctl, units_of
+from .files import current_of, forget, load, refuse, say, sync_folder, text_of, write
+from .service import (
+    SERVICE,
+    installed,
+    last_words,
+    prove,
+    ready,
+    service_ended,
+    start,
+    stop,
+    stuck,
+    systemctl,
+    units_of,
+)
 
 STATE_DIR = "/var/lib/rkchatd"
 LOG_ROOM = 16384  # bytes
+# All that deployments make below a prefix. Nothing else there is deleted: the prefix may be a folder that has more.
+OURS = (
+    *("releases", "incoming", "current", "current.new", "unproven.json", "activation.log", "trial.log"),
+    *("keys", "keys.new", "rkchatd.log", "keeper.pid", "keeper.ends"),
+)
 
 
 def switch(prefix: str, name: str) -> None:
@@ -32,7 +49,7 @@ def switch(prefix: str, name: str) -> None:
         for source, place in wanted:
             if text_of(source) != text_of(place):
                 write(place, text_of(source))
-        for place in glob.glob(UNITS + "/rkchatd*.service"):
+        for place in installed():
             if place not in [path for _, path in wanted]:
                 systemctl("disable", "--now", os.path.basename(place))
                 os.unlink(place)
@@ -104,10 +121,16 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
         tell(step="trial")
         wrong, words = trial(prefix, name, manifest)
         if wrong:
-            os.unlink(marker)
+            forget(marker)
             healthy = ready(old_manifest["port"])[0]
             return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
     tell(step="switch")
+    if old_manifest.get("service") == "systemd":
+        stop(prefix, old_manifest)
+        hanging = stuck()
+        if hanging:  # nothing is to be switched then
+            forget(marker)
+            return {"ok": False, "error": hanging, "log": [], "current": old, "old_healthy": False}
     with contextlib.suppress(OSError):
         os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
     if old_manifest and old_manifest["service"] != manifest["service"]:
@@ -117,9 +140,10 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     if not wrong:
         if manifest["service"] == "systemd":
             places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
-            systemctl("enable", *map(os.path.basename, places))
+            systemctl("enable", "--now", *map(os.path.basename, places))  # now: it serves already, the clocks' does not
         os.replace(f"{prefix}/releases/{name}/.proving", f"{prefix}/releases/{name}/.proven")
-        os.unlink(marker)
+        sync_folder(f"{prefix}/releases/{name}")
+        forget(marker)
         return {"ok": True, "current": name}
     words = last_words(prefix, manifest)
     answer = {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": False}
@@ -131,7 +155,7 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     elif old != name:  # the first release there: nothing to go back to
         stop(prefix, manifest)
         take_away(prefix, manifest)
-    os.unlink(marker)
+    forget(marker)
     return answer
 
 
@@ -139,7 +163,7 @@ def take_away(prefix: str, manifest: dict[str, Any]) -> None:
     """No service any more; releases stay."""
     stop(prefix, manifest)
     if manifest.get("service") == "systemd":
-        for place in glob.glob(UNITS + "/rkchatd*.service"):
+        for place in installed():
             systemctl("disable", "--now", os.path.basename(place))
             os.unlink(place)
         systemctl("daemon-reload")
@@ -207,18 +231,27 @@ def guard(prefix: str) -> None:
     old = marker.get("old")
     if old and os.path.isdir(f"{prefix}/releases/{old}"):
         link(prefix, old)
-    os.unlink(prefix + "/unproven.json")
+    forget(prefix + "/unproven.json")
 
 
 def remove(prefix: str, rule: str, user: str) -> None:
-    """Everything a deployment ever made."""
+    """Everything a deployment ever made, and nothing else; the prefix too, if it is empty then."""
     manifest = load(prefix + "/current/release.json")
-    take_away(prefix, manifest or {"service": "systemd" if os.path.exists(f"{UNITS}/{SERVICE}") else "process"})
+    take_away(prefix, manifest or {"service": "systemd" if installed() else "process"})
     if rule and os.path.exists(rule):
         os.unlink(rule)
-        subprocess.run(["udevadm", "control", "--reload"])
+        if shutil.which("udevadm"):
+            subprocess.run(["udevadm", "control", "--reload"])
     if user:
         shutil.rmtree(STATE_DIR, ignore_errors=True)
         subprocess.run(["userdel", user], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    shutil.rmtree(prefix, ignore_errors=True)
-    say(ok=not os.path.exists(prefix))
+    places = [f"{prefix}/{name}" for name in OURS]
+    for place in places:
+        if os.path.islink(place) or os.path.isfile(place):
+            os.unlink(place)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(prefix)
+    left = [place for place in places if os.path.lexists(place)]
+    say(ok=not left, **({"error": f"{left[0]} could not be deleted"} if left else {}))

@@ -44,7 +44,7 @@ def state(prefix: str, rule: str) -> None:
         rule=text_of(rule) if rule else "",
         user=uid is not None,
         groups=groups,
-        keys=os.path.isfile(prefix + "/keys"),
+        keys=os.path.isfile(prefix + "/keys") and os.path.getsize(prefix + "/keys") > 0,
         active=bool(manifest) and is_active(prefix, manifest),
         ready=bool(manifest) and ready(manifest["port"])[0],
     )

@@ -203,15 +203,24 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     sync_folder(os.path.dirname(path))
 
 
+def forget(path: str) -> None:
+    """Delete a file so that it stays deleted if the supply fails now."""
+    os.unlink(path)
+    sync_folder(os.path.dirname(path))
+
+
 def finish(prefix: str, name: str) -> None:
     """Turn incoming/NAME into a release, once every file in it is there; a damaged one of that name makes way."""
     folder, final = f"{prefix}/incoming/{name}", f"{prefix}/releases/{name}"
     text = sys.stdin.buffer.read().decode()
     manifest = json.loads(text)
+    stats = {}
     for path, wanted in manifest["files"].items():
         full = os.path.join(folder, path)
-        # From the disk once more: what was hashed on its way may have been changed since.
-        if not os.path.isfile(full) or digest_of(full) != wanted["sha256"]:
+        # From the disk once more: what was hashed on its way may have been changed since. Looked at before it is read:
+        # a change from then on shows.
+        stats[path] = stat_of(full) if os.path.isfile(full) else []
+        if not stats[path] or digest_of(full) != wanted["sha256"]:
             if os.path.isfile(full) and os.lstat(full).st_nlink == 1:
                 os.unlink(full)
             refuse(f"{full} is missing or was changed on the board meanwhile: run the same command again")
@@ -219,8 +228,7 @@ def finish(prefix: str, name: str) -> None:
         if path not in manifest["files"]:
             os.unlink(os.path.join(folder, path))
     write(folder + "/release.json", text)
-    files = {path: stat_of(os.path.join(folder, path)) for path in manifest["files"]}
-    write(folder + "/.stat.json", json.dumps({"deployed": time.time(), "files": files}))
+    write(folder + "/.stat.json", json.dumps({"deployed": time.time(), "files": stats}))
     if os.path.isdir(final):
         damaged = f"{prefix}/incoming/.damaged-{name}"
         shutil.rmtree(damaged, ignore_errors=True)
@@ -232,7 +240,7 @@ def finish(prefix: str, name: str) -> None:
 
 def lock(path: str, who: str, prefix: str) -> None:
     """Hold the lock as long as the deployer shows that it lives. First an activation that still goes on may end."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # in /tmp, others can make links
     # One whose link broke holds it until its silence is noticed.
     deadline = time.monotonic() + LOCK_SILENCE + 4
     while True:

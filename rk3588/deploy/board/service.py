@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -18,8 +19,10 @@ from .files import text_of, write
 
 UNITS = "/etc/systemd/system"
 SERVICE = "rkchatd.service"
+OUR_UNITS = (SERVICE, "rkchatd-clocks.service")  # whatever else is called like them is the user's
+GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd")  # version 2, version 1
 POLL = 0.15  # seconds between looks at a daemon on trial
-RESTARTS = 3  # ends of a daemon on trial after which more patience is of no use
+RESTARTS = 3  # ends of a daemon on trial, or of its worker, after which more patience is of no use
 
 
 def units_of(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -27,6 +30,11 @@ def units_of(folder: str, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     if manifest.get("service") != "systemd":
         return []
     return [(path, f"{UNITS}/{os.path.basename(path)}") for path in sorted(glob.glob(folder + "/*.service"))]
+
+
+def installed() -> list[str]:
+    """Where our units lie that systemd has now."""
+    return [place for place in (f"{UNITS}/{name}" for name in OUR_UNITS) if os.path.exists(place)]
 
 
 def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +79,15 @@ def stop(prefix: str, manifest: dict[str, Any]) -> None:
             time.sleep(0.1)
 
 
+def stuck() -> str:
+    """What a stopped service left running: in the NPU's driver a process can hang that no signal ends; "" for none."""
+    for top in GROUPS:
+        for pid in text_of(f"{top}/system.slice/{SERVICE}/cgroup.procs").split():
+            if text_of(f"/proc/{pid}/stat").rpartition(") ")[2][:1] not in ("", "Z", "X"):
+                return f"process {pid} of the old release hangs and cannot be killed: reboot the board and run it again"
+    return ""
+
+
 def group_lives(group: int) -> bool:
     """Whether a process of the group runs: one that only waits to be collected does not."""
     for path in glob.glob("/proc/[0-9]*/stat"):
@@ -84,11 +101,15 @@ def start(prefix: str, manifest: dict[str, Any]) -> None:
     if manifest["service"] == "systemd":
         systemctl("reset-failed", SERVICE)
         systemctl("stop", SERVICE)  # and wait: else the old daemon may still answer, and prove the new one
+        hanging = stuck()
+        if hanging:  # a second one on the NPU could freeze the board
+            raise OSError(errno.EBUSY, hanging)
         systemctl("--no-block", "start", SERVICE)
         return
     stop(prefix, manifest)
     write(prefix + "/keeper.ends", "")
-    with open(prefix + "/rkchatd.log", "ab") as log:
+    open(prefix + "/rkchatd.log", "wb").close()  # anew: what it says is of this release
+    with open(prefix + "/rkchatd.log", "ab") as log:  # appended to: the keeper empties it when it is long
         command = ["/bin/sh", prefix + "/current/keep.sh"]
         keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     write(prefix + "/keeper.pid", str(keeper.pid))
@@ -130,8 +151,11 @@ def chat(prefix: str, port: int, seconds: float) -> str:
     if status != 200:
         return f"a chat was answered with {status}: {brief(said)}"
     try:
-        answer = said["choices"][0]["message"]["content"]
-        tokens = said["usage"]["completion_tokens"]
+        choice = said["choices"][0]
+        answer = choice["message"]["content"]
+        # Without a vocabulary nobody counts tokens; and one token may be half a letter, which is no text yet.
+        uncounted = answer or choice["finish_reason"] == "length"
+        tokens = said["usage"]["completion_tokens"] if "usage" in said else uncounted
     except (KeyError, IndexError, TypeError):
         return f"a chat was answered with something else: {brief(said)}"
     if not isinstance(answer, str) or not tokens:
@@ -159,6 +183,9 @@ def prove(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], 
         if fine:
             return chat(prefix, port, max(30.0, deadline - time.monotonic()))
         reason = brief(said)
+        restarts = said.get("restarts") if isinstance(said, dict) else 0
+        if isinstance(restarts, int) and restarts >= RESTARTS:
+            return f"its worker ended {restarts} times ({reason})"
         time.sleep(POLL)
     return f"not ready after {manifest['load_seconds']} s ({reason})"
 
@@ -176,9 +203,11 @@ def service_ended(prefix: str, manifest: dict[str, Any]) -> str:
 def last_words(prefix: str, manifest: dict[str, Any]) -> list[str]:
     """The end of the daemon's log."""
     if manifest.get("service") == "systemd":
-        command = ["journalctl", "-q", "-u", SERVICE, "-n", "5", "-o", "cat", "_TRANSPORT=stdout"]
+        # Of the last start only: what is older, another release said.
+        start = "_SYSTEMD_INVOCATION_ID=" + show("InvocationID").get("InvocationID", "")
+        command = ["journalctl", "-q", "-u", SERVICE, "-n", "5", "-o", "cat", "_TRANSPORT=stdout", start]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         lines = done.stdout.splitlines()
     else:
         lines = text_of(prefix + "/rkchatd.log").splitlines()
-    return [line[:300] for line in lines if line.strip()][-3:]
+    return [line[:300] for line in dict.fromkeys(lines) if line.strip()][-3:]

@@ -30,8 +30,12 @@ def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
             try:
                 for label, key in _keys(target, agent, ask):
                     tried.append(label)
-                    if _works(transport, target, key):
+                    left = _offer(transport, target, key)
+                    if left == []:
                         return
+                    allowed = set(left or allowed)  # one that was good, and not enough
+                    if "publickey" not in allowed:
+                        break
             finally:
                 if agent:
                     agent.close()
@@ -45,6 +49,11 @@ def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
                 if _password_works(transport, target, secret):
                     return
     except (paramiko.SSHException, EOFError, OSError) as error:
+        if isinstance(error, EOFError) and len(tried) > 1:  # OpenSSH gives six tries
+            raise ConnectError(
+                f"{target.name} hung up after {len(tried)} keys: if it takes no more tries, name the right key in "
+                "ssh's configuration (IdentityFile, and IdentitiesOnly yes); if the link was lost, try again"
+            ) from error
         raise ConnectError(f"cannot reach {target.name}: the login as {target.user} broke off ({error})") from error
     offered = ", ".join(tried) or "nothing, as no key file, agent or terminal is there"
     raise ConnectError(
@@ -115,11 +124,13 @@ def _load(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
     raise ConnectError(f"the passphrase of {file} was wrong three times")
 
 
-def _works(transport: paramiko.Transport, target: Target, key: paramiko.PKey) -> bool:
+def _offer(transport: paramiko.Transport, target: Target, key: paramiko.PKey) -> Optional[list[str]]:
+    """What is asked for beside this key: nothing, or the ways to go on with; None for a key that is not let in."""
     try:
-        return not transport.auth_publickey(target.user, key)  # an empty list: nothing more is asked for
+        return list(transport.auth_publickey(target.user, key))
     except paramiko.AuthenticationException:
-        return _refused(transport)
+        _refused(transport)
+        return None
 
 
 def _password_works(transport: paramiko.Transport, target: Target, secret: str) -> bool:
@@ -132,5 +143,5 @@ def _password_works(transport: paramiko.Transport, target: Target, secret: str) 
 def _refused(transport: paramiko.Transport) -> bool:
     """False; EOFError where it was the link that ended, which paramiko tells in the same words."""
     if not transport.is_active():
-        raise EOFError("the link was lost")
+        raise EOFError("the link was lost, or the board has just started and lets nobody in yet: try again")
     return False

@@ -23,6 +23,7 @@ CONNECT_SECONDS = 15.0
 SILENCE_SECONDS = 20.0
 _DEPTH = 16  # of Include, as in OpenSSH
 _LINE = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.*?)\s*$")
+_COMMENT = re.compile(r'\s#[^"]*$')  # at a line's end; paramiko knows only whole lines of it
 _SPEC = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\s@-][^:\s@]*)(?::(?P<port>\d{1,5}))?")
 
 
@@ -43,11 +44,12 @@ class Target:
     key_alias: Optional[str]
     connect_timeout: float
     silence: float = SILENCE_SECONDS  # seconds without a sign of life after which the link counts as lost
+    openssh: tuple[str, ...] = ()  # the words that take OpenSSH's ssh to the same place
 
     @property
     def known_as(self) -> str:
         """The name its key has in known_hosts."""
-        host = self.key_alias or self.address
+        host = (self.key_alias or self.address).lower()
         return host if self.port == 22 or self.key_alias else f"[{host}]:{self.port}"
 
 
@@ -64,10 +66,10 @@ def parse_spec(spec: str) -> tuple[Optional[str], str, Optional[int]]:
 def resolve(spec: str, config: Optional[Path] = None) -> Target:
     """What is configured for ``[user@]host[:port]``. ``config``: instead of the user's and the system's files."""
     user, host, port = parse_spec(spec)
-    found = _lookup(host, config)
+    found = _lookup(host, config, user, port)
     keys = tuple(Path(name).expanduser() for name in found.get("identityfile", []))
-    known = str(found.get("userknownhostsfile", USER_KNOWN)).split()
-    known += str(found.get("globalknownhostsfile", SYSTEM_KNOWN)).split()
+    known = _words(str(found.get("userknownhostsfile", USER_KNOWN)))
+    known += _words(str(found.get("globalknownhostsfile", SYSTEM_KNOWN)))
     jump = str(found.get("proxyjump", "none"))
     command = str(found.get("proxycommand", "none"))
     try:
@@ -78,8 +80,8 @@ def resolve(spec: str, config: Optional[Path] = None) -> Target:
     return Target(
         name=spec,
         address=str(found.get("hostname", host)),
-        port=port or set_port,
-        user=user or str(found.get("user", getpass.getuser())),
+        port=set_port,
+        user=str(found.get("user") or getpass.getuser()),
         keys=keys or tuple(Path("~/.ssh").expanduser() / name for name in DEFAULT_KEYS),
         only_these_keys=str(found.get("identitiesonly", "no")).lower() == "yes",
         jumps=() if jump.lower() == "none" else tuple(reversed(jump.split(","))),
@@ -89,36 +91,47 @@ def resolve(spec: str, config: Optional[Path] = None) -> Target:
         key_alias=str(found["hostkeyalias"]) if "hostkeyalias" in found else None,
         connect_timeout=seconds,
         silence=interval * count or SILENCE_SECONDS,
+        openssh=(
+            *(("-F", str(config)) if config else ()),
+            *(("-p", str(port)) if port else ()),
+            f"{user}@{host}" if user else host,
+        ),
     )
 
 
 def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = None) -> Target:
     """The same for a host of the inventory, whose entry goes before ssh's own configuration."""
-    target = resolve(host.address if ":" not in host.address else f"[{host.address}]", config)
-    jumps = target.jumps
-    if host.jump:
-        way = hosts.get(host.jump)
-        login = f"{way.user}@" if way and way.user else ""
-        jumps = (f"{login}{way.address}:{way.port}" if way else host.jump,)
+    login = f"{host.user}@" if host.user else ""
+    address = f"[{host.address}]" if ":" in host.address else host.address
+    target = resolve(f"{login}{address}" + (f":{host.port}" if host.port != 22 else ""), config)
+    jumps = (host.jump,) if host.jump else target.jumps
+    way = hosts.get(host.jump or "")
+    through = f"{way.user + '@' if way.user else ''}{way.address}:{way.port}" if way else host.jump
+    options = (*(("-i", str(host.key)) if host.key else ()), *(("-J", through) if through else ()))
     return replace(
         target,
         name=host.name,
-        user=host.user or target.user,
-        port=host.port if host.port != 22 else target.port,
         keys=(host.key,) if host.key else target.keys,
         jumps=jumps,
         proxy_command=None if jumps else target.proxy_command,
+        openssh=(*options, *target.openssh),
     )
 
 
-def _lookup(host: str, config: Optional[Path]) -> paramiko.SSHConfigDict:
+def _lookup(host: str, config: Optional[Path], user: Optional[str], port: Optional[int]) -> paramiko.SSHConfigDict:
     files = [config] if config else [USER_CONFIG.expanduser(), SYSTEM_CONFIG]
+    # The first value found counts: what was said goes before the user's file, that before the system's.
+    texts = [f"  User {user}" if user else "", f"  Port {port}" if port else ""]
     try:
-        # The first value found counts, the user's before the system's: one text in that order.
-        text = "\n".join("Host *\n" + _flatten(file, host, file.parent) for file in files if file.is_file())
-        return paramiko.SSHConfig.from_text(text).lookup(host)
+        texts += [_flatten(file, host, file.parent) for file in files if file.is_file()]
+        return paramiko.SSHConfig.from_text("\n".join("Host *\n" + text for text in texts)).lookup(host)
     except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize, OSError, UnicodeDecodeError) as error:
         raise ConnectError(f"cannot read ssh's configuration ({files[0]}): {error}") from error
+
+
+def _words(text: str) -> list[str]:
+    """File names, those with blanks in quotes."""
+    return [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', text)]
 
 
 def _flatten(file: Path, host: str, base: Path, depth: int = 0) -> str:
@@ -129,7 +142,8 @@ def _flatten(file: Path, host: str, base: Path, depth: int = 0) -> str:
     if depth > _DEPTH:
         raise ConnectError(f"{file}: Include is nested more than {_DEPTH} deep: does a file include itself?")
     lines, section = [], "Host *"
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for written in file.read_text(encoding="utf-8").splitlines():
+        line = _COMMENT.sub("", written)
         match = _LINE.fullmatch(line)
         key = match[1].lower() if match else ""
         if key in ("host", "match"):
@@ -150,7 +164,7 @@ def _applies(section: str, host: str) -> bool:
 
 def _included(patterns: str, base: Path) -> list[Path]:
     found: list[Path] = []
-    for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', patterns):
-        pattern = str(base / Path(quoted or plain).expanduser())
-        found += [Path(name) for name in sorted(glob.glob(pattern)) if Path(name).is_file()]  # noqa: PTH207
+    for name in _words(patterns):
+        pattern = str(base / Path(name).expanduser())
+        found += [Path(path) for path in sorted(glob.glob(pattern)) if Path(path).is_file()]  # noqa: PTH207
     return found

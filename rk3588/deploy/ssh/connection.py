@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Optional
@@ -23,6 +25,9 @@ from .hostkeys import Accept, KnownHosts
 _KEEPALIVES = 4  # in the time of silence after which a link counts as lost
 _DISK_STALL = 40.0  # a card that erases blocks takes nothing for a while
 _LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
+_PROXY_SECONDS = 3.0  # for a ProxyCommand to end when it is told to
+_JUMPS = 8
+_ANSWER_SECONDS = 60.0  # for a board to start a command
 _WINDOW = 1 << 24
 _BLOCK = 1 << 18
 # Encryption and authentication in one pass: faster than AES-CTR with a MAC (tests/bench/upload.py).
@@ -36,14 +41,26 @@ def connect(target: Target, ask: Ask, accept: Accept, resolver: Callable[[str], 
     """
     way = Way()
     try:
-        for spec in reversed(target.jumps):
-            hop = replace(resolver(spec), jumps=(), proxy_command=None)
-            way.transports.append(_transport(hop, _socket(hop, way), ask, accept))
-        way.transports.append(_transport(target, _socket(target, way), ask, accept))
+        for hop in _route(target, resolver):
+            known = KnownHosts(hop)
+            way.transports.append(_transport(known, _socket(hop, way), ask, accept))
     except BaseException:
         way.close()
         raise
     return SshConnection(target, way, ask)
+
+
+def _route(target: Target, resolver: Callable[[str], Target], depth: int = 0) -> list[Target]:
+    """Where to log in, one after the other. As with OpenSSH, how the first jump host is reached may be configured."""
+    if not target.jumps:
+        return [target]
+    if depth > _JUMPS:
+        raise ConnectError(f"more than {_JUMPS} jump hosts lead to {target.name}: does one go through itself?")
+    first, *others = (resolver(spec) for spec in reversed(target.jumps))
+    if (first.address, first.port) == (target.address, target.port):
+        return [target]  # `Host *` with a ProxyJump is meant for all but the jump host
+    plain = [replace(hop, jumps=(), proxy_command=None) for hop in others]
+    return [*_route(first, resolver, depth + 1), *plain, target]
 
 
 class Way:
@@ -57,9 +74,39 @@ class Way:
         for transport in reversed(self.transports):
             transport.close()
         if self.process:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait()
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_PROXY_SECONDS)
+                    break
+
+
+class Impatient:
+    """A socket, or a channel like one, that ends when a write moves nothing for a while: paramiko would try for ever.
+
+    A socket of TCP has TCP_USER_TIMEOUT for it.
+    """
+
+    def __init__(self, inner: Any, seconds: float) -> None:
+        self._inner = inner
+        self._seconds = seconds
+        self._stuck_since = 0.0
+
+    def send(self, data: bytes) -> int:
+        try:
+            sent = int(self._inner.send(data))
+        except (TimeoutError, socket.timeout):
+            now = time.monotonic()
+            self._stuck_since = self._stuck_since or now
+            if now - self._stuck_since > self._seconds:
+                raise EOFError(f"nothing was taken for {self._seconds:.0f} s") from None
+            raise
+        self._stuck_since = 0.0
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def _proxied(command: str, way: Way) -> socket.socket:
@@ -78,10 +125,9 @@ def _socket(target: Target, way: Way) -> Any:
         if way.transports:
             to, origin = (target.address, target.port), ("127.0.0.1", 0)
             channel = way.transports[-1].open_channel("direct-tcpip", to, origin, timeout=target.connect_timeout)
-            channel.settimeout(target.silence)
-            return channel
+            return Impatient(channel, target.silence)
         if target.proxy_command:
-            return _proxied(target.proxy_command, way)
+            return Impatient(_proxied(target.proxy_command, way), target.silence)
         plain = socket.create_connection((target.address, target.port), target.connect_timeout)
     except socket.gaierror as error:
         raise ConnectError(f"{target.address} is not a name that can be resolved ({error.strerror})") from error
@@ -96,8 +142,8 @@ def _socket(target: Target, way: Way) -> Any:
     return plain
 
 
-def _transport(target: Target, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
-    known = KnownHosts(target)
+def _transport(known: KnownHosts, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
+    target = known.target
     transport = paramiko.Transport(sock, default_window_size=_WINDOW)
     try:
         transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS
@@ -118,6 +164,11 @@ def _transport(target: Target, sock: Any, ask: Ask, accept: Accept) -> paramiko.
         raise
     transport.set_keepalive(max(1, int(target.silence / _KEEPALIVES)))
     return transport
+
+
+def _close(channel: paramiko.Channel) -> None:
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the other side is to be told: it may be gone
+        channel.close()
 
 
 class SshSession(Session):
@@ -162,7 +213,7 @@ class SshSession(Session):
         return code
 
     def kill(self) -> None:
-        self._channel.close()
+        _close(self._channel)
 
 
 class SshConnection(Connection):
@@ -178,12 +229,19 @@ class SshConnection(Connection):
 
     def _start(self, line: str) -> Session:
         try:
-            channel = self.transport.open_session(timeout=_LOGIN_SECONDS)
-            channel.exec_command(line)
+            channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
+            # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
+            impatience = threading.Timer(_ANSWER_SECONDS, _close, [channel])
+            impatience.daemon = True
+            impatience.start()
+            try:
+                channel.exec_command(line)
+            finally:
+                impatience.cancel()
         except (paramiko.SSHException, EOFError, OSError) as error:
             if not self.transport.is_active():
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
-            raise ConnectError(f"{self.name} does not start a command: {error}") from error
+            raise ConnectError(f"{self.name} does not start a command ({error}): is the board overloaded?") from error
         return SshSession(self.name, channel, _DISK_STALL + self.target.silence)
 
     @property

@@ -9,17 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 from paramiko.hostkeys import HostKeys
 
-from rk3588.errors import HostKeyError
+from rk3588.deploy import shell
+from rk3588.errors import ConnectError, HostKeyError
 
-from .config import Target
+from .config import USER_KNOWN, Target
 
-Accept = Callable[[str], bool]  # asked with the whole question; whether the answer was yes
+# Asked with the whole question, and whether nothing at all is known of the host yet; whether the answer was yes.
+Accept = Callable[[str, bool], bool]
 
 
 def fingerprint(key: paramiko.PKey) -> str:
@@ -29,27 +33,39 @@ def fingerprint(key: paramiko.PKey) -> str:
 
 
 def _kind(name: str) -> str:
-    return name.removeprefix("ssh-").removeprefix("ecdsa-sha2-").upper()
+    """Of a key, as OpenSSH prints it; also what its file in /etc/ssh is called by."""
+    return "ECDSA" if name.startswith("ecdsa-") else name.removeprefix("ssh-").upper()
+
+
+@dataclass(frozen=True)
+class _Known:
+    blob: bytes
+    file: Path
+    line: int
 
 
 class KnownHosts:
-    """The known keys of one host: by type, with file and line; and those revoked for it."""
+    """The known keys of one host, by type: there may be several; and those revoked for it."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.keys: dict[str, tuple[bytes, str]] = {}
+        self.keys: dict[str, list[_Known]] = {}
         self.revoked: set[bytes] = set()
         for file in target.known_hosts:
-            if file.is_file():
-                for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-                    self._take(line.strip(), f"{file}, line {number}")
+            try:
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+            except OSError as error:
+                raise ConnectError(f"cannot read the known hosts in {file}: {error.strerror}") from error
+            for number, line in enumerate(lines, 1):
+                self._take(line.strip(), file, number)
 
-    def _take(self, line: str, where: str) -> None:
+    def _take(self, line: str, file: Path, number: int) -> None:
         words = line.split()
         marker = words.pop(0) if words and words[0].startswith("@") else ""
         if len(words) < 3 or words[0].startswith("#") or marker not in ("", "@revoked"):
             return  # @cert-authority: certificates of hosts are not read, so such a host counts as unknown
-        if not any(self._names(name) for name in words[0].split(",")):
+        patterns = words[0].split(",")
+        if not any(map(self._fits, patterns)) or any(self._fits(one[1:]) for one in patterns if one.startswith("!")):
             return
         try:
             blob = base64.b64decode(words[2], validate=True)
@@ -58,11 +74,18 @@ class KnownHosts:
         if marker:
             self.revoked.add(blob)
         else:
-            self.keys.setdefault(words[1], (blob, where))
+            self.keys.setdefault(words[1], []).append(_Known(blob, file, number))
 
-    def _names(self, name: str) -> bool:
+    def _fits(self, pattern: str) -> bool:
+        """One hashed name, or one with ``*`` and ``?``."""
         wanted = self.target.known_as
-        return name == (HostKeys.hash_host(wanted, name) if name.startswith("|1|") else wanted)
+        if pattern.startswith("|1|"):
+            try:
+                return pattern == HostKeys.hash_host(wanted, pattern)
+            except (ValueError, AssertionError):  # a damaged line
+                return False
+        expression = re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", ".")
+        return re.fullmatch(expression, wanted) is not None
 
     def order(self, preferred: tuple[str, ...]) -> tuple[str, ...]:
         """Types of key to ask the server for: the known ones first, so that it shows the one we can compare."""
@@ -75,26 +98,28 @@ class KnownHosts:
         if key.asbytes() in self.revoked:
             raise HostKeyError(f"{target.known_as} shows a key that is marked as revoked ({shown}): do not go on")
         if name in self.keys:
-            known, where = self.keys[name]
-            if known != key.asbytes():
-                raise HostKeyError(
-                    f"the key of {target.known_as} has CHANGED: it shows {shown}, {where} has another. If the board "
-                    f"was set up anew, compare with `ssh-keygen -lf /etc/ssh/ssh_host_{_kind(name).lower()}_key.pub` "
-                    f"on its own console, then run `ssh-keygen -R '{target.known_as}'`; if it was not, somebody may be "
-                    "listening: do not go on"
-                )
-            return
+            if key.asbytes() in [known.blob for known in self.keys[name]]:
+                return
+            known = self.keys[name][0]
+            elsewhere = () if known.file == Path(USER_KNOWN).expanduser() else ("-f", known.file)
+            forget = shell.command("ssh-keygen", "-R", target.known_as, *elsewhere)
+            raise HostKeyError(
+                f"the key of {target.known_as} has CHANGED: it shows {shown}, {known.file}, line {known.line} has "
+                "another. If the board was set up anew, compare with "
+                f"`ssh-keygen -lf /etc/ssh/ssh_host_{_kind(name).lower()}_key.pub` on its own console, then run "
+                f"`{forget}`; if it was not, somebody may be listening: do not go on"
+            )
         question = f"The board {target.known_as} is not known yet. Its key is {shown}."
+        otherwise = ", or give --accept-new"
         if self.keys:
             types = ", ".join(_kind(kind) for kind in self.keys)
             question = (
                 f"{target.known_as} is known under another type of key ({types}) and shows {shown} now; this is no "
                 "sign of an attack by itself."
             )
-        if not accept(f"{question} Is it the right one?"):
-            raise HostKeyError(
-                f"{question} Compare it with `ssh-keygen -lf` on the board and say yes, or give --accept-new"
-            )
+            otherwise = " at a terminal"  # whoever is in between could choose the type
+        if not accept(f"{question} Is it the right one?", not self.keys):
+            raise HostKeyError(f"{question} Compare it with `ssh-keygen -lf` on the board and say yes{otherwise}")
         self._remember(key)
 
     def _remember(self, key: paramiko.PKey) -> None:
@@ -104,7 +129,13 @@ class KnownHosts:
         name = self.target.known_as
         if self.target.hash_names:
             name = HostKeys.hash_host(name)
-        _append(file, f"{name} {key.get_name()} {key.get_base64()}\n")
+        try:
+            _append(file, f"{name} {key.get_name()} {key.get_base64()}\n")
+        except OSError as error:
+            raise HostKeyError(
+                f"cannot note the key of {self.target.known_as} in {file}: {error.strerror}; make it writable, or name "
+                "another file in ssh's configuration (UserKnownHostsFile)"
+            ) from error
 
 
 def _append(file: Path, line: str) -> None:

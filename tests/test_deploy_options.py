@@ -1,0 +1,93 @@
+"""What a deployment makes of its options, and what it says of its progress and at its end: no board is needed."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("paramiko")
+
+from rk3588.commands.deploy import Drawn, reach
+from rk3588.deploy import agent, deployment, plan
+from rk3588.deploy.apply import Done
+from rk3588.deploy.local import LocalConnection
+from rk3588.deploy.plan import Send
+from rk3588.deploy.release import File
+from rk3588.deploy.ssh import connection
+from rk3588.deploy.ssh.config import Target
+from tests import plan_cases
+
+TARGET = Target("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
+
+
+def outcome_on(board: str, listen: str) -> deployment.Outcome:
+    facts = plan_cases.board(board)
+    found = deployment.Board(facts, "/opt/rkchatd", plan.State())
+    return deployment.Outcome(found, plan.Plan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
+
+
+def test_how_it_is_reached_over_ssh() -> None:
+    """The tunnel goes the way that was taken, whatever the configuration makes of it."""
+    target = replace(TARGET, openssh=("-i", "/home/me/a key", "-J", "door", "me@kitchen"))
+    over = connection.SshConnection(target, connection.Way(), lambda _: None)
+    said = reach(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
+    assert "ssh -NL 8080:127.0.0.1:8080 -i '/home/me/a key' -J door me@kitchen " in said
+    assert "URL            http://127.0.0.1:8080/v1" in said
+    assert "sudo cat /opt/rkchatd/keys" in said
+    said = reach(over, outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    assert "URL            http://192.0.2.7:8080/v1" in said
+    assert "ssh -NL" not in said
+
+
+def test_how_this_machine_is_reached_from_the_network() -> None:
+    said = reach(LocalConnection(lambda _: None), outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    assert "URL            http://192.168.1.20:8080/v1" in said
+    assert "127.0.0.1" not in said
+
+
+def test_clocks_that_were_left_alone_stay_so() -> None:
+    """As port and settings do, where nothing else is said."""
+    bundle: Any = None
+    facts = plan_cases.board("orange-pi-5-plus")
+    for said, there, expected in ((None, {}, True), (None, {"pin": False}, False), (True, {"pin": False}, True)):
+        state = plan.State(releases={"a": {"manifest": there}}, current="a")
+        file = Path("/dev/null")
+        options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
+        wish = deployment.make_wish(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
+        assert wish.pin is expected
+
+
+def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate and a time from nothing, or from bytes that are there already, would say millions of minutes or none."""
+    clock = iter([100.0, 100.0, 101.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", out)
+    drawn = Drawn(quiet=False)
+    drawn.step(Send(File("model", b"", 10_000_000, ""), "/model", have=8_000_000))
+    drawn.sent(8_000_000)
+    assert out.getvalue() == ""
+    drawn.sent(1_000_000)
+    assert out.getvalue().endswith("model  90 %  1.0 MB/s  0:01 left")
+
+
+def test_a_limited_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first byte on, however long other things took meanwhile."""
+    now = [100.0]
+    monkeypatch.setattr("rk3588.deploy.agent.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rk3588.deploy.agent.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    throttle = agent.Throttle(500_000)
+    assert throttle.block <= 50_000
+    for _ in range(100):
+        throttle.wait(throttle.block)
+    assert now[0] - 100 == pytest.approx(100 * throttle.block / 500_000)
+    now[0] += 60
+    throttle.wait(throttle.block)
+    assert now[0] - 160 == pytest.approx(101 * throttle.block / 500_000)
