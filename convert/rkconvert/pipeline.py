@@ -4,14 +4,17 @@ file is hashed and written as it grows. Nothing is read back.
 Beside it the source's own files are read in their order, for their SHA-256: a hash begins at the beginning of a file,
 and tensors rarely lie in it as they do in an artifact.
 
-The calling thread reads; a pool quantises. What has to go in order has a thread of its own: all hashing, since that is
-faster side by side, and the writing of each artifact.
+A pool quantises. What has to go in order has a thread of its own: the hashing of the source, that of the artifacts,
+which is faster side by side, and the writing of each artifact. Whoever needs bytes of the source reads them, so that
+they are in its core's cache.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +33,7 @@ from .block import Block
 from .config import ROPE_FACTORS
 from .lora import Lora
 from .plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
-from .sha256 import Bytes, Sha256, update_together
+from .sha256 import Bytes, update_together
 from .sources.base import Array, Source, SourceTensor
 from .writer import ArtifactWriter
 
@@ -91,12 +94,12 @@ def run(
     _check_places(source)
     order = sinks_in_order(writers)
     done, total = 0, sum(source.tensors[sinks[0].tensor.source].nbytes for sinks in order)
-    digests = {file: Sha256() for file in source.files}
+    digests = {file: hashlib.sha256() for file in source.files}
     with ExitStack() as stack:
         opened = {file: stack.enter_context(_opened(file)) for file in source.files}
-        originals = ((digests[file], piece) for file in source.files for piece in _whole(opened[file]))
+        originals = (_Original(digests[file], piece) for file in source.files for piece in _whole(opened[file]))
         workers = stack.enter_context(_pool(threads))
-        output = stack.enter_context(_output(writers, originals))
+        output = _Output(stack, writers, originals)
         output.put([(writer, writer.header) for writer in writers])
         flight = _Flight(2 * threads, output.append)
         for sinks in order:
@@ -131,16 +134,12 @@ def _convert(
 
 
 class _Output:
-    """What becomes of finished blocks: hashed on one thread, written on one a file. A piece of the source's own files
-    is hashed with each of them."""
+    """What becomes of finished blocks: hashed and written. A piece of the source is hashed with each of them."""
 
-    def __init__(
-        self,
-        hasher: ThreadPoolExecutor,
-        disks: dict[ArtifactWriter, ThreadPoolExecutor],
-        originals: Iterator[tuple[Sha256, Piece]],
-    ) -> None:
-        self._hasher, self._disks, self._originals = hasher, disks, originals
+    def __init__(self, stack: ExitStack, writers: Sequence[ArtifactWriter], source: Iterator[_Original]) -> None:
+        self._source = source
+        self._source_hasher, self._hasher = stack.enter_context(_pool(1)), stack.enter_context(_pool(1))
+        self._disks = {writer: stack.enter_context(_pool(1)) for writer in writers}
         self._flight = _Flight(AHEAD, lambda _: None)
 
     def append(self, made: list[Made]) -> None:
@@ -149,28 +148,16 @@ class _Output:
 
     def put(self, pieces: list[tuple[ArtifactWriter, Bytes]]) -> None:
         """The next bytes of files."""
-        hashed = self._hasher.submit(_hash, next(self._originals, None), pieces)
-        self._flight.add([hashed, *(self._disks[writer].submit(writer.put, data) for writer, data in pieces)])
+        jobs = [self._source_hasher.submit(original.hash) for original in itertools.islice(self._source, 1)]
+        jobs.append(self._hasher.submit(update_together, [(writer.sha256, data) for writer, data in pieces]))
+        jobs += [self._disks[writer].submit(writer.put, data) for writer, data in pieces]
+        self._flight.add(jobs)
 
     def finish(self) -> None:
-        for original in self._originals:
-            self._flight.add([self._hasher.submit(_hash, original, [])])
+        """Wait for the disk, and hash what is left of the source."""
+        for original in self._source:
+            self._flight.add([self._source_hasher.submit(original.hash)])
         self._flight.drain()
-
-
-def _hash(original: tuple[Sha256, Piece] | None, pieces: list[tuple[ArtifactWriter, Bytes]]) -> None:
-    messages = [(writer.sha256, data) for writer, data in pieces]
-    if original:
-        digest, piece = original
-        messages.insert(0, (digest, np.frombuffer(piece.read(), np.uint8)))
-    update_together(messages)
-
-
-@contextmanager
-def _output(writers: Sequence[ArtifactWriter], originals: Iterator[tuple[Sha256, Piece]]) -> Iterator[_Output]:
-    with ExitStack() as stack:
-        hasher = stack.enter_context(_pool(1))
-        yield _Output(hasher, {writer: stack.enter_context(_pool(1)) for writer in writers}, originals)
 
 
 @functools.cache
@@ -220,9 +207,7 @@ def _check_places(source: Source) -> None:
     ends: dict[Path, int] = {}
     for tensor in sorted(source.tensors.values(), key=lambda t: t.offset):
         if tensor.offset < ends.get(tensor.file, 0):
-            raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name} overlaps the one before it: get the file again"
-            )
+            raise CheckpointError(f"{tensor.file}: tensor {tensor.name} overlaps the one before it: get the file again")
         ends[tensor.file] = tensor.offset + tensor.nbytes
 
 
@@ -240,22 +225,31 @@ class _File:
 
 
 class Piece(NamedTuple):
-    """Bytes of a file, to be read by the thread that needs them: so they are in its core's cache."""
+    """Bytes of a file of the source, not yet read."""
 
     file: _File
     at: int
     size: int
 
     def read(self) -> bytes:
+        path = self.file.path
         try:
             raw = os.pread(self.file.fd, self.size, self.at)
         except OSError as error:
-            raise CheckpointError(f"cannot read {self.file.path}: {error.strerror}") from error
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
         if len(raw) < self.size:
-            raise CheckpointError(
-                f"{self.file.path} became shorter while it was read: leave it alone and convert again"
-            )
+            raise CheckpointError(f"{path} became shorter while it was read: leave it alone and convert again")
         return raw
+
+
+class _Original(NamedTuple):
+    """The next piece of a file that is being hashed."""
+
+    digest: hashlib._Hash
+    piece: Piece
+
+    def hash(self) -> None:
+        self.digest.update(self.piece.read())
 
 
 def _rows(tensor: SourceTensor, file: _File) -> Iterator[tuple[int, Piece]]:
