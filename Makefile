@@ -27,11 +27,11 @@ lint: ready  ## ruff, mypy --strict, clang-format
 format: ready  ## clang-format over the C and C++ sources
 	@.venv/bin/clang-format -i $(C_SOURCES)
 
-bench: ready  ## speed beside llama.cpp and scp (the first time it compiles llama.cpp: several minutes)
+bench: ready  ## speed beside llama.cpp, which it compiles first, and scp (half an hour, 26 GB of disk)
 	@$(PY) -m tests.bench.predict_table
 	@$(PY) -m tests.bench.upload
 	@.ci/setup bench
-	@$(PY) -m tests.bench.converter_vs_llama --llama-python $(BENCH_VENV)/bin/python
+	@$(PY) -m tests.bench.converter_vs_llama --full --llama-python $(BENCH_VENV)/bin/python
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
 	@$(PY) -m tests.bench.daemon --llama-python $(BENCH_VENV)/bin/python
 

@@ -25,6 +25,7 @@ ROOT = HERE.parent.parent
 BUILD = ROOT / "build"
 DTYPES = ["w8a8", "w8a8_g128", "w8a8_g512"]
 GOAL, MOST_MEMORY = 2.0, 1.2e9
+NEEDED = {FULL: 26e9, SMALL: 8e9}  # bytes of disk: both sources and three bundles
 
 
 @dataclass
@@ -133,6 +134,9 @@ def main() -> None:
     if not options.llama_python.is_file():
         raise SystemExit(f"Error: {options.llama_python} is not there: run `make bench`, which builds llama.cpp")
     options.work.mkdir(parents=True, exist_ok=True)
+    there = sum(path.stat().st_size for path in options.work.rglob("*") if path.is_file())  # of the last time
+    if shutil.disk_usage(options.work).free + there < NEEDED[FULL if options.full else SMALL]:
+        raise SystemExit(f"Error: {options.work} has too little room: give another --work, or leave --full out (8 GB)")
     llama, three, one = tallies = measure(options)
     print(
         f"{llama.bytes / 1e9:.1f} GB of weights, {options.threads} threads, medians of {options.repeat}\n"
