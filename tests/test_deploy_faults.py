@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [2, 20])  # CI takes the first
+@pytest.mark.parametrize("rounds", [2, 20])  # the first is in `make test-boards`
 def test_each_fault(home: Path, rounds: int) -> None:
     happened = campaign.run(home, campaign.rounds_of(rounds), str(int(time.time())))
     assert {name: outcomes.total() for name, outcomes in happened.items()} == dict.fromkeys(campaign.KINDS, rounds)

@@ -26,6 +26,7 @@ from tests.fakes import compile_library, fake_rkllm, scripted_bundle
 from tests.scene import Scene
 
 pytestmark = [
+    pytest.mark.slow,  # `make test-boards`
     pytest.mark.usefixtures("board_watch"),
     pytest.mark.skipif(bool(nspawn.missing()), reason=nspawn.missing() or "-"),
 ]
