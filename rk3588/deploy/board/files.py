@@ -153,6 +153,7 @@ def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mod
     except OSError as error:
         if error.errno == DISK_FULL:  # give back what was taken, the board may need it
             os.unlink(part)
+            refuse(f"cannot write {path}: {error.strerror}: free some, then run the same command again")
         refuse(f"cannot write {path}: {error.strerror}")
     signal.alarm(0)
     if hashed.hexdigest() != digest:

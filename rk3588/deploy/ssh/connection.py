@@ -130,7 +130,10 @@ def _socket(target: Target, way: Way) -> Any:
             return Impatient(_proxied(target.proxy_command, way), target.silence)
         plain = socket.create_connection((target.address, target.port), target.connect_timeout)
     except socket.gaierror as error:
-        raise ConnectError(f"{target.address} is not a name that can be resolved ({error.strerror})") from error
+        raise ConnectError(
+            f"{target.address} is not a name that can be resolved ({error.strerror}): give USER@ADDRESS, a board that "
+            "`rk3588 board list` shows, or add it with `rk3588 board add`"
+        ) from error
     except (TimeoutError, socket.timeout) as error:
         raise ConnectError(f"{where} does not answer: is the board on, and in this network?") from error
     except (OSError, paramiko.SSHException, EOFError) as error:
