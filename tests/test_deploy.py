@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -77,6 +78,15 @@ def test_a_deployment_its_repetition_and_the_next_one(board: Deployer, bundles: 
     old, new = (prefix_of(board) / "releases" / row["release"] / "librkllmrt.so" for row in (first, second))
     assert old.stat().st_ino == new.stat().st_ino
     assert not list((prefix_of(board) / "incoming").iterdir())
+
+
+def test_the_plan_of_what_would_be_refused_fails(board: Deployer, bundles: dict[str, Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = board.words(bundles["one"], "--port", taken.getsockname()[1], "--plan")
+        done = board.run(*words, code=1)
+    assert json.loads(done.stdout)[0]["steps"]
+    assert "another program listens on port" in done.stderr
+    assert done.stderr.endswith("Error: it would be refused: see above\n")
 
 
 def test_plan_prints_and_changes_nothing(board: Deployer, bundles: dict[str, Path], port: int) -> None:
@@ -279,7 +289,9 @@ def test_a_bundle_that_is_not_what_it_says(board: Deployer, tmp_path: Path, port
     data = bytearray(model.read_bytes())
     data[1000] ^= 1
     model.write_bytes(data)
-    assert "is not what was announced" in board.fail(path, "--port", port)
+    said = board.fail(path, "--port", port)
+    assert "is not what was announced" in said
+    assert "rk3588 bundle verify" in said
 
 
 @pytest.mark.parametrize("runtime", ["sim", "absent", "file"])

@@ -19,7 +19,7 @@ from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
 from rk3588.deploy.deployment import Options, Outcome
 from rk3588.deploy.plan import Activate, Send, Step
-from rk3588.errors import UsageError, printable
+from rk3588.errors import DeployError, UsageError, printable
 
 _EVENTS = {
     "trial": "trying the new release beside the old one",
@@ -131,8 +131,8 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
         click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
         if judge.refusals(findings):
-            click.echo("It would be refused: see above.", err=True)
-        elif not as_json:
+            raise DeployError("it would be refused: see above")
+        if not as_json:
             click.echo(f"{len(steps)} commands, {outcome.plan.bytes / 1e6:.1f} MB to send.", err=True)
         return
     if as_json:

@@ -159,7 +159,10 @@ def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mod
     if hashed.hexdigest() != digest:
         os.unlink(part)
         found = hashed.hexdigest()[:12]
-        refuse(f"{os.path.basename(path)} is not what was announced: its SHA-256 is {found}… as it came to the board")
+        refuse(
+            f"{os.path.basename(path)} is not what was announced: its SHA-256 is {found}… as it came to the board. "
+            "Either it changed on the way, then run the same command again; or on your side: see rk3588 bundle verify"
+        )
     os.fchmod(out, mode)
     os.rename(part, path)
     os.close(out)
