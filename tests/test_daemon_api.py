@@ -266,7 +266,7 @@ def test_a_client_that_does_not_read_holds_no_one_up(fake: Service) -> None:
     say = "say " + "|".join(["é" * 1000] * pieces)  # 11 MB once escaped: more than a kernel holds for a connection
     message = {"role": "user", "content": say}
     body = json.dumps({"stream": True, "messages": [message]}, ensure_ascii=False).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
 
     def its() -> list[FakeAnswer]:
         return [answer for answer in fake.engine.answers if len(answer.pieces_) == pieces]

@@ -15,6 +15,7 @@ import yaml
 from rk3588 import yamltable
 from rk3588.errors import BoardError, UsageError
 
+from . import hosts
 from .jobs import EngineSettings
 
 
@@ -56,6 +57,27 @@ class _Number(click.FloatRange):
         return number
 
 
+class _Origin(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    name = "ORIGIN"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> str:
+        text = str(value).strip().rstrip("/")
+        if text not in ("*", "null") and hosts.origin(text) is None:
+            self.fail(f"{value!r} is not an origin like https://chat.example.org (or `*` for any)", param, ctx)
+        return text
+
+
+class _Host(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    name = "NAME"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> str:
+        text = str(value).strip()
+        if not hosts.is_name_or_pattern(text):
+            what = "a host's name without a port, like chat.example.org or *.example.org"
+            self.fail(f"{value!r} is not {what}", param, ctx)
+        return text
+
+
 class Option(NamedTuple):
     """``name`` is the key in the file and, with dashes, the long option."""
 
@@ -78,7 +100,8 @@ OPTIONS = (
     Option("listen", _AddressType(), Address("127.0.0.1", 8080), "Where to listen; port 0 takes a free one."),
     Option("keys", _PATH, None, "File of API keys, a `NAME:KEY` or a `KEY` on each line. Without it, any key will do."),
     Option("insecure", click.BOOL, False, "Allow an address beyond this machine without keys."),
-    Option("cors", click.STRING, (), "Origins whose web pages may call, or `*`; several in a list.", True),
+    Option("cors", _Origin(), (), "Origins whose web pages may call, or `*`; several in a list.", True),
+    Option("allowed_hosts", _Host(), (), "More names that it is reached by: `NAME`, `*.NAME`; several in a list.", True),
     Option("name", click.STRING, None, "What the model is called [the bundle's name]."),
     Option("library", _PATH, None, "The librkllmrt.so to use [as `rk3588 run` finds it]."),
     Option("sim_library", _PATH, None, "The librksim.so that counts tokens [the packaged one]."),
@@ -97,6 +120,11 @@ OPTIONS = (
     Option("sse_comments", click.BOOL, False, "Send signs of life as SSE comments; some clients break on those."),
     Option("drain_s", _Number(0), 30.0, "Seconds that answers under way get when the daemon is told to end."),
     Option("max_body_kb", click.IntRange(1, 1 << 20), 4096, "Largest request, in KiB."),
+    Option("max_bodies_kb", click.IntRange(1), 65536, "Most that the requests under way may hold together, in KiB."),
+    Option("body_s", _POSITIVE, 60.0, "Seconds within which the body of a request has to come."),
+    Option("header_s", _POSITIVE, 10.0, "Seconds within which the head of a request has to come."),
+    Option("send_s", _POSITIVE, 30.0, "Seconds after which a client that reads nothing of its answer is dropped."),
+    Option("max_connections", click.IntRange(1, 100_000), 512, "Most connections; for one more, the idlest is closed."),
     Option("max_messages", click.IntRange(1), 1024, "Most messages of a conversation."),
     Option("state_dir", _PATH, None, "Where failed loads are remembered [in memory only]."),
     Option("log", click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged."),
@@ -112,6 +140,7 @@ class Config:
     keys: Optional[Path]
     insecure: bool
     cors: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
     name: Optional[str]
     library: Optional[Path]
     sim_library: Optional[Path]
@@ -130,6 +159,11 @@ class Config:
     sse_comments: bool
     drain_s: float
     max_body_kb: int
+    max_bodies_kb: int
+    body_s: float
+    header_s: float
+    send_s: float
+    max_connections: int
     max_messages: int
     state_dir: Optional[Path]
     log: str

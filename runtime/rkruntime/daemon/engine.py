@@ -200,6 +200,7 @@ class WorkerEngine:
             return None
         self._guard.begin()
         self._starts += 1
+        worker: Optional[Worker] = None
         try:
             worker = self._worker = await Worker.start(log.info, self._command, self._env)
             frame = await worker.load(self.settings.bundle, _model_settings(self.settings), self._deadlines.load_s)
@@ -208,6 +209,9 @@ class WorkerEngine:
                 self._guard.end()  # it said what is wrong: that is no crash
         except WorkerGone as error:
             frame, problem = {}, str(error)
+        except OSError as error:  # no descriptors, memory or processes left, which may be otherwise in a while
+            self._guard.end()  # nothing was loaded
+            frame, problem = {}, f"the runtime's process cannot be started: {(error.strerror or str(error)).lower()}"
         except asyncio.CancelledError:
             self._guard.end()  # called off
             raise
@@ -215,7 +219,8 @@ class WorkerEngine:
             self._refusing = True
             log.error("cannot load %s: %s", self.settings.bundle, problem)
             self._set_state("loading", f"the model cannot be loaded: {problem}")
-            await self._bury(worker)
+            if worker is not None:
+                await self._bury(worker)
             return None
         self._guard.end()
         self._context, self._room, self._refusing = frame["context"], frame["room"], False
