@@ -101,7 +101,7 @@ OPTIONS = (
     Option("keys", _PATH, None, "File of API keys, a `NAME:KEY` or a `KEY` on each line. Without it, any key will do."),
     Option("insecure", click.BOOL, False, "Allow an address beyond this machine without keys."),
     Option("cors", _Origin(), (), "Origins whose web pages may call, or `*`; several in a list.", True),
-    Option("allowed_hosts", _Host(), (), "More names that it is reached by: `NAME`, `*.NAME`; several in a list.", True),
+    Option("allowed_hosts", _Host(), (), "More names to reach it by: `NAME`, `*.NAME`; several in a list.", True),
     Option("name", click.STRING, None, "What the model is called [the bundle's name]."),
     Option("library", _PATH, None, "The librkllmrt.so to use [as `rk3588 run` finds it]."),
     Option("sim_library", _PATH, None, "The librksim.so that counts tokens [the packaged one]."),

@@ -133,8 +133,9 @@ class Connection(H11Protocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             return "work", cycle
-        # uvicorn's timer runs from the end of an answer to the next byte.
-        return ("head" if self.timeout_keep_alive_task is None else "kept"), cycle
+        # uvicorn's timer runs from the end of an answer to the next byte. h11 is idle only after a whole request.
+        kept = self.timeout_keep_alive_task is not None and self.conn.their_state is h11.IDLE
+        return ("kept" if kept else "head"), cycle
 
     def _late(self) -> None:
         begun = self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]

@@ -132,6 +132,7 @@ class Gate:
                 message = await asyncio.wait_for(receive(), left)
             except asyncio.TimeoutError:
                 whole = True
+                scope["state"]["headers"]["connection"] = "close"  # what still comes is nobody's
                 seconds = f"{self._config.body_s:g} s"
                 raise RequestRefused(f"the body did not arrive within {seconds}", status=408) from None
             size = len(message.get("body", b""))
@@ -139,6 +140,7 @@ class Gate:
             held += size
             self._bytes += size
             if self._bytes > self._most_bytes:
+                scope["state"]["headers"]["connection"] = "close"
                 raise QueueFull(
                     f"the requests under way hold {self._most_bytes >> 20} MiB already, all that this server takes: "
                     f"try again in about {_RETRY_S} s",

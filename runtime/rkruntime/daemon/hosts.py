@@ -48,8 +48,8 @@ def place(text: str) -> Optional[Place]:
     if port is not None and port > 65535:
         return None
     if host.startswith("["):
-        found = address(host[1:-1])
-        return Place(str(found), port) if found is not None and found.version == 6 else None
+        found = address(host[1:-1]) if ":" in host else None
+        return Place(str(found), port) if found is not None else None
     host = host[:-1] if host.endswith(".") else host
     found = address(host)
     if found is not None:
