@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
+import os
 import resource
+import selectors
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -15,9 +20,14 @@ from typing import Any
 
 import pytest
 
+from rk3588.errors import Unavailable
 from rkruntime.daemon import config, connections, server
+from tests import engines
+from tests.daemon_process import running
 from tests.daemon_server import WAIT_S, Service, served, until
+from tests.engines import Flavour
 from tests.fake_engine import FakeEngine
+from tests.test_daemon_soak import worker_of
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF = b"GET /v1/models HTTP/1.1\r\nHost: loc"
@@ -32,8 +42,8 @@ def post(body: bytes, more: str = "") -> bytes:
 @pytest.fixture(scope="module")
 def small(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
     limits = {"max_connections": MOST, "header_s": 0.3, "body_s": 0.3, "send_s": 0.3}
-    with served(tiny_bundles["w8a8"], FakeEngine, max_body_kb=64, max_bodies_kb=96, **limits) as running:
-        yield running
+    with served(tiny_bundles["w8a8"], FakeEngine, max_body_kb=64, max_bodies_kb=96, **limits) as service:
+        yield service
 
 
 @pytest.fixture
@@ -181,11 +191,11 @@ def test_a_body_that_does_not_come_is_ended_in_words(line: Connect) -> None:
 
 
 def test_bodies_that_never_come_shut_nobody_out(tiny_bundles: Mapping[str, Path]) -> None:
-    with served(tiny_bundles["w8a8"], FakeEngine, max_connections=5) as running, ExitStack() as stack:
+    with served(tiny_bundles["w8a8"], FakeEngine, max_connections=5) as service, ExitStack() as stack:
         for _ in range(5):
-            slow = stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             slow.sendall(post(b"x" * 100)[:-50])
-        until(lambda: running.get("/v1/models").status == 200)
+        until(lambda: service.get("/v1/models").status == 200)
 
 
 def test_bytes_of_bodies_are_bounded_together(small: Service, line: Connect) -> None:
@@ -206,12 +216,12 @@ def test_who_does_not_read_is_dropped_and_the_answer_given_up(
     tiny_bundles: Mapping[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     body = json.dumps({"prompt": "say " + "|".join(["x" * 2000] * 1500), "stream": True}).encode()
-    with served(tiny_bundles["w8a8"], FakeEngine, send_s=0.5) as running, socket.socket() as deaf:
+    with served(tiny_bundles["w8a8"], FakeEngine, send_s=0.5) as service, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        deaf.connect(("127.0.0.1", running.port))
+        deaf.connect(("127.0.0.1", service.port))
         deaf.sendall(post(body))
-        until(lambda: running.engine.answers and running.engine.answers[0].closed.is_set())
-        assert running.engine.answers[0].completion_tokens < 1000, "the daemon kept what nobody read"
+        until(lambda: service.engine.answers and service.engine.answers[0].closed.is_set())
+        assert service.engine.answers[0].completion_tokens < 1000, "the daemon kept what nobody read"
     assert "it read nothing" in reasons(caplog)
 
 
@@ -268,3 +278,69 @@ def test_a_connection_that_cannot_be_taken_is_one_line(caplog: pytest.LogCapture
     context = {"message": "socket.accept() out of system resource", "exception": failed}
     server._loop_failed(None, context)  # type: ignore[arg-type]
     assert reasons(caplog) == "too many open files"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("say", [b"", HALF], ids=["idle", "half a head"])
+def test_a_daemon_that_is_flooded_answers_and_replaces_its_worker(tiny_bundles: Mapping[str, Path], say: bytes) -> None:
+    """1,100 connections to a process that may open 1,024 files, opened again as they are closed, for half a minute."""
+    files = 1024
+    command = (sys.executable, "-m", "rkruntime.daemon.main", "--bundle", str(tiny_bundles["w8a8"]))
+    limited = ("prlimit", f"--nofile={files}:{files}", *command, "--listen", "127.0.0.1:0", "--max-connections", "5000")
+    with running(limited) as daemon, ExitStack() as stack:
+        until(lambda: daemon.get("/ready").status == 200)
+        flood = selectors.DefaultSelector()
+        stack.callback(flood.close)
+
+        def one_more() -> None:
+            found = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+            found.sendall(say)
+            flood.register(found, selectors.EVENT_READ)
+
+        for _ in range(1100):
+            one_more()
+        killed, answered, end = 0, 0, time.monotonic() + 30
+        while time.monotonic() < end:
+            for key, _ in flood.select(0)[:20]:
+                flood.unregister(key.fileobj)
+                key.fileobj.close()  # type: ignore[union-attr]
+                one_more()
+            answered += daemon.chat("hello", max_tokens=2).status == 200
+            if killed < 2 and end - time.monotonic() < 25 - 10 * killed:
+                worker = worker_of(daemon.process.pid)
+                assert worker
+                os.kill(worker, signal.SIGKILL)
+                killed += 1
+        assert killed == 2
+        assert answered > 20
+        until(lambda: daemon.get("/ready").status == 200)
+        assert daemon.get("/health").json["restarts"] == 2
+        assert len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir())) < files
+    assert len(daemon.log) < 1000 + answered
+    assert not [entry for entry in daemon.log if "traceback" in entry or entry["event"] == "cannot accept"]
+
+
+def test_a_worker_that_finds_no_descriptors_is_started_later(tiny_bundles: Mapping[str, Path]) -> None:
+    async def scenario() -> None:
+        engine = Flavour("fake", tiny_bundles["w8a8"]).engine()
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with ExitStack() as stack:
+            most = max(int(file.name) for file in Path("/proc/self/fd").iterdir()) + 5
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+            with suppress(OSError):
+                while True:
+                    stack.enter_context(Path(os.devnull).open())
+            await engine.start()
+            await engines.until(lambda: engine.status.reason)
+            assert engine.status.state == "loading"
+            assert "cannot be started: too many open files" in engine.status.reason
+            with pytest.raises(Unavailable) as refused:
+                await engine.submit(engines.job("x"))
+            assert refused.value.retry_after_s
+            await asyncio.sleep(0.6)  # a second and a third load fail as well, which a crash would not be forgiven
+        await engines.until(lambda: engine.status.state == "ready")
+        assert await engines.ask(engine, "Hello", 4) == "user"
+        await engine.close(0)
+
+    engines.run(scenario())

@@ -20,7 +20,9 @@ MOST_WARNINGS = 20  # the same of warnings and errors
 _UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-class _JsonLines(logging.Formatter):
+class JsonLines(logging.Formatter):
+    """A record with its ``fields`` as one line, which no terminal obeys."""
+
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
         entry: dict[str, Any] = {
@@ -93,7 +95,7 @@ def set_up(level: str) -> None:
     """Send what this process logs to stderr as JSON lines."""
     global _handler
     _handler = handler = Limited(sys.stderr)
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
