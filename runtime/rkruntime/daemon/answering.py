@@ -22,7 +22,6 @@ from .reading import Reading
 from .replies import Reply
 from .requests import Find, Wanted, parse_json
 
-BODY_S = 60.0  # within which a request's body has to arrive
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
 COMMENTS_HEADER = "x-rk-sse-comments"
 DEADLINE_HEADER = "x-rk-deadline-s"
@@ -142,28 +141,20 @@ def _deadline(headers: Headers) -> Optional[float]:
 
 
 async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
-    """The whole body; RequestRefused if it is too large or too slow."""
+    """The whole body; RequestRefused if it is too large. (The gate ends what is too slow.)"""
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
         raise _too_large(most)
     parts = bytearray()
-
-    async def read() -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            parts.extend(message.get("body", b""))
-            if len(parts) > most:
-                raise _too_large(most)
-            if not message.get("more_body"):
-                return
-
-    try:
-        await asyncio.wait_for(read(), BODY_S)
-    except asyncio.TimeoutError as error:
-        raise RequestRefused(f"the body did not arrive within {BODY_S:.0f} s", status=408) from error
-    return bytes(parts)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.extend(message.get("body", b""))
+        if len(parts) > most:
+            raise _too_large(most)
+        if not message.get("more_body"):
+            return bytes(parts)
 
 
 def _too_large(most: int) -> RequestRefused:
