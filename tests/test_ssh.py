@@ -42,7 +42,7 @@ def test_a_jump_host_has_a_way_of_its_own(home: Path) -> None:
     """As OpenSSH has it: of the first jump host, what is configured counts; and it does not go through itself."""
     (home / ".ssh" / "config").write_text(
         "Host inner\n  ProxyJump middle,last\nHost middle\n  ProxyJump outer\nHost last\n  ProxyJump elsewhere\n"
-        "Host *\n  ProxyJump outer\n"
+        "Host * !outer\n  ProxyJump outer\n"
     )
     way = connection._route(config.resolve("inner"), config.resolve)
     assert [hop.address for hop in way] == ["outer", "middle", "last", "inner"]
@@ -64,7 +64,7 @@ while data := s.recv(65536): os.write(1, data)
 def test_a_proxy_that_stands_still_is_not_waited_for(server: sshd.Sshd, home: Path) -> None:
     """It takes nothing any more and does not end when it is told to."""
     (home / "relay.py").write_text(RELAY)
-    command = f"exec python3 {home}/relay.py {server.port}"
+    command = f"python3 {home}/relay.py {server.port}"
     started = time.monotonic()
     with connect(replace(target_of(server), proxy_command=command, silence=1.0)) as through:
         assert through.run("echo here").text == "here\n"

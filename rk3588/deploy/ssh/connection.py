@@ -110,12 +110,36 @@ class Impatient:
 
 
 def _proxied(command: str, way: Way) -> socket.socket:
-    """A socket whose other end is the command's stdin and stdout."""
+    """A socket whose other end is the command's stdin and stdout; run as ssh runs it, by the user's own shell."""
     ours, theirs = socket.socketpair()
+    line = [os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}"]
     with theirs:
         end = theirs.fileno()
-        way.process = subprocess.Popen(["/bin/sh", "-c", command], stdin=end, stdout=end, start_new_session=True)
+        way.process = subprocess.Popen(line, stdin=end, stdout=end, start_new_session=True)
     return ours
+
+
+def _plain(target: Target) -> socket.socket:
+    """Connected to the first of the host's addresses that answers."""
+    failure = OSError("it has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        target.address, target.port, target.family, socket.SOCK_STREAM
+    ):
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            made.settimeout(target.connect_timeout)
+            made.connect(address)
+        except OSError as error:
+            made.close()
+            failure = error
+        else:
+            made.settimeout(None)
+            return made
+    raise failure
 
 
 def _socket(target: Target, way: Way) -> Any:
@@ -128,7 +152,7 @@ def _socket(target: Target, way: Way) -> Any:
             return Impatient(channel, target.silence)
         if target.proxy_command:
             return Impatient(_proxied(target.proxy_command, way), target.silence)
-        plain = socket.create_connection((target.address, target.port), target.connect_timeout)
+        plain = _plain(target)
     except socket.gaierror as error:
         raise ConnectError(
             f"{target.address} is not a name that can be resolved ({error.strerror}): give USER@ADDRESS, a board that "
