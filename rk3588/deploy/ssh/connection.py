@@ -16,6 +16,7 @@ from typing import Any, Optional
 import paramiko
 
 from rk3588.deploy.connection import Ask, Connection, Data, Session
+from rk3588.deploy.shell import Marks
 from rk3588.errors import ConnectError
 
 from .auth import log_in
@@ -199,8 +200,8 @@ def _close(channel: paramiko.Channel) -> None:
 
 
 class SshSession(Session):
-    def __init__(self, what: str, channel: paramiko.Channel, patience: float) -> None:
-        super().__init__(what)
+    def __init__(self, what: str, marks: Marks, channel: paramiko.Channel, patience: float) -> None:
+        super().__init__(what, marks)
         self._channel = channel
         self._patience = patience
         self._read_from(channel.recv, channel.recv_stderr)
@@ -254,7 +255,7 @@ class SshConnection(Connection):
         """The board's own."""
         return self._way.transports[-1]
 
-    def _start(self, line: str) -> Session:
+    def _start(self, line: str, marks: Marks) -> Session:
         try:
             channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
             # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
@@ -269,7 +270,7 @@ class SshConnection(Connection):
             if not self.transport.is_active():
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
             raise ConnectError(f"{self.name} does not start a command ({error}): is the board overloaded?") from error
-        return SshSession(self.name, channel, _DISK_STALL + self.target.silence)
+        return SshSession(self.name, marks, channel, _DISK_STALL + self.target.silence)
 
     @property
     def cipher(self) -> str:
