@@ -126,7 +126,10 @@ def test_a_lock_that_is_taken_away_is_taken_anew(alone: Path) -> None:
     os.close(second)
 
 
-def moved(path: Path, to: str, aim: str) -> None:
+def moved(path: Path, to: str, aim: str, weak: str = "") -> None:
+    """PATH moved away, a link in its place; in the folder ``weak``, everybody may write."""
+    if weak:
+        (path.parent / weak).chmod(0o777)
     path.rename(path.parent / to)
     path.symlink_to(aim)
 
@@ -136,8 +139,8 @@ WEAK: dict[str, Callable[[Path], object]] = {
     "a sticky folder does not help": lambda top: (top / "a").chmod(0o1777),
     "everybody may write in the prefix": lambda top: (top / "a/b/rkchatd").chmod(0o777),
     "in what lies in it": lambda top: (top / "a/b/rkchatd/releases").chmod(0o777),
-    "a link to elsewhere": lambda top: ((top / "a").chmod(0o777), moved(top / "a", "c", "c")),
-    "a link in a folder": lambda top: ((top / "s").chmod(0o777), moved(top / "a", "s/a", "s/a")),
+    "a link to elsewhere": lambda top: moved(top / "a", "c", "c", weak="a"),
+    "a link in a folder": lambda top: moved(top / "a", "s/a", "s/a", weak="s"),
     "links in a circle": lambda top: moved(top / "a", "c", "a"),
 }
 
