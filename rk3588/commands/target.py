@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import sys
@@ -13,7 +14,7 @@ import click
 
 from rk3588 import boards, simboard
 from rk3588.deploy.connection import Connection
-from rk3588.errors import ConnectError, UsageError
+from rk3588.errors import ConnectError, UsageError, printable
 
 LOCAL = "local"
 _OPTIONS = (
@@ -66,11 +67,16 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
 
     known = boards.load(hosts)
 
+    @functools.lru_cache
     def resolver(spec: str) -> config.Target:
         """Of the board, and of its jump hosts."""
         if spec in known.hosts:
-            return config.resolve_host(known.hosts[spec], dict(known.hosts), ssh_config)
-        return config.resolve(spec, ssh_config)
+            found = config.resolve_host(known.hosts[spec], dict(known.hosts), ssh_config)
+        else:
+            found = config.resolve(spec, ssh_config)
+        for remark in found.remarks:
+            click.echo(printable(f"warning: {remark}"), err=True)
+        return found
 
     simulated = None if name in known.hosts else simboard.find(name)
     if simulated:

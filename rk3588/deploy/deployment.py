@@ -102,7 +102,7 @@ def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -
     path = "/run/rkchatd-deploy.lock"  # one service, whatever the prefix
     if not systemd:
         place = hashlib.sha256(prefix.encode()).hexdigest()[:16]
-        path = f"/tmp/rkchatd-deploy-{connection.user_id}-{place}.lock"
+        path = f"~/.rkchatd-deploy-{place}.lock"
     who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
     waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
     with agent.locked(connection, path, who, prefix, root=systemd, waiting=waiting):

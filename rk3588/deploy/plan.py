@@ -247,7 +247,8 @@ def _activation(
 
 
 def _activate(prefix: str, name: str, seconds: int, systemd: bool, beside: str) -> Activate:
-    words = ["python3", f"{prefix}/releases/{name}/agent.pyz", "activate", prefix, name, *([beside] if beside else [])]
+    agent = f"{prefix}/releases/{name}/agent.pyz"
+    words = ["python3", "-I", agent, "activate", prefix, name, *([beside] if beside else [])]
     why = "tried beside the old one, then" if beside else "the old one stops,"
     # Its own proof, the old one's when it has to come back, and a trial beside it.
     longest = 3.0 * seconds + 120

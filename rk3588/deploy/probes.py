@@ -232,8 +232,8 @@ FACTS: tuple[Fact, ...] = (
     Fact("log_free", "df -Pk /var/log | tail -n 1 | awk '{print $4}'", _kib),
     Fact("root_fs", "findmnt -no FSTYPE,OPTIONS /", _joined),
     Fact("prefix_fs", 'findmnt -no FSTYPE,OPTIONS -T "$P"', _joined),
-    Fact("python", f"{_PYTHON} -V", _python),
-    Fact("python_path", f"{_PYTHON} -c 'import sys; print(sys.executable)'", _one),
+    Fact("python", f"{_PYTHON} -I -V", _python),
+    Fact("python_path", f"{_PYTHON} -I -c 'import sys; print(sys.executable)'", _one),
     Fact("libc", "getconf GNU_LIBC_VERSION || ldd --version 2>&1 | head -n 1", _libc),
     Fact("bits", "getconf LONG_BIT", _whole),
     Fact(

@@ -43,7 +43,7 @@ LEAST_LOAD_SECONDS = 90
 _KV_AND_RUNTIME = 700 << 20  # bytes beside the weights at context 4096, of a model whose shape is not told
 _BUILD = Path(__file__).resolve().parent.parent.parent / "build"  # of a source tree
 _AGENT_PACKAGES = ("rk3588", "rk3588/deploy", "rk3588/deploy/board")
-_AGENT_MODULES = ("files", "service", "activation", "agent")
+_AGENT_MODULES = ("ground", "files", "service", "activation", "agent")
 _AGENT_MAIN = "import sys\nfrom rk3588.deploy.board.agent import main\nmain(sys.argv[1:])\n"
 _KEEPER = """\
 #!/bin/sh
@@ -291,7 +291,7 @@ def _configuration(wish: Wish, facts: Facts) -> str:
 
 def _command(wish: Wish, facts: Facts) -> list[str]:
     here = f"{wish.prefix}/current"
-    return [facts.python_path or PYTHON, f"{here}/rkchatd.pyz", "--config", f"{here}/rkchatd.yaml"]
+    return [facts.python_path or PYTHON, "-I", f"{here}/rkchatd.pyz", "--config", f"{here}/rkchatd.yaml"]
 
 
 def _service_files(wish: Wish, facts: Facts, patience: int) -> list[File]:
