@@ -78,6 +78,8 @@ class ChatTemplate:
 
 def _said(error: Exception) -> str:
     """What an error says, in a line that a terminal can show: its words may be the template's."""
+    if isinstance(error, MemoryError):
+        return "it takes too much memory"
     try:
         words = str(error) or type(error).__name__
     except Exception:

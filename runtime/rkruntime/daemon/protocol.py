@@ -69,7 +69,9 @@ class Channel:
         self._sending = threading.Lock()
 
     def send(self, **frame: Any) -> None:
-        raw = pack(frame)
+        self.send_packed(pack(frame))
+
+    def send_packed(self, raw: bytes) -> None:
         with self._sending:
             self._socket.sendall(raw)
 

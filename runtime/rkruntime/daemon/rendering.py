@@ -1,11 +1,12 @@
 """Chat templates rendered in a process that may be lost: they are programs, and come with models from anywhere.
 
-``Renderer`` forks a keeper before the worker has threads. The keeper forks a child for each rendering, which has
-little time and memory; a template that takes more ends its child, and refuses that one request.
+``Renderer`` forks a keeper before the worker has threads. The keeper forks a child, which renders, with little time and
+memory; a template that takes more ends it, which refuses that one request, and the keeper forks another.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 from rk3588.errors import BundleError, RkError
 from rk3588.templates import ChatTemplate, Message, Source
 
-from .protocol import Channel, Frame
+from .protocol import Channel, Frame, pack
 
 
 class Limits(NamedTuple):
@@ -40,6 +41,7 @@ class Renderer:
 
     def __init__(self, *not_theirs: socket.socket, limits: Optional[Limits] = None) -> None:
         ours, theirs = socket.socketpair()
+        self._busy = mmap.mmap(-1, 1)  # shared with the keeper: whether somebody waits for an answer
         sys.stdout.flush()
         sys.stderr.flush()
         self._pid = os.fork()
@@ -48,7 +50,7 @@ class Renderer:
                 for end in (ours, *not_theirs):
                     end.close()
                 _be_silent()
-                _keep(Channel(theirs), limits or Limits())
+                _keep(Channel(theirs), limits or Limits(), self._busy)
             finally:
                 os._exit(0)
         theirs.close()
@@ -56,6 +58,7 @@ class Renderer:
 
     def render(self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """BundleError if the template refuses the conversation, or takes too long or too much for it."""
+        self._busy[0] = 1
         self._channel.send(source=source, messages=list(messages), variables=dict(variables))
         frame = self._channel.receive()
         if frame is None:
@@ -77,49 +80,55 @@ def _be_silent() -> None:
         os.dup2(nothing, standard)
 
 
-def _keep(channel: Channel, limits: Limits) -> None:
-    """A child for each rendering, until the worker is gone."""
-    compiled: dict[str, ChatTemplate] = {}
-    while (frame := channel.receive()) is not None:
-        source = Source(*frame["source"])
+def _keep(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
+    """A child that renders, and another where one was ended by a limit, until the worker is gone."""
+    while True:
         pid = os.fork()
         if pid == 0:
-            _render(channel, compiled.get(source.text), source, frame, limits)
+            _serve(channel, limits, busy)
         _, status = os.waitpid(pid, 0)
-        if status != 0:
-            channel.send(refused=f"{source.where} takes too long for this conversation, or too much memory")
-        elif source.text not in compiled:
-            # A child could compile it within the limits, so it is harmless here, too, and saved from now on.
-            compiled = {}
-            with suppress(RkError):
-                compiled[source.text] = ChatTemplate(*source)
+        if not os.WIFSIGNALED(status):
+            return
+        if busy[0]:
+            busy[0] = 0
+            channel.send(refused="the chat template takes too long for this conversation, or too much memory")
 
 
-def _render(
-    channel: Channel, template: Optional[ChatTemplate], source: Source, frame: Frame, limits: Limits
-) -> None:
-    """In the child: send what comes out, and end."""
+def _serve(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
+    """In the child: one conversation after the other, until the worker is gone."""
     try:
-        _limit(limits)
-        try:
-            template = template or ChatTemplate(*source)
-            answer = {"text": template.render(frame["messages"], frame["variables"])}
-            if len(answer["text"]) > limits.characters:
-                answer = {"refused": f"{source.where} makes more than {limits.characters} characters of this"}
-        except RkError as error:
-            answer = {"refused": str(error)}
-        # Half a frame would be worse than a late one.
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        channel.send(**answer)
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
+        _limit_memory(limits)
+        compiled: dict[str, ChatTemplate] = {}
+        while (frame := channel.receive()) is not None:
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
+            signal.setitimer(signal.ITIMER_REAL, limits.wall_s)
+            answer = _answer(compiled, frame, limits)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            busy[0] = 0
+            channel.send_packed(answer)
+    finally:
+        os._exit(0)
 
 
-def _limit(limits: Limits) -> None:
-    signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
-    signal.setitimer(signal.ITIMER_REAL, limits.wall_s)
+def _answer(compiled: dict[str, ChatTemplate], frame: Frame, limits: Limits) -> bytes:
+    """The frame with the text, or with why there is none."""
+    source = Source(*frame["source"])
+    try:
+        if source.text not in compiled:
+            compiled.clear()
+            compiled[source.text] = ChatTemplate(*source)
+        text = compiled[source.text].render(frame["messages"], frame["variables"])
+        if len(text) > limits.characters:
+            raise BundleError(f"{source.where} makes more than {limits.characters} characters of this conversation")
+        return pack({"text": text})
+    except RkError as error:
+        return pack({"refused": str(error)})
+    except MemoryError:
+        return pack({"refused": f"{source.where} takes too much memory for this conversation"})
+
+
+def _limit_memory(limits: Limits) -> None:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     most = pages * resource.getpagesize() + limits.memory
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
