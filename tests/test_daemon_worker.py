@@ -87,7 +87,12 @@ def test_a_request_that_cannot_be_encoded_costs_itself_alone(twin: Flavour) -> N
 def test_a_prompt_that_is_too_long_is_counted_but_not_sent(twin: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     unpack = protocol._unpack
-    monkeypatch.setattr(protocol, "_unpack", lambda body: (sizes.append(len(body)), unpack(body))[1])
+
+    def measured(body: bytes) -> protocol.Frame:
+        sizes.append(len(body))
+        return unpack(body)
+
+    monkeypatch.setattr(protocol, "_unpack", measured)
 
     async def scenario() -> None:
         async with started(twin.engine()) as engine:
@@ -131,7 +136,7 @@ def test_a_run_that_nobody_ended_is_an_error(fake: Flavour, tmp_path: Path) -> N
     run(scenario())
 
 
-def test_clients_that_go_while_they_are_encoded_do_not_pile_up(fake: Flavour) -> None:
+def test_clients_that_go_while_they_are_encoded_do_not_pile_up(fake: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with started(fake.engine()) as engine:
             await until(lambda: engine.status.state == "ready")
@@ -139,17 +144,17 @@ def test_clients_that_go_while_they_are_encoded_do_not_pile_up(fake: Flavour) ->
             assert worker is not None
             under_way, most, encode = 0, 0, worker.encode
 
-            async def slowly(*arguments: Any) -> Any:
+            async def slowly(request: protocol.Frame, timeout_s: float) -> protocol.Frame:
                 nonlocal under_way, most
                 under_way += 1
                 most = max(most, under_way)
                 await asyncio.sleep(0.05)
                 try:
-                    return await encode(*arguments)
+                    return await encode(request, timeout_s)
                 finally:
                     under_way -= 1
 
-            worker.encode = slowly  # type: ignore[method-assign]
+            monkeypatch.setattr(worker, "encode", slowly)
             gone = [asyncio.create_task(engine.submit(job(QUESTION))) for _ in range(6)]
             await asyncio.sleep(0.02)
             for each in gone:
@@ -184,7 +189,7 @@ ENDLESS = {
     "a product": "{{ messages[0].content * 10 ** 10 }}",
     "a filter": "{{ messages[0].content | center(10 ** 10) }}",
     "a format": "{{ '%999999999999d' % 1 }}",
-    "doubling": "{% set ns = namespace(x='x') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "doubling": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "output": "{% for a in range(99999) %}{{ messages[0].content * 9999 }}{% endfor %}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "deep parentheses": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
@@ -214,7 +219,7 @@ def test_a_lost_renderer_ends_the_worker() -> None:
             render(limited, "x")
 
 
-def test_a_hostile_template_refuses_and_nothing_hangs(tmp_path: Path, tiny_bundles: Mapping[str, Path]) -> None:
+def test_a_hostile_template_refuses_and_nothing_hangs(tmp_path: Path) -> None:
     """Through the real worker, at its own limits."""
     from tests.fakes import fake_rkllm, scripted_bundle
 

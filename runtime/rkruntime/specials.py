@@ -76,9 +76,7 @@ class Specials:
 class Masked:
     """A conversation with stand-ins, and how to encode what a template makes of it."""
 
-    def __init__(
-        self, specials: Specials, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, specials: Specials, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> None:
         self._specials = specials
         self._numbers: dict[str, int] = {}
         self.messages = [self._message(message) for message in messages]
@@ -152,7 +150,7 @@ def _branch(node: _Tree) -> str:
     """Recursion as deep as the longest special token, which ``_special_texts`` took from a checked vocabulary."""
     chain = ""
     while len(node) == 1 and None not in node:
-        ((sign, node),) = node.items()  # type: ignore[assignment]
+        ((sign, node),) = node.items()
         chain += re.escape(str(sign))
     rest = [re.escape(sign) + _branch(child) for sign, child in node.items() if sign is not None]
     if not rest:
