@@ -14,7 +14,7 @@ from .deadlines import Deadlines
 from .jobs import EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
 from .process import KILL_GRACE_S, Worker, WorkerGone
-from .protocol import Frame
+from .protocol import Frame, ProtocolError
 from .queue import FairQueue
 from .ticket import Ticket
 
@@ -44,6 +44,7 @@ class WorkerEngine:
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
         self._command, self._env = command, {**_libraries(settings), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
+        self._encoding: Optional[asyncio.Lock] = None
         self._arriving = 0  # have a place in the queue, but no prompt yet
         self._running: Optional[Ticket] = None
         self._state, self._reason = "loading", ""
@@ -91,8 +92,9 @@ class WorkerEngine:
         ticket = Ticket(job, min(job.deadline_s or most, most), self._give_up)
         self._arriving += 1
         try:
-            ticket.prompt = await asyncio.wait_for(self._encode(job), ticket.left_s)
-            self._check_room(ticket)
+            frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
+            ticket.prompt = frame.get("prompt")
+            self._check_room(frame)
             self._check_open()
         except BaseException as error:
             ticket.finish("")
@@ -106,8 +108,19 @@ class WorkerEngine:
         return ticket
 
     async def count(self, job: Job) -> Optional[int]:
-        prompt = await self._encode(job)
-        return None if isinstance(prompt, str) else len(prompt)
+        frame = await self._encode(job)
+        prompt = frame.get("prompt")
+        return None if isinstance(prompt, str) else _length(frame)
+
+    def _check_room(self, frame: Frame) -> None:
+        tokens = _length(frame)
+        if not isinstance(frame.get("prompt"), str) and tokens > self._room:
+            raise PromptTooLong(
+                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._room}: shorten the "
+                "conversation, or load the model with a longer context",
+                tokens,
+                self._context,
+            )
 
     def _check_open(self) -> None:
         if self._closing:
@@ -117,33 +130,44 @@ class WorkerEngine:
         if self._refusing:
             raise Unavailable(self._reason, retry_after_s=int(self._backoff_s) + 1)
 
-    def _check_room(self, ticket: Ticket) -> None:
-        tokens = ticket.prompt_tokens
-        if tokens is not None and tokens > self._room:
-            raise PromptTooLong(
-                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._room}: shorten the "
-                "conversation, or load the model with a longer context",
-                tokens,
-                self._context,
-            )
-
-    async def _encode(self, job: Job) -> Any:
-        """The job's prompt, from whichever worker is ready next."""
+    async def _encode(self, job: Job) -> Frame:
+        """The job's prompt, or only its length where it is too long, from whichever worker is ready next."""
         messages = None if job.messages is None else [dict(message) for message in job.messages]
         tools = None if job.tools is None else [dict(tool) for tool in job.tools]
         request = {"text": job.text, "messages": messages, "tools": tools, "variables": dict(job.template_variables)}
         for attempt in (1, 2):
-            worker = await self._ready_worker()
             try:
-                frame = await worker.encode(request, self._deadlines.first_token_s(0))
+                frame = await self._encode_once(request)
                 break
+            except ProtocolError as error:
+                raise PromptRefused(f"this conversation is too large to be handed over: {error}") from error
             except WorkerGone as error:
                 # Once may be somebody else's doing; what ends two workers must not end them all.
                 if attempt == 2:
                     raise AnswerFailed(f"this conversation cannot be turned into a prompt: {error}") from error
         if "refused" in frame:
             raise PromptRefused(frame["refused"])
-        return frame["prompt"]
+        if "failed" in frame:
+            raise AnswerFailed(f"this conversation cannot be turned into a prompt: {frame['failed']}")
+        return frame
+
+    async def _encode_once(self, request: Frame) -> Frame:
+        """One at a time, as the worker does it: its time must not run while it is at somebody else's.
+
+        So it is the worker that ends this, also for a client that has gone.
+        """
+        if self._encoding is None:  # made here: up to Python 3.9 a lock belongs to the loop it is made in
+            self._encoding = asyncio.Lock()
+        encoding = self._encoding
+        await encoding.acquire()
+        try:
+            worker = await self._ready_worker()
+            asked = asyncio.ensure_future(worker.encode(request, self._deadlines.first_token_s(0)))
+        except BaseException:
+            encoding.release()
+            raise
+        asked.add_done_callback(lambda _: encoding.release())
+        return await asyncio.shield(asked)
 
     async def _ready_worker(self) -> Worker:
         while self._state != "ready" or self._worker is None or self._worker.gone.done():
@@ -253,6 +277,9 @@ class WorkerEngine:
             except asyncio.CancelledError:
                 ticket.fail(Unavailable("the daemon was shut down before the answer was whole"))
                 raise
+            except Exception as error:
+                ticket.fail(AnswerFailed(f"the answer was lost: the daemon itself has failed ({type(error).__name__})"))
+                raise
             finally:
                 self._running = None
                 self._wake()
@@ -278,8 +305,10 @@ class WorkerEngine:
             run.forget()
         if "error" in frame:
             ticket.fail(AnswerFailed(frame["error"]))
-        else:
+        elif frame["end"] in ("stop", "length"):
             ticket.finish(frame["end"])
+        else:  # nothing, if it was the client or the deadline that ended it
+            ticket.fail(AnswerFailed("the answer was lost: its run was aborted, and nobody had asked for that"))
         self._failures = 0
         self._recent_s += 0.2 * (asyncio.get_running_loop().time() - began - self._recent_s)
 
@@ -319,6 +348,12 @@ class WorkerEngine:
             await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._waiters.discard(waiter)
+
+
+def _length(encoded: Frame) -> int:
+    """Tokens of a prompt, of which the worker sends only their number where they are too many."""
+    tokens = encoded.get("tokens")
+    return int(tokens) if tokens is not None else len(encoded["prompt"])
 
 
 def _libraries(settings: EngineSettings) -> dict[str, str]:
