@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from rk3588 import children
 from rk3588.errors import AnswerFailed, RequestRefused
 
 from . import logs
-from .process import import_path
 
 CHECK_S = 20.0
 _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
@@ -86,9 +84,9 @@ def bare(text: str) -> str:
 
 async def _ask(question: Mapping[str, Any]) -> Optional[str]:
     """The checker's verdict: None, or what is wrong."""
-    env = {**os.environ, **import_path()}
+    child = children.python("rkruntime.daemon.schemacheck")
     checker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "rkruntime.daemon.schemacheck", env=env,
+        *child.command, env=child.environment,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
