@@ -56,7 +56,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
 @click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
 @click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
-@click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the built one.")
+@click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the packaged one.")
 @click.option("--sim-library", type=click.Path(path_type=Path), metavar="FILE", help="librksim.so for the board.")
 @click.option("--sim-runtime", type=click.Path(path_type=Path), metavar="FILE", help="The simulated librkllmrt.so.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome, or with --plan the plan, as JSON.")

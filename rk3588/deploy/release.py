@@ -22,7 +22,7 @@ from rk3588 import bundle as bundles
 from rk3588 import predict, shape
 from rk3588.bundle import Bundle
 from rk3588.errors import CheckpointError, DeployError, LibraryError
-from rk3588.resources import packaged
+from rk3588.resources import packaged, source_tree
 
 from . import runtime
 from .facts import Facts
@@ -41,7 +41,7 @@ _PROGRAMS = 64 << 20  # bytes: daemon, libraries, and room to breathe
 SLOWEST_LOAD = 20e6  # bytes/s: an SD card; 3.5 GB were seen to take 17.8 s from better storage
 LEAST_LOAD_SECONDS = 90
 _KV_AND_RUNTIME = 700 << 20  # bytes beside the weights at context 4096, of a model whose shape is not told
-_BUILD = Path(__file__).resolve().parent.parent.parent / "build"  # of a source tree
+_CROSS = ("aarch64", "x86_64")  # what `make` builds on another machine
 _AGENT_PACKAGES = ("rk3588", "rk3588/deploy", "rk3588/deploy/board")
 _AGENT_MODULES = ("ground", "files", "service", "activation", "agent")
 _AGENT_MAIN = "import sys\nfrom rk3588.deploy.board.agent import main\nmain(sys.argv[1:])\n"
@@ -107,23 +107,42 @@ class Wish:
 
 def find_daemon() -> Path:
     """``rkchatd.pyz``: of the package, else what ``make pyz`` built in this source tree."""
-    for candidate in (_packaged("rkchatd.pyz"), _BUILD / "rkchatd.pyz"):
+    for candidate in (_packaged("rkchatd.pyz"), _built("rkchatd.pyz")):
         if candidate and candidate.is_file():
             return candidate
-    raise DeployError("rkchatd.pyz was not found: build it with `make pyz`, or give it with --daemon")
+    if source_tree():
+        raise DeployError("rkchatd.pyz is not built yet: run `make pyz`, or give --daemon FILE")
+    raise DeployError(
+        "rkchatd.pyz is not in this installation, which was made without a network: install rk3588 again with one, or "
+        "run `make pyz` in a clone of its sources and give --daemon build/rkchatd.pyz of there"
+    )
 
 
 def find_library(name: str, machine: str) -> Path:
     """Our own library for the board's processor: this machine's, or what ``make aarch64`` built."""
     here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    candidates = [_packaged(f"lib/{machine}/{name}"), _BUILD / machine / name]
+    candidates = [_packaged(f"lib/{machine}/{name}"), _built(f"{machine}/{name}")]
     if machine in ("", here):
         candidates.append(_packaged(f"lib/{name}"))
     for candidate in candidates:
         if candidate and candidate.is_file():
             return candidate
-    option = "--sim-library" if name == "librksim.so" else "--sim-runtime"
-    raise LibraryError(f"{name} for {machine} was not found: build it with `make aarch64`, or give it with {option}")
+    options = {"librksim.so": "--sim-library", "librkllmrt.so": "--sim-runtime"}
+    if machine not in _CROSS:
+        raise LibraryError(f"there is no {name} for {machine} here: compile it there, and give {options[name]} FILE")
+    if source_tree():
+        raise LibraryError(f"{name} for {machine} is not built yet: run `make {machine}`, or give {options[name]} FILE")
+    needed = ("librksim.so",) if name == "librksim.so" else tuple(options)
+    given = " ".join(f"{options[file]} build/{machine}/{file}" for file in needed)
+    raise LibraryError(
+        f"this installation has {' and '.join(needed)} for {here} only, and the board is {machine}: run "
+        f"`make {machine}` in a clone of rk3588's sources and give {given} of there"
+    )
+
+
+def _built(name: str) -> Optional[Path]:
+    top = source_tree()
+    return top / "build" / name if top else None
 
 
 def _packaged(name: str) -> Optional[Path]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from rk3588 import children
 from rk3588.errors import AnswerFailed, RequestRefused
 
 from . import logs, strictjson
-from .process import import_path
 from .strictjson import BadJson
 
 CHECK_S = 20.0
@@ -83,9 +81,10 @@ class Checker:
 
 
 async def _ask(question: Mapping[str, Any]) -> Optional[str]:
-    env = {**os.environ, **import_path()}
+    """The checker's verdict: None, or what is wrong."""
+    child = children.python("rkruntime.daemon.schemacheck")
     checker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "rkruntime.daemon.schemacheck", env=env,
+        *child.command, env=child.environment,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -1,4 +1,4 @@
-"""``python -m rkruntime.daemon.schemacheck``: is this JSON Schema sound, and does an answer fit it?
+"""A program of its own: is this JSON Schema sound, and does an answer fit it?
 
 Reads {"schema": …, "answer": …} on stdin (without "answer", only the schema is judged), writes {"problem": null or a
 sentence}. Nothing is fetched: a reference that leads outside the schema is a problem.

@@ -1,6 +1,6 @@
 """The worker process: owns the library's handle, renders and counts prompts, runs one answer at a time.
 
-``python -m rkruntime.daemon.worker FD``, with a socket to the supervisor as FD. The first thread reads frames and
+The argument is FD, a socket to the supervisor. The first thread reads frames and
 encodes prompts, also while an answer is under way; the second loads and runs.
 """
 
