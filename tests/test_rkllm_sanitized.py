@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 SANITIZERS = ["address,undefined", "thread"]
 FROM_C = [
     "test_rkllm", "test_rkllm_threads", "test_rkllm_refusals", "test_rkllm_sentencepiece", "test_rkllm_faults",
-    "test_rkllm_lora", "test_rkllm_prompt_cache",
+    "test_rkllm_lora", "test_rkllm_prompt_cache", "test_rkllm_multimodal", "test_rkllm_programs", "test_rkllm_process",
 ]  # fmt: skip
 FROM_PYTHON = [
     "test_numerics", "test_logits", "test_tokenizer_files", "test_tokenizer_parts", "test_binding_twin",

@@ -143,20 +143,24 @@ struct Session::Impl {
     });
   }
 
-  void embed(const int32_t* ids, int64_t tokens) {
-    grow(x, tokens * s.hidden);
-    for (int64_t t = 0; t < tokens; t++) {
+  // Rows of the embedding in float32, [tokens][hidden].
+  void embed(const int32_t* ids, int64_t tokens, float* out) const {
+    for (int64_t t = 0; t < tokens; t++, out += s.hidden) {
       if (ids[t] < 0 || ids[t] >= s.n_vocab)
         throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary of " +
                     std::to_string(s.n_vocab));
       const int64_t row = int64_t{ids[t]} * s.hidden;
       if (model.embedding->type == GgmlType::F32)
-        std::memcpy(&x[static_cast<size_t>(t * s.hidden)], reinterpret_cast<const float*>(model.embedding->data) + row,
+        std::memcpy(out, reinterpret_cast<const float*>(model.embedding->data) + row,
                     static_cast<size_t>(s.hidden) * sizeof(float));
       else
-        kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row,
-                         &x[static_cast<size_t>(t * s.hidden)], s.hidden);
+        kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row, out, s.hidden);
     }
+  }
+
+  void begin(const int32_t* ids, int64_t tokens) {
+    grow(x, tokens * s.hidden);
+    embed(ids, tokens, x.data());
   }
 
   void rotate_tables(int64_t tokens) {
@@ -310,14 +314,17 @@ std::vector<uint8_t> Session::save_kv(int64_t tokens) const {
 
 void Session::load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t tokens) {
   Impl& m = *impl_;
+  m.position = tokens;
+  if (tokens == 0) return;  // of a cache of no tokens there is no data() either
   const size_t row = static_cast<size_t>(m.s.head_dim) * m.kv_bytes;
   const uint8_t* from = kv.data();
   m.each_head([&](uint8_t* head) {
     std::memcpy(head, from, static_cast<size_t>(tokens) * row);
     from += static_cast<size_t>(stored) * row;
   });
-  m.position = tokens;
 }
+
+void Session::embed(const int32_t* ids, size_t n, float* out) const { impl_->embed(ids, static_cast<int64_t>(n), out); }
 
 const float* Session::last_hidden() const { return impl_->hidden.data(); }
 
@@ -325,7 +332,7 @@ const float* Session::eval(const int32_t* ids, size_t n, float* all_hidden) {
   int64_t tokens = 0;
   for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
     tokens = impl_->next_chunk(static_cast<int64_t>(n - done), chunk);
-    impl_->embed(ids + done, tokens);
+    impl_->begin(ids + done, tokens);
     impl_->forward(tokens);
     if (all_hidden) impl_->norm_all(tokens, all_hidden + done * static_cast<size_t>(impl_->s.hidden));
   }
@@ -351,7 +358,7 @@ void Session::eval_all(const int32_t* ids, size_t n, float* logits) {
   int64_t tokens = 0;
   for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
     tokens = m.next_chunk(static_cast<int64_t>(n - done), chunk);
-    m.embed(ids + done, tokens);
+    m.begin(ids + done, tokens);
     m.forward(tokens);
     m.norm_all(tokens, m.normed.data());
     m.linear(m.normed.data(), tokens,
