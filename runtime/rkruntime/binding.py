@@ -166,7 +166,6 @@ class RKLLM:
             number,
             work=lambda: lib.rkllm_run(handle, ctypes.byref(input_), ctypes.byref(infer), number),
             abort=lambda: lib.rkllm_abort(handle),
-            still_running=lambda: bool(lib.rkllm_is_running(handle) == 0),
         )
 
     def _input(self, prompt: Union[str, Sequence[int]]) -> Any:
