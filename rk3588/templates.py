@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn, Optional, cast
 
 from jinja2 import TemplateError, nodes
@@ -14,9 +15,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .bundle import TEMPLATE, Bundle
-from .errors import BundleError
+from .errors import BundleError, UsageError
 
 Message = Mapping[str, Any]
+_MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
 # What a template that somebody else wrote can raise, given a conversation that it did not expect.
 _REFUSALS = (
     TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
@@ -35,17 +37,22 @@ class ChatTemplate:
             raise BundleError(f"{where} is not a Jinja template that can be used: {error}") from error
 
     @classmethod
-    def of(cls, bundle: Bundle) -> ChatTemplate:
-        """The bundle's template; BundleError if it has none."""
+    def of(cls, bundle: Bundle, file: Optional[Path] = None) -> ChatTemplate:
+        """The bundle's template, or the one in ``file``; BundleError if there is none."""
+        where = file or bundle.path / TEMPLATE
         try:
-            source = bundle.chat_template
+            source = _read(file) if file else bundle.chat_template
         except UnicodeDecodeError as error:
-            raise BundleError(f"{bundle.path / TEMPLATE} is not a text in UTF-8: convert the model again") from error
+            remedy = "save it as such" if file else "convert the model again"
+            raise BundleError(f"{where} is not a text in UTF-8: {remedy}") from error
         if source is None:
-            raise BundleError(f"{bundle.path} has no {TEMPLATE}: send the prompt as it is (--raw)")
+            raise BundleError(
+                f"{bundle.path} has no {TEMPLATE}: give the model's own with --template FILE, or send single prompts "
+                "as they are (rk3588 run --raw)"
+            )
         tokens = bundle.manifest["tokenizer"]
         special = {name: tokens.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        return cls(source, special, str(bundle.path / TEMPLATE))
+        return cls(source, special, str(where))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The conversation as the model was trained to read it. ``variables`` reach the template by name."""
@@ -59,6 +66,16 @@ class ChatTemplate:
         except _REFUSALS as error:
             # A template's own raise_exception comes here too, say on roles that do not alternate.
             raise BundleError(f"{self.where} refuses this conversation: {error}") from error
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():  # a FIFO would be waited for
+        raise UsageError(f"there is no template {file}: give the path of a Jinja file")
+    with file.open("rb") as opened:
+        raw = opened.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: that is no chat template")
+    return raw.decode("utf-8")
 
 
 class _Generation(Extension):

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rk3588 import runtime
 from rk3588.errors import LibraryError, RuntimeFailure, UsageError
 from rkruntime import generation, loader
 from rkruntime.abi import LLMCallState
@@ -342,21 +343,21 @@ def test_libraries_that_cannot_be_used(tmp_path: Path, library: Path) -> None:
 def test_where_the_library_is_looked_for(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong order: the user's choice beaten by a library that lies around, or a .rkllm given to the twin."""
     system, twin = tmp_path / "system.so", tmp_path / "twin.so"
-    monkeypatch.setattr(loader, "SYSTEM", system)
-    monkeypatch.setattr(loader, "packaged", lambda _: twin)
-    monkeypatch.setenv(loader.VARIABLE, str(library))
+    monkeypatch.setattr(runtime, "SYSTEM", system)
+    monkeypatch.setattr(runtime, "packaged", lambda _: twin)
+    monkeypatch.setenv(runtime.VARIABLE, str(library))
     system.touch()
-    assert loader.find(system) == system
-    assert loader.find() == library
-    monkeypatch.delenv(loader.VARIABLE)
-    assert loader.find() == twin
-    assert loader.find(npu=True) == system
+    assert runtime.find(system) == system
+    assert runtime.find() == library
+    monkeypatch.delenv(runtime.VARIABLE)
+    assert runtime.find() == twin
+    assert runtime.find(npu=True, sim=False) == system
     system.unlink()
     with pytest.raises(LibraryError, match=r"which runs \.rkllm models, was not found"):
-        loader.find(npu=True)
-    monkeypatch.setenv(loader.VARIABLE, "absent.so")
+        runtime.find(npu=True, sim=False)
+    monkeypatch.setenv(runtime.VARIABLE, "absent.so")
     with pytest.raises(LibraryError, match=r"no library absent.so .from RKLLM_LIBRARY"):
-        loader.find()
+        runtime.find()
 
 
 def _python39() -> str:

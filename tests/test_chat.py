@@ -133,6 +133,7 @@ def test_commands_on_nothing(talk: Talk) -> None:
         "pop",
         "upload",
         "lora",
+        "set",
         "exit",
     } == (set(named))
 

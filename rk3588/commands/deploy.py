@@ -129,6 +129,7 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
     if only_plan:
         steps = plan.as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
+        facts |= _chosen(outcome)
         click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
         if judge.refusals(findings):
             raise DeployError("it would be refused: see above")
@@ -142,12 +143,21 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
             "bytes_sent": outcome.done.bytes_sent,
             "release": outcome.plan.release,
             "healthy": outcome.healthy,
+            **_chosen(outcome),
         }
         click.echo(json.dumps([result], indent=2))
         return
+    chosen = outcome.manifest
+    where = "simulated on its CPU" if chosen["runtime"] == "sim" else "on its NPU"
+    click.echo(f"{name}: {chosen['model_file']} {where}, with librkllmrt {chosen['runtime_version']}", err=True)
     state = "deployed" if outcome.done.commands else "already as wanted"
     click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
     click.echo(reach(connection, outcome))
+
+
+def _chosen(outcome: Outcome) -> dict[str, Any]:
+    """Which runtime and which model; nothing where the board was refused before that was decided."""
+    return {key: outcome.manifest[key] for key in ("runtime", "model_file") if key in outcome.manifest}
 
 
 def reach(connection: Connection, outcome: Outcome) -> str:

@@ -20,10 +20,11 @@ Prompt = Union[str, list[int]]
 
 
 class Prompts:
-    """Makes the prompts for one bundle; a context manager. ``context`` is the model's own length, where known."""
+    """Makes the prompts for one bundle; a context manager. ``context`` is what the model's file says of its length,
+    ``template`` a file to use instead of the bundle's own."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, template: Optional[Path] = None) -> None:
+        self._bundle, self._file = bundle, template
         self._template: Optional[ChatTemplate] = None
         path = _vocabulary(bundle)
         self._vocabulary = SimModel(path, vocab_only=True) if path else None
@@ -40,9 +41,9 @@ class Prompts:
 
     @property
     def template(self) -> ChatTemplate:
-        """The bundle's chat template; BundleError if it has none."""
+        """The chat template; BundleError if there is none."""
         if self._template is None:
-            self._template = ChatTemplate.of(self._bundle)
+            self._template = ChatTemplate.of(self._bundle, self._file)
         return self._template
 
     def plain(self, text: str) -> Prompt:
