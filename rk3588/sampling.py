@@ -87,6 +87,11 @@ def is_valid(entry: Any) -> bool:
     return isinstance(entry, dict) and all(name in _FITS and _FITS[name](value) for name, value in entry.items())
 
 
+def asks(own: Mapping[str, Any]) -> bool:
+    """Whether a model's wishes say more than that it is to be drawn from, somehow."""
+    return any(name != "do_sample" or value is False for name, value in own.items())
+
+
 def settle(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
     """What is ``asked`` (by the names of ``Sampling``; None: nothing), else the model's ``own``, else ``DEFAULTS``."""
     said = {name: value for name, value in asked.items() if value is not None}

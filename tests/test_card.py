@@ -83,7 +83,7 @@ def test_a_lora_line_only_where_one_was_applied(model: Path, tmp_path: Path) -> 
 def test_accuracy_only_where_it_was_measured(model: Path, tmp_path: Path) -> None:
     folder, _ = made(model, tmp_path)
     found = bundle.read(folder)
-    variant = Variant(folder.name, found.manifest, {"sim": 1_000_000}, open_source(model).shape)
+    variant = Variant(folder.name, found.manifest, {"sim": 1_000_000}, open_source(model).shape, True)
     measured = {
         "perplexity": 12.5, "reference_perplexity": 12.25, "divergence": 0.01, "agreement": 0.955, "tokens": 1024,
         "text": "a text",
