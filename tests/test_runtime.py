@@ -124,7 +124,7 @@ def test_what_is_sent_to_a_board(both: Path) -> None:
     ):
         files = {file.path: file for file in release._bundle_files(bundle, simulated)}
         assert f"bundle/{model}" in files and f"bundle/{left_out}" not in files
-        manifest = json.loads(bytes(files["bundle/rkbundle.json"].source))  # type: ignore[arg-type]
+        manifest = json.loads(bytes(files["bundle/rkbundle.json"].source))
         assert [entry["name"] for entry in manifest["lora"]["adapters"]] == [lora]
         assert list(manifest["artifacts"].values()) == [model]
         assert {f"bundle/{entry['path']}" for entry in manifest["files"]} == files.keys() - {"bundle/rkbundle.json"}

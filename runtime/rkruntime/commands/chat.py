@@ -81,9 +81,9 @@ def _answer(conversation: Conversation, line: str) -> None:
         _remark("(stopped)")
         return
     model = conversation.model
-    remedy = "/set max_tokens allows more"
-    if ending := options.cut_off(model.cost, model.context, remedy):
-        _remark(ending + (": /forget the oldest exchange, or /clear" if model.cost.cut_by == "context" else ""))
+    room = ": /forget the oldest exchange, or /clear"
+    if ending := options.cut_off(model.cost, model.context, "/set max_tokens", room):
+        _remark(ending)
 
 
 def _stream(conversation: Conversation, line: str) -> None:

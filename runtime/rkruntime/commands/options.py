@@ -45,11 +45,12 @@ def announce(choice: Choice) -> None:
     click.echo(text[0].upper() + text[1:], err=True)
 
 
-def cut_off(cost: Cost, context: int, remedy: str) -> str:
-    """What to tell of an answer that did not end by itself; "" for one that did."""
+def cut_off(cost: Cost, context: int, more: str, room: str) -> str:
+    """What to tell of an answer that did not end by itself, with what gives it more tokens, or room in the context;
+    "" for one that did."""
     if cost.cut_by == "context":
-        return f"(cut off: the {context} tokens of context are full)"
-    return f"(cut off after {cost.tokens} tokens: {remedy})" if cost.cut_by else ""
+        return f"(cut off: the {context} tokens of context are full{room})"
+    return f"(cut off after {cost.tokens} tokens: {more} allows more)" if cost.cut_by else ""
 
 
 def answers_only() -> None:

@@ -51,7 +51,7 @@ def run(
             click.echo(json.dumps(facts, ensure_ascii=False))
         elif not said.endswith("\n"):
             click.echo()
-        if ending := options.cut_off(model.cost, model.context, "-n allows more"):
+        if ending := options.cut_off(model.cost, model.context, "-n", ""):
             click.echo(ending, err=True)
         if stats:
             click.echo(model.cost, err=True)
