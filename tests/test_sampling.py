@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rk3588.sampling import DEFAULTS, Sampling, settle
 from rkconvert.sources.base import open_source
 from rkruntime.model import Model
 from rkruntime.settings import Settings
-from tests import models
+from tests import models, quickstart
 from tests.fakes import bundle_for_both, fake_rkllm, journal
 from tests.test_cli import ANSWER, invoke
 from tests.test_convert import bundles as converted
@@ -118,3 +119,20 @@ def test_six_of_six_say_paris(smollm2_bundles: Mapping[str, Path], monkeypatch: 
             prompt = model.prompts.chat([{"role": "user", "content": "What is the capital of France?"}])
             answers.append("".join(model.answer(prompt)))
     assert all("Paris" in answer for answer in answers), answers
+
+
+def test_quickstart_prints_the_commands_behind_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it shows has to be what its user gets."""
+    ran: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> str:
+        ran.append(command)
+        return json.dumps([{"decode_tok_s": {"low": 1, "high": 2}}] if "predict" in command else {"text": "Paris."})
+
+    monkeypatch.setattr(quickstart, "run", run)
+    monkeypatch.setattr(quickstart, "bundle", lambda _: Path("tests"))
+    asked = quickstart.ask("w8a8")
+    told = quickstart.report([asked], "Paris.")
+    commands = [shlex.split(line) for line in told.partition("Next:")[2].splitlines()]
+    assert [part for part in ran[0] if part != "--json"] in commands
+    assert any("deploy" in command and "temperature=0" in command for command in commands)

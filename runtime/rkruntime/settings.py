@@ -61,8 +61,8 @@ TABLE = (
     Setting("template", _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"),
     Setting("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096.", ("-c",), "N"),
     Setting("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
-    Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, where nothing less is asked for; -1: the "
-            "context's.", ("-n",), "N"),
+    Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, unless a request has its own limit; -1: "
+            "the context's.", ("-n",), "N"),
     Setting("temperature", Number(0), None, f"Temperature; 0: greedy [{_MODELS} {DEFAULTS.temperature:g}].",
             ("--temp",), "T"),
     Setting("top_k", click.IntRange(1), None, f"Draw from the K likeliest tokens; 1: greedy [{_MODELS} "

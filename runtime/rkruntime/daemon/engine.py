@@ -39,8 +39,8 @@ class WorkerEngine:
         self.settings = settings
         bundle = bundles.read(settings.bundle)
         self._choice = runtime.choose(bundle, settings.model.library)
-        # The worker is told, so that both sides mean the same library and the same model.
-        self._model = replace(settings.model, library=self._choice.library)
+        # The worker is told, so that both sides mean the same library and the same model. Lengths are each request's.
+        self._model = replace(settings.model, library=self._choice.library, max_tokens=-1)
         self._sampling = self._model.sampling(bundle.sampling)
         self._deadlines = Deadlines(self._choice.model.stat().st_size / 1e9, settings.patience)
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
