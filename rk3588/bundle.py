@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import sampling
 from .errors import BundleError, TargetError
 
 MANIFEST = "rkbundle.json"
@@ -28,6 +29,7 @@ NPU_MODEL = "model.rkllm"
 TEMPLATE = "chat_template.jinja"
 VOCABULARY = "tokenizer.gguf"
 _BLOCK = 1 << 20
+_MOST_CONTEXT = 1 << 30  # tokens, as the runtime reads them
 _NOT_RKLLM = {
     b"GGUF": "a GGUF file",
     b"PK\x03\x04": "a ZIP archive",
@@ -85,6 +87,16 @@ class Bundle:
             files = {target: self.path / name for target, name in entry["artifacts"].items()}
             found[entry["name"]] = Lora(entry["name"], entry["scale"], files.get("sim"), files.get("rk3588"))
         return found
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was trained for, where the manifest says it."""
+        return self.manifest["model"].get("context_length") or None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the model asks for, by the names of its generation_config.json; empty where it asks for nothing."""
+        return dict(self.manifest.get("sampling") or {})
 
     @property
     def chat_template(self) -> str | None:
@@ -163,6 +175,11 @@ def _check_form(where: Path, manifest: Any) -> None:
     for target, name in manifest["artifacts"].items():
         if not isinstance(name, str) or name not in listed:
             raise BundleError(f"{where}: the artifact for {target} ({name!r}) is not among its files")
+    context = manifest["model"].get("context_length", 0)
+    if type(context) is not int or not 0 <= context <= _MOST_CONTEXT:
+        raise BundleError(f"{where}: the model's context_length is {context!r:.40}, expected a number of tokens")
+    if not sampling.is_valid(manifest.get("sampling", {})):
+        raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "

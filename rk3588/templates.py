@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional, cast
 
 from jinja2 import TemplateError, nodes
@@ -14,9 +15,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .bundle import TEMPLATE, Bundle
-from .errors import BundleError, printable
+from .errors import BundleError, UsageError, printable
 
 Message = Mapping[str, Any]
+_MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
 _MOST_WORDS = 300  # characters of what a template says for itself
 
 
@@ -28,17 +30,22 @@ class Source(NamedTuple):
     where: str = TEMPLATE
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Source:
-        """The bundle's template; BundleError if it has none."""
+    def of(cls, bundle: Bundle, file: Optional[Path] = None) -> Source:
+        """The bundle's template, or the one in ``file``; BundleError if there is none."""
+        where = file or bundle.path / TEMPLATE
         try:
-            text = bundle.chat_template
+            text = _read(file) if file else bundle.chat_template
         except UnicodeDecodeError as error:
-            raise BundleError(f"{bundle.path / TEMPLATE} is not a text in UTF-8: convert the model again") from error
+            remedy = "save it as such" if file else "convert the model again"
+            raise BundleError(f"{where} is not a text in UTF-8: {remedy}") from error
         if text is None:
-            raise BundleError(f"{bundle.path} has no {TEMPLATE}: send the prompt as it is (--raw)")
+            raise BundleError(
+                f"{bundle.path} has no {TEMPLATE}: give the model's own with --template FILE, or send single prompts "
+                "as they are (rk3588 run --raw)"
+            )
         tokens = bundle.manifest["tokenizer"]
         special = {name: tokens.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        return cls(text, special, str(bundle.path / TEMPLATE))
+        return cls(text, special, str(where))
 
 
 class ChatTemplate:
@@ -53,9 +60,9 @@ class ChatTemplate:
             raise BundleError(f"{where} is not a Jinja template that can be used: {_said(error)}") from error
 
     @classmethod
-    def of(cls, bundle: Bundle) -> ChatTemplate:
-        """The bundle's template; BundleError if it has none."""
-        return cls(*Source.of(bundle))
+    def of(cls, bundle: Bundle, file: Optional[Path] = None) -> ChatTemplate:
+        """The bundle's template, or the one in ``file``; BundleError if there is none."""
+        return cls(*Source.of(bundle, file))
 
     def render(
         self,
@@ -85,6 +92,16 @@ def _said(error: Exception) -> str:
     except Exception:
         words = type(error).__name__
     return printable(" ".join(words[:_MOST_WORDS].split()))
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():  # a FIFO would be waited for
+        raise UsageError(f"there is no template {file}: give the path of a Jinja file")
+    with file.open("rb") as opened:
+        raw = opened.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: that is no chat template")
+    return raw.decode("utf-8")
 
 
 class _Generation(Extension):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ def test_a_lora_line_only_where_one_was_applied(model: Path, tmp_path: Path) -> 
 def test_accuracy_only_where_it_was_measured(model: Path, tmp_path: Path) -> None:
     folder, _ = made(model, tmp_path)
     found = bundle.read(folder)
-    variant = Variant(folder.name, found.manifest, {"sim": 1_000_000}, open_source(model).shape)
+    variant = Variant(folder.name, found.manifest, {"sim": 1_000_000}, open_source(model).shape, True)
     measured = {
         "perplexity": 12.5, "reference_perplexity": 12.25, "divergence": 0.01, "agreement": 0.955, "tokens": 1024,
         "text": "a text",
@@ -114,3 +116,16 @@ def test_a_name_that_the_licence_does_not_allow(licence: str, name: str, asks: b
 def test_a_licence_that_is_not_known() -> None:
     assert licences.find("other", "gemma") is licences.LICENCES["gemma"]
     assert licences.find("cc-by-nc-4.0", "") is None
+
+
+def test_a_model_that_cannot_chat_is_not_said_to(model: Path, tmp_path: Path) -> None:
+    _, text = made(model, tmp_path / "chats")
+    assert "rk3588 chat " in text and "--raw" not in text
+    bare = tmp_path / "Bare"
+    shutil.copytree(model, bare)
+    tokenizer = json.loads((bare / "tokenizer_config.json").read_text())
+    del tokenizer["chat_template"]
+    (bare / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    folder, text = made(bare, tmp_path)
+    assert "rk3588 chat" not in text and f'rk3588 run {folder.name} --raw "The capital' in text
+    assert not Variant.of(bundle.read(folder)).can_chat

@@ -117,10 +117,10 @@ def test_options_reach_the_library(library: Path, answering: Path, monkeypatch: 
     invoke("run", answering, "x", *chosen)
     assert journal(library)[0].startswith("init ctx=99 new=7 k=3 p=0.25 t=0.5 repeat=1 ")
     invoke("run", answering, "x", "--temp", "0")
-    assert journal(library)[0].startswith("init ctx=4096 new=-1 k=1 p=0.9 t=0.8 repeat=1.1 ")
+    assert journal(library)[0].startswith("init ctx=4096 new=-1 k=1 p=0.9 t=0.8 repeat=1 ")
     assert "Warning: the context is cut to 4096" in invoke("run", answering, "x", "-c", "9000").stderr
     assert journal(library)[0].startswith("init ctx=4096 ")
-    assert invoke("run", answering, "x", "-c", "9000", "--beyond-board").stderr == ""
+    assert invoke("run", answering, "x", "-c", "9000", "--beyond-board").stderr.count("\n") == 1
     assert journal(library)[0].startswith("init ctx=9000 ")
 
 
@@ -155,7 +155,7 @@ def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(1)
         process.stdout.close()
-        assert process.stderr.read() == b"I rkllm: rkllm-runtime version: 1.1.1\n"
+        assert process.stderr.read().splitlines()[1:] == [b"I rkllm: rkllm-runtime version: 1.1.1"]
     assert process.returncode == 1
 
 
@@ -165,16 +165,16 @@ def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
         (["run", "nowhere", "x"], 1, "Error: nowhere is not a bundle: it has no rkbundle.json"),
         (["run", "{bundle}"], 2, "Error: the prompt is empty"),
         (["run", "{bundle}", " "], 2, "Error: the prompt is empty"),
-        (["run", "{bundle}", "x", "-n", "0"], 2, "Error: -n 0 asks for no answer"),
+        (["run", "{bundle}", "x", "-n", "0"], 2, "Error: max_tokens 0 asks for no answers"),
         (["run", "{bundle}", "x", "-c", "4"], 2, "Error: a context of 4 tokens holds no prompt"),
         (["run", "{bundle}", "x", "--raw", "-p", "y"], 2, "Error: --raw sends the prompt alone"),
         (["run", "{bundle}", "x", "--top-p", "0"], 2, "Error: Invalid value for '--top-p'"),
         (["run", "{bundle}", "x", "--library", "absent.so"], 1, "Error: there is no library absent.so"),
-        (["run", "{bare}", "x"], 1, "has no chat_template.jinja: send the prompt as it is (--raw)"),
+        (["run", "{bare}", "x"], 1, "has no chat_template.jinja: give the model's own with --template FILE, or"),
         (["run", "{failing}", "x"], 1, "Error: the library ended the run with an error"),
         (["run", "{unloadable}", "x"], 1, "rkllm_init failed with -1: the library's own log lines say why"),
         (["chat", "{bundle}", "-f", "absent"], 2, "Error: cannot read absent: No such file or directory"),
-        (["chat", "{bare}"], 1, "has no chat_template.jinja"),
+        (["chat", "{bare}"], 1, "has no chat_template.jinja: give the model's own with --template FILE, or"),
         (["bundle", "verify", "nowhere"], 1, "Error: nowhere is not a bundle"),
         (["unknown"], 2, "No such command 'unknown'"),
     ],

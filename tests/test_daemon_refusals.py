@@ -95,9 +95,9 @@ def test_request_ids_come_back_or_are_made(fake: Service) -> None:
 @pytest.mark.parametrize(
     ("fields", "ignored"),
     [
-        ({"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.1, "frequency_penalty": 0}, None),
-        ({"temperature": 0.2, "top_p": 1, "seed": 5}, "temperature, top_p, seed"),
-        ({"presence_penalty": 0.5, "repetition_penalty": 1.0}, "repetition_penalty, presence_penalty"),
+        ({"temperature": 0.2, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1, "frequency_penalty": 0}, None),
+        ({"temperature": 0.8, "top_p": 1, "seed": 5}, "temperature, top_p, seed"),
+        ({"presence_penalty": 0.5, "repetition_penalty": 1.1}, "repetition_penalty, presence_penalty"),
     ],
 )
 def test_sampling_that_cannot_be_chosen_is_named(fake: Service, fields: dict[str, Any], ignored: str | None) -> None:

@@ -68,6 +68,7 @@ def test_a_deployment_its_repetition_and_the_next_one(board: Deployer, bundles: 
     first = board.deploy(bundles["one"], "--port", port)
     assert first["commands"] > 5
     assert first["bytes_sent"] > 300_000
+    assert (first["runtime"], first["model_file"]) == ("sim", "model.sim.gguf")
     assert deploying.answer_of(port, key_of(board)) == "one here"
     again = board.deploy(bundles["one"])  # the port stays as it is
     assert again == {**first, "commands": 0, "bytes_sent": 0}

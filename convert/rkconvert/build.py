@@ -147,7 +147,9 @@ def _finish_bundle(
     manifest = make_manifest(plan, artifact, digests)
     sizes = {target: (folder / file).stat().st_size for target, file in manifest["artifacts"].items()}
     named = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
-    variant = Variant(plan.variant(artifact), named, sizes, source.shape)
+    variant = Variant(
+        plan.variant(artifact), named, sizes, source.shape, bool(vocabulary and vocabulary.chat_template)
+    )
     card = model_card([variant], read_base(source.folder))
     (folder / CARD).write_text(card, encoding="utf-8")
     known = {file.name: sha256 for file, sha256 in digests.items() if file.parent == folder}
@@ -175,6 +177,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "files": files,
         },
         "tokenizer": _tokenizer_facts(source.vocabulary),
+        **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
         **({"lora": lora.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),

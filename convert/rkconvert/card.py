@@ -47,6 +47,7 @@ class Variant:
     manifest: dict[str, Any]
     sizes: dict[str, int]
     shape: Shape | None
+    can_chat: bool  # has a chat template
 
     @classmethod
     def of(cls, found: Bundle) -> Variant:
@@ -56,7 +57,7 @@ class Variant:
             known: Shape | None = shape.load(found.path)
         except CheckpointError:  # a family that is not known here
             known = None
-        return cls(found.path.absolute().name, found.manifest, sizes, known)
+        return cls(found.path.absolute().name, found.manifest, sizes, known, found.chat_template is not None)
 
     @property
     def dtype(self) -> str:
@@ -280,16 +281,20 @@ def _loras(variants: list[Variant]) -> list[str]:
 def _use(variants: list[Variant]) -> str:
     folder = variants[0].folder
     sim = f"`{SIM_MODEL}` also runs in any program that speaks RKLLM 1.1.1, over this toolkit's `librkllmrt.so`."
+    ask = f'    rk3588 run {folder} "What is the capital of France?"\n    rk3588 chat {folder}'
+    if not variants[0].can_chat:
+        ask = f'    rk3588 run {folder} --raw "The capital of France is"'
     text = f"""## Use
 
 With the toolkit rk3588:
 
-    rk3588 run {folder} "What is the capital of France?"
-    rk3588 chat {folder}
+{ask}
     rk3588 bundle verify {folder}
 """
     board = next((v for v in variants if "rk3588" in v.sizes), None)
     if board:
+        render = ": render each prompt with the conversation so far, as\n`chat_template.jinja` does"
+        render = render if board.can_chat else ""
         file = board.manifest["artifacts"].get("rk3588", NPU_MODEL)
         text += f"""
 With Rockchip's own runtime 1.1.x and its demo, on the board:
@@ -297,8 +302,7 @@ With Rockchip's own runtime 1.1.x and its demo, on the board:
     ulimit -n 102400
     ./llm_demo {board.folder}/{file} 512 {board.context}
 
-Runtime 1.1.x applies no chat template and keeps no history: render each prompt with the conversation so far, as
-`chat_template.jinja` does."""
+Runtime 1.1.x applies no chat template and keeps no history{render}."""
     else:
         text += f"\n{sim}"
     return text

@@ -330,6 +330,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         },
         "model": model_facts(plan.source),
         "tokenizer": {"model": vocabulary.model, "pre": vocabulary.pre} if vocabulary else None,
+        "sampling": dict(plan.source.sampling),
         "bundles": [_describe_bundle(plan, artifact) for artifact in plan.artifacts],
         **({"board": plan.board.facts()} if plan.board else {}),
         "threads": plan.threads,

@@ -11,6 +11,7 @@ import click
 
 from rk3588 import bundle as bundles
 from rk3588.bundle import Bundle
+from rk3588.sampling import asks, settle
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
@@ -47,7 +48,9 @@ def verify(path: Path) -> None:
 def describe(found: Bundle) -> str:
     """The manifest for people: nested tables indented, files last."""
     facts = {key: value for key, value in found.manifest.items() if key not in ("schema", "files")}
-    lines = [*_lines(facts), "files"]
+    whose = "as the model asks" if asks(found.sampling) else "by default: the model asks for nothing"
+    drawn = f"{settle(found.sampling, {})} ({whose})"
+    lines = [*_lines(facts), f"{'answers are drawn':<20} {drawn}", "files"]
     for entry in found.manifest["files"]:
         lines.append(f"  {entry['size'] / 1e6:9.1f} MB  {entry['path']}")
     return "\n".join(lines)

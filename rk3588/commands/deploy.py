@@ -13,6 +13,7 @@ import click
 import yaml
 
 from rk3588 import bundle as bundles
+from rk3588 import runtime as runtimes
 from rk3588.commands import target
 from rk3588.deploy import deployment, judge, plan, release, shell
 from rk3588.deploy.apply import Watcher
@@ -126,9 +127,14 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
     findings = [finding for finding in outcome.findings if finding.level in ("refuse", "warn")]
     for finding in findings:
         click.echo(f"{finding.level}: {finding.text} → {finding.remedy}", err=True)
+    chosen = outcome.manifest
+    if chosen and not as_json:
+        where = "on its NPU" if chosen["runtime"] == runtimes.NPU else "simulated, its NPU is not used"
+        click.echo(f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}", err=True)
     if only_plan:
         steps = plan.as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
+        facts |= _chosen(outcome)
         click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
         if judge.refusals(findings):
             raise DeployError("it would be refused: see above")
@@ -142,12 +148,18 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
             "bytes_sent": outcome.done.bytes_sent,
             "release": outcome.plan.release,
             "healthy": outcome.healthy,
+            **_chosen(outcome),
         }
         click.echo(json.dumps([result], indent=2))
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
     click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
     click.echo(reach(connection, outcome))
+
+
+def _chosen(outcome: Outcome) -> dict[str, Any]:
+    """Which runtime and which model; nothing where the board was refused before that was decided."""
+    return {key: outcome.manifest[key] for key in ("runtime", "model_file") if key in outcome.manifest}
 
 
 def reach(connection: Connection, outcome: Outcome) -> str:

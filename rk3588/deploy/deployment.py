@@ -152,6 +152,7 @@ def _planned(connection: Connection, bundle: Bundle, options: Options, found: Fa
         steps, manifest = plan.plan(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
     else:
         release.model_of(bundle, options.simulated)
+        release.check_template(bundle)
     need = Need(
         memory=release.memory_needed(bundle, options.simulated, _context(wish)),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,

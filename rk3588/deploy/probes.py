@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from rk3588.errors import ConnectError, DeployError, printable
+from rk3588.runtime import version_in
 
 from . import release, shell
 from .connection import Connection
 from .facts import Clock, Facts, Holder, Library, Node
-from .runtime import version_in
 
 _SECONDS = 120.0
 _THOROUGH_SECONDS = 600.0  # every disk is searched

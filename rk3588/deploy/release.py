@@ -19,12 +19,11 @@ from typing import Any, Optional, Union
 import yaml
 
 from rk3588 import bundle as bundles
-from rk3588 import predict, shape
+from rk3588 import predict, runtime, shape
 from rk3588.bundle import Bundle
 from rk3588.errors import CheckpointError, DeployError, LibraryError
 from rk3588.resources import packaged, source_tree
 
-from . import runtime
 from .facts import Facts
 from .shell import command
 
@@ -166,7 +165,9 @@ def agent_zip() -> bytes:
 def build(wish: Wish, facts: Facts) -> Release:
     """The release for this board; DeployError or LibraryError in one sentence if there cannot be one."""
     simulated = wish.runtime is None
-    patience = wish.patience or load_seconds(model_of(wish.bundle, simulated).stat().st_size)
+    model = model_of(wish.bundle, simulated)
+    check_template(wish.bundle)
+    patience = wish.patience or load_seconds(model.stat().st_size)
     library = _library(wish.runtime or wish.sim_runtime, facts, "--runtime")
     counter = _library(wish.sim_library, facts, "--sim-library")
     if not simulated:
@@ -189,6 +190,7 @@ def build(wish: Wish, facts: Facts) -> Release:
         "dtype": wish.bundle.dtype,
         "runtime": "sim" if simulated else "npu",
         "runtime_version": library.version,
+        "model_file": model.name,
         "listen": wish.listen,
         "port": wish.port,
         "pin": wish.pin,
@@ -222,14 +224,26 @@ def memory_needed(bundle: Bundle, simulated: bool, context: int = 0) -> int:
 
 def size_of(bundle: Bundle, simulated: bool) -> int:
     """Bytes of disk that a first deployment of it takes, roughly."""
-    other = bundle.npu_model if simulated else bundle.sim_model
-    left_out = other.stat().st_size if other else 0
-    return sum(int(entry["size"]) for entry in bundle.manifest["files"]) - left_out + _PROGRAMS
+    kept = runtime.manifest_for(bundle, _kind(simulated))["files"]
+    return sum(int(entry["size"]) for entry in kept) + _PROGRAMS
+
+
+def check_template(bundle: Bundle) -> None:
+    """A release proves itself by answering a chat, which without a template it cannot."""
+    if bundle.chat_template is None:
+        raise DeployError(
+            f"{bundle.path} has no {bundles.TEMPLATE}, so the daemon could not chat with it: convert the model again "
+            f"with its {bundles.TEMPLATE} in its folder"
+        )
+
+
+def _kind(simulated: bool) -> str:
+    return runtime.SIM if simulated else runtime.NPU
 
 
 def model_of(bundle: Bundle, simulated: bool) -> Path:
     """The model that this kind of runtime runs; DeployError, in one sentence, for a bundle without one."""
-    found = bundle.sim_model if simulated else bundle.npu_model
+    found = runtime.model_for(bundle, _kind(simulated))
     if found:
         return found
     if simulated:
@@ -277,14 +291,11 @@ def _text(path: str, content: Union[str, bytes], mode: int = 0o644) -> File:
 
 
 def _bundle_files(bundle: Bundle, simulated: bool) -> list[File]:
-    """The bundle without the model of the other kind; its manifest says so, too."""
-    other = bundle.npu_model if simulated else bundle.sim_model
-    left_out = {other.relative_to(bundle.path).as_posix()} if other else set()
-    entries = [entry for entry in bundle.manifest["files"] if entry["path"] not in left_out]
-    artifacts = {kind: name for kind, name in bundle.manifest["artifacts"].items() if name not in left_out}
-    manifest = {**bundle.manifest, "artifacts": artifacts, "files": entries}
+    """The bundle without what is for the other kind of runtime; its manifest says so, too."""
+    manifest = runtime.manifest_for(bundle, _kind(simulated))
+    entries = manifest["files"]
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    if not left_out:
+    if len(entries) == len(bundle.manifest["files"]):
         text = (bundle.path / bundles.MANIFEST).read_text(encoding="utf-8")
     files = [
         File(f"bundle/{PurePosixPath(entry['path'])}", bundle.path / entry["path"], entry["size"], entry["sha256"])

@@ -27,10 +27,11 @@ class Renderer(Protocol):
 
 
 class Prompts:
-    """Makes the prompts for one bundle; a context manager. ``context`` is the model's own length, where known."""
+    """Makes the prompts for one bundle; a context manager. ``context`` is what the model's file says of its length,
+    ``template`` a file to use instead of the bundle's own."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, template: Optional[Path] = None) -> None:
+        self._bundle, self._file = bundle, template
         self._template: Optional[ChatTemplate] = None
         self._specials: Optional[Specials] = None
         self.renderer: Optional[Renderer] = None  # None: here
@@ -49,9 +50,9 @@ class Prompts:
 
     @property
     def template(self) -> ChatTemplate:
-        """The bundle's chat template; BundleError if it has none."""
+        """The chat template; BundleError if there is none."""
         if self._template is None:
-            self._template = ChatTemplate.of(self._bundle)
+            self._template = ChatTemplate.of(self._bundle, self._file)
         return self._template
 
     def plain(self, text: str) -> Prompt:
@@ -74,7 +75,7 @@ class Prompts:
     def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         if self.renderer is None:
             return self.template.render(messages, variables)
-        return self.renderer.render(Source.of(self._bundle), messages, variables)
+        return self.renderer.render(Source.of(self._bundle, self._file), messages, variables)
 
     @staticmethod
     def _with_bos(vocabulary: SimModel, ids: list[int]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ class Checkpoint:
     copies: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     origin: Origin | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # what it asks for, as rk3588.sampling names it
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
+from rk3588 import sampling
 from rk3588.errors import CheckpointError
 from rkconvert import config as configs
 from rkconvert.vocabulary_gguf import read_vocabulary
@@ -46,6 +47,7 @@ def read(path: Path) -> Source:
         linear = config.rope_factors or (1.0,) * len(factors)
         config = replace(config, rope_factors=tuple(f * s for f, s in zip(factors, linear, strict=True)))
     vocabulary = read_vocabulary(metadata, path, config.vocab_size)
+    wishes, remarks = sampling.of_gguf(metadata, str(path))
     return Source(
         path=path,
         kind="gguf",
@@ -55,7 +57,8 @@ def read(path: Path) -> Source:
         tensors=tensors,
         files=(path,),
         shape=config.shape(path.name),
-        notes=vocabulary.notes,
+        notes=(*vocabulary.notes, *remarks),
+        sampling=wishes,
     )
 
 
@@ -73,6 +76,7 @@ def read_any(path: Path) -> Checkpoint:
         tied = configs.OUTPUT not in found
         config = configs.from_gguf(metadata, str(path), vocab_size=metadata.get("llama.vocab_size", rows), tied=tied)
         shape = config.shape(path.name)
+    wishes, remarks = sampling.of_gguf(metadata, str(path))
     return Checkpoint(
         path=path,
         kind="gguf",
@@ -81,7 +85,8 @@ def read_any(path: Path) -> Checkpoint:
         files=(path,),
         vocabulary=vocabulary,
         shape=shape,
-        notes=notes,
+        notes=(*notes, *remarks),
+        sampling=wishes,
     )
 
 

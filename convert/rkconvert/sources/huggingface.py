@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rk3588 import sampling
 from rk3588 import shape as shapes
 from rk3588.errors import CheckpointError
 from rkconvert import config as configs
@@ -16,8 +17,9 @@ from rkconvert.vocabulary_hf import read_vocabulary
 
 from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note
 
+GENERATION = "generation_config.json"
 COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", GENERATION,
 )  # fmt: skip
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja", "tokenizer.model")  # what is read beside the weights
@@ -40,6 +42,7 @@ def read(folder: Path) -> Source:
     if config.tied:
         ignored.add(configs.OUTPUT)  # a copy of the embedding, or not used
     vocabulary = read_vocabulary(folder, settings, config.vocab_size)
+    wishes, remarks = _sampling(folder)
     return Source(
         path=folder,
         kind="huggingface",
@@ -51,7 +54,8 @@ def read(folder: Path) -> Source:
         shape=config.shape(folder.absolute().name),
         extras=_there(folder, *CONFIGURATION, INDEX),
         copies=_there(folder, *COPIED),
-        notes=vocabulary.notes,
+        notes=(*vocabulary.notes, *remarks),
+        sampling=wishes,
     )
 
 
@@ -73,6 +77,7 @@ def read_any(folder: Path) -> Checkpoint:
         shape = shapes.from_config(settings, where)
     except CheckpointError:  # a family that predictions do not know is no reason to refuse a model
         shape = None
+    wishes, remarks = _sampling(folder)
     return Checkpoint(
         path=folder,
         kind="huggingface",
@@ -83,8 +88,15 @@ def read_any(folder: Path) -> Checkpoint:
         shape=shape,
         extras=_there(folder, *CONFIGURATION, INDEX),
         copies=_there(folder, *COPIED),
-        notes=notes,
+        notes=(*notes, *remarks),
+        sampling=wishes,
     )
+
+
+def _sampling(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the model asks for in its generation_config.json, and remarks."""
+    where = folder / GENERATION
+    return sampling.of_model(read_json(where, ""), str(where)) if where.is_file() else ({}, ())
 
 
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:

@@ -40,16 +40,19 @@ def run(
     wanted = options.make_settings(chosen)
     text = _prompt(prompt)
     options.answers_only()
-    with Model(path, wanted, options.warn) as model:
+    with Model(path, wanted, options.warn, options.announce) as model:
         question = _question(model.prompts, text, system, raw)
         said = "".join(_shown(part, as_json) for part in model.answer(question))
         if as_json:
             facts = {"text": said, **model.cost.facts(), "bundle": model.bundle.name, "dtype": model.bundle.dtype}
+            facts |= model.choice.facts()
             if model.lora:
                 facts["lora"] = model.lora
             click.echo(json.dumps(facts, ensure_ascii=False))
         elif not said.endswith("\n"):
             click.echo()
+        if ending := options.cut_off(model.cost, model.context, "-n", ""):
+            click.echo(ending, err=True)
         if stats:
             click.echo(model.cost, err=True)
 

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rk3588 import bundle as bundles
+from rk3588 import runtime
 from rk3588.errors import RequestRefused, RkError
 
 from . import logs, replies, requests
@@ -36,10 +38,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def make(engine: Engine, config: Config) -> Starlette:
-    """The application over an engine. Raises BundleError, and UsageError for a bad file of keys."""
+    """The application over an engine. Raises BundleError, LibraryError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
+    config = replace(config, sampling=config.model.sampling(bundle.sampling))
+    kind = runtime.choose(bundle, config.model.library).kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
-    models, keys = Models(config.name or bundle.name, list(bundle.loras), created), Keys(config.keys)
+    models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
+    keys = Keys(config.keys)
 
     async def list_models(request: Request) -> Response:
         _authorise(request, keys)

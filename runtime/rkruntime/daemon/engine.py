@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588 import bundle as bundles
-from rk3588.errors import AnswerFailed, BundleError, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rk3588 import runtime
+from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
 from .deadlines import Deadlines
 from .jobs import EngineSettings, Job, Piece, Status
@@ -25,7 +27,7 @@ _BACKOFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before a load, b
 class WorkerEngine:
     """``Engine`` of jobs.py over a worker process. ``command`` and ``worker_env`` replace and extend how it is started.
 
-    Raises BundleError if there is nothing to run.
+    Raises BundleError or LibraryError if there is nothing to run, or nothing to run it with.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class WorkerEngine:
     ) -> None:
         self.settings = settings
         bundle = bundles.read(settings.bundle)
-        model = bundle.npu_model or bundle.sim_model
-        if model is None:
-            raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
-        self._deadlines = Deadlines(model.stat().st_size / 1e9, settings.patience)
+        self._choice = runtime.choose(bundle, settings.model.library)
+        # The worker is told, so that both sides mean the same library and the same model. Lengths are each request's.
+        self._model = replace(settings.model, library=self._choice.library, max_tokens=-1)
+        self._sampling = self._model.sampling(bundle.sampling)
+        self._deadlines = Deadlines(self._choice.model.stat().st_size / 1e9, settings.patience)
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
         self._command, self._env = command, {**_libraries(settings), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
@@ -60,6 +63,7 @@ class WorkerEngine:
     # What the HTTP side calls.
 
     async def start(self) -> None:
+        log.info("%s; %s", self._choice, self._sampling)
         self._main_task = asyncio.get_running_loop().create_task(self._live())
 
     async def close(self, drain_s: float) -> None:
@@ -227,7 +231,7 @@ class WorkerEngine:
         worker: Optional[Worker] = None
         try:
             worker = self._worker = await Worker.start(log.info, self._command, self._env)
-            frame = await worker.load(self.settings.bundle, _model_settings(self.settings), self._deadlines.load_s)
+            frame = await worker.load(self.settings.bundle, self._model.frame(), self._deadlines.load_s)
             problem = None if frame["event"] == "ready" else str(frame["message"])
             if problem is not None:
                 self._guard.end()  # it said what is wrong: that is no crash
@@ -288,7 +292,7 @@ class WorkerEngine:
     async def _answer(self, worker: Worker, ticket: Ticket) -> None:
         """One run. The NPU is free only when the worker says that the run has ended, whoever still listens."""
         job = ticket.job
-        limit = self.settings.max_tokens if job.max_tokens is None else job.max_tokens
+        limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
         run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
         try:
@@ -359,16 +363,3 @@ def _length(encoded: Frame) -> int:
 def _libraries(settings: EngineSettings) -> dict[str, str]:
     """Where the worker finds librksim: in a zipapp there is no packaged one."""
     return {"RKSIM_LIBRARY": str(settings.sim_library)} if settings.sim_library else {}
-
-
-def _model_settings(settings: EngineSettings) -> Frame:
-    """``rkruntime.model.Settings``, as JSON."""
-    return {
-        "context": settings.context,
-        "beyond_board": settings.beyond_board,
-        "temperature": settings.temperature,
-        "top_k": settings.top_k,
-        "top_p": settings.top_p,
-        "repeat_penalty": settings.repeat_penalty,
-        "library": str(settings.library) if settings.library else None,
-    }

@@ -22,15 +22,15 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
 _MOST_TOKENS = 2**31 - 1
 
-# What librkllmrt 1.1 takes only when a model is loaded, by its names in requests; the defaults are those of its manual.
-_AT_LOAD: Mapping[str, tuple[str, float]] = {
-    "temperature": ("temperature", 0.8),
-    "top_k": ("top_k", 40),
-    "top_p": ("top_p", 0.9),
-    "repeat_penalty": ("repeat_penalty", 1.1),
-    "repetition_penalty": ("repeat_penalty", 1.1),
-    "frequency_penalty": ("", 0.0),
-    "presence_penalty": ("", 0.0),
+# What librkllmrt 1.1 takes only when a model is loaded, by its names in requests.
+_AT_LOAD: Mapping[str, str] = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "repeat_penalty": "repeat_penalty",
+    "repetition_penalty": "repeat_penalty",
+    "frequency_penalty": "",
+    "presence_penalty": "",
 }
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -161,10 +161,9 @@ def _stops(fields: Fields) -> tuple[str, ...]:
 def _ignored(fields: Fields, config: Config) -> tuple[str, ...]:
     """Sampling that differs from what the model was loaded with."""
     found = []
-    for name, (setting, default) in _AT_LOAD.items():
+    for name, setting in _AT_LOAD.items():
         value = fields.number(name)
-        loaded = getattr(config, setting) if setting else None
-        if value is not None and value != (default if loaded is None else loaded):
+        if value is not None and value != (getattr(config.sampling, setting) if setting else 0):
             found.append(name)
     if fields.whole("seed") is not None:
         found.append("seed")

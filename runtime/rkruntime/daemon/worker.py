@@ -23,8 +23,9 @@ from typing import Optional
 from rk3588.errors import RkError, UsageError
 from rkruntime.binding import CONTEXT_RESERVE
 from rkruntime.generation import FINISH
-from rkruntime.model import Model, Settings
+from rkruntime.model import Model
 from rkruntime.prompts import Prompt
+from rkruntime.settings import Settings
 
 from .protocol import Channel, Frame
 from .rendering import Renderer
@@ -66,11 +67,8 @@ class Worker:
 
     def _load(self, frame: Frame) -> None:
         """Load the model and have it answer one token: rkllm_init returns 0 for models that it could not load, too."""
-        settings = frame["settings"]
-        library = settings.pop("library")
         try:
-            wanted = Settings(library=Path(library) if library else None, **settings)
-            model = Model(Path(frame["bundle"]), wanted, _warn)
+            model = Model(Path(frame["bundle"]), Settings.from_frame(frame["settings"]), _warn)
             with closing(model.tokens(model.prompts.plain("Hello"), 1)) as tokens:
                 for _ in tokens:
                     pass
