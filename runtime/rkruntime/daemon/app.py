@@ -196,7 +196,7 @@ class _Watched:
 
 def without_paths(text: str, config: Config) -> str:
     """``text`` with the last parts of paths only: for those who have shown no key, who need not know this machine."""
-    given = (config.bundle, config.library, config.sim_library, config.state_dir, config.keys)
+    given = (config.bundle, config.model.library, config.sim_library, config.state_dir, config.keys)
     known = {path for one in given if one is not None for path in (one, one.absolute(), one.resolve())}
     for path in sorted(known, key=lambda path: -len(str(path))):
         if len(path.parts) > 1:
