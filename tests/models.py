@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,12 +293,23 @@ def tiny_gguf(
     return write_gguf(path, tiny, tiny.weights(), dtype)
 
 
-def write_gguf(path: Path, tiny: Tiny, weights: Mapping[str, Array], dtype: str) -> Path:
-    """A GGUF file as llama.cpp's converter writes one: Q and K permuted, vectors F32."""
+def write_gguf(
+    path: Path,
+    tiny: Tiny,
+    weights: Mapping[str, Array],
+    dtype: str = "F32",
+    *,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Path:
+    """A GGUF file as llama.cpp's converter writes one: Q and K permuted, vectors F32.
+
+    ``change`` is given the metadata, as gguf's writer holds them; ``options`` are gguf's for models in parts.
+    """
     import gguf
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **options)
     writer.add_name("Tiny")
     writer.add_block_count(tiny.layers)
     writer.add_context_length(512)
@@ -314,6 +325,8 @@ def write_gguf(path: Path, tiny: Tiny, weights: Mapping[str, Array], dtype: str)
     writer.add_vocab_size(tiny.vocab_size)
     _add_vocabulary(writer, path.parent, tiny.vocab_size)
     _add_rope_scaling(writer, tiny)
+    if change:
+        change(writer.kv_data[0])
     for name, weight in weights.items():
         kind = gguf.GGMLQuantizationType[dtype if weight.ndim == 2 else "F32"]
         if ".q_proj." in name or ".k_proj." in name:
