@@ -166,7 +166,7 @@ def write_llama(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2))
     (folder / "generation_config.json").write_text(
-        json.dumps({"bos_token_id": 1, "eos_token_id": [2], "do_sample": True})
+        json.dumps({"bos_token_id": 1, "eos_token_id": [2, 0], "do_sample": True})
     )
     write_tokenizer(folder, settings["vocab_size"])
     names = list(weights)

@@ -169,7 +169,7 @@ def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     assert (manifest["name"], manifest["dtype"], manifest["target_platform"]) == ("tiny", "w8a8_g256", "rk3588")
     assert manifest["artifacts"] == {"sim": "model.sim.gguf"}
     assert manifest["tokenizer"] == {
-        "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos": False, "eos_token_ids": [2],
+        "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos": False, "eos_token_ids": [0, 2],
     }  # fmt: skip
     assert manifest["model"]["parameters"] == sum(w.size for w in models.Tiny().weights().values())
     assert manifest["source"]["kind"] == "huggingface"

@@ -12,7 +12,7 @@ from typing import Any
 
 from rk3588.errors import CheckpointError
 
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, padded
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
 
 # The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
 _WORDS = (
@@ -58,7 +58,7 @@ def _build(
     tokens, types = _tokens(by_text, added, size, where)
     unknown = by_text.get(model.get("unk_token") or _content(options.get("unk_token")) or "")
     if kind == "llama":
-        types = [BYTE if _is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
+        types = [BYTE if is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
         if unknown is not None:
             types[unknown] = UNKNOWN
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -178,10 +178,6 @@ def _steps(value: Any, key: str) -> list[dict[str, Any]]:
 
 def _names(steps: list[dict[str, Any]]) -> str:
     return " + ".join(str(step.get("type")) for step in steps) or "none"
-
-
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _scores(tokens: tuple[str, ...], merges: list[str]) -> tuple[float, ...]:
