@@ -139,7 +139,7 @@ def _guessed_types(
 def _ends(tokens: Sequence[str], types: list[int], keys: Mapping[str, Any], path: Path) -> set[int]:
     """The tokens that end an answer by their text. They become special in ``types``, as do those around a gap to fill:
     else they would be printed, and not be read in a template."""
-    by_text = {text: i for i, text in enumerate(tokens) if text in _SPECIAL}
+    by_text = {text: i for i, text in reversed([*enumerate(tokens)]) if text in _SPECIAL}  # the first of each
     found = {i for text, i in by_text.items() if text in _ENDS}
     special = set(found)
     for name, texts in {**_FILL_ENDS, **_FILL}.items():

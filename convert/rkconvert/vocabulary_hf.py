@@ -15,13 +15,13 @@ from rk3588.errors import CheckpointError
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
 
 # The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 # Gemma splits at spaces when the normaliser has left none.
 _GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-_SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
+_SPLITS = {WORDS % "{1,3}": "llama-bpe", WORDS % "": "qwen2"}
 
 
 def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Vocabulary:
@@ -158,10 +158,10 @@ def _sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]
     (``pre``, ``add_space_prefix``), or None for anything else.
     """
     if not steps:
-        if normaliser == [{"type": "Prepend", "prepend": "▁"}, _SPACES_TO_MARKS]:
+        if normaliser == [{"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS]:
             return None, True
-        return (None, False) if normaliser == [_SPACES_TO_MARKS] else None
-    if steps == [_GEMMA_SPLIT] and normaliser == [_SPACES_TO_MARKS]:
+        return (None, False) if normaliser == [SPACES_TO_MARKS] else None
+    if steps == [_GEMMA_SPLIT] and normaliser == [SPACES_TO_MARKS]:
         return None, False
     metaspace, scheme = steps[0], steps[0].get("prepend_scheme", "always")
     known = metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == "▁"

@@ -17,6 +17,8 @@ import numpy as np
 from rk3588 import gguf as files
 from rk3588.errors import CheckpointError
 from rkconvert import config as configs
+from rkconvert.tokenizer_json import obstacle
+from rkconvert.vocabulary import Vocabulary
 from rkconvert.vocabulary_gguf import read_vocabulary
 
 from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note, with_heads
@@ -53,7 +55,7 @@ def read(path: Path) -> Source:
         tensors=tensors,
         files=parts,
         shape=config.shape(path.name),
-        notes=vocabulary.notes,
+        notes=(*vocabulary.notes, *_not_written(vocabulary)),
     )
 
 
@@ -66,6 +68,7 @@ def read_any(path: Path) -> Checkpoint:
     embedding = found.get(configs.EMBEDDING)
     rows = embedding.rows if embedding else 0
     vocabulary, notes = vocabulary_or_note(lambda: read_vocabulary(metadata, path, rows))
+    notes += _not_written(vocabulary) if vocabulary else ()
     shape = None
     if architecture == "llama":
         tied = configs.OUTPUT not in found
@@ -81,6 +84,11 @@ def read_any(path: Path) -> Checkpoint:
         shape=shape,
         notes=notes,
     )
+
+
+def _not_written(vocabulary: Vocabulary) -> tuple[str, ...]:
+    reason = obstacle(vocabulary)
+    return (f"no tokenizer.json is written, for it would give other tokens: {reason}",) if reason else ()
 
 
 def _factors(tensor: SourceTensor, head_dim: int) -> tuple[float, ...]:
