@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -43,7 +44,8 @@ class Model(NamedTuple):
     files: tuple[Path, ...]
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """What a file's name says of it: part ``number`` (from 1) of ``count`` of the model ``stem``."""
 
     stem: str

@@ -166,7 +166,7 @@ def write_llama(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2))
     (folder / "generation_config.json").write_text(
-        json.dumps({"bos_token_id": 1, "eos_token_id": [2, 0], "do_sample": True})
+        json.dumps({"bos_token_id": 1, "eos_token_id": [2], "do_sample": True})
     )
     write_tokenizer(folder, settings["vocab_size"])
     names = list(weights)
@@ -179,6 +179,12 @@ def write_llama(
     if shards > 1:
         total = {"metadata": {"total_size": sum(w.size for w in weights.values())}, "weight_map": index}
         (folder / "model.safetensors.index.json").write_text(json.dumps(total, indent=2))
+    return folder
+
+
+def ends_as_llama_cpp(folder: Path) -> Path:
+    """The same folder, whose answers end at <|endoftext|>, too: llama.cpp does that unasked, transformers when told."""
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [0, 2]}))
     return folder
 
 

@@ -87,7 +87,7 @@ SAID: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 @pytest.mark.parametrize("case", SAID)
 def test_the_same_as_the_folder(tmp_path: Path, case: str) -> None:
     keys, scaling = SAID[case]
-    folder = models.tiny_llama(tmp_path / "m", rope_scaling=scaling, dtype="fp32")
+    folder = models.ends_as_llama_cpp(models.tiny_llama(tmp_path / "m", rope_scaling=scaling, dtype="fp32"))
     assert artifact(file(tmp_path / "tiny.gguf", keys), tmp_path / "1") == artifact(folder, tmp_path / "2")
 
 

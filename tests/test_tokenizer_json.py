@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rkconvert.vocabulary_gguf import read_vocabulary
 from tests import models, smollm2
 from tests import tokenizers_reference as families
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[], families.Family]] = {
     **{pre: functools.partial(families.byte_level, pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},
     "sentencepiece": families.sentencepiece,
     "sentencepiece, no lead": functools.partial(families.sentencepiece, "none"),
@@ -42,8 +43,8 @@ def vocabulary(name: str, by_score: bool = False) -> Vocabulary:
         path = FAMILIES[name]().write(Path(folder) / "t.gguf", by_score=by_score)
         metadata = gguf.read_file(path).metadata
     found = read_vocabulary({**metadata, "tokenizer.ggml.add_bos_token": False}, path, len(families_tokens(metadata)))
-    strips = {side: tuple(metadata.get(f"rksim.{side}_token_ids", ())) for side in ("lstrip", "rstrip")}
-    return replace(found, **strips)
+    lstrip, rstrip = (tuple(metadata.get(f"rksim.{side}_token_ids", ())) for side in ("lstrip", "rstrip"))
+    return replace(found, lstrip=lstrip, rstrip=rstrip)
 
 
 def families_tokens(metadata: dict[str, Any]) -> list[str]:
