@@ -306,11 +306,13 @@ def write_gguf(
     dtype: str = "F32",
     *,
     change: Callable[[dict[str, Any]], None] | None = None,
+    tensor: Callable[[str, Array], tuple[Array, Any]] | None = None,
     **options: Any,
 ) -> Path:
     """A GGUF file as llama.cpp's converter writes one: Q and K permuted, vectors F32.
 
-    ``change`` is given the metadata, as gguf's writer holds them; ``options`` are gguf's for models in parts.
+    ``change`` is given the metadata, as gguf's writer holds them; ``tensor`` gives a weight's bytes and type, where
+    they shall be others; ``options`` are gguf's for models in parts.
     """
     import gguf
 
@@ -337,7 +339,8 @@ def write_gguf(
         kind = gguf.GGMLQuantizationType[dtype if weight.ndim == 2 else "F32"]
         if ".q_proj." in name or ".k_proj." in name:
             weight = permute(weight, tiny.heads if ".q_proj." in name else tiny.kv_heads)
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(weight, kind), raw_dtype=kind)
+        data, kind = tensor(name, weight) if tensor else (gguf.quants.quantize(weight, kind), kind)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
