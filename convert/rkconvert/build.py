@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -16,14 +16,13 @@ import rk3588
 from rk3588 import bundle, quant, sim
 from rk3588.errors import CheckpointError, TargetError
 
-from . import hybrid, lora, pipeline
+from . import hybrid, lora, pipeline, tokenizer_json
 from .card import Variant, model_card, read_base
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
-from .sources.base import CARD, Source
+from .sources.base import CARD, Checkpoint, Source
 from .toolkit import build as npu
 from .toolkit.options import PLATFORM
-from .vocabulary import Vocabulary
 from .writer import ArtifactWriter, make_header, pack_vocabulary, write_error, write_vocabulary
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
@@ -121,9 +120,10 @@ def _finish_bundles(
     hashed = sum(file.stat().st_size for file in digests if file.parent in folders)
     total = sum(bundle.size(folder) for folder in folders) - hashed
     step = _counted("hash", total, progress, check)
+    files = _tokenizer_files(plan)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
-            pool.submit(_finish_bundle, plan, artifact, folder, digests, step)
+            pool.submit(_finish_bundle, plan, artifact, folder, files, digests, step)
             for artifact, folder in zip(plan.artifacts, folders, strict=True)
         ]
         for job in jobs:
@@ -131,11 +131,18 @@ def _finish_bundles(
 
 
 def _finish_bundle(
-    plan: Plan, artifact: Artifact, folder: Path, digests: dict[Path, str], step: Callable[[int], None]
+    plan: Plan,
+    artifact: Artifact,
+    folder: Path,
+    files: Mapping[str, str],
+    digests: dict[Path, str],
+    step: Callable[[int], None],
 ) -> None:
     source, vocabulary = plan.source, plan.source.vocabulary
     for file in (*source.copies, *source.license_files):
         shutil.copyfile(file, folder / file.name)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     if vocabulary and vocabulary.chat_template:
         (folder / bundle.TEMPLATE).write_text(vocabulary.chat_template, encoding="utf-8")
     if vocabulary and plan.board:
@@ -154,6 +161,14 @@ def _finish_bundle(
     (folder / CARD).write_text(card, encoding="utf-8")
     known = {file.name: sha256 for file, sha256 in digests.items() if file.parent == folder}
     bundle.write_manifest(folder, manifest, step, known)
+
+
+def _tokenizer_files(plan: Plan) -> dict[str, str]:
+    """What a Hugging Face folder has and a GGUF file has not, made from its vocabulary."""
+    source = plan.source
+    if source.kind != "gguf" or source.vocabulary is None:
+        return {}
+    return tokenizer_json.files(source.vocabulary, source.shape.context if source.shape else 0)
 
 
 def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:
@@ -176,7 +191,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
             "files": files,
         },
-        "tokenizer": _tokenizer_facts(source.vocabulary),
+        "tokenizer": _tokenizer_facts(source),
         **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
@@ -186,11 +201,14 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
     }
 
 
-def _tokenizer_facts(vocabulary: Vocabulary | None) -> dict[str, Any]:
+def _tokenizer_facts(source: Checkpoint) -> dict[str, Any]:
     """Nothing of a tokenizer that is not known here."""
+    vocabulary = source.vocabulary
     if vocabulary is None:
         return {}
+    reason = tokenizer_json.obstacle(vocabulary) if source.kind == "gguf" else None
     return {
+        **({"no_tokenizer_json": reason} if reason else {}),
         "bos_token": vocabulary.text(vocabulary.bos),
         "eos_token": vocabulary.text(vocabulary.eos),
         "add_bos": vocabulary.add_bos,

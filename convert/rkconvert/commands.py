@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from rk3588 import bundle, quant
+from rk3588 import bundle, gguf, quant
 from rk3588.errors import CheckpointError, UsageError
 
 from . import hub, lora
@@ -145,8 +145,11 @@ def _parts(plan: Plan) -> list[Plan]:
 
 
 def default_name(model: Path, remote: hub.HubModel | None = None) -> str:
-    """The name of the folder or repository, or of the file without suffix and type."""
+    """The name of the folder or repository, or of the file without suffix, part and type."""
     if remote and not remote.origin.file:
         return remote.origin.repository.split("/")[1]
     path = (Path(remote.origin.file) if remote else model).absolute()
-    return path.name if path.is_dir() else _TYPE.sub("", path.name.removesuffix(path.suffix))
+    if path.is_dir():
+        return path.name
+    part = gguf.part_of(path.name)
+    return _TYPE.sub("", part.stem if part else path.name.removesuffix(path.suffix))

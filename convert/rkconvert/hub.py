@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 import shutil
 import tempfile
@@ -16,17 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rk3588.errors import CheckpointError, UsageError
+from rk3588.gguf import part_of
 
 from .config import ROPE_FACTORS
 from .hub_client import Repository
-from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source
+from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
 from .sources.gguf_file import read_header
 from .sources.huggingface import CONFIGURATION, INDEX, SINGLE
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _GGUF_HEAD = 32 << 20  # its header holds the tokenizer: 8 MB with 128,000 tokens, 16 MB with 256,000
+_PART_HEAD = 4 << 20  # of a part but the first, whose header holds nothing but its tensors' places
 _SAFETENSORS_HEAD = 1 << 20  # asked for again with the true size where that is more
 
 Progress = Callable[[str, int, int], None]
@@ -80,7 +82,7 @@ def find(wanted: HubName) -> HubModel:
         configuration = tuple(repository.small(name) for name in names)
         weights = _shards(configuration[names.index(INDEX)], repository) if INDEX in names else (SINGLE,)
     else:
-        configuration, weights = (), (_checked_gguf(file, repository),)
+        configuration, weights = (), _checked_gguf(file, repository)
     origin = Origin(repository.name, repository.revision, repository.commit, file or "")
     return HubModel(repository, origin, configuration, weights)
 
@@ -90,7 +92,7 @@ def _only_gguf(repository: Repository) -> str | None:
     names = repository.sizes
     if "config.json" in names and (SINGLE in names or INDEX in names):
         return None
-    ggufs = _ggufs(repository)
+    ggufs = whole_models(_ggufs(repository))
     if len(ggufs) == 1:
         return ggufs[0]
     if ggufs:
@@ -109,15 +111,21 @@ def _ggufs(repository: Repository) -> list[str]:
     return sorted(name for name in repository.sizes if name.lower().endswith(".gguf"))
 
 
-def _checked_gguf(file: str, repository: Repository) -> str:
+def _checked_gguf(file: str, repository: Repository) -> tuple[str, ...]:
+    """``file``, or all parts of the model of which it is one."""
     if file not in repository.sizes:
         there = ", ".join(_ggufs(repository)) or "none"
         raise CheckpointError(f"{repository.name} has no file {file}; its GGUF files are: {there}")
-    if _PART.search(file):
-        raise CheckpointError(
-            f"{file} is one part of a model, which cannot be converted: join the parts with llama-gguf-split --merge"
-        )
-    return file
+    folder, name = posixpath.split(file)
+    part = part_of(name)
+    names = tuple(posixpath.join(folder, other) for other in part.names) if part else (file,)
+    for other in names:
+        if other not in repository.sizes:
+            raise CheckpointError(
+                f"{file} is one part of a model, and {repository.name} has no file {other}: name another of its GGUF "
+                "files, or ask for that part where it was published"
+            )
+    return names
 
 
 def _shards(index: Path, repository: Repository) -> tuple[str, ...]:
@@ -155,7 +163,10 @@ def _write_head(model: HubModel, name: str, target: Path) -> None:
         return
     size = repository.sizes[name]
     gguf = name.lower().endswith(".gguf")
-    head = repository.piece(name, 0, min(size, _GGUF_HEAD if gguf else _SAFETENSORS_HEAD))
+    part = part_of(posixpath.basename(name)) if gguf else None
+    later = part is not None and part.number > 1
+    most = _PART_HEAD if later else _GGUF_HEAD if gguf else _SAFETENSORS_HEAD
+    head = repository.piece(name, 0, min(size, most))
     needed = 0 if gguf else 8 + int.from_bytes(head[:8], "little")
     if len(head) < needed <= size:
         head = repository.piece(name, 0, needed)
@@ -183,5 +194,5 @@ def download(model: HubModel, progress: Progress, opener: Opener = open_source) 
         progress("download", min(done, total), total)
 
     files = [repository.large(name, step) for name in model.weights]
-    path = files[0] if model.origin.file else files[0].parent
+    path = files[model.weights.index(model.origin.file)] if model.origin.file else files[0].parent
     return replace(opener(path), origin=model.origin)

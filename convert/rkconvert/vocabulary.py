@@ -53,6 +53,11 @@ def checked(vocabulary: Vocabulary, where: str) -> Vocabulary:
     return vocabulary
 
 
+def is_byte(text: str) -> bool:
+    """``<0x0A>`` and the like: SentencePiece's tokens for bytes that no other token covers."""
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
 def _encodes(text: str) -> bool:
     try:
         text.encode("utf-8")

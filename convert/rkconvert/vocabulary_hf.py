@@ -12,16 +12,16 @@ from typing import Any
 
 from rk3588.errors import CheckpointError
 
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, padded
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
 
 # The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 # Gemma splits at spaces when the normaliser has left none.
 _GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-_SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
+_SPLITS = {WORDS % "{1,3}": "llama-bpe", WORDS % "": "qwen2"}
 
 
 def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Vocabulary:
@@ -58,7 +58,7 @@ def _build(
     tokens, types = _tokens(by_text, added, size, where)
     unknown = by_text.get(model.get("unk_token") or _content(options.get("unk_token")) or "")
     if kind == "llama":
-        types = [BYTE if _is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
+        types = [BYTE if is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
         if unknown is not None:
             types[unknown] = UNKNOWN
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -158,10 +158,10 @@ def _sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]
     (``pre``, ``add_space_prefix``), or None for anything else.
     """
     if not steps:
-        if normaliser == [{"type": "Prepend", "prepend": "▁"}, _SPACES_TO_MARKS]:
+        if normaliser == [{"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS]:
             return None, True
-        return (None, False) if normaliser == [_SPACES_TO_MARKS] else None
-    if steps == [_GEMMA_SPLIT] and normaliser == [_SPACES_TO_MARKS]:
+        return (None, False) if normaliser == [SPACES_TO_MARKS] else None
+    if steps == [_GEMMA_SPLIT] and normaliser == [SPACES_TO_MARKS]:
         return None, False
     metaspace, scheme = steps[0], steps[0].get("prepend_scheme", "always")
     known = metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == "▁"
@@ -178,10 +178,6 @@ def _steps(value: Any, key: str) -> list[dict[str, Any]]:
 
 def _names(steps: list[dict[str, Any]]) -> str:
     return " + ".join(str(step.get("type")) for step in steps) or "none"
-
-
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _scores(tokens: tuple[str, ...], merges: list[str]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rk3588.errors import CheckpointError
+from rk3588.gguf import part_of
 from rk3588.shape import Shape
 from rkconvert.config import ModelConfig
 from rkconvert.vocabulary import Vocabulary
@@ -191,10 +192,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return huggingface.read_any(path) if is_folder(path) else gguf_file.read_any(path)
 
 
+def whole_models(names: Iterable[str]) -> list[str]:
+    """The GGUF files to choose from among ``names``: of those in parts, the first part."""
+    parts = {name: part_of(name) for name in names}
+    return sorted({part.name(1) if part else name for name, part in parts.items()})
+
+
 def is_folder(path: Path) -> bool:
     """Whether ``path`` is a Hugging Face folder, and not a GGUF file; CheckpointError when it is neither."""
     if path.is_dir():
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        ggufs = whole_models(file.name for file in path.glob("*.gguf"))
         if ggufs and not (path / "config.json").exists():
             raise CheckpointError(f"{path} is a folder with GGUF files: give one of them: {', '.join(ggufs)}")
         return True

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588.errors import CheckpointError, RkError, ToolkitError, UsageError
+from rk3588.gguf import JOIN
 from rk3588.quant import SCHEMES, Scheme
 from rkconvert import memory
 from rkconvert.sources.base import Checkpoint, SourceTensor
@@ -79,7 +80,7 @@ def check_model(source: Checkpoint, schemes: Sequence[Scheme]) -> tuple[list[Lik
     """What the model's headers say: (reasons to expect failure, notes). CheckpointError for what cannot work."""
     likely = _architecture(source)
     if source.kind == "gguf":
-        likely += _gguf_types(source)
+        likely += [*_gguf_parts(source), *_gguf_types(source)]
     elif not any(file.name in ("tokenizer.json", "tokenizer.model") for file in source.extras):
         raise CheckpointError(f"{source.path} has no tokenizer.json and no tokenizer.model: download the model again")
     notes = []
@@ -109,6 +110,13 @@ def _architecture(source: Checkpoint) -> list[Likely]:
             )
         )
     ]
+
+
+def _gguf_parts(source: Checkpoint) -> list[Likely]:
+    if len(source.files) < 2:
+        return []
+    told = f"{source.path} is a model in {len(source.files)} parts, and rkllm-toolkit is given one file: {JOIN}"
+    return [Likely(CheckpointError(told))]
 
 
 def _gguf_types(source: Checkpoint) -> list[Likely]:
