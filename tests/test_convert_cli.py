@@ -190,3 +190,16 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 )
 def test_the_name_of_a_file_without_its_type(file: str, name: str) -> None:
     assert default_name(Path(file)) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["acuracy", "x"], "No such command 'acuracy': did you mean 'accuracy'?"),
+        (["x", "--dytpe", "w8a8"], "No such option '--dytpe': did you mean '--dtype'?"),
+        (["toolkit", "instal"], "No such command 'instal': did you mean 'install'?"),
+    ],
+)
+def test_a_mistyped_word_gets_the_nearest(arguments: list[str], sentence: str) -> None:
+    done = rkconvert(*arguments)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == f"Error: {sentence}"

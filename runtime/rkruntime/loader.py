@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Optional, Union
 
-from rk3588.errors import LibraryError
+from rk3588.errors import LibraryError, NoSuchLibrary
 from rk3588.resources import packaged
 
 from . import abi
@@ -35,7 +35,8 @@ def find(explicit: Optional[PathLike] = None, *, npu: bool = False) -> Path:
         path = Path(chosen)
         if not path.is_file():
             where = "" if explicit else f" (from {VARIABLE})"
-            raise LibraryError(f"there is no library {path}{where}: give the path of a librkllmrt.so")
+            kind = NoSuchLibrary if explicit else LibraryError
+            raise kind(f"there is no library {path}{where}: give the path of a librkllmrt.so")
         return path
     if not npu:
         with contextlib.suppress(LibraryError):

@@ -71,8 +71,7 @@ class Prompts:
 
 
 def _vocabulary(bundle: Bundle) -> Optional[Path]:
-    alone = bundle.path / VOCABULARY
-    return alone if alone.is_file() else bundle.sim_model
+    return bundle.file(VOCABULARY) or bundle.sim_model
 
 
 def _special_texts(vocabulary: SimModel, ids: Sequence[int]) -> set[str]:

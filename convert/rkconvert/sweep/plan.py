@@ -13,7 +13,7 @@ import yaml
 
 from rk3588 import bundle
 from rk3588.errors import BundleError, CheckpointError, RkError, UsageError
-from rk3588.yamltable import nearest
+from rk3588.nearest import nearest
 from rkconvert import hub, lora
 from rkconvert.commands import default_name
 from rkconvert.plan import Plan, variant_name
