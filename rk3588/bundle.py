@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import files as reading
-from .errors import BundleError, NotABundle, TargetError
+from .errors import BundleError, NoSuchBundle, TargetError
 from .mistaken import listed, no_bundle
 
 MANIFEST = "rkbundle.json"
@@ -142,7 +142,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     folder = Path(path)
     where = folder / MANIFEST
     if "\0" in str(folder) or not reading.exists(where):
-        raise NotABundle(no_bundle(folder, MANIFEST))
+        kind = BundleError if reading.exists(folder) else NoSuchBundle
+        raise kind(no_bundle(folder, MANIFEST))
     try:
         manifest = reading.read_json(where, _MOST_MANIFEST, folder, BundleError)
     except FileNotFoundError:

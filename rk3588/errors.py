@@ -4,7 +4,7 @@ RkError
 ├── UsageError           the call itself is wrong                        exit code 2
 ├── CheckpointError      a model to convert is not what it should be     exit code 1
 ├── BundleError          a bundle is incomplete, changed, or not what its manifest says
-│   └── NotABundle       what was named as a bundle is none              exit code 2
+│   └── NoSuchBundle     there is none where the call says               exit code 2
 ├── ToolkitError         rkllm-toolkit is missing, failed, or was killed
 ├── TargetError          the place to write to is taken or not writable
 ├── SimError             librksim refused an artifact or an argument
@@ -24,8 +24,8 @@ RkError
     ├── Overdue          the deadline has passed
     └── AnswerFailed     the runtime failed in the middle of an answer
 
-The call is wrong (2) where it names what is not there or not of the kind that the command takes, or asks for what
-cannot be: another call would do. All else failed (1): the same call may do once something else is mended.
+The call is wrong (2) where it names what is not there, or asks for what cannot be: only another call would do. All
+else has failed (1), what is there and is not what it should be as well: the same call may do once that is mended.
 
 A message is one sentence: what is wrong, where, and what to do about it.
 """
@@ -55,7 +55,7 @@ class BundleError(RkError):
     pass
 
 
-class NotABundle(BundleError):
+class NoSuchBundle(BundleError):
     exit_code = 2
 
 

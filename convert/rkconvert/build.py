@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import rk3588
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, files, quant, sim
 from rk3588.errors import CheckpointError, TargetError
 
 from . import hybrid, lora, pipeline
-from .card import Variant, model_card, read_base
+from .card import Variant, base_of, model_card
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
 from .sources.base import CARD, Source
@@ -135,7 +135,7 @@ def _finish_bundle(
 ) -> None:
     source, vocabulary = plan.source, plan.source.vocabulary
     for file in (*source.copies, *source.license_files):
-        shutil.copyfile(file, folder / file.name)
+        files.copy(file, folder / file.name, files.TOKENIZER, file.parent, CheckpointError)
     if vocabulary and vocabulary.chat_template:
         (folder / bundle.TEMPLATE).write_text(vocabulary.chat_template, encoding="utf-8")
     if vocabulary and plan.board:
@@ -148,7 +148,7 @@ def _finish_bundle(
     sizes = {target: (folder / file).stat().st_size for target, file in manifest["artifacts"].items()}
     named = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
     variant = Variant(plan.variant(artifact), named, sizes, source.shape)
-    card = model_card([variant], read_base(source.folder))
+    card = model_card([variant], base_of(source))
     (folder / CARD).write_text(card, encoding="utf-8")
     known = {file.name: sha256 for file, sha256 in digests.items() if file.parent == folder}
     bundle.write_manifest(folder, manifest, step, known)
@@ -157,7 +157,7 @@ def _finish_bundle(
 def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:
     """``rkbundle.json`` without its list of files. Names only: where the source lay is nobody's business."""
     source = plan.source
-    files = [
+    hashed = [
         {"path": file.name, "size": file.stat().st_size, "sha256": digests.get(file) or bundle.sha256(file)}
         for file in (*source.files, *source.extras)
     ]
@@ -172,7 +172,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "kind": source.kind,
             **({"hub": asdict(source.origin)} if source.origin else {}),
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
-            "files": files,
+            "files": hashed,
         },
         "tokenizer": _tokenizer_facts(source.vocabulary),
         "artifacts": {target: made[target] for target in plan.targets},

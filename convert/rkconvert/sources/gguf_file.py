@@ -55,6 +55,7 @@ def read(path: Path) -> Source:
         tensors=tensors,
         files=(path,),
         shape=config.shape(path.name),
+        licence=configs.stated_licence(metadata),
         notes=vocabulary.notes,
     )
 
@@ -81,6 +82,7 @@ def read_any(path: Path) -> Checkpoint:
         files=(path,),
         vocabulary=vocabulary,
         shape=shape,
+        licence=configs.stated_licence(metadata),
         notes=notes,
     )
 
