@@ -16,8 +16,9 @@ from pathlib import Path
 import yaml
 
 from .errors import UsageError
+from .nearest import nearest
 from .resources import packaged
-from .yamltable import Table, nearest, read
+from .yamltable import Table, read
 
 HOSTS = "hosts.yaml"
 VARIABLE = "RK3588_HOSTS"

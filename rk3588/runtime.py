@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
-from .errors import BundleError, LibraryError
+from .errors import BundleError, LibraryError, NoSuchLibrary
 from .resources import packaged
 
 VARIABLE = "RKLLM_LIBRARY"
@@ -90,7 +90,8 @@ def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -
         path = Path(said)
         if not path.is_file():
             where = "" if asked else f" (from {VARIABLE})"
-            raise LibraryError(f"there is no library {path}{where}: give the path of a librkllmrt.so")
+            kind = NoSuchLibrary if asked else LibraryError
+            raise kind(f"there is no library {path}{where}: give the path of a librkllmrt.so")
         return path
     if npu and SYSTEM.is_file() and not (sim and (is_simulated(SYSTEM) or _foreign(SYSTEM))):
         return SYSTEM

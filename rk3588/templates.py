@@ -104,6 +104,15 @@ def _read(file: Path) -> str:
     return raw.decode("utf-8")
 
 
+def check(source: str, where: str = TEMPLATE) -> None:
+    """BundleError unless ``source`` is a template by its syntax. It is not compiled, and nothing in it is computed."""
+    try:
+        _environment().parse(source)
+    except (TemplateError, RecursionError, ValueError, OverflowError, MemoryError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise BundleError(f"{where} is not a Jinja template that can be used: {said}") from error
+
+
 class _Generation(Extension):
     """``{% generation %}`` marks what the assistant said, for training; here its body is rendered as it is."""
 

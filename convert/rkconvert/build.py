@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import rk3588
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, files, quant, sim
 from rk3588.errors import CheckpointError, TargetError
 
 from . import hybrid, lora, pipeline, tokenizer_json
-from .card import Variant, model_card, read_base
+from .card import Variant, base_of, model_card
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
 from .sources.base import CARD, Checkpoint, Source
@@ -120,10 +120,10 @@ def _finish_bundles(
     hashed = sum(file.stat().st_size for file in digests if file.parent in folders)
     total = sum(bundle.size(folder) for folder in folders) - hashed
     step = _counted("hash", total, progress, check)
-    files = _tokenizer_files(plan)
+    made = _tokenizer_files(plan)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
-            pool.submit(_finish_bundle, plan, artifact, folder, files, digests, step)
+            pool.submit(_finish_bundle, plan, artifact, folder, made, digests, step)
             for artifact, folder in zip(plan.artifacts, folders, strict=True)
         ]
         for job in jobs:
@@ -134,14 +134,14 @@ def _finish_bundle(
     plan: Plan,
     artifact: Artifact,
     folder: Path,
-    files: Mapping[str, str],
+    made: Mapping[str, str],
     digests: dict[Path, str],
     step: Callable[[int], None],
 ) -> None:
     source, vocabulary = plan.source, plan.source.vocabulary
     for file in (*source.copies, *source.license_files):
-        shutil.copyfile(file, folder / file.name)
-    for name, text in files.items():
+        files.copy(file, folder / file.name, files.TOKENIZER, file.parent, CheckpointError)
+    for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     if vocabulary and vocabulary.chat_template:
         (folder / bundle.TEMPLATE).write_text(vocabulary.chat_template, encoding="utf-8")
@@ -157,7 +157,7 @@ def _finish_bundle(
     variant = Variant(
         plan.variant(artifact), named, sizes, source.shape, bool(vocabulary and vocabulary.chat_template)
     )
-    card = model_card([variant], read_base(source.folder))
+    card = model_card([variant], base_of(source))
     (folder / CARD).write_text(card, encoding="utf-8")
     known = {file.name: sha256 for file, sha256 in digests.items() if file.parent == folder}
     bundle.write_manifest(folder, manifest, step, known)
@@ -174,7 +174,7 @@ def _tokenizer_files(plan: Plan) -> dict[str, str]:
 def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:
     """``rkbundle.json`` without its list of files. Names only: where the source lay is nobody's business."""
     source = plan.source
-    files = [
+    hashed = [
         {"path": file.name, "size": file.stat().st_size, "sha256": digests.get(file) or bundle.sha256(file)}
         for file in (*source.files, *source.extras)
     ]
@@ -189,7 +189,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "kind": source.kind,
             **({"hub": asdict(source.origin)} if source.origin else {}),
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
-            "files": files,
+            "files": hashed,
         },
         "tokenizer": _tokenizer_facts(source),
         **({"sampling": dict(source.sampling)} if source.sampling else {}),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rk3588.errors import CheckpointError
 from rk3588.gguf import uniform
-from rk3588.shape import Shape
+from rk3588.shape import FAMILIES, Shape
+
+from .toolkit.options import ARCHITECTURES, GGUF_ARCHITECTURES
 
 FAMILY = "the Llama family (Llama 2 to 3.2, TinyLlama, SmolLM2)"
 _MOST = {"layers": 4096, "heads": 4096, "kv_heads": 4096, "head_dim": 4096, "vocab_size": 1 << 24}
@@ -132,9 +135,7 @@ def _refuse_others(fields: Fields) -> None:
     architectures = fields.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else fields.get("model_type")
     if name not in ("LlamaForCausalLM", "llama") or fields.get("model_type") not in (None, "llama"):
-        raise CheckpointError(
-            f"{fields.where}: {name!r} is not an architecture this version converts: it takes {FAMILY}"
-        )
+        raise CheckpointError(_other_family(fields.where, name, ARCHITECTURES, fields.get("model_type")))
     for key in ("attention_bias", "mlp_bias"):
         if fields.get(key):
             raise CheckpointError(f"{fields.where}: {key} is set, and linear layers with a bias are not supported")
@@ -143,6 +144,15 @@ def _refuse_others(fields: Fields) -> None:
     if fields.get("partial_rotary_factor") not in (None, 1):
         raise CheckpointError(f"{fields.where}: partial_rotary_factor is not supported: RoPE must turn whole heads")
     refuse_quantised(fields)
+
+
+def _other_family(where: str, name: Any, known: Sequence[str], model_type: Any) -> str:
+    """What the simulated runtime lacks, rkllm-toolkit may take: then the way to a board is told."""
+    told = f"{where}: {name!r} is not an architecture that the simulated runtime has: it takes {FAMILY}"
+    ways = ["--target rk3588 converts it for a board, with rkllm-toolkit"] if name in known else []
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        ways.append("rk3588 predict says how fast it would be there")
+    return f"{told}; {', and '.join(ways)}" if ways else f"{told}, and rkllm-toolkit 1.1.1 does not know it either"
 
 
 def refuse_quantised(fields: Fields) -> None:
@@ -161,6 +171,12 @@ def _mapping(fields: Fields, key: str) -> Mapping[str, Any]:
     return value or {}
 
 
+def stated_licence(metadata: Mapping[str, Any]) -> str:
+    """What a GGUF file says its licence is: an identifier, or "" for nothing that could be one."""
+    value = metadata.get("general.license")
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,64}", value) else ""
+
+
 def from_gguf(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied: bool) -> ModelConfig:
     """From GGUF metadata, as llama.cpp reads them; RoPE factors that stand in a tensor are the caller's to add.
 
@@ -168,7 +184,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied:
     """
     name = metadata.get("general.architecture")
     if name != "llama":
-        raise CheckpointError(f"{where}: {name!r} is not an architecture this version converts: it takes {FAMILY}")
+        raise CheckpointError(_other_family(where, name, GGUF_ARCHITECTURES, name))
     settings = {k.removeprefix("llama."): uniform(v) for k, v in metadata.items() if k.startswith("llama.")}
     fields = Fields(settings, where)
     if fields.get("expert_count"):

@@ -6,24 +6,23 @@ a taken target or an architecture nobody supports costs no download.
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rk3588.errors import CheckpointError, UsageError
+from rk3588 import files
+from rk3588.errors import CheckpointError, RkError, UsageError
 from rk3588.gguf import part_of
 
 from .config import ROPE_FACTORS
 from .hub_client import Repository
 from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
 from .sources.gguf_file import read_header
-from .sources.huggingface import CONFIGURATION, INDEX, SINGLE
+from .sources.huggingface import CONFIGURATION, COPIED, INDEX, SINGLE
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
@@ -80,7 +79,8 @@ def find(wanted: HubName) -> HubModel:
     if file is None:
         names = [name for name in (*CONFIGURATION, INDEX) if name in repository.sizes]
         configuration = tuple(repository.small(name) for name in names)
-        weights = _shards(configuration[names.index(INDEX)], repository) if INDEX in names else (SINGLE,)
+        sharded = INDEX in names and SINGLE not in repository.sizes  # as transformers chooses
+        weights = _shards(configuration[names.index(INDEX)], repository) if sharded else (SINGLE,)
     else:
         configuration, weights = (), _checked_gguf(file, repository)
     origin = Origin(repository.name, repository.revision, repository.commit, file or "")
@@ -131,9 +131,9 @@ def _checked_gguf(file: str, repository: Repository) -> tuple[str, ...]:
 def _shards(index: Path, repository: Repository) -> tuple[str, ...]:
     """The shards an index names; what is wrong with it is found when the model is opened."""
     try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        named = files.read_json(index, files.INDEX, index.parent, CheckpointError)["weight_map"].values()
         return tuple(sorted({name for name in named if isinstance(name, str) and name in repository.sizes}))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (RkError, KeyError, TypeError, AttributeError):
         return ()
 
 
@@ -141,8 +141,9 @@ def peek(model: HubModel, opener: Opener = open_source) -> Checkpoint:
     """The model as far as a plan needs it. Its files are gone again: tensors cannot be read from them."""
     with tempfile.TemporaryDirectory(prefix="rkconvert-") as scratch:
         folder = Path(scratch)
+        files.follow_links(folder)  # those to weights in the cache, made below
         for file in model.configuration:
-            shutil.copyfile(file, folder / file.name)
+            files.copy(file, folder / file.name, files.TOKENIZER, file.parent, CheckpointError)
         path = folder / Path(model.origin.file).name if model.origin.file else folder
         try:
             for name in model.weights:
@@ -152,7 +153,10 @@ def peek(model: HubModel, opener: Opener = open_source) -> Checkpoint:
             shown = str(error).replace(f"{folder}/", f"{model.origin.repository}/").replace(scratch, str(model.origin))
             raise CheckpointError(shown) from error
     notes = (f"{model.missing / 1e6:.1f} MB are to be downloaded from {model.origin}",) if model.missing else ()
-    return replace(source, origin=model.origin, notes=(*notes, *source.notes))
+    passed_on = {*COPIED, CARD} if source.kind == "huggingface" else {CARD}
+    sizes = model.repository.sizes
+    copied = sum(size for name, size in sizes.items() if name in passed_on or (LICENCE.match(name) and "/" not in name))
+    return replace(source, origin=model.origin, copied_bytes=copied, notes=(*notes, *source.notes))
 
 
 def _write_head(model: HubModel, name: str, target: Path) -> None:
@@ -184,7 +188,7 @@ def download(model: HubModel, progress: Progress, opener: Opener = open_source) 
     repository = model.repository
     repository.need_space(model.missing)
     for name in repository.sizes:
-        if name == CARD or LICENCE.match(name):  # what the bundle's card carries on
+        if name == CARD or (LICENCE.match(name) and "/" not in name):  # what the bundle's card carries on
             repository.small(name)
     total, done = sum(repository.sizes[name] for name in model.weights), 0
 
@@ -193,6 +197,6 @@ def download(model: HubModel, progress: Progress, opener: Opener = open_source) 
         done += size
         progress("download", min(done, total), total)
 
-    files = [repository.large(name, step) for name in model.weights]
-    path = files[model.weights.index(model.origin.file)] if model.origin.file else files[0].parent
+    weights = [repository.large(name, step) for name in model.weights]
+    path = weights[model.weights.index(model.origin.file)] if model.origin.file else weights[0].parent
     return replace(opener(path), origin=model.origin)

@@ -5,11 +5,11 @@ What the runtime does differently from the tokenizer at hand is refused by name,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rk3588 import files
 from rk3588.errors import CheckpointError
 
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
@@ -91,8 +91,9 @@ def _build(
 
 
 def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
+    most = files.TOKENIZER if path.name == "tokenizer.json" else files.SETTINGS
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = files.read_json(path, most, path.parent, CheckpointError)
     except FileNotFoundError:
         if not needed:
             return {}
@@ -100,8 +101,6 @@ def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
             f"{path.parent} has no {path.name}: save the tokenizer into it with transformers "
             "(AutoTokenizer.from_pretrained(...).save_pretrained)"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"cannot read {path}: it holds no JSON object")
     return value
@@ -221,8 +220,8 @@ def _adds_bos(whole: Mapping[str, Any], options: Mapping[str, Any], kind: str) -
 
 def _template(folder: Path, options: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    if files.exists(file):
+        return files.read_text(file, files.TEMPLATE, folder, CheckpointError)
     value = options.get("chat_template")
     if isinstance(value, list):  # several, by name
         value = next((t["template"] for t in value if t.get("name") == "default"), None)

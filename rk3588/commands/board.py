@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from rk3588 import boards, inventory
+from rk3588 import boards, inventory, lazy
 from rk3588 import simboard as simulated
 from rk3588.boards import Board, Host
 from rk3588.commands import simboard
 from rk3588.errors import UsageError
+from rk3588.nearest import nearest
 from rk3588.simboard import SimBoard
-from rk3588.yamltable import nearest
 
 HOSTS_OPTION = click.option(
     "--hosts", "file", type=click.Path(path_type=Path), help="Inventory, instead of ./hosts.yaml or the user's own."
@@ -23,7 +23,7 @@ HOSTS_OPTION = click.option(
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
-@click.group()
+@click.group(cls=lazy.LazyGroup)
 def board() -> None:
     """Board types, and your own boards (hosts).
 

@@ -10,13 +10,15 @@ from typing import Any, Callable, Optional
 import click
 
 from rk3588 import bundle as bundles
+from rk3588 import lazy
 from rk3588.bundle import Bundle
+from rk3588.errors import printable, printable_json
 from rk3588.sampling import asks, settle
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(cls=lazy.LazyGroup)
 def bundle() -> None:
     """Show and verify bundles: the folders that rkconvert writes."""
 
@@ -27,13 +29,16 @@ def bundle() -> None:
 def show(path: Path, as_json: bool) -> None:
     """What a bundle is, and what was done to make it."""
     found = bundles.read(path)
-    click.echo(json.dumps(found.manifest, indent=2, ensure_ascii=False) if as_json else describe(found))
+    click.echo(printable_json(found.manifest) if as_json else printable(describe(found)))
 
 
 @bundle.command()
 @_BUNDLE
 def verify(path: Path) -> None:
-    """Hash every file and compare with what the manifest says; prints the bundle's path when all is well."""
+    """Hash every file and compare with what the manifest says; prints the bundle's path when all is well.
+
+    A file that the manifest does not list is named, and fails it.
+    """
     found = bundles.read(path)
     progress = _Progress(sum(entry["size"] for entry in found.manifest["files"]))
     try:
@@ -41,7 +46,7 @@ def verify(path: Path) -> None:
     finally:
         progress.end()
     files = len(found.manifest["files"])
-    click.echo(f"{found.name} ({found.dtype}): all {files} files are as they were written", err=True)
+    click.echo(printable(f"{found.name} ({found.dtype}): all {files} files are as they were written"), err=True)
     click.echo(path)
 
 

@@ -85,5 +85,4 @@ class Prompts:
 
 
 def _vocabulary(bundle: Bundle) -> Optional[Path]:
-    alone = bundle.path / VOCABULARY
-    return alone if alone.is_file() else bundle.sim_model
+    return bundle.file(VOCABULARY) or bundle.sim_model

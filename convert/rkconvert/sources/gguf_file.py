@@ -57,6 +57,7 @@ def read(path: Path) -> Source:
         tensors=tensors,
         files=parts,
         shape=config.shape(path.name),
+        licence=configs.stated_licence(metadata),
         notes=(*vocabulary.notes, *_not_written(vocabulary), *remarks),
         sampling=wishes,
     )
@@ -86,6 +87,7 @@ def read_any(path: Path) -> Checkpoint:
         files=parts,
         vocabulary=vocabulary,
         shape=shape,
+        licence=configs.stated_licence(metadata),
         notes=(*notes, *remarks),
         sampling=wishes,
     )

@@ -16,21 +16,12 @@ from rk3588.quant import SCHEMES, Scheme
 from rkconvert import memory
 from rkconvert.sources.base import Checkpoint, SourceTensor
 
-from .options import ALGORITHMS, DEVICES, BoardOptions
+from .options import ALGORITHMS, ARCHITECTURES, DEVICES, GGUF_ARCHITECTURES, BoardOptions
 
 BOARD_DTYPES = tuple(s.name for s in SCHEMES.values() if s.quantised)
 RK3576_DTYPES = ("w4a16", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 CORES = (1, 2, 3)
 LEVELS = (0, 1)
-# From the lists of 1.1.1's README and manual.
-ARCHITECTURES = (
-    "LlamaForCausalLM", "QWenLMHeadModel", "Qwen2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM", "ChatGLMModel",
-    "GemmaForCausalLM", "Gemma2ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM",
-    "TelechatForCausalLM",
-)  # fmt: skip
-GGUF_ARCHITECTURES = (
-    "llama", "qwen", "qwen2", "phi2", "phi3", "chatglm", "gemma", "gemma2", "internlm2", "minicpm", "minicpm3",
-)  # fmt: skip
 GGUF_TYPES = ("F16", "Q4_0")
 LEAST, USUAL = 2, 4  # times the model's size that a conversion takes of RAM
 _NVIDIA = Path("/proc/driver/nvidia/version")
