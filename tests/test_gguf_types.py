@@ -44,7 +44,8 @@ def packed(name: str, shape: tuple[int, ...], seed: int) -> Array:
     """A matrix of such blocks, as its bytes."""
     width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0]
     chosen = np.random.default_rng(seed).integers(0, len(blocks(name)), shape[0] * shape[1] // width)
-    return blocks(name)[chosen].reshape(shape[0], -1)
+    found: Array = blocks(name)[chosen].reshape(shape[0], -1)
+    return found
 
 
 def write(path: Path, name: str) -> tuple[Path, dict[str, Array]]:

@@ -120,7 +120,7 @@ def _finish_bundles(
     hashed = sum(file.stat().st_size for file in digests if file.parent in folders)
     total = sum(bundle.size(folder) for folder in folders) - hashed
     step = _counted("hash", total, progress, check)
-    made = _tokenizer_files(plan)
+    made = tokenizer_files(plan)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
             pool.submit(_finish_bundle, plan, artifact, folder, made, digests, step)
@@ -163,7 +163,7 @@ def _finish_bundle(
     bundle.write_manifest(folder, manifest, step, known)
 
 
-def _tokenizer_files(plan: Plan) -> dict[str, str]:
+def tokenizer_files(plan: Plan) -> dict[str, str]:
     """What a Hugging Face folder has and a GGUF file has not, made from its vocabulary."""
     source = plan.source
     if source.kind != "gguf" or source.vocabulary is None:

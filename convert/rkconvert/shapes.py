@@ -11,7 +11,7 @@ from rk3588.shape import FAMILIES, Shape, from_config
 
 from . import hub
 from .sources.base import Checkpoint, open_checkpoint
-from .sources.gguf_file import read_header
+from .sources.gguf_file import read_headers
 
 # config.json's keys, as GGUF has them behind the architecture's name.
 _KEYS = {
@@ -49,7 +49,7 @@ def _opened(path: Path) -> Checkpoint:
 
 
 def _of_gguf(path: Path, architecture: str) -> Shape:
-    metadata, tensors = read_header(path)
+    metadata, tensors, _ = read_headers(path)
     embedding = tensors.get("token_embd.weight")
     config = {
         "model_type": architecture,

@@ -6,7 +6,7 @@ import json
 
 from rk3588.errors import RkError
 
-from .build import make_manifest
+from .build import make_manifest, tokenizer_files
 from .card import Variant, base_of, model_card
 from .plan import Artifact, Plan
 from .writer import make_header, pack_vocabulary, vocabulary_file
@@ -33,6 +33,7 @@ def bundle_bytes(plan: Plan, artifact: Artifact) -> int:
     total += sum(file.stat().st_size for file in copied)
     if vocabulary and vocabulary.chat_template:
         total += len(vocabulary.chat_template.encode("utf-8"))
+    total += sum(len(text.encode("utf-8")) for text in tokenizer_files(plan).values())
     if vocabulary and plan.board:
         total += len(vocabulary_file(plan.name, vocabulary))
     return total + _texts(plan, artifact, total)
@@ -45,9 +46,11 @@ def _texts(plan: Plan, artifact: Artifact, model: int) -> int:
         manifest = make_manifest(plan, artifact, dict.fromkeys((*source.files, *source.extras), _DIGEST))
         named = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
         sizes = dict.fromkeys(manifest["artifacts"], model)
-        card = model_card([Variant(plan.variant(artifact), named, sizes, source.shape)], base_of(source))
+        can_chat = bool(source.vocabulary and source.vocabulary.chat_template)
+        card = model_card([Variant(plan.variant(artifact), named, sizes, source.shape, can_chat)], base_of(source))
     except (RkError, OSError):
         return 0
-    names = ["README.md", "chat_template.jinja", "model.sim.gguf", *(file.name for file in source.copies)]
+    names = ["README.md", "chat_template.jinja", "model.sim.gguf", *tokenizer_files(plan)]
+    names += [file.name for file in source.copies]
     files = [{"path": name, "size": model, "sha256": _DIGEST} for name in names]
     return len(card.encode("utf-8")) + len(json.dumps({**manifest, "files": files}, indent=2))
