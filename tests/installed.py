@@ -6,8 +6,10 @@ then each runs, chats, serves, and deploys to a simulated board.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests import interpreters, sshd
+from tests import interpreters, quickstart, sshd
 from tests.deploying import answer_of
 from tests.models import smollm2_gguf
 
@@ -66,10 +68,12 @@ class Installed:
         return done.stdout if code == 0 else done.stderr
 
     @contextmanager
-    def serving(self, *command: object) -> Iterator[str]:
-        """A daemon that is ready, and its URL."""
-        url = f"http://127.0.0.1:{sshd.free_port()}"
-        words = [*map(str, command), "--listen", url.removeprefix("http://"), *GREEDY]
+    def serving(self, *command: object, url: str = "") -> Iterator[str]:
+        """A daemon that is ready, and its URL; given one, the command stays as it is."""
+        words = list(map(str, command))
+        if not url:
+            url = f"http://127.0.0.1:{sshd.free_port()}"
+            words += ["--listen", url.removeprefix("http://"), *GREEDY]
         with (self.home / "daemon.log").open("wb") as log:
             daemon = subprocess.Popen(words, cwd=self.folder, env=self.environment, stderr=log)
         try:
@@ -196,6 +200,26 @@ def deploy(here: Installed, bundle: Path) -> None:
         here.run("rk3588", "board", "down", "installed")
 
 
+def follow_quickstart(here: Installed, bundle: Path) -> None:
+    """What it prints at its end, as printed, but with this installation's programs; `serve` runs to the end."""
+    for port in (quickstart.PORT, quickstart.PORT + 1):
+        if asked(f"http://127.0.0.1:{port}/")[0]:
+            fail(f"port {port} of this machine is taken: end what listens there, and try again")
+    with contextlib.ExitStack() as running:
+        for line in quickstart.following(bundle):
+            command = line.replace(".venv/bin/", f"{here.programs}/")
+            if " serve " in line:
+                running.enter_context(here.serving(*shlex.split(command), url=f"http://127.0.0.1:{quickstart.PORT}"))
+                continue
+            said = f"{QUESTION}\n" if " chat " in line else ""
+            done = subprocess.run(
+                ["sh", "-ec", command.replace("; ", "\n")], cwd=here.folder, env=here.environment, input=said,
+                capture_output=True, text=True, timeout=SECONDS,
+            )  # fmt: skip
+            if done.returncode or "Traceback" in done.stderr:
+                fail(f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
 def run_zipapp(here: Installed, wheel: Path, bundle: Path) -> None:
     """The one in the wheel, by a relative path, in a littered folder."""
     with zipfile.ZipFile(wheel) as archive:
@@ -226,6 +250,8 @@ def main() -> None:
             out = new.run("rkconvert", smollm2_gguf(), "-o", Path(name) / "out", "--dtype", "w8a8")
             bundle = Path(out.strip())
         walk(new, bundle, strays)
+        with step("what quickstart prints next"):
+            follow_quickstart(new, bundle)
         oldest = interpreters.python(OLDEST)
         if oldest is None:
             print(f"There is no Python 3.{OLDEST} on this machine: skipped")
