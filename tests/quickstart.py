@@ -30,6 +30,7 @@ EXTRAS = "chat,convert,daemon,deploy"
 SIMULATED = "quickstart"
 STATE = ROOT / "build" / "quickstart"
 PYZ = "build/rkchatd.pyz"
+PORT = 8080  # of `rk3588 serve` and of a deployed daemon, where nothing else is said
 QUESTION = "What is the capital of France?"
 GREEDY = ("--temp", "0")
 MODEL = """
@@ -125,7 +126,6 @@ def report(answers: list[dict[str, Any]], deployed: str) -> str:
         board = f"{row['board']['low']:.0f} to {row['board']['high']:.0f}"
         speed = row.get("decode_tokens_per_s", float("nan"))  # absent where one token was all of the answer
         lines.append(f"{row['dtype']:<10} {row['MB']:>6.0f} {speed:>13.1f} {board:>14}  {text}")
-    first = bundle(DTYPES[0])
     return "\n".join(
         [
             *lines,
@@ -135,14 +135,22 @@ def report(answers: list[dict[str, Any]], deployed: str) -> str:
             "On a Rock 5B: predicted (rk3588 predict) from Rockchip's published figures, not measured.",
             "",
             "Next:",
-            f"  .venv/bin/rk3588 chat {first}",
-            f'  .venv/bin/rk3588 run {first} "{QUESTION}" {" ".join(GREEDY)}',
-            f"  .venv/bin/rk3588 serve {first}",
-            f"  .venv/bin/rk3588 board up attic; .venv/bin/rk3588 deploy {first} --board attic --runtime sim "
-            "--set temperature=0",
-            "  .venv/bin/rkconvert --help",
+            *(f"  {command}" for command in following(bundle(DTYPES[0]))),
         ]
     )
+
+
+def following(first: Path) -> list[str]:
+    """What to type next: in any order, and with the daemons running beside each other (`make test-installed` does)."""
+    deployment = f"--board attic --runtime sim --port {PORT + 1} --set temperature=0"  # a simulated board has this machine's ports
+    return [
+        f".venv/bin/rk3588 chat {first}",
+        f'.venv/bin/rk3588 run {first} "{QUESTION}" {" ".join(GREEDY)}',
+        f".venv/bin/rk3588 serve {first}",
+        f".venv/bin/rk3588 board up attic; .venv/bin/rk3588 deploy {first} {deployment}",
+        ".venv/bin/rk3588 board down attic",
+        ".venv/bin/rkconvert --help",
+    ]
 
 
 def main() -> None:
