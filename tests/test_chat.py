@@ -426,6 +426,16 @@ def test_an_answer_without_end_ends_where_tokens_cannot_be_counted(library: Path
         assert (model.cost.finish_reason, model.cost.cut_by) == ("length", "context")
 
 
+def test_an_answer_that_somebody_else_ended_is_no_whole_one(library: Path, tmp_path: Path) -> None:
+    """The model is closed under an answer, as at exit: what came must not look as if the model had ended it."""
+    with Model(scripted_bundle(tmp_path / "b", ENDLESS), Settings(library=library), print) as model:
+        answer = model.answer("x")
+        next(answer)
+        model.llm.abort()
+        list(answer)
+        assert model.cost.finish_reason == "abort"
+
+
 def test_a_template_of_ones_own(library: Path, tmp_path: Path) -> None:
     bundle = scripted_bundle(tmp_path / "b", ANSWER, template=None)
     template = tmp_path / "own.jinja"

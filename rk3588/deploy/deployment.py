@@ -120,6 +120,7 @@ def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
+    release.check_template(bundle)
     found, prefix = look_to_change(connection, options.prefix)
     systemd = found.systemd is not None
     if only_plan:
@@ -152,7 +153,6 @@ def _planned(connection: Connection, bundle: Bundle, options: Options, found: Fa
         steps, manifest = plan.plan(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
     else:
         release.model_of(bundle, options.simulated)
-        release.check_template(bundle)
     need = Need(
         memory=release.memory_needed(bundle, options.simulated, _context(wish)),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,

@@ -166,7 +166,6 @@ def build(wish: Wish, facts: Facts) -> Release:
     """The release for this board; DeployError or LibraryError in one sentence if there cannot be one."""
     simulated = wish.runtime is None
     model = model_of(wish.bundle, simulated)
-    check_template(wish.bundle)
     patience = wish.patience or load_seconds(model.stat().st_size)
     library = _library(wish.runtime or wish.sim_runtime, facts, "--runtime")
     counter = _library(wish.sim_library, facts, "--sim-library")

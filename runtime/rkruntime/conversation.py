@@ -102,7 +102,7 @@ class Conversation:
     def _lora(self, argument: str) -> None:
         if argument:
             self.model.choose_lora(None if argument == "off" else argument)
-        there = sorted({*self.model.bundle.loras, *self.model.llm.loras})
+        there = sorted({*self.model.own_loras, *self.model.llm.loras})
         self._remark(f"LoRA: {self.model.lora or 'none'}; there are: {', '.join(there) or 'none'}")
 
     def _context(self, _argument: str) -> None:

@@ -134,6 +134,11 @@ class Generation(Iterator[Token]):
         self._last_id = -1
         self._over = False
 
+    @property
+    def aborted(self) -> bool:
+        """Whether somebody ended the run before it did: ``max_tokens``, ``close``, or whoever closed the model."""
+        return self._run.stopping
+
     def __iter__(self) -> Generation:
         return self
 

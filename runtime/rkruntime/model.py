@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 
 from rk3588 import bundle as bundles
 from rk3588 import lora, runtime
+from rk3588.bundle import Lora
 from rk3588.errors import BundleError, UsageError
 from rk3588.runtime import Choice
 
@@ -156,6 +157,11 @@ class Model:
         finally:
             self.prompts.__exit__(kind, value, trace)
 
+    @property
+    def own_loras(self) -> dict[str, Lora]:
+        """The bundle's adapters that this runtime can load."""
+        return runtime.loras_for(self.bundle, self.choice.kind)
+
     def choose_lora(self, text: Optional[str]) -> None:
         """Answer with an adapter from now on: ``FILE[:NAME[:SCALE]]``, or with a name of the bundle's own for FILE.
 
@@ -182,7 +188,7 @@ class Model:
         # os.path's isfile raises for no text, unlike Path's.
         wanted = lora.parse(text, lambda what: what in own or os.path.isfile(what))  # noqa: PTH113
         if wanted is None:
-            there = ", ".join(own) or "none"
+            there = ", ".join(self.own_loras) or "none"
             raise UsageError(f"there is no LoRA file {text.split(':')[0]}, and those of this bundle are: {there}")
         path, name, scale = Path(wanted.what), Path(wanted.what).stem, 1.0
         if wanted.what in own:
@@ -220,7 +226,8 @@ class Model:
                     cost.last_s = time.perf_counter() - start
                     cost.first_s = cost.first_s or cost.last_s
                 yield token
-        cost.finish_reason = "length" if cost.tokens == limit else "stop"
+            ended = "abort" if tokens.aborted else "stop"
+        cost.finish_reason = "length" if cost.tokens == limit else ended
         if cost.finish_reason == "length":
             cost.cut_by = "context" if limit == room else "max_tokens"
 
