@@ -142,7 +142,8 @@ def report(answers: list[dict[str, Any]], deployed: str) -> str:
 
 def following(first: Path) -> list[str]:
     """What to type next: in any order, and with the daemons running beside each other (`make test-installed` does)."""
-    deployment = f"--board attic --runtime sim --port {PORT + 1} --set temperature=0"  # a simulated board has this machine's ports
+    # A simulated board has this machine's ports.
+    deployment = f"--board attic --runtime sim --port {PORT + 1} --set temperature=0"
     return [
         f".venv/bin/rk3588 chat {first}",
         f'.venv/bin/rk3588 run {first} "{QUESTION}" {" ".join(GREEDY)}',

@@ -63,8 +63,8 @@ def test_token_embeddings_give_what_the_tokens_give(
     assert set(IMAGE) <= set(ids)
     given = (f"image:{len(IMAGE)},{image}", f"image_prompt:{prompt}")
     sent = f"tokens:{','.join(map(str, ids))}"
-    init = f"init:{model}"
-    done = driver(*GREEDY, *FRAME, init, *given, "run", "run_async", "wait", sent, "run", "mode:1", "run", *given, "run")
+    runs = (*given, "run", "run_async", "wait", sent, "run", "mode:1", "run", *given, "run")
+    done = driver(*GREEDY, *FRAME, f"init:{model}", *runs)
     assert len(done.tokens(3)) == 8 and done.tokens(1) == done.tokens(2) == done.tokens(3)
     assert done.states(5) == [HIDDEN, FINISH]
     assert np.array_equal(done.hidden(5), done.hidden(4)) and len(done.hidden(4)) == len(ids)

@@ -41,9 +41,10 @@ def test_a_child_that_only_destroys_or_leaves(driver: Driver, model: Path) -> No
 
 def test_a_child_of_a_run_in_another_thread_is_refused_at_once(driver: Driver, model: Path) -> None:
     """Its thread is not there to end it. Destroying forgets the handle, and a new one works."""
-    commands = (f"init:{model}", "slow:1000", "run_async", "await:3", "fork", "run", "is_running", "abort", "destroy",
-                "destroy", "slow:0", "set:max_new_tokens=4", f"init:{model}", "run", "destroy", "parent", "abort")  # fmt: skip
-    done = driver(*ENDLESS, *commands, "wait")
+    child = ("run", "is_running", "abort", "destroy", "destroy", "slow:0", "set:max_new_tokens=4", f"init:{model}",
+             "run", "destroy", "leave_at_once")  # fmt: skip
+    run = (f"init:{model}", "slow:1000", "run_async", "await:3")
+    done = driver(*ENDLESS, *run, "fork", *child, "parent", "abort", "wait")
     assert done.returned("child") == [0] and done.returned("is_running") == [0]
     assert done.returned("run") == [-1, 0] and done.returned("destroy") == [0, -1, 0]
     said = "this process was forked while another thread used the handle: it is of no use here, load the model again"

@@ -3,7 +3,6 @@ end to every answer."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +90,9 @@ def test_a_prompt_cache_without_a_path(
     monkeypatch.chdir(tmp_path)
     done = driver(*GREEDY, f"init:{model}", "save_cache:1", "tokens:5,6,7,8", "run", "save_cache:0",
                   "cache:./prompt_cache.bin", "load_prompt_cache", "run")  # fmt: skip
-    assert done.returned("load_prompt_cache") == [0] and os.listdir() == ["prompt_cache.bin"]
+    assert done.returned("load_prompt_cache") == [0] and [path.name for path in tmp_path.iterdir()] == [
+        "prompt_cache.bin"
+    ]
     assert "prompt cache: 3 of 4 tokens" in done.log and done.tokens(1) == done.tokens(2)
 
 

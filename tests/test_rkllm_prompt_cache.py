@@ -199,6 +199,17 @@ def test_files_that_are_refused(driver: Driver, model: Path, tiny_bundles: Mappi
     assert "was saved with another RKSIM_ACT_SCALE" in errors(done.log)[0]
 
 
+def test_a_cache_of_no_tokens_knows_nothing(driver: Driver, model: Path, tmp_path: Path) -> None:
+    """No run saves one, but its checksum may be right."""
+    good, none = tmp_path / "good", tmp_path / "none"
+    driver(*GREEDY, f"init:{model}", *save(good, IDS[:20]))
+    header = good.read_bytes()[:20] + bytes(12)
+    none.write_bytes(header + struct.pack("<I", zlib.crc32(header)))
+    done = driver(*GREEDY, f"init:{model}", tokens(IDS[:5]), "run", f"cache:{none}", "load_prompt_cache", "run")
+    assert done.returned("load_prompt_cache") == [0] and used(done) == [(0, 5)]
+    assert done.tokens(2) == done.tokens(1) != []
+
+
 def test_what_cannot_be_saved(driver: Driver, model: Path, tmp_path: Path) -> None:
     floats = tmp_path / "floats"
     floats.write_bytes(np.ones(128, np.float32).tobytes())

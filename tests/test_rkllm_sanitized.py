@@ -68,6 +68,7 @@ def test_from_c(sanitizer: str) -> None:
         "RKLLM_LIBRARY": str(library),
         "RKLLM_DRIVER_FLAGS": f"-fsanitize={sanitizer}",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "TSAN_OPTIONS": "die_after_fork=0",  # a child that starts threads is what is tested
     }
     run_tests(FROM_C, LEFT_OUT_FROM_C, environment)
 

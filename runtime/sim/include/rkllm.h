@@ -132,9 +132,10 @@ int rkllm_destroy(LLMHandle handle);
 int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer_params, void *userdata);
 int rkllm_run_async(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer_params, void *userdata);
 int rkllm_abort(LLMHandle handle);
-/* Rockchip's header of 1.1 says 0 while a run goes on and non-zero otherwise; measured on a later library it is the other
- * way round, 1 while running and 0 idle, which Rockchip confirmed, and the header of 1.3 says so. Of a 1.1.1 library it is
- * likely, not certain: a program keeps its own state. The simulated runtime answers as measured (RKSIM_IS_RUNNING). */
+/* Rockchip's header of 1.1 says 0 while a run goes on and non-zero otherwise; measured on a later library it is the
+ * other way round, 1 while running and 0 idle, which Rockchip confirmed, and the header of 1.3 says so. Of a 1.1.1
+ * library it is likely, not certain: a program keeps its own state. The simulated runtime answers as measured
+ * (RKSIM_IS_RUNNING). */
 int rkllm_is_running(LLMHandle handle);
 
 #ifdef __cplusplus

@@ -14,6 +14,12 @@ namespace rksim {
 // packed to match: tiles of 4 tokens, in a tile quads, in a quad the 4 tokens' 4 bytes.
 constexpr int64_t kRows = 16, kQuad = 4, kTile = 4;
 
+// The longest row of +-127 by +-127 whose sum an int32 holds.
+constexpr int64_t kMaxSum = 2147483647 / (127 * 127);
+
+// Modulo 2^32, in which it is added to a sum that an int32 holds again: on long rows it is itself larger than that.
+constexpr int32_t minus_128_times(int32_t sum) { return static_cast<int32_t>(-128u * static_cast<uint32_t>(sum)); }
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One linear layer, N rows of K.

@@ -15,8 +15,6 @@ namespace {
 
 // Far above any model, far below what could overflow a product of two of them.
 constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096;
-// The longest row of +-127 by +-127 whose sum an int32 holds.
-constexpr int64_t kMaxSum = 2147483647 / (127 * 127);
 
 int bounded(const Gguf& file, const char* key, uint32_t most) {
   uint32_t value = file.need_u32(key);
