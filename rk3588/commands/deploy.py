@@ -125,7 +125,7 @@ def _ask_exposure(connection: Connection, options: Options) -> None:
 def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool, as_json: bool) -> None:
     findings = [finding for finding in outcome.findings if finding.level in ("refuse", "warn")]
     for finding in findings:
-        click.echo(f"{finding.level}: {finding.text} → {finding.remedy}", err=True)
+        click.echo(printable(f"{finding.level}: {finding.text} → {finding.remedy}"), err=True)
     if only_plan:
         steps = plan.as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
@@ -147,7 +147,7 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
     click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
-    click.echo(reach(connection, outcome))
+    click.echo(printable(reach(connection, outcome)))
 
 
 def reach(connection: Connection, outcome: Outcome) -> str:
@@ -191,10 +191,10 @@ class Drawn(Watcher):
     def step(self, step: Step) -> None:
         self.end()
         if isinstance(step, Send):
-            self._what, self._size, self._there, self._sent = step.file.path, step.file.size, -1, 0
+            self._what, self._size, self._there, self._sent = printable(step.file.path), step.file.size, -1, 0
             self._started = time.monotonic()
         elif self._out and not isinstance(step, Activate):
-            self._out.write(f"{step.why}\n")
+            self._out.write(f"{printable(step.why)}\n")
 
     def sent(self, size: int) -> None:
         self._sent += size

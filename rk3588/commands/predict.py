@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rk3588 import boards, bundle, predict, shape
+from rk3588 import bundle, predict, shape
 from rk3588.boards import Board
+from rk3588.commands import known as inventories
 from rk3588.errors import UsageError
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape
@@ -20,6 +22,7 @@ GIB = 1 << 30
 @click.command("predict")
 @click.argument("model", metavar="CONFIG-FOLDER|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--board", "names", multiple=True, metavar="NAME", help="Board type or host, repeatable [all types].")
+@click.option("--ram", "ram_gb", type=click.IntRange(1, 1024), metavar="GB", help="The board's [all it is sold with].")
 @click.option("--dtype", "dtypes", multiple=True, help="Repeatable [the bundle's, or all that a board runs].")
 @click.option("--prompt", default=128, show_default=True, metavar="N", help="Tokens of the prompt.")
 @click.option("--context", default=None, type=int, metavar="N", help="Tokens that memory is kept for [4096 or less].")
@@ -32,6 +35,7 @@ GIB = 1 << 30
 def command(
     model: Path,
     names: tuple[str, ...],
+    ram_gb: int | None,
     dtypes: tuple[str, ...],
     as_json: bool,
     plot: Path | None,
@@ -48,8 +52,10 @@ def command(
 
         drawing.check(plot)
     sizes = shape.load(model)
-    known = boards.load(file)
+    known = inventories.load(file)
     chosen = [known.board(name) for name in dict.fromkeys(names)] or list(known.boards.values())
+    if ram_gb:
+        chosen = [replace(board, ram_gb=(ram_gb,)) for board in chosen]
     work = _workload(sizes, **workload)
     found = [(b, predict.predict(sizes, d, work, b.soc)) for b in chosen for d in _dtypes(model, dtypes)]
     if plot is not None:
