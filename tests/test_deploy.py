@@ -173,21 +173,6 @@ def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port
     assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
 
 
-def test_a_place_that_others_can_write_in_is_refused_before_anything_is_written(
-    board: Deployer, bundles: dict[str, Path]
-) -> None:
-    home = board.found().folder / "home"
-    (home / "shared").mkdir()
-    (home / "shared").chmod(0o777)
-    (home / "link").symlink_to("shared")
-    before = contents(home)
-    said = board.fail(bundles["one"], "--prefix", home / "link" / "rkchatd")
-    assert f"everybody may write in {home}/shared" in said
-    assert f"chmod o-w {home}/shared" in said
-    assert "may write in" in board.fail(bundles["one"], "--plan", "--prefix", home / "shared" / "x")
-    assert contents(home) == before
-
-
 def test_remove_leaves_alone_what_is_not_ours(board: Deployer) -> None:
     """A prefix may be mistyped, and be a folder with everything that somebody has."""
     folder = board.found().folder / "home" / "all.of.it"

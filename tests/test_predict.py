@@ -343,6 +343,13 @@ def test_context_and_memory_of_a_host(folder: Path) -> None:
     assert [f["fits"] for f in more] == [{"2": False}, {"3": True}]
 
 
+def test_the_memory_of_a_board_can_be_said(folder: Path) -> None:
+    arguments = (folder, "--board", "orange-pi-5", "--ram", 8, "--dtype", "w8a8")
+    (row,) = json.loads(run(*arguments, "--json").stdout)
+    assert list(row["fits"]) == ["8"]
+    assert "--board orange-pi-5 --ram 8" in said(run(folder, "--board", "orange-pi-5-8gb"), UsageError)
+
+
 def test_text_shows_intervals_parts_and_boards(folder: Path) -> None:
     text = run(folder, "--prompt", "64").stdout
     assert text.startswith("TinyLlama: 1,100.0 M parameters; prompt 64, context 4096 tokens\n")

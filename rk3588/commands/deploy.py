@@ -126,7 +126,7 @@ def _ask_exposure(connection: Connection, options: Options) -> None:
 def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool, as_json: bool) -> None:
     findings = [finding for finding in outcome.findings if finding.level in ("refuse", "warn")]
     for finding in findings:
-        click.echo(f"{finding.level}: {finding.text} → {finding.remedy}", err=True)
+        click.echo(printable(f"{finding.level}: {finding.text} → {finding.remedy}"), err=True)
     chosen = outcome.manifest
     if chosen and not as_json:
         where = "on its NPU" if chosen["runtime"] == runtimes.NPU else "simulated, its NPU is not used"
@@ -154,7 +154,7 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
     click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
-    click.echo(reach(connection, outcome))
+    click.echo(printable(reach(connection, outcome)))
 
 
 def _chosen(outcome: Outcome) -> dict[str, Any]:
@@ -203,10 +203,10 @@ class Drawn(Watcher):
     def step(self, step: Step) -> None:
         self.end()
         if isinstance(step, Send):
-            self._what, self._size, self._there, self._sent = step.file.path, step.file.size, -1, 0
+            self._what, self._size, self._there, self._sent = printable(step.file.path), step.file.size, -1, 0
             self._started = time.monotonic()
         elif self._out and not isinstance(step, Activate):
-            self._out.write(f"{step.why}\n")
+            self._out.write(f"{printable(step.why)}\n")
 
     def sent(self, size: int) -> None:
         self._sent += size

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from rk3588 import boards, bundle, predict, shape
+from rk3588 import bundle, predict, shape
 from rk3588.boards import Board
+from rk3588.commands import known as inventories
 from rk3588.errors import UsageError
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape
@@ -54,7 +55,7 @@ def command(
         from rk3588 import plot as drawing
 
         drawing.check(plot)
-    known = boards.load(file)
+    known = inventories.load(file)
     chosen = [known.board(name) for name in dict.fromkeys(names)] or list(known.boards.values())
     if ram is not None:
         chosen = _with_ram(chosen, ram, bool(names))
