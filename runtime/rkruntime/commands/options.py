@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 from rkruntime.model import Settings
 
 BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
@@ -58,7 +58,7 @@ def make_settings(chosen: dict[str, Any]) -> Settings:
 
 
 def warn(message: str) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    click.echo(printable(f"Warning: {message}"), err=True)
 
 
 def answers_only() -> None:
