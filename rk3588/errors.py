@@ -164,7 +164,7 @@ def shown(text: str, stream: Optional[TextIO]) -> str:
     return printable(text) if stream is not None and stream.isatty() else text
 
 
-def printable_json(value: Any) -> str:
+def printable_json(value: Any, indent: Optional[int] = 2) -> str:
     """``value`` as JSON for people and programs: what steers a terminal is escaped, which means the same."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

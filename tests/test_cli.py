@@ -130,6 +130,29 @@ def test_max_tokens_end_the_answer(library: Path, tmp_path: Path) -> None:
     assert (facts["text"], facts["tokens"], facts["finish_reason"]) == ("aaa", 3, "length")
 
 
+STEERING = "banner\ntoken 1 1b5b324a\ntoken 2 c29b\ntoken 3 e280ae\ntoken 4 6f6b\nempty 2"  # ESC [2J, CSI, a bidi override
+
+
+def test_an_answer_does_not_steer_the_terminal(library: Path, tmp_path: Path) -> None:
+    """On a terminal it is harmless; a pipe gets what the model said."""
+    bundle = scripted_bundle(tmp_path / "b", STEERING)
+    assert rk3588("run", bundle, "x", library=library).stdout == "\x1b[2J\x9b\u202eok\n"
+    own, terminal = os.openpty()
+    command = [sys.executable, "-c", MAIN, "run", str(bundle), "x"]
+    try:
+        subprocess.run(
+            command, env=environment(library), stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.DEVNULL,
+            timeout=60, check=True,
+        )  # fmt: skip
+        said = os.read(own, 1000).decode()
+    finally:
+        os.close(own)
+        os.close(terminal)
+    assert "\ufffd[2J\ufffd\ufffdok" in said and "\x1b" not in said
+    facts = rk3588("run", bundle, "x", "--json", library=library).stdout
+    assert json.loads(facts)["text"] == "\x1b[2J\x9b\u202eok" and not set("\x9b\u202e") & set(facts)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_middle_of_an_answer(library: Path, tmp_path: Path, number: signal.Signals) -> None:
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)

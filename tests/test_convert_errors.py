@@ -98,7 +98,7 @@ def test_config(model: Path, tmp_path: Path, case: str) -> None:
         ("model-00001-of-00002.safetensors", "", r"truncated or not safetensors"),
         ("model-00001-of-00002.safetensors", "\xff" * 64, r"truncated or not safetensors"),
         ("model-00001-of-00002.safetensors", "\x08" + "\0" * 7 + "no json!" + "x" * 99, r"its header is not JSON"),
-        ("model.safetensors.index.json", None, r"has no model.safetensors and no index"),
+        ("model.safetensors.index.json", None, r"has shards .* and no model.safetensors.index.json, which"),
         ("model.safetensors.index.json", '{"weight_map": {"x": "../m.safetensors"}}', r"not the name of a file beside"),
         ("model.safetensors.index.json", '{"weight_map": {}}', r"has no 'weight_map'"),
     ],

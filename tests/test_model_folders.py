@@ -371,8 +371,8 @@ def test_a_card_of_a_manifest_that_is_not_ours(model: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("architecture", "model_type", "way"),
     [
-        ("Qwen2ForCausalLM", "qwen2", "; --target rk3588 converts it for a board, with rkllm-toolkit, and rk3588 pre"),
-        ("MiniCPMForCausalLM", "minicpm", "; --target rk3588 converts it for a board, with rkllm-toolkit"),
+        ("Qwen2ForCausalLM", "qwen2", "; --target rk3588 alone, without --lora, converts it for a board, and rk3588"),
+        ("MiniCPMForCausalLM", "minicpm", "; --target rk3588 alone, without --lora, converts it for a board"),
         ("Qwen3ForCausalLM", "qwen3", "; rk3588 predict says how fast it would be there"),
         ("MambaForCausalLM", "mamba", ", and rkllm-toolkit 1.1.1 does not know it either"),
     ],

@@ -148,8 +148,9 @@ def _refuse_others(fields: Fields) -> None:
 
 def _other_family(where: str, name: Any, known: Sequence[str], model_type: Any) -> str:
     """What the simulated runtime lacks, rkllm-toolkit may take: then the way to a board is told."""
-    told = f"{where}: {name!r} is not an architecture that the simulated runtime has: it takes {FAMILY}"
-    ways = ["--target rk3588 converts it for a board, with rkllm-toolkit"] if name in known else []
+    what = "is not an architecture this version converts for the simulated runtime"
+    told = f"{where}: {name!r} {what}: it takes {FAMILY}"
+    ways = ["--target rk3588 alone, without --lora, converts it for a board"] if name in known else []
     if isinstance(model_type, str) and model_type in FAMILIES:
         ways.append("rk3588 predict says how fast it would be there")
     return f"{told}; {', and '.join(ways)}" if ways else f"{told}, and rkllm-toolkit 1.1.1 does not know it either"

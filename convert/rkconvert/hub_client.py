@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rk3588 import bundle, files
 from rk3588.errors import CheckpointError, TargetError, UsageError
@@ -28,11 +27,9 @@ _SHA256 = 64  # a large file's ETag is its SHA-256 in hexadecimal, a small one's
 
 def masked(url: str) -> str:
     """``url`` without the user and the password that may stand in it."""
-    try:
-        user = urlsplit(url).netloc.rpartition("@")[0]
-    except ValueError:
-        user = url.rpartition("@")[0]
-    return url.replace(f"{user}@", "***@") if user else url
+    before, mark, host = url.rpartition("@")
+    scheme = re.match(r"\w+:/*|", before)
+    return f"{scheme[0] if scheme else ''}***@{host}" if mark else url
 
 
 class Repository:

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import click
 
 from rk3588 import bundle as bundles
-from rk3588.errors import RkError, UsageError
+from rk3588.errors import RkError, UsageError, printable, shown
 from rk3588.templates import ChatTemplate
 from rkruntime.conversation import COMMANDS, Conversation, Leave
 from rkruntime.model import Model
@@ -91,7 +91,7 @@ def _stream(conversation: Conversation, line: str) -> None:
     try:
         with closing(conversation.say(line)) as answer:
             for part in answer:
-                sys.stdout.write(part)
+                sys.stdout.write(shown(part, sys.stdout))
                 sys.stdout.flush()
     finally:
         if not part.endswith("\n"):
@@ -108,7 +108,7 @@ def _greeting(model: Model) -> str:
 
 
 def _remark(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def _text(file: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 from rk3588.runtime import Choice
 from rkruntime import settings as table
 from rkruntime.model import Cost
@@ -36,7 +36,7 @@ def make_settings(chosen: dict[str, Any]) -> Settings:
 
 
 def warn(message: str) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    click.echo(printable(f"Warning: {message}"), err=True)
 
 
 def announce(choice: Choice) -> None:

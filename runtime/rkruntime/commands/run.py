@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -11,7 +10,7 @@ from typing import Any, Optional
 
 import click
 
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable_json, shown
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt, Prompts
 
@@ -48,7 +47,7 @@ def run(
             facts |= model.choice.facts()
             if model.lora:
                 facts["lora"] = model.lora
-            click.echo(json.dumps(facts, ensure_ascii=False))
+            click.echo(printable_json(facts, indent=None))
         elif not said.endswith("\n"):
             click.echo()
         if ending := options.cut_off(model.cost, model.context, "-n", ""):
@@ -66,7 +65,7 @@ def _question(prompts: Prompts, text: str, system: Optional[str], raw: bool) -> 
 
 def _shown(part: str, as_json: bool) -> str:
     if not as_json:
-        sys.stdout.write(part)
+        sys.stdout.write(shown(part, sys.stdout))
         sys.stdout.flush()
     return part
 
