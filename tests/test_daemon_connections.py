@@ -23,7 +23,7 @@ import pytest
 from rk3588.errors import Unavailable
 from rkruntime.daemon import config, connections, server
 from tests import engines
-from tests.daemon_process import running
+from tests.daemon_process import over_script, running
 from tests.daemon_server import WAIT_S, Service, served, until
 from tests.engines import Flavour
 from tests.fake_engine import FakeEngine
@@ -318,6 +318,30 @@ def test_a_daemon_that_is_flooded_answers_and_replaces_its_worker(tiny_bundles: 
         assert len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir())) < files
     assert len(daemon.log) < 1000 + answered
     assert not [entry for entry in daemon.log if "traceback" in entry or entry["event"] == "cannot accept"]
+
+
+@pytest.mark.slow
+def test_no_descriptor_for_a_connection_is_no_flood_and_no_spin(tiny_bundles: Mapping[str, Path]) -> None:
+    with running(over_script(tiny_bundles["w8a8"])) as daemon, ExitStack() as stack:
+        pid = daemon.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        taken = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 2, before[1]))
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+        until(lambda: daemon.events("cannot accept"))
+        began = cpu_seconds(pid)
+        time.sleep(5)
+        assert cpu_seconds(pid) - began < 1
+        assert len(daemon.log) < 100
+        assert not [entry for entry in daemon.log if "traceback" in entry]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert daemon.get("/v1/models").status == 200
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_worker_that_finds_no_descriptors_is_started_later(tiny_bundles: Mapping[str, Path]) -> None:

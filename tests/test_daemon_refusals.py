@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from rk3588.errors import Unavailable
 from tests.daemon_server import Service, served
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import REFUSALS, FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_health_and_ready_tell_the_truth(fake: Service) -> None:
 
 @pytest.mark.parametrize("keys", [False, True])
 def test_health_says_paths_to_those_with_a_key_only(
-    tiny_bundles: Mapping[str, Path], tmp_path: Path, keys: bool
+    tiny_bundles: Mapping[str, Path], tmp_path: Path, keys: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "keys").write_text("me:sk-1\n")
     bundle = tiny_bundles["w8a8"]
@@ -188,6 +189,8 @@ def test_health_says_paths_to_those_with_a_key_only(
             assert running.get(path).json["reason"] == masked
             assert running.get(path, authorization="Bearer sk-2").json["reason"] == masked
             assert running.get(path, authorization="Bearer sk-1").json["reason"] == (reason if keys else masked)
+        monkeypatch.setitem(REFUSALS, "down", Unavailable(reason))
+        assert running.chat("down", {"authorization": "Bearer sk-1"}).error["message"] == (reason if keys else masked)
 
 
 def test_ignored_sampling_is_logged_once_for_each_client(

@@ -82,7 +82,17 @@ def make(engine: Engine, config: Config) -> Starlette:
         Route("/openapi.json", openapi),
     ]
     middleware = [Middleware(_Watched), Middleware(Gate, config=config)]
-    handlers: Any = {RkError: _rk_error, HTTPException: _http_error}
+
+    async def rk_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RkError)
+        failure = replies.failure(error)
+        request.state.facts["error"] = failure.code
+        told = failure.body["error"]
+        if failure.status >= 500 and not keys.known(request.headers.get("authorization")):
+            told["message"] = without_paths(told["message"], config)
+        return JSONResponse(failure.body, failure.status, failure.headers)
+
+    handlers: Any = {RkError: rk_error, HTTPException: _http_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
@@ -104,13 +114,6 @@ def _status(engine: Engine) -> Object:
     if status.context:
         found["context"] = status.context
     return found
-
-
-async def _rk_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RkError)
-    failure = replies.failure(error)
-    request.state.facts["error"] = failure.code
-    return JSONResponse(failure.body, failure.status, failure.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
