@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +15,19 @@ from rk3588.errors import CheckpointError
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
-from rkconvert.sources.gguf_file import readable
 from tests import models
+from tests.packed import PACKED, blocks
 
 # K = 256 throughout, which is the width of the larger blocks.
 TINY = models.Tiny(layers=1, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=256, vocab_size=320)
-PACKED = [name for name in readable() if name not in ("F32", "F16", "BF16")]
 Array = npt.NDArray[Any]
-
-
-@functools.cache
-def blocks(name: str) -> Array:
-    """Any bytes that stand for weights of a usual size: few of these types can be packed here, all can be read."""
-    kind = gguf.GGMLQuantizationType[name]
-    _, size = gguf.GGML_QUANT_SIZES[kind]
-    draw, found = np.random.default_rng(5), np.empty((0, size), np.uint8)
-    while len(found) < 40:
-        raw = draw.integers(0, 256, (500, size), np.uint8)
-        with np.errstate(all="ignore"):
-            values = gguf.quants.dequantize(raw, kind)
-            fits = np.isfinite(values).all(axis=1) & (abs(values).max(axis=1) < 8) & (abs(values).max(axis=1) > 1e-3)
-        found = np.concatenate([found, raw[fits]])
-    return found
 
 
 def packed(name: str, shape: tuple[int, ...], seed: int) -> Array:
     """A matrix of such blocks, as its bytes."""
     width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0]
     chosen = np.random.default_rng(seed).integers(0, len(blocks(name)), shape[0] * shape[1] // width)
-    found: Array = blocks(name)[chosen].reshape(shape[0], -1)
-    return found
+    return np.reshape(blocks(name)[chosen], (shape[0], -1))
 
 
 def write(path: Path, name: str) -> tuple[Path, dict[str, Array]]:
