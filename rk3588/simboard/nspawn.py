@@ -273,7 +273,8 @@ def _follow(command: list[str], progress: Progress) -> None:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("I: "):
-                progress(line[3:].strip().rstrip("."))
+                what = line[3:].strip().rstrip(".")
+                progress("setting it up" if what.startswith("running --customize-hook") else what)
             if line.strip():
                 said.append(line.strip())
     if process.returncode:
