@@ -113,10 +113,11 @@ class Gate:
         """Whether the page comes from this daemon: from where it was reached, or by a loopback name from its port."""
         if page is None or page.scheme != scope["scheme"]:
             return False
-        if hosts.is_loopback(page.host) and page.port == _reached_at(scope)[1]:
+        here, port = _reached_at(scope)
+        if hosts.is_loopback(page.host) and hosts.is_loopback(here) and page.port == port:
             return True
-        here = scope["state"].get("named") or hosts.place(headers.get("host", ""))
-        return here is not None and page == hosts.origin(f"{page.scheme}://{_written(here)}")
+        named = scope["state"].get("named") or hosts.place(headers.get("host", ""))
+        return named is not None and page == hosts.origin(f"{page.scheme}://{_written(named)}")
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count the bytes of all bodies under way together; each has to come within its time."""
