@@ -66,13 +66,14 @@ BESIDE = {
     "canonical names": "CanonicalizeHostname yes\nCanonicalDomains example.invalid\n" + KITCHEN,
     "canonical names, no domains": "CanonicalizeHostname yes\n" + KITCHEN,
     "jump": KITCHEN + "  ProxyJump a@10.0.0.1:2200,b@[::1]:23\n",
-    "jump after a command": KITCHEN + "  ProxyCommand nc %h %p\n  ProxyJump door\n",
+    "jump after a command": KITCHEN + "  ProxyCommand nc x 1\n  ProxyJump door\n",
     "no jump": KITCHEN + "  ProxyJump none\nHost *\n  ProxyJump door\n",
     "words for yes": KITCHEN + "  IdentitiesOnly true\n  HashKnownHosts yes\n",
     "known hosts": KITCHEN + '  UserKnownHostsFile ~/known_%h_%p_%%h "~/my hosts"\n  GlobalKnownHostsFile /dev/null\n',
     "known hosts, none": KITCHEN + "  UserKnownHostsFile none\n",
     "agent": KITCHEN + "  IdentityAgent ~/agent-%r-${BOARD_KEYS}\n",
     "alias": KITCHEN + "  HostKeyAlias Kitchen\n",
+    "a command with quotes": KITCHEN + "  ProxyCommand sh -c 'nc \"x\"'  # x\n",
     "the first counts": "Port 5\n" + KITCHEN + "  Port 6\n",
 }
 
@@ -95,6 +96,7 @@ def ours(target: Target) -> dict[str, str | None]:
         "hashknownhosts": "yes" if target.hash_names else "no",
         "identityagent": target.agent,
         "hostkeyalias": target.key_alias,
+        "proxycommand": target.proxy_command,
         "known": " ".join(map(str, target.known_hosts)),
     }
 
@@ -155,6 +157,15 @@ def test_a_match_that_cannot_be_judged_is_named_and_left_out(way: str, text: str
     assert any("ssh_config, line 1: Match" in remark and "left out" in remark for remark in found.remarks)
     elsewhere = config.resolve("cellar", own(tmp_path, text.replace("Match ", "Match host kitchen ") + KITCHEN))
     assert elsewhere.user != "away"
+
+
+def test_an_ssh_that_is_too_old_to_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'unknown option -- G\nusage: ssh' >&2\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = config.resolve("kitchen", own(tmp_path, KITCHEN))
+    assert (found.user, found.address) == ("rock", "192.0.2.7")
+    assert "older than 6.8" in found.remarks[0]
 
 
 def test_a_match_that_never_ends_is_not_waited_for(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
