@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -78,9 +80,13 @@ BESIDE = {
 }
 
 
-def of_ssh(file: Path, host: str = "kitchen") -> dict[str, str]:
-    """ssh's own word; its numbers and switches in one form."""
-    out = subprocess.run(["ssh", "-G", "-F", str(file), host], capture_output=True, check=True).stdout
+@functools.cache
+def of_ssh(text: bytes) -> dict[str, str]:
+    """ssh's own word."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(text)
+        command = ["ssh", "-G", "-F", file.name, "kitchen"]
+        out = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
     return dict(line.partition(" ")[::2] for line in os.fsdecode(out).splitlines())
 
 
@@ -109,7 +115,7 @@ def test_a_configuration_is_read_as_ssh_reads_it(
     monkeypatch.setenv("BOARD_KEYS", "keys")
     monkeypatch.setenv("HOME", str(Path(f"~{getpass.getuser()}").expanduser()))
     file = own(tmp_path, text)
-    said = of_ssh(file)
+    said = of_ssh(file.read_bytes())
     found = config.resolve("kitchen", file)
     known = " ".join(said[key] for key in ("userknownhostsfile", "globalknownhostsfile") if said.get(key) != "none")
     assert ours(found) == {**{key: said.get(key) for key in ours(found)}, "known": known}
@@ -171,8 +177,8 @@ def test_an_ssh_that_is_too_old_to_be_asked(tmp_path: Path, monkeypatch: pytest.
 def test_a_match_that_never_ends_is_not_waited_for(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from rk3588.deploy.ssh import reader
 
-    monkeypatch.setattr(openssh, "SECONDS", 0.5)
-    monkeypatch.setattr(reader, "_EXEC_SECONDS", 0.5)
+    monkeypatch.setattr(openssh, "SECONDS", 0.2)
+    monkeypatch.setattr(reader, "_EXEC_SECONDS", 0.2)
     file = own(tmp_path, 'Match exec "sleep 60"\n  User away\n' + KITCHEN)
     started = time.monotonic()
     if way == "ssh":
