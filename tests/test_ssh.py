@@ -160,7 +160,7 @@ def test_what_start_files_say_around_an_answer_is_borne(talker: sshd.Sshd, mode:
         assert session.read_line() == b"heard two"
         assert session.read_line() == b""
         assert session.finish().code == 0
-        assert agent.ask(board, "state", str(talker.folder / "none"), "", root=False)["exists"] is False
+        assert agent.ask(board, "state", "/opt/absent", "", root=False)["exists"] is False
 
 
 SILENT = {  # what its shell does: what we say
