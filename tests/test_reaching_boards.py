@@ -57,6 +57,13 @@ def test_a_type_is_no_board(name: str) -> None:
         target.open_board(name, False, None, None)
 
 
+def test_a_host_and_a_simulated_board_of_one_name(home: Path) -> None:
+    """As from somebody's hosts.yaml in the current folder."""
+    (home / "hosts.yaml").write_text("hosts:\n  attic: {board: rock-5b, address: 203.0.113.9}\n")
+    with pytest.raises(UsageError, match=r"attic is a board in .*hosts\.yaml and a simulated one"):
+        target.open_board("attic", False, None, None)
+
+
 def test_ssh_is_asked_once_for_each_host_and_what_is_left_out_is_said_once(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
