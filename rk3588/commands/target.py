@@ -84,7 +84,7 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
     simulated = simboard.find(name)
     if simulated and name in known.hosts:
         if simboard.alive(simulated.pid):
-            raise UsageError(f"{name} is a board in {known.file} and a simulated one: rename it, or end the simulated one")
+            raise UsageError(f"{name} is a board in {known.file} and a simulated one: end that one, or rename it")
         simulated = None
     if simulated:
         if not simboard.alive(simulated.pid):
