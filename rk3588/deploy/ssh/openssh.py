@@ -50,7 +50,7 @@ def asked(
     for temporary, real in names.items():
         err = err.replace(temporary, real)
     if code:
-        if "Unsupported Match attribute" in err:
+        if re.search(r"Unsupported Match attribute|missing argument for Match '!?\w+=", err):
             raise CannotSay("it does not know a word of a Match line")
         if re.match(r"(unknown|illegal) option -- G", err):
             raise CannotSay("it is older than 6.8")
