@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rk3588 import bundle
-from rk3588.errors import CheckpointError, RkError
-from rkconvert import lora
+from rk3588.errors import CheckpointError, RkError, UsageError
+from rkconvert import calibration, lora
 from rkconvert.cli import cli
 from rkconvert.front_matter import parsed
 from tests import loras, models
@@ -144,6 +144,25 @@ def test_what_else_is_given_for_a_model(model: Path, tmp_path: Path) -> None:
     folder, _ = made(model)
     done = rkconvert(folder, "-o", tmp_path / "again")
     assert "is a bundle, which is converted already" in str(done.exception)
+
+
+@pytest.mark.parametrize("what", ["/dev/zero", "fifo", "large"])
+def test_texts_that_the_user_names_are_files_of_some_size(model: Path, tmp_path: Path, what: str) -> None:
+    path = tmp_path / what.strip("/")
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path = Path(what)
+    sentence = {"fifo": "is a FIFO", "large": "are the most"}.get(what, "is a device")
+    with pytest.raises(UsageError, match=f"{path} .*{sentence}"):
+        calibration.load(path, None)
+    done = rkconvert("accuracy", made(model)[0], "--text", path)
+    assert isinstance(done.exception, UsageError) and sentence in str(done.exception)
+    done = rkconvert("sweep", path)
+    assert isinstance(done.exception, UsageError) and sentence in str(done.exception)
 
 
 # Which files have the weights ------------------------------------------------------------------------------------
