@@ -366,9 +366,6 @@ def test_a_licence_that_a_gguf_file_states(tmp_path: Path) -> None:
     assert "The licence is the original model's: Apache License 2.0." in card and "license: apache-2.0" in card
 
 
-# The card command ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"dtype": "w9a9"}, {"model": {}}, {"model": {"parameters": "x"}}, {"source": {}}, {"converter": 3},
@@ -382,9 +379,6 @@ def test_a_card_of_a_manifest_that_is_not_ours(model: Path, changes: dict[str, A
     done = rkconvert("card", folder)
     assert isinstance(done.exception, RkError), done.exception
     assert str(folder) in str(done.exception) and done.stdout == ""
-
-
-# Families --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
