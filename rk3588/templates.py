@@ -41,10 +41,9 @@ class ChatTemplate:
         """The bundle's template, or the one in ``file``; BundleError if there is none."""
         where = file or bundle.path / TEMPLATE
         try:
-            source = _read(file) if file else bundle.chat_template
+            source = read(file) if file else bundle.chat_template
         except UnicodeDecodeError as error:
-            remedy = "save it as such" if file else "convert the model again"
-            raise BundleError(f"{where} is not a text in UTF-8: {remedy}") from error
+            raise BundleError(f"{where} is not a text in UTF-8: convert the model again") from error
         if source is None:
             raise BundleError(
                 f"{bundle.path} has no {TEMPLATE}: give the model's own with --template FILE, or send single prompts "
@@ -68,14 +67,18 @@ class ChatTemplate:
             raise BundleError(f"{self.where} refuses this conversation: {error}") from error
 
 
-def _read(file: Path) -> str:
+def read(file: Path) -> str:
+    """The text of a template that somebody has; UsageError if it cannot be one."""
     if not file.is_file():  # a FIFO would be waited for
         raise UsageError(f"there is no template {file}: give the path of a Jinja file")
     with file.open("rb") as opened:
         raw = opened.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
         raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: that is no chat template")
-    return raw.decode("utf-8")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not a text in UTF-8: save it as such") from error
 
 
 class _Generation(Extension):

@@ -190,3 +190,18 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 )
 def test_the_name_of_a_file_without_its_type(file: str, name: str) -> None:
     assert default_name(Path(file)) == name
+
+
+def test_a_template_for_a_model_without_one(tmp_path: Path) -> None:
+    """Of a GGUF file nothing can be put beside it."""
+    template = tmp_path / "own.jinja"
+    template.write_text("<{{ messages[0].content }}>")
+    model = models.tiny_gguf(tmp_path / "m.gguf")
+    done = rkconvert(model, "-o", tmp_path, "--name", "tiny", "--chat-template", template)
+    found = bundle.read(done.stdout.strip())
+    assert found.chat_template == template.read_text()
+    for text, message in {"{{": "is not a Jinja template that can be used", "\xff": "is not a text in UTF-8"}.items():
+        template.write_bytes(text.encode("latin-1"))
+        done = rkconvert(model, "-o", tmp_path / "no", "--chat-template", template)
+        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "no").exists()
