@@ -1,4 +1,4 @@
-"""What can be changed and what is told in a chat: /set, the ends of answers, templates, the history of what is typed."""
+"""What can be changed and what is told in a chat: /set, the ends of answers, templates, the history of lines typed."""
 
 from __future__ import annotations
 
