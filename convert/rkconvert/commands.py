@@ -58,6 +58,10 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     "--dataset", type=click.Path(path_type=Path), metavar="FILE",
     help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
 )  # fmt: skip
+@click.option(
+    "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
+    help="A Jinja template for a model that comes without one, or with another.",
+)  # fmt: skip
 @click.option("--device", metavar="cpu|cuda", help="What rkllm-toolkit computes on.  [default: cpu]")
 @click.option("--force", is_flag=True, help="Try what will likely fail in rkllm-toolkit.")
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
