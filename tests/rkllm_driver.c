@@ -85,10 +85,11 @@ static void print_hex(const void *data, size_t size) {
 static void ret(const char *call, int value) { printf("ret %s %d\n", call, value); }
 
 static void act(const char *what);
+static long child_offset; /* what a child's callbacks have their run's number raised by */
 
 static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
   flockfile(stdout);
-  printf("cb %ld %d ", (long)(intptr_t)userdata, state);
+  printf("cb %ld %d ", (long)(intptr_t)userdata + child_offset, state);
   if (result) printf("%d ", result->token_id);
   else printf("NULL ");
   const char *text = result ? result->text : NULL;
@@ -107,6 +108,19 @@ static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
   if (slow_us) usleep((useconds_t)slow_us);
 }
 
+/* The child goes on with everything, the parent when that has ended. */
+static void fork_here(void) {
+  fflush(NULL);
+  const pid_t child = fork();
+  if (child == 0) {
+    child_offset = 100;
+    return;
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  ret("child", WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+}
+
 /* One call of the API, from wherever we are. */
 static void act(const char *what) {
   void *userdata = (void *)(intptr_t)run_number;
@@ -122,6 +136,7 @@ static void act(const char *what) {
     ret(what, api.load_lora(handle, &adapter));
   } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, cache.prompt_cache_path));
   else if (!strcmp(what, "release_prompt_cache")) ret(what, api.release_prompt_cache(handle));
+  else if (!strcmp(what, "fork")) fork_here();
   else die("unknown call", what);
 }
 
