@@ -142,6 +142,10 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a type that is none": (GPT2, {"types": [], "token_type": [1, 1, 0, 1, 1, 1]}, r"token 2 .* the unknown type 0"),
     "placeholders": (LLAMA, {"scores": [-1000.0] * 265}, r"all tokens have the score -1000 and there are no merges"),
     "a score that is none": (LLAMA, {"scores": [float("nan")] * 265}, r"the score of token 0 is nan"),
+    "a token without end": (
+        {**LLAMA, "tokens": [*LLAMA["tokens"][:-1], "a" * 1_000_000]}, {},
+        r"token 264 of the tokenizer has more than 1024 bytes",
+    ),
     "a merge of nothing": (GPT2, {"merges": ["a b", "b c"]}, r"merge 1 of the tokenizer is .b c., which makes no"),
     "a merge of one": (GPT2, {"merges": ["ab"]}, r"merge 0 of the tokenizer is 'ab', which makes no token"),
     "a pre-tokeniser": (GPT2, {"pre": "tekken"}, r"pre-tokeniser 'tekken' is not supported"),
