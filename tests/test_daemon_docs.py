@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import click
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
-from rkruntime.daemon import config, replies
+from rkruntime.daemon import app, config, formats, replies, strictjson
 from rkruntime.daemon.config import Option
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "rkchatd.md"
@@ -45,3 +46,19 @@ def test_the_errors() -> None:
     ]
     for failure in map(replies.failure, raised):
         assert re.search(rf"^\| {failure.status} \| `{failure.code}` \|", table, re.MULTILINE), failure
+
+
+def test_the_formats() -> None:
+    rows = [row for row in PAGE.read_text().splitlines() if row.startswith("| `")]
+    told = next(row for row in rows if "`guided_json`" in row)
+    refused = next(row for row in rows if "`guided_regex`" in row)
+    schemas = json.loads(app.document())["components"]["schemas"]
+    for name in formats.SCHEMAS:
+        assert f"`{name}`" in told
+        assert name in schemas["ChatRequest"]["properties"]["response_format"]["description"]
+        assert schemas["CompletionRequest"]["properties"][name] == {"type": "null"}
+    for name in (*formats.UNSUPPORTED, "extra_body"):
+        assert f"`{name}`" in refused
+        for request in ("ChatRequest", "CompletionRequest"):
+            assert schemas[request]["properties"][name] == {"type": "null"}
+    assert f"more than {strictjson.MAX_DEPTH} levels" in PAGE.read_text()

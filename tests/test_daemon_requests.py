@@ -240,6 +240,13 @@ def test_names_that_are_the_servers_are_refused_by_name(fake: Service) -> None:
     assert fake.chat(chat_template_kwargs={"enable_thinking": False}).status == 200
 
 
+def test_models_say_how_json_comes_about(fake: Service) -> None:
+    for model in fake.get("/v1/models").json["data"]:
+        assert model["structured_output"] == {
+            "json_object": "prompted", "json_schema": "prompted", "checked": True, "constrained": False,
+        }  # fmt: skip
+
+
 # Special tokens in pieces.
 
 
