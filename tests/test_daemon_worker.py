@@ -223,8 +223,8 @@ def test_a_hostile_template_refuses_and_nothing_hangs(tmp_path: Path) -> None:
     """Through the real worker, at its own limits."""
     from tests.fakes import fake_rkllm, scripted_bundle
 
-    bundle = scripted_bundle(tmp_path / "b", "generate 3", "{% if 'now' in messages[0].content %}{{ 'x' * 10 ** 11 }}"
-                             "{% endif %}{{ messages[0].content }}")  # fmt: skip
+    bundle = scripted_bundle(tmp_path / "b", "token 1 61\nempty 2", "{% if 'now' in messages[0].content %}"
+                             "{{ 'x' * 10 ** 11 }}{% endif %}{{ messages[0].content }}")  # fmt: skip
     flavour = Flavour("twin", bundle, fake_rkllm(tmp_path))
 
     async def scenario() -> None:

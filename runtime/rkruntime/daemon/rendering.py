@@ -59,8 +59,11 @@ class Renderer:
     def render(self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """BundleError if the template refuses the conversation, or takes too long or too much for it."""
         self._busy[0] = 1
-        self._channel.send(source=source, messages=list(messages), variables=dict(variables))
-        frame = self._channel.receive()
+        try:
+            self._channel.send(source=source, messages=list(messages), variables=dict(variables))
+            frame = self._channel.receive()
+        except ConnectionError:
+            frame = None
         if frame is None:
             raise RendererLost("the process that renders chat templates is gone")
         if "refused" in frame:
