@@ -179,14 +179,14 @@ HERE = [
     "localhost", "LOCALHOST:1", "localhost.", "chat.localhost:8080", "kitchen.local", "kitchen.local.:80", "127.0.0.1",
     "127.9.9.9:80", "[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "10.1.2.3:80", "172.31.0.1",
     "192.168.0.7", "169.254.1.1", "100.100.1.1", "[fd00::1]:8080", "[fe80::1%25eth0]:8080", "", socket.gethostname(),
-    socket.gethostname().upper() + ":8080",
+    socket.gethostname().upper() + ":8080", "kitchen", "rkchatd:8080", "3588-board", "local",
 ]  # fmt: skip
 ELSEWHERE = [
-    "evil.example", "evil.example:8080", "localhost.evil.example", "evillocalhost", "evil-local",
+    "evil.example", "evil.example:8080", "localhost.evil.example", "evil.locals",
     "127.0.0.1.evil.example", "8.8.8.8", "172.32.0.1", "[2001:db8::1]:80",
     "localhost@evil.example", "evil.example@localhost", "localhost:x",
-    "localhost/evil", "localhost evil", "localhost:80:90", "[::1", "::1", "[localhost]", "0.0.0.0", "xn--lcalhost-b7a",
-    "localhost..", ".localhost", "http://localhost", "2130706433", "127.1", "localhost:99999", "local", "a..local",
+    "localhost/evil", "localhost evil", "localhost:80:90", "[::1", "::1", "[localhost]", "0.0.0.0", "xn--lcalhost-b7a.example",
+    "localhost..", ".localhost", "http://localhost", "2130706433", "0x7f000001", "127.1", "localhost:99999", "a..local",
 ]  # fmt: skip
 
 

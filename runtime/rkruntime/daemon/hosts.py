@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional, Union
 
 _IP = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # an address as inet_aton reads it
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,63}")
 _PORTS = {"http": 80, "https": 443}
 # Written out: what `is_private` of the standard library covers differs between versions of Python.
@@ -86,7 +87,8 @@ class Names:
     """The names that this daemon goes by. ``extra`` are those of a setting: names, addresses, ``*.example.org``.
 
     A page on the internet can have its own name lead to this machine (DNS rebinding), and would then read the
-    answers. It cannot do so with a name of the local network, nor with an address.
+    answers. It cannot do so with a name of the local network, nor with an address; and a name without a dot, as
+    routers and Docker give them, is none of the internet's.
     """
 
     def __init__(self, extra: Iterable[str]) -> None:
@@ -109,7 +111,8 @@ class Names:
             return True
         if found is not None:
             return any(found in network for network in _PRIVATE)
-        return host == "localhost" or host.endswith(tuple(self._endings))
+        in_network = "." not in host and not _NUMBER.fullmatch(host)
+        return in_network or host.endswith(tuple(self._endings))
 
 
 def is_name_or_pattern(text: str) -> bool:
