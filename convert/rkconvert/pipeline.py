@@ -30,7 +30,6 @@ from rk3588 import sim
 from rk3588.errors import CheckpointError
 
 from .block import Block
-from .config import ROPE_FACTORS
 from .lora import Lora
 from .plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
 from .sha256 import Bytes, update_together
@@ -110,15 +109,10 @@ def run(
                 done += piece.size
                 step(done, total)
         flight.drain()
-        factors = np.array(source.config.rope_factors or (), "<f4")
-        output.append(
-            [
-                Made(writer, tensor, factors, sim.crc32(factors))
-                for writer in writers
-                for tensor in writer.artifact.tensors
-                if tensor.name == ROPE_FACTORS
-            ]
-        )
+        for name, values in source.config.rope_tensors().items():
+            factors = np.array(values, "<f4")
+            made = ((writer, tensor) for writer in writers for tensor in writer.artifact.tensors)
+            output.append([Made(w, tensor, factors, sim.crc32(factors)) for w, tensor in made if tensor.name == name])
         output.put([(writer, data) for writer in writers for data in writer.checksums()])
         output.finish()
     return {file: digest.hexdigest() for file, digest in digests.items()}

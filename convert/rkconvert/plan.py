@@ -14,7 +14,7 @@ from rk3588.errors import TargetError, UsageError
 from rk3588.quant import Scheme
 
 from .calibration import Dataset
-from .config import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
+from .architectures.model import EMBEDDING, OUTPUT, ModelConfig
 from .lora import Lora, facts
 from .sources.base import Checkpoint, Source, SourceTensor
 from .toolkit.install import Toolkit
@@ -253,8 +253,8 @@ def make_artifact(config: ModelConfig, scheme: Scheme, grouped: frozenset[str] |
             _add_linear(found, name, shape, name, plain.scheme_of(name))
     if config.tied and scheme.quantised:
         _add_linear(found, OUTPUT, (config.vocab_size, config.hidden), EMBEDDING, plain.scheme_of(OUTPUT))
-    if config.rope_factors:
-        _add(found, ROPE_FACTORS, "F32", (len(config.rope_factors),), "")
+    for name, values in config.rope_tensors().items():
+        _add(found, name, "F32", (len(values),), "")
     _add(found, CHECKSUMS, "I32", (len(found) + 1,), "")
     return Artifact(scheme, tuple(found), grouped)
 

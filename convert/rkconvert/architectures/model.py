@@ -129,6 +129,11 @@ class ModelConfig:
             found[f"{name}.bias"] = (rows,)
         return found
 
+    def rope_tensors(self) -> dict[str, tuple[float, ...]]:
+        """The artifact's tensors of RoPE factors, by name."""
+        found = {ROPE_FACTORS: self.rope.scaling.factors, ROPE_LONG_FACTORS: self.rope.scaling.long_factors}
+        return {name: values for name, values in found.items() if values}
+
     def heads_of(self, name: str) -> int:
         """How many heads the rows of a tensor are, where they turn with RoPE: those of Q and K, and their biases."""
         return {"attn_q": self.heads, "attn_k": self.kv_heads}.get(name.split(".")[-2], 0)
