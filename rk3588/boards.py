@@ -1,7 +1,8 @@
 """Board types and the user's own boards: ``boards.yaml`` of the package, ``hosts.yaml`` of the user.
 
 Both have the same form and are read by the same code. ``hosts.yaml`` is looked for in the project folder (the current
-one), then in ``~/.config/rk3588/``; the first found counts. Every error names file, line and the nearest right name.
+one), then in ``~/.config/rk3588/``; the first found counts, but a host that is another in the other is refused. Every
+error names file, line and the nearest right name.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from .errors import UsageError
+from .errors import BoardError, UsageError
+from .nearest import nearest
 from .resources import packaged
-from .yamltable import Table, nearest, read
+from .yamltable import Table, read
 
 HOSTS = "hosts.yaml"
 VARIABLE = "RK3588_HOSTS"
@@ -29,6 +31,7 @@ _HOST_KEYS = ("board", "address", "user", "port", "key", "jump", "groups", "ram_
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 # Nothing that begins with a dash: an address must never be read as an option.
 _ADDRESS = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
+_WITH_MEMORY = re.compile(r"(.+?)[-_ ]?(\d{1,3})[-_ ]?gi?b?", re.IGNORECASE)  # orange-pi-5-8gb
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")
 _JUMP = re.compile(rf"(?:{_USER.pattern}@)?{_ADDRESS.pattern}")
 
@@ -82,12 +85,17 @@ class Host:
 
 @dataclass(frozen=True)
 class Boards:
-    """Everything known: the catalogue, and the inventory laid over it. ``file`` is the inventory's, where one was."""
+    """Everything known: the catalogue, and the inventory laid over it. ``file`` is the inventory's, where one was.
+
+    ``instead_of``: the user's own file, where the project's counts; ``contested``: hosts that are others there.
+    """
 
     socs: Mapping[str, Soc]
     boards: Mapping[str, Board]
     hosts: Mapping[str, Host] = field(default_factory=dict)
     file: Path | None = None
+    instead_of: Path | None = None
+    contested: frozenset[str] = frozenset()
 
     def board(self, name: str) -> Board:
         """A board type, by its own name or by a host's, then with the host's own RAM if that is known.
@@ -95,14 +103,37 @@ class Boards:
         UsageError with the nearest right name.
         """
         if name in self.hosts:
-            host = self.hosts[name]
+            host = self.host(name)
             return replace(host.board, ram_gb=(host.ram_gb,)) if host.ram_gb else host.board
+        found = self.type_named(name)
+        if found:
+            return found
+        base, ram = self.with_memory(name)
+        if base:
+            raise UsageError(
+                f"unknown board {name!r}: the type is {base!r}; a memory of {ram} GB is said apart, as in "
+                f"rk3588 predict MODEL --board {base} --ram {ram}"
+            )
+        raise UsageError(f"unknown board {name!r}: {nearest(name, [*self.boards, *self.hosts])}")
+
+    def type_named(self, name: str) -> Board | None:
+        """A board type by its id, or by the name it is sold under."""
         if name in self.boards:
             return self.boards[name]
-        raise UsageError(f"unknown board {name!r}: {nearest(name, [*self.boards, *self.hosts])}")
+        return next((board for board in self.boards.values() if board.name.lower() == name.lower()), None)
+
+    def with_memory(self, name: str) -> tuple[str, int]:
+        """Type and GB of a name that has both in it, as ``orange-pi-5-8gb``; ("", 0) for others."""
+        match = _WITH_MEMORY.fullmatch(name)
+        found = self.type_named(match[1].lower()) if match else None
+        return (found.id, int(match[2])) if match and found else ("", 0)
 
     def host(self, name: str) -> Host:
         """A board of the user's; UsageError with the nearest right name."""
+        if name in self.contested:
+            raise UsageError(
+                f"{name!r} is one board in {self.file} and another in {self.instead_of}: say which with --hosts FILE"
+            )
         if name in self.hosts:
             return self.hosts[name]
         where = str(self.file) if self.file else f"no {HOSTS} was found"
@@ -139,11 +170,24 @@ def find_inventory() -> Path | None:
 
 def load(file: Path | None = None) -> Boards:
     """Catalogue and inventory: of ``file``, else of the one that ``find_inventory`` finds, else none."""
-    file = file or find_inventory()
+    given, file = file is not None, file or find_inventory()
     if file is None:
         return catalogue()
     _, top = read(file)
-    return extend(catalogue(), top, file)
+    known = extend(catalogue(), top, file)
+    own = user_file()
+    if given or file != Path(HOSTS) or os.environ.get(VARIABLE) or not own.is_file() or own.samefile(file):
+        return known
+    return replace(known, instead_of=own, contested=_contested(known, own))
+
+
+def _contested(known: Boards, own: Path) -> frozenset[str]:
+    """Hosts of the project's file that are others in the user's own."""
+    try:
+        mine = extend(catalogue(), read(own)[1], own).hosts
+    except BoardError:
+        return frozenset(known.hosts)  # nobody can tell
+    return frozenset(name for name, host in known.hosts.items() if name in mine and mine[name] != host)
 
 
 def extend(known: Boards, top: Table, file: Path | None = None) -> Boards:
@@ -218,7 +262,9 @@ def host_from(name: str, table: Table, boards: Mapping[str, Board]) -> Host:
     board_node = table.need("board")
     board = table.as_text(board_node, "board")
     if board not in boards:
-        table.fail(board_node, f"unknown board {board!r} of {table.what}: {nearest(board, boards)}")
+        base, ram = Boards({}, boards).with_memory(board)
+        hint = f"did you mean {base!r}, with {ram} GB as its ram_gb?" if base else nearest(board, boards)
+        table.fail(board_node, f"unknown board {board!r} of {table.what}: {hint}")
     key = table.text("key")
     return Host(
         name=name,

@@ -16,10 +16,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import BundleError, TargetError
+from . import files as reading
+from . import sampling
+from .errors import BundleError, NoSuchBundle, TargetError
+from .mistaken import listed, no_bundle
 
 MANIFEST = "rkbundle.json"
 SCHEMA = 1
@@ -28,6 +31,9 @@ NPU_MODEL = "model.rkllm"
 TEMPLATE = "chat_template.jinja"
 VOCABULARY = "tokenizer.gguf"
 _BLOCK = 1 << 20
+_MOST_CONTEXT = 1 << 30  # tokens, as the runtime reads them
+_MOST_MANIFEST = 16 << 20
+_KEPT_BESIDE = (".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store")
 _NOT_RKLLM = {
     b"GGUF": "a GGUF file",
     b"PK\x03\x04": "a ZIP archive",
@@ -87,9 +93,34 @@ class Bundle:
         return found
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was trained for, where the manifest says it."""
+        return self.manifest["model"].get("context_length") or None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the model asks for, by the names of its generation_config.json; empty where it asks for nothing."""
+        return dict(self.manifest.get("sampling") or {})
+
+    @property
     def chat_template(self) -> str | None:
-        path = self.path / TEMPLATE
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        path = self.file(TEMPLATE)
+        return reading.read_text(path, reading.TEMPLATE, self.path, BundleError) if path else None
+
+    def file(self, name: str) -> Path | None:
+        """The file of the bundle that is called ``name``, if it has one.
+
+        BundleError for one that lies there and is not in the manifest: nobody knows who put it there.
+        """
+        path = self.path / name
+        if any(entry["path"] == name for entry in self.manifest["files"]):
+            return path
+        if reading.exists(path):
+            raise BundleError(
+                f"{path} is not listed in {MANIFEST}, so it did not come with the bundle: remove it, or convert again "
+                "from a model that has it"
+            )
+        return None
 
     def _artifact(self, target: str) -> Path | None:
         name = self.manifest["artifacts"].get(target)
@@ -122,18 +153,21 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     """Open the bundle at ``path``: the manifest's form and the files' sizes are checked, hashes are not."""
     folder = Path(path)
     where = folder / MANIFEST
-    if not where.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST} (rkconvert writes one)")
+    if "\0" in str(folder) or not reading.exists(where):
+        kind = BundleError if reading.exists(folder) else NoSuchBundle
+        raise kind(no_bundle(folder, MANIFEST))
     try:
-        manifest = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"cannot read {where}: {error}") from error
+        manifest = reading.read_json(where, _MOST_MANIFEST, folder, BundleError)
+    except FileNotFoundError:
+        raise BundleError(f"{where} is a link that leads nowhere: copy or convert it again") from None
     _check_form(where, manifest)
     for entry in manifest["files"]:
         file = folder / entry["path"]
-        if not file.is_file():
-            raise BundleError(f"{folder} is incomplete: {entry['path']} is missing; copy or convert it again")
-        size = file.stat().st_size
+        try:
+            with reading.opened(file, folder, BundleError) as open_file:
+                size = os.fstat(open_file.fileno()).st_size
+        except FileNotFoundError:
+            raise BundleError(f"{folder} is incomplete: {entry['path']} is missing; copy or convert it again") from None
         if size != entry["size"]:
             raise BundleError(f"{file} has {size} bytes, {MANIFEST} says {entry['size']}; copy or convert it again")
     return Bundle(folder, manifest)
@@ -156,13 +190,17 @@ def _check_form(where: Path, manifest: Any) -> None:
         ):
             raise BundleError(f"{where}: every entry of 'files' needs path, size and sha256")
         # A manifest may come from anywhere: it must not point outside its folder.
-        parts = Path(entry["path"]).parts
-        if "\0" in entry["path"] or not parts or Path(entry["path"]).is_absolute() or ".." in parts:
-            raise BundleError(f"{where}: {entry['path']!r} is not a path inside the bundle")
+        if not all(map(reading.is_name, entry["path"].split("/"))):
+            raise BundleError(f"{where}: {entry['path'][:300]!r} is not a path inside the bundle")
         listed.add(entry["path"])
     for target, name in manifest["artifacts"].items():
         if not isinstance(name, str) or name not in listed:
             raise BundleError(f"{where}: the artifact for {target} ({name!r}) is not among its files")
+    context = manifest["model"].get("context_length", 0)
+    if type(context) is not int or not 0 <= context <= _MOST_CONTEXT:
+        raise BundleError(f"{where}: the model's context_length is {context!r:.40}, expected a number of tokens")
+    if not sampling.is_valid(manifest.get("sampling", {})):
+        raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
@@ -180,7 +218,8 @@ def _is_lora(lora: Any, listed: set[str]) -> bool:
 def _is_adapter(entry: Any, mode: str, listed: set[str]) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         return False
-    if type(entry.get("scale")) not in (int, float):
+    scale: Any = entry.get("scale")
+    if type(scale) not in (int, float) or not -1e6 < scale < 1e6:
         return False
     artifacts = entry.get("artifacts")
     if mode == "merge":
@@ -189,7 +228,7 @@ def _is_adapter(entry: Any, mode: str, listed: set[str]) -> bool:
 
 
 def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> None:
-    """Hash every file the manifest names; BundleError says which one changed."""
+    """Hash every file the manifest names; BundleError says which one changed, or which it does not name."""
     for entry in bundle.manifest["files"]:
         found = sha256(bundle.path / entry["path"], progress)
         if found != entry["sha256"]:
@@ -197,6 +236,33 @@ def verify(bundle: Bundle, progress: Callable[[int], None] | None = None) -> Non
                 f"{bundle.path / entry['path']} has changed: its SHA-256 is {found[:12]}…, {MANIFEST} says "
                 f"{entry['sha256'][:12]}…; copy or convert it again"
             )
+    if others := unlisted(bundle):
+        one = len(others) == 1
+        raise BundleError(
+            f"{bundle.path} has {'a file' if one else f'{len(others)} files'} that {MANIFEST} does not list, so nobody "
+            f"can say what {'it is' if one else 'they are'}: {listed(others)}; remove {'it' if one else 'them'}, or "
+            "convert again"
+        )
+
+
+def unlisted(bundle: Bundle) -> list[str]:
+    """Whatever lies in the bundle and is not in its manifest, by its path; links and empty folders as well.
+
+    What a version control or a download keeps beside it (``.git``, ``.gitattributes``, ``.cache``) is not meant.
+    """
+    known = {entry["path"] for entry in bundle.manifest["files"]} | {MANIFEST}
+    folders = {str(parent) for path in known for parent in PurePosixPath(path).parents}
+    found = []
+    for place, inside, names in os.walk(bundle.path):
+        here = PurePosixPath(Path(place).relative_to(bundle.path).as_posix())
+        if place == str(bundle.path):
+            inside[:] = [name for name in inside if name not in _KEPT_BESIDE]
+            names = [name for name in names if name not in _KEPT_BESIDE]
+        strange = [name for name in inside if str(here / name) not in folders]
+        inside[:] = [name for name in inside if name not in strange]
+        found += [f"{here / name}/" for name in strange]
+        found += [str(here / name) for name in names if str(here / name) not in known]
+    return sorted(found)
 
 
 def _check_npu_model(path: Path) -> None:

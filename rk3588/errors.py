@@ -3,11 +3,13 @@
 RkError
 ├── UsageError           the call itself is wrong                        exit code 2
 ├── CheckpointError      a model to convert is not what it should be     exit code 1
-├── BundleError          a bundle is missing, incomplete or changed
+├── BundleError          a bundle is incomplete, changed, or not what its manifest says
+│   └── NoSuchBundle     there is none where the call says               exit code 2
 ├── ToolkitError         rkllm-toolkit is missing, failed, or was killed
 ├── TargetError          the place to write to is taken or not writable
 ├── SimError             librksim refused an artifact or an argument
 ├── LibraryError         no usable librkllmrt, or one of another version
+│   └── NoSuchLibrary    there is none where the call says               exit code 2
 ├── RuntimeFailure       librkllmrt answered with an error
 ├── BoardError           the catalogue or the inventory of boards
 ├── ConnectError         a board cannot be reached, or not be logged in to, or the link to it was lost
@@ -22,12 +24,17 @@ RkError
     ├── Overdue          the deadline has passed
     └── AnswerFailed     the runtime failed in the middle of an answer
 
+The call is wrong (2) where it names what is not there, or asks for what cannot be: only another call would do. All
+else has failed (1), what is there and is not what it should be as well: the same call may do once that is mended.
+
 A message is one sentence: what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
 
-from typing import Optional
+import json
+import re
+from typing import Any, Optional, TextIO
 
 
 class RkError(Exception):
@@ -48,6 +55,10 @@ class BundleError(RkError):
     pass
 
 
+class NoSuchBundle(BundleError):
+    exit_code = 2
+
+
 class ToolkitError(RkError):
     pass
 
@@ -62,6 +73,10 @@ class SimError(RkError):
 
 class LibraryError(RkError):
     pass
+
+
+class NoSuchLibrary(LibraryError):
+    exit_code = 2
 
 
 class RuntimeFailure(RkError):
@@ -134,6 +149,22 @@ class DeployError(RkError):
     pass
 
 
+# Control characters (C0 but tab and newline, C1), line separators, marks that turn the direction of text round,
+# and halves of surrogate pairs, which no terminal can be given.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
+
+
 def printable(text: str) -> str:
-    """``text`` without what steers a terminal: a board, or whoever answers for it, may say anything."""
-    return "".join(sign if sign in "\n\t" or sign.isprintable() else "\ufffd" for sign in text)
+    """``text`` without what steers a terminal: a board, a bundle or a model's answer may say anything."""
+    return _STEERING.sub("\ufffd", text)
+
+
+def shown(text: str, stream: Optional[TextIO]) -> str:
+    """``text`` as it may be written to ``stream``: harmless to a terminal, and untouched for a pipe or a file."""
+    return printable(text) if stream is not None and stream.isatty() else text
+
+
+def printable_json(value: Any, indent: Optional[int] = 2) -> str:
+    """``value`` as JSON for people and programs: what steers a terminal is escaped, which means the same."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

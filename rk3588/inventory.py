@@ -1,4 +1,4 @@
-"""Add a host to the user's ``hosts.yaml``: the text around it, comments too, stays as it is."""
+"""Add a host to the user's ``hosts.yaml``, or take one away: the text around it, comments too, stays as it is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 
 from .boards import NAME, Boards, catalogue, extend, host_from
 from .errors import BoardError, TargetError, UsageError
+from .nearest import nearest
 from .yamltable import Table, parse, read
 
 Value = Union[str, int, list[str]]
@@ -48,6 +49,39 @@ def add_host(file: Path, name: str, fields: Mapping[str, Value]) -> Boards:
     return after
 
 
+def remove_host(file: Path, name: str) -> Boards:
+    """Take host ``name`` out of ``file``; returns all there is then."""
+    text, top = read(file)
+    before = extend(catalogue(), top, file)
+    if name not in before.hosts:
+        raise UsageError(f"there is no host {name!r} in {file}: {nearest(name, before.hosts)}")
+    through = [host.name for host in before.hosts.values() if host.jump == name]
+    if through:
+        raise UsageError(f"host {through[0]!r} is reached through {name!r}: change its `jump` in {file} first")
+    hosts = top.node_of("hosts")
+    assert isinstance(hosts, yaml.MappingNode)
+    key, value = next((key, value) for key, value in hosts.value if key.value == name)
+    lines = text.splitlines(keepends=True)
+    changed = "".join([*lines[: key.start_mark.line], *lines[_end(value) :]])
+    try:
+        after = extend(catalogue(), parse(changed, file), file)
+        right = {**after.hosts, name: before.hosts[name]} == dict(before.hosts) and name not in after.hosts
+    except BoardError:
+        right = False
+    if not right:
+        raise BoardError(f"{file} is written in a way this cannot take from: remove {name!r} from it yourself")
+    _write(file, changed)
+    return after
+
+
+def _end(node: yaml.Node) -> int:
+    """The line after a value: without what follows it, comments too."""
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    # A block scalar ends at the start of the line after it.
+    return node.end_mark.line + (1 if node.end_mark.column else 0)
+
+
 def _check(name: str, fields: Mapping[str, Value], known: Boards) -> None:
     node = yaml.compose(yaml.safe_dump(dict(fields)), Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)
@@ -79,11 +113,7 @@ def _insert(text: str, top: Table, name: str, fields: Mapping[str, Value]) -> st
         if key is None:
             return f"{text}hosts:\n{_entry(name, fields, '  ')}"
         return _after(text, key.start_mark.line + 1, _entry(name, fields, "  "))
-    last = hosts
-    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
-        last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
-    # A block scalar ends at the start of the line after it.
-    line = last.end_mark.line + (1 if last.end_mark.column else 0)
+    line = _end(hosts)
     first = hosts.value[0][0] if hosts.value else None
     return _after(text, line, _entry(name, fields, " " * (first.start_mark.column if first else 2)))
 

@@ -6,14 +6,19 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, NoReturn, Optional
 
 import click
 
 from .errors import RkError, printable
+from .nearest import closest
 
+_LONGEST_MESSAGE = 4000  # characters: what was wrong may be a text of any length
+# What other programs call it.
+_MEANT = {"port": "listen", "host": "listen", "temperature": "temp", "ctx": "context", "n-predict": "max-tokens",
+          "output": "out", "api-key": "keys", "force": "overwrite"}  # fmt: skip
 INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C: 128 + SIGINT
 
 
@@ -44,8 +49,20 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if self.default and args and args[0] not in {*self.list_commands(ctx), *own}:
+            if _may_be_command(args[0]) and (near := closest(args[0], self.list_commands(ctx), 0.75)):
+                ctx.fail(_no_such("command", args[0], near))
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            names = self.list_commands(ctx)
+            near = closest(name, names)
+            ctx.fail(_no_such("command", name, near) if near else f"No such command {name!r}: {_one_of(names)}.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the map's texts: ``--help`` imports nothing."""
@@ -65,9 +82,12 @@ def main(command: click.Command, name: str) -> NoReturn:
     except BrokenPipeError:  # the reader left (| head): it knows why
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except click.NoSuchOption as error:
+        _usage(error, _option_sentence(error))
+    except click.UsageError as error:
+        _usage(error, error.format_message())
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail(f"Error: {error.format_message()}", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("Interrupted", INTERRUPTED)
     except RkError as error:
@@ -79,8 +99,48 @@ def main(command: click.Command, name: str) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(printable(message), err=True)
+    click.echo(printable(_shortened(message)), err=True)
     sys.exit(code)
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return f"{message[: _LONGEST_MESSAGE * 3 // 4]} […] {message[-_LONGEST_MESSAGE // 4 :]}"
+
+
+def _usage(error: click.UsageError, message: str) -> NoReturn:
+    """As click shows it: the usage, where to find help, and last the sentence."""
+    if error.ctx is not None:
+        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+    _fail(f"Error: {message}", error.exit_code)
+
+
+def _option_sentence(error: click.NoSuchOption) -> str:
+    """The nearest of the command's own options, or all of them."""
+    if error.ctx is None:
+        return error.format_message()
+    known = [name for parameter in error.ctx.command.get_params(error.ctx) for name in parameter.opts]
+    wanted = error.option_name
+    long = {name.lstrip("-"): name for name in known if name.startswith("--")}
+    word = wanted.lstrip("-")
+    near = _MEANT[word] if _MEANT.get(word) in long else closest(word, long, 0.6)
+    if near is None:
+        return f"No such option {wanted!r}: {_one_of(long.values())}."
+    return _no_such("option", wanted, long[near])
+
+
+def _no_such(what: str, name: str, near: str) -> str:
+    return f"No such {what} {name!r}: did you mean {near!r}?"
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return f"there are {', '.join(names)}"
+
+
+def _may_be_command(word: str) -> bool:
+    """A word that is no path, no name on the hub and no option is likely a mistyped command."""
+    return word.isalpha() and not os.path.lexists(word)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

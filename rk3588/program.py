@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 from types import FrameType
 from typing import NoReturn, Optional
 
@@ -14,6 +15,11 @@ def rk3588() -> NoReturn:
 
 
 def rkconvert() -> NoReturn:
+    if sys.version_info < (3, 10):
+        try:
+            importlib.import_module("rkconvert")
+        except ImportError as error:
+            sys.exit(f"Error: {error}")
     _start("rkconvert.cli")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Optional
 
 from .errors import LibraryError
 
@@ -17,8 +18,13 @@ def packaged(name: str) -> Path:
     path = Path(str(resources.files("rk3588").joinpath(name)))
     if path.is_file():
         return path
-    top = Path(__file__).resolve().parent.parent
-    # site-packages is no source tree: what lies there under this name is somebody else's.
-    if (top / "pyproject.toml").is_file() and (top / name).is_file():
+    top = source_tree()
+    if top and (top / name).is_file():
         return top / name
     raise LibraryError(f"{name} is not in this installation of rk3588: reinstall it (pip install rk3588)")
+
+
+def source_tree() -> Optional[Path]:
+    """The clone this package runs from; None where it is installed: what lies in site-packages is somebody else's."""
+    top = Path(__file__).resolve().parent.parent
+    return top if (top / "pyproject.toml").is_file() else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import bundle
-from .errors import CheckpointError
+from . import bundle, files
+from .errors import CheckpointError, UsageError
 
 _MOST = 1 << 31  # no size in a config.json is larger; what is, is damage
 
@@ -108,13 +107,14 @@ def load(path: Path) -> Shape:
         model = {"model_type": manifest["model"].get("architecture"), **manifest["model"]}
         return from_config(model, path / bundle.MANIFEST, names=_MANIFEST, name=manifest["name"])
     where = path / "config.json" if path.is_dir() else path
-    if not where.exists():
-        what = f"{path} has no config.json and no {bundle.MANIFEST}" if path.is_dir() else f"there is no {path}"
-        raise CheckpointError(f"{what}: give a Hugging Face model folder or a bundle")
     try:
-        config = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {where} as JSON: {error}") from error
+        config = files.read_json(where, files.SETTINGS, where.parent if path.is_dir() else None, CheckpointError)
+    except FileNotFoundError:
+        if not path.is_dir():
+            raise UsageError(f"there is no {path}: give a Hugging Face model folder or a bundle") from None
+        raise CheckpointError(
+            f"{path} has no config.json and no {bundle.MANIFEST}: give a Hugging Face model folder or a bundle"
+        ) from None
     return from_config(config, where)
 
 
@@ -128,7 +128,7 @@ def from_config(
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise CheckpointError(f"{where}: model_type {kind!r} is not known here; known are {', '.join(FAMILIES)}")
-    read = _Reader(config, where, names or family.names)
+    read = _Reader(config, where, family.names if names is None else names)
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = read.size("num_key_value_heads", heads)
     head_dim = read.size("head_dim", family.head_dim or hidden // heads)

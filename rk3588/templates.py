@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, Optional, cast
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Optional, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
@@ -14,13 +15,37 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .bundle import TEMPLATE, Bundle
-from .errors import BundleError
+from .errors import BundleError, UsageError, printable
 
 Message = Mapping[str, Any]
-# What a template that somebody else wrote can raise, given a conversation that it did not expect.
-_REFUSALS = (
-    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
-)  # fmt: skip
+_MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
+_MOST_WORDS = 300  # characters of what a template says for itself
+
+
+class Source(NamedTuple):
+    """A template before it is compiled. ``where`` names it in errors."""
+
+    text: str
+    tokens: Mapping[str, Optional[str]]
+    where: str = TEMPLATE
+
+    @classmethod
+    def of(cls, bundle: Bundle, file: Optional[Path] = None) -> Source:
+        """The bundle's template, or the one in ``file``; BundleError if there is none."""
+        where = file or bundle.path / TEMPLATE
+        try:
+            text = _read(file) if file else bundle.chat_template
+        except UnicodeDecodeError as error:
+            remedy = "save it as such" if file else "convert the model again"
+            raise BundleError(f"{where} is not a text in UTF-8: {remedy}") from error
+        if text is None:
+            raise BundleError(
+                f"{bundle.path} has no {TEMPLATE}: give the model's own with --template FILE, or send single prompts "
+                "as they are (rk3588 run --raw)"
+            )
+        tokens = bundle.manifest["tokenizer"]
+        special = {name: tokens.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return cls(text, special, str(where))
 
 
 class ChatTemplate:
@@ -31,34 +56,61 @@ class ChatTemplate:
         self._tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
         try:
             self._template = _environment().from_string(source)
-        except TemplateError as error:
-            raise BundleError(f"{where} is not a Jinja template that can be used: {error}") from error
+        except Exception as error:  # also what Jinja's compiler and Python's make of a hostile one
+            raise BundleError(f"{where} is not a Jinja template that can be used: {_said(error)}") from error
 
     @classmethod
-    def of(cls, bundle: Bundle) -> ChatTemplate:
-        """The bundle's template; BundleError if it has none."""
-        try:
-            source = bundle.chat_template
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{bundle.path / TEMPLATE} is not a text in UTF-8: convert the model again") from error
-        if source is None:
-            raise BundleError(f"{bundle.path} has no {TEMPLATE}: send the prompt as it is (--raw)")
-        tokens = bundle.manifest["tokenizer"]
-        special = {name: tokens.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        return cls(source, special, str(bundle.path / TEMPLATE))
+    def of(cls, bundle: Bundle, file: Optional[Path] = None) -> ChatTemplate:
+        """The bundle's template, or the one in ``file``; BundleError if there is none."""
+        return cls(*Source.of(bundle, file))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        variables: Optional[Mapping[str, Any]] = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The conversation as the model was trained to read it. ``variables`` reach the template by name."""
-        known = {"tools": None, "documents": None, **self._tokens, **variables}
+        known = {"tools": None, "documents": None, **self._tokens, **(variables or {})}
+        known.update(messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt)
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **known
-            )
+            return self._template.render(known)
         except SecurityError as error:
-            raise BundleError(f"{self.where} does what a template may not: {error}") from error
-        except _REFUSALS as error:
+            raise BundleError(f"{self.where} does what a template may not: {_said(error)}") from error
+        except Exception as error:
             # A template's own raise_exception comes here too, say on roles that do not alternate.
-            raise BundleError(f"{self.where} refuses this conversation: {error}") from error
+            raise BundleError(f"{self.where} refuses this conversation: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in a line that a terminal can show: its words may be the template's."""
+    if isinstance(error, MemoryError):
+        return "it takes too much memory"
+    try:
+        words = str(error) or type(error).__name__
+    except Exception:
+        words = type(error).__name__
+    return printable(" ".join(words[:_MOST_WORDS].split()))
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():  # a FIFO would be waited for
+        raise UsageError(f"there is no template {file}: give the path of a Jinja file")
+    with file.open("rb") as opened:
+        raw = opened.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: that is no chat template")
+    return raw.decode("utf-8")
+
+
+def check(source: str, where: str = TEMPLATE) -> None:
+    """BundleError unless ``source`` is a template by its syntax. It is not compiled, and nothing in it is computed."""
+    try:
+        _environment().parse(source)
+    except (TemplateError, RecursionError, ValueError, OverflowError, MemoryError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise BundleError(f"{where} is not a Jinja template that can be used: {said}") from error
 
 
 class _Generation(Extension):

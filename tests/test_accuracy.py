@@ -50,7 +50,7 @@ def test_measured_noted_and_shown(bundles: Path) -> None:
         k: v for k, v in before.items() if k != "files"
     }
     card = (folder / "README.md").read_text()
-    assert f"perplexity {row['perplexity']:.3f}" in card and card.rstrip().endswith("Its text.")
+    assert f"perplexity {round(row['perplexity']):,} (fp32: " in card and card.rstrip().endswith("Its text.")
     assert [p.name for p in bundles.iterdir() if p.name.startswith(".")] == []
 
     again = rkconvert("accuracy", folder, "--text", bundles / "read.txt", "--tokens", 200, "--json", env=ENV)

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rk3588 import runtime
 from rk3588.errors import LibraryError, RuntimeFailure, UsageError
-from rkruntime import loader
+from rkruntime import generation, loader
 from rkruntime.abi import LLMCallState
 from rkruntime.binding import RKLLM
 from rkruntime.generation import FINISH, NORMAL, WAITING, _Text
@@ -124,9 +125,48 @@ def test_a_run_that_fails_without_a_callback(load: Load) -> None:
         list(load("return -1").generate("x"))
 
 
-def test_a_run_that_ends_without_a_last_state(load: Load) -> None:
-    """A wait for a FINISH that the library forgot."""
-    assert [t.text for t in load("token 1 61").generate("x")] == ["a"]
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits for what may never come, shortened."""
+    for name in ("_GRACE_S", "_PREFILL_S", "_STOP_S"):
+        monkeypatch.setattr(generation, name, 0.3)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("says", [0, 1])
+def test_rkllm_is_running_is_not_believed(tmp_path: Path, says: int) -> None:
+    """A wait without end: releases differ in whether 0 or 1 means that a run goes on."""
+    library = fake_rkllm(tmp_path, f"-DIS_RUNNING={says}")
+    for script, expected in {
+        "token 1 61\nempty 2": ["a"],
+        "token 1 61": ["a"],
+        "detach\ntoken 1 61\nnull 2": ["a"],
+    }.items():
+        (tmp_path / "model").write_text(script + "\n")
+        with RKLLM(tmp_path / "model", library=library) as llm:
+            assert [t.text for t in llm.generate("x")] == expected
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_run_of_which_nothing_is_heard(load: Load) -> None:
+    """A library that returns at once and never calls back: an empty answer that looks whole, or a wait for ever."""
+    with pytest.raises(RuntimeFailure, match="no end of the answer came"):
+        list(load("detach\nprefill 1").generate("x"))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_library_that_does_not_heed_an_abort(load: Load, library: Path) -> None:
+    """Ctrl-C that waits for ever, and a handle destroyed under a run that hangs."""
+    llm = load("prefill 1500\nempty 2")
+    run = llm.generate("x")
+    with pytest.raises(RuntimeFailure, match="has not heeded an abort"):
+        run.close()
+    with pytest.raises(RuntimeFailure, match="has not heeded an abort"):
+        llm.close()
+    assert "destroy" not in journal(library)[-1]
+    time.sleep(1.2)
+    llm.close()
+    assert journal(library)[-1] == "destroy running=0 handle=1"
 
 
 @pytest.mark.parametrize("how", ["thread", "detach"])
@@ -216,6 +256,7 @@ def test_a_second_ctrl_c_does_not_leave_the_run_behind(load: Load, library: Path
     assert journal(library)[-1] == "destroy running=0 handle=1"
 
 
+@pytest.mark.usefixtures("hasty")
 def test_an_exception_inside_the_callback(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """ctypes prints such an exception and goes on: the caller gets half an answer and no error."""
     llm = load(ENDLESS)
@@ -302,21 +343,21 @@ def test_libraries_that_cannot_be_used(tmp_path: Path, library: Path) -> None:
 def test_where_the_library_is_looked_for(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong order: the user's choice beaten by a library that lies around, or a .rkllm given to the twin."""
     system, twin = tmp_path / "system.so", tmp_path / "twin.so"
-    monkeypatch.setattr(loader, "SYSTEM", system)
-    monkeypatch.setattr(loader, "packaged", lambda _: twin)
-    monkeypatch.setenv(loader.VARIABLE, str(library))
+    monkeypatch.setattr(runtime, "SYSTEM", system)
+    monkeypatch.setattr(runtime, "packaged", lambda _: twin)
+    monkeypatch.setenv(runtime.VARIABLE, str(library))
     system.touch()
-    assert loader.find(system) == system
-    assert loader.find() == library
-    monkeypatch.delenv(loader.VARIABLE)
-    assert loader.find() == twin
-    assert loader.find(npu=True) == system
+    assert runtime.find(system) == system
+    assert runtime.find() == library
+    monkeypatch.delenv(runtime.VARIABLE)
+    assert runtime.find() == twin
+    assert runtime.find(npu=True, sim=False) == system
     system.unlink()
     with pytest.raises(LibraryError, match=r"which runs \.rkllm models, was not found"):
-        loader.find(npu=True)
-    monkeypatch.setenv(loader.VARIABLE, "absent.so")
+        runtime.find(npu=True, sim=False)
+    monkeypatch.setenv(runtime.VARIABLE, "absent.so")
     with pytest.raises(LibraryError, match=r"no library absent.so .from RKLLM_LIBRARY"):
-        loader.find()
+        runtime.find()
 
 
 def _python39() -> str:

@@ -7,12 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rk3588.deploy.board import activation, files, service
+from rk3588.deploy import agent as asking
+from rk3588.deploy import probes
+from rk3588.deploy.board import activation, agent, files, ground, service
+from rk3588.deploy.local import LocalConnection
+from rk3588.errors import DeployError
 
 
 @pytest.fixture
@@ -82,13 +87,132 @@ def test_what_has_ended_does_not_hang(prefix: Path, monkeypatch: pytest.MonkeyPa
     assert service.stuck() == ""
 
 
-def test_a_lock_does_not_follow_links(tmp_path: Path) -> None:
-    """It lies in /tmp where there is no systemd: somebody else's link there would have a file of ours emptied."""
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / "lock").symlink_to("precious")
-    with pytest.raises(OSError, match="symbolic links"):
-        files.lock(str(tmp_path / "lock"), "me", str(tmp_path))
-    assert (tmp_path / "precious").read_text() == "mine"
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A simulated board's folder: what lies above it is not looked at."""
+    monkeypatch.setenv("RKBOARD_SYSROOT", str(tmp_path / "tree"))
+    return tmp_path
+
+
+def test_a_lock_does_not_follow_links(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody else's link there would have a file of ours emptied."""
+    (alone / "precious").write_text("mine")
+    (alone / "lock").symlink_to("precious")
+    with pytest.raises(SystemExit):
+        files.lock(str(alone / "lock"), "me", str(alone))
+    assert "symbolic links" in capsys.readouterr().out
+    assert (alone / "precious").read_text() == "mine"
+
+
+def test_a_lock_lies_where_others_cannot_take_it(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (alone / "shared").mkdir()
+    (alone / "shared").chmod(0o1777)
+    with pytest.raises(SystemExit):
+        files.lock(str(alone / "shared" / "lock"), "me", str(alone))
+    assert "everybody may write in" in capsys.readouterr().out
+    assert not list((alone / "shared").iterdir())
+
+
+def test_a_lock_that_is_taken_away_is_taken_anew(alone: Path) -> None:
+    """Its holder unlinks it at the end: a handle on what was unlinked has nothing."""
+    path = str(alone / "lock")
+    first = files.locked(path)
+    assert first is not None
+    assert files.locked(path) is None
+    Path(path).unlink()
+    second = files.locked(path)
+    assert second is not None
+    os.close(first)
+    os.close(second)
+
+
+def moved(path: Path, to: str, aim: str, weak: str = "") -> None:
+    """PATH moved away, a link in its place; in the folder ``weak``, everybody may write."""
+    if weak:
+        (path.parent / weak).chmod(0o777)
+    path.rename(path.parent / to)
+    path.symlink_to(aim)
+
+
+WEAK: dict[str, Callable[[Path], object]] = {
+    "everybody may write in the folder": lambda top: (top / "a").chmod(0o757),
+    "a sticky folder does not help": lambda top: (top / "a").chmod(0o1777),
+    "everybody may write in the prefix": lambda top: (top / "a/b/rkchatd").chmod(0o777),
+    "in what lies in it": lambda top: (top / "a/b/rkchatd/releases").chmod(0o777),
+    "a link to elsewhere": lambda top: moved(top / "a", "c", "c", weak="a"),
+    "a link in a folder": lambda top: moved(top / "a", "s/a", "s/a", weak="s"),
+    "links in a circle": lambda top: moved(top / "a", "c", "a"),
+}
+
+
+def make(top: Path) -> Path:
+    prefix = top / "a" / "b" / "rkchatd"
+    (prefix / "releases").mkdir(parents=True)
+    (top / "s").mkdir()
+    for folder in (top / "a", top / "s", top / "a/b", prefix, prefix / "releases"):
+        folder.chmod(0o755)
+    return prefix
+
+
+@pytest.mark.parametrize("what", WEAK)
+def test_others_cannot_put_a_program_where_it_is_run(
+    what: str, alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = make(alone)
+    agent.firm(str(prefix))  # sound
+    WEAK[what](alone)
+    lock = str(alone / "lock")
+    for words in (["state", str(prefix), ""], ["lock", lock, "me", str(prefix)], ["remove", str(prefix), "", ""]):
+        with pytest.raises(SystemExit):
+            agent.main(words)
+        said = json.loads(capsys.readouterr().out)["error"]
+        assert str(alone) in said
+        assert "\n" not in said
+        assert any(mend in said for mend in ("chmod", "--prefix", "remove it"))
+    assert not (alone / "lock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_another_user_on_the_way_is_named(alone: Path) -> None:
+    prefix = make(alone)
+    os.chown(alone / "a", 65534, 65534)
+    assert "a belongs to nobody" in ground.weakness(str(prefix))
+    assert f"sudo chown root: {alone}/a" in ground.weakness(str(prefix))
+    os.chown(alone / "a", 0, 0)
+    (prefix / "releases" / "agent.pyz").touch()
+    os.chown(prefix / "releases" / "agent.pyz", 65534, -1)
+    assert "agent.pyz belongs to nobody" in ground.weakness(str(prefix / "releases" / "agent.pyz"))
+
+
+def test_a_group_counts_unless_it_is_ours_alone(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = make(alone)
+    (alone / "a").chmod(0o775)
+    monkeypatch.setattr(ground, "ours_alone", lambda *_: False)
+    assert "may write in" in ground.weakness(str(prefix))
+    monkeypatch.setattr(ground, "ours_alone", lambda *_: True)
+    assert bool(ground.weakness(str(prefix))) == (os.geteuid() == 0)  # root's rule knows no such groups
+
+
+def test_tmp_is_no_place_for_what_root_runs(tmp_path: Path) -> None:
+    """Through the agent as it is sent, with the folders as they are."""
+    if os.geteuid() != 0 or not str(tmp_path).startswith("/tmp/"):
+        pytest.skip("needs root, and a temporary folder in /tmp")
+    with pytest.raises(DeployError, match=r"everybody may write in /tmp, .* run as root: give another --prefix"):
+        asking.ask(LocalConnection(lambda _: None), "state", str(tmp_path / "rkchatd"), "", root=False)
+
+
+def test_what_lies_in_the_current_folder_is_not_run(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent runs as root in somebody's home."""
+    for name in ("subprocess", "json", "zipfile", "os", "rk3588"):
+        (alone / f"{name}.py").write_text(f"open({str(alone / 'ran')!r}, 'w')")
+    monkeypatch.chdir(alone)
+    monkeypatch.setenv("PYTHONPATH", str(alone))
+    said = asking.ask(LocalConnection(lambda _: None), "state", str(alone / "none"), "", root=False)
+    assert said["exists"] is False
+    assert not (alone / "ran").exists()
+    facts = probes.parse(probes.gather(LocalConnection(lambda _: None)))
+    assert facts.python is not None
+    assert not (alone / "ran").exists()
 
 
 def test_last_words_are_said_once_and_of_this_start(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rk3588 import boards, inventory
+from rk3588 import boards, inventory, simboard
 from rk3588.commands.board import board as board_command
 from rk3588.errors import BoardError, RkError, TargetError, UsageError
 
@@ -148,7 +149,7 @@ WRONG = {
     "- a\n": (1, "expected `boards:` or `hosts:`"),
     "hosts:\n  a: {board: rock-5b\n": (3, "not valid YAML"),
     "hosts:\n\ta: 1\n": (2, "not valid YAML"),
-    "hosts:\n  a: {board: rock-5b, user: \"\x07\"}\n": (2, "a character that YAML does not allow"),
+    'hosts:\n  a: {board: rock-5b, user: "\x07"}\n': (2, "a character that YAML does not allow"),
     "hosts: {}\n---\nhosts: {}\n": (2, "not valid YAML"),
     "hosts:\n  a: {board: rock-5b, jump: b}\n  b: {board: rock-5b, jump: a}\n": (2, "itself: a → b → a"),
     "boards:\n  rock-5b: {soc: RK3588, ram_gb: [4]}\n": (2, "board 'rock-5b' is in the catalogue already"),
@@ -206,7 +207,7 @@ def test_add_keeps_comments_and_order() -> None:
     path = written(KITCHEN + "# the end\n")
     inventory.add_host(path, "attic", {"board": "rock-5a", "groups": ["home", "yes"], "user": "1000"})
     text = path.read_text(encoding="utf-8")
-    added = '  attic:\n    board: rock-5a\n    groups: [home, \'yes\']\n    user: \'1000\'\n'
+    added = "  attic:\n    board: rock-5a\n    groups: [home, 'yes']\n    user: '1000'\n"
     assert text == KITCHEN + added + "# the end\n"
     assert boards.load(path).hosts["attic"].groups == ("home", "yes")
 
@@ -308,3 +309,75 @@ def test_list_and_show() -> None:
     missing = run("show", "rock-5z").exception
     assert isinstance(missing, RkError)
     assert "unknown board 'rock-5z': did you mean 'rock-5" in str(missing)
+
+
+def test_names_with_a_memory_or_as_they_are_sold() -> None:
+    known = boards.catalogue()
+    for name in ("orange-pi-5-8gb", "orange-pi-5_8GB", "Orange Pi 5 8 GB"):
+        with pytest.raises(UsageError, match=r"the type is 'orange-pi-5'; .* --board orange-pi-5 --ram 8"):
+            known.board(name)
+    assert known.board("Radxa ROCK 5B").id == "rock-5b"
+    with pytest.raises(BoardError, match="did you mean 'rock-5b', with 16 GB as its ram_gb"):
+        boards.load(written("hosts:\n  a: {board: rock-5b-16gb}\n"))
+    with pytest.raises(UsageError, match="unknown board 'x-8gb': known are"):
+        known.board("x-8gb")
+
+
+def test_the_projects_file_does_not_silently_stand_before_the_users_own() -> None:
+    own = boards.user_file()
+    own.parent.mkdir(parents=True)
+    own.write_text("hosts:\n  kitchen: {board: rock-5b, address: 192.168.1.20}\n  door: {board: orange-pi-5}\n")
+    assert not run("list").stderr.count("not of")
+    written("hosts:\n  kitchen: {board: rock-5b, address: 203.0.113.9}\n  door: {board: orange-pi-5}\n")
+    assert f"those of ./hosts.yaml here, not of {own}" in run("list").stderr
+    known = boards.load()
+    assert known.host("door").board.id == "orange-pi-5"  # the same in both
+    for use in (known.host, known.board):
+        with pytest.raises(UsageError, match=r"'kitchen' is one board in hosts\.yaml and another in .*--hosts FILE"):
+            use("kitchen")
+    assert boards.load(Path("hosts.yaml")).host("kitchen").address == "203.0.113.9"
+    assert boards.load(own).host("kitchen").address == "192.168.1.20"
+    own.write_text("hosts: [")
+    with pytest.raises(UsageError, match="one board in"):
+        boards.load().host("door")
+
+
+def test_remove_keeps_all_else() -> None:
+    path = written(KITCHEN.replace("jump: door", "port: 2223").replace("    port: 2222\n", "") + "# the end\n")
+    before = path.read_text(encoding="utf-8")
+    inventory.add_host(path, "attic", {"board": "rock-5a", "groups": ["home"]})
+    inventory.remove_host(path, "attic")
+    assert path.read_text(encoding="utf-8") == before
+    assert run("rm", "kitchen").stdout == "hosts.yaml\n"
+    assert path.read_text(encoding="utf-8") == "# my boards\nhosts:\n  door:\n    board: orange-pi-5\n# the end\n"
+    assert run("rm", "door").exit_code == 0
+    assert boards.load().hosts == {}
+    inventory.add_host(path, "again", {"board": "rock-5b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (KITCHEN, "door", "host 'kitchen' is reached through 'door'"),
+        (KITCHEN, "kichen", "no host 'kichen' in hosts.yaml: did you mean 'kitchen'"),
+        (KITCHEN, "rock-5b", "rock-5b is a type of board, which stays"),
+        ("hosts: {a: {board: rock-5b}, b: {board: rock-5b}}\n", "a", "remove 'a' from it yourself"),
+        ("hosts:\n  a: &x {board: rock-5b}\n  b: *x\n", "a", "remove 'a' from it yourself"),
+    ],
+)
+def test_remove_refuses_what_it_cannot_do(text: str, name: str, message: str) -> None:
+    path = written(text)
+    result = run("rm", name)
+    assert isinstance(result.exception, RkError)
+    assert message in str(result.exception)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_simulated_board_that_is_listed_can_be_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "state" / "rk3588" / "boards" / "attic"
+    folder.mkdir(parents=True)
+    simboard.write(folder, "server", os.getpid(), "127.0.0.1", 2222, "me", "ssh-ed25519 AAAA")
+    assert "attic" in run("list").stdout
+    assert json.loads(run("show", "attic", "--json").stdout)["port"] == 2222
+    assert "rk3588 board down attic" in str(run("rm", "attic").exception)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from rk3588 import bundle
 from rk3588.commands.bundle import bundle as command
-from rk3588.errors import BundleError, TargetError
+from rk3588.errors import BundleError, NoSuchBundle, TargetError
 
 MANIFEST: dict[str, Any] = {
     "name": "Tiny", "dtype": "w8a8", "target_platform": "rk3588", "model": {"layers": 2}, "source": {"files": []},
@@ -94,6 +94,7 @@ BAD_LORAS: list[Any] = [
     {"mode": "merge", "adapters": [{"name": "a", "scale": True}]},
     {"mode": "merge", "adapters": [{"name": "a", "scale": 1, "artifacts": {"sim": "lora/a.bin"}}]},
     {"mode": "adapter", "adapters": [{"name": "a", "scale": 1}]},
+    {"mode": "adapter", "adapters": [{"name": "a", "scale": float("nan"), "artifacts": {}}]},
     {"mode": "adapter", "adapters": [{"name": 1, "scale": 1, "artifacts": {}}]},
     {"mode": "adapter", "adapters": [{"name": "a", "scale": 1, "artifacts": {"sim": "../a.bin"}}]},
     {"mode": "adapter", "adapters": [{"name": "a", "scale": 1, "artifacts": {"sim": None}}]},
@@ -113,6 +114,8 @@ BAD_LORAS: list[Any] = [
         ({"files": [{"path": "../x", "size": 1, "sha256": ""}]}, "'../x' is not a path inside the bundle"),
         ({"files": [{"path": "/etc/passwd", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "a\0b", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        ({"files": [{"path": "x" * 5000, "size": 1, "sha256": ""}]}, "x' is not a path inside the bundle"),
+        ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
     ],
@@ -143,7 +146,7 @@ def test_manifests_that_are_none(made: Path, text: str) -> None:
 
 
 def test_files_that_are_not_as_listed(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a bundle: it has no"):
+    with pytest.raises(NoSuchBundle, match=r"there is no .*nowhere: give a folder that rkconvert wrote"):
         bundle.read(tmp_path / "nowhere")
     model = made / "model.sim.gguf"
     whole = model.read_bytes()
@@ -173,3 +176,107 @@ def test_show_and_verify(made: Path) -> None:
     (made / "model.sim.gguf").write_bytes(b"weighty" * 1000)
     changed = CliRunner().invoke(command, ["verify", str(made)])
     assert (changed.stdout, type(changed.exception)) == ("", BundleError)
+
+
+UNLISTED = ["chat_template.jinja", "tokenizer.gguf", "generation_config.json", "lora/b.gguf", "other/x", ".hidden"]
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_what_the_manifest_does_not_list_is_named_and_not_used(made: Path, name: str) -> None:
+    listed = json.loads((made / bundle.MANIFEST).read_text())["files"]
+    edit(made, files=[entry for entry in listed if entry["path"] != name])
+    (made / name).parent.mkdir(exist_ok=True)
+    (made / name).write_text("{{ strange }}")
+    found = bundle.read(made)
+    shown = "other/" if name == "other/x" else name
+    with pytest.raises(BundleError, match=f"a file that rkbundle.json does not list, .* it is: {shown}; remove it"):
+        bundle.verify(found)
+    with pytest.raises(BundleError, match=f"{name} is not listed in rkbundle.json, .*: remove it, or convert again"):
+        found.file(name)
+    if name == bundle.TEMPLATE:
+        with pytest.raises(BundleError, match="is not listed"):
+            _ = found.chat_template
+
+
+def test_what_a_download_keeps_beside_a_bundle_is_no_part_of_it(made: Path) -> None:
+    (made / ".gitattributes").write_text("*.gguf filter=lfs")
+    (made / ".cache" / "huggingface").mkdir(parents=True)
+    bundle.verify(bundle.read(made))
+    assert bundle.read(made).file("tokenizer.gguf") is None
+
+
+def test_links_and_fifos_in_a_bundle(made: Path, tmp_path: Path) -> None:
+    template = made / bundle.TEMPLATE
+    whole = template.read_bytes()
+    (tmp_path / "elsewhere").write_bytes(whole)
+    template.unlink()
+    template.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=r"chat_template.jinja is a link that leaves its folder"):
+        bundle.read(made)
+    template.unlink()
+    os.mkfifo(template)
+    with pytest.raises(BundleError, match=r"chat_template.jinja is a FIFO"):
+        bundle.read(made)
+    template.unlink()
+    template.write_bytes(whole)
+    (made / bundle.MANIFEST).rename(tmp_path / "manifest")
+    (made / bundle.MANIFEST).symlink_to(tmp_path / "manifest")
+    with pytest.raises(BundleError, match=r"rkbundle.json is a link that leaves its folder"):
+        bundle.read(made)
+    (made / bundle.MANIFEST).unlink()
+    with (made / bundle.MANIFEST).open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BundleError, match=r"rkbundle.json has 1073.7 MB, where 17 MB are the most"):
+        bundle.read(made)
+
+
+def test_a_bundle_in_the_hubs_cache(made: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models--user--tiny"
+    snapshot, blobs = repository / "snapshots" / "0123", repository / "blobs"
+    (snapshot / "lora").mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(path for path in made.rglob("*") if path.is_file()):
+        file.rename(blobs / str(number))
+        inside = snapshot / file.relative_to(made)
+        inside.symlink_to(os.path.relpath(blobs / str(number), inside.parent))
+    found = bundle.read(snapshot)
+    bundle.verify(found)
+    assert found.chat_template == "{{ messages }}é"
+
+
+MEANT: dict[str, tuple[str, str]] = {
+    "a dtype mistyped": ("out/Tiny-rk3588-w8a9", "there is no {0}/out/Tiny-rk3588-w8a9: did you mean {0}/out/Tiny-"),
+    "a folder with bundles": ("out", "{0}/out is a folder with bundles: give one of them: Tiny-rk3588-w8a8"),
+    "a file of a bundle": ("out/Tiny-rk3588-w8a8/model.sim.gguf", "is a file of a bundle: give the bundle, which is"),
+    "a model": ("model", "{0}/model is not a bundle but a model to make one from: rkconvert {0}/model -o out"),
+    "a GGUF file": ("m.gguf", "{0}/m.gguf is not a bundle but a model to make one from: rkconvert {0}/m.gguf -o out"),
+    "a .rkllm": ("m.rkllm", "{0}/m.rkllm is a .rkllm alone: give a bundle"),
+    "an empty folder": ("empty", "{0}/empty is not a bundle: it has no rkbundle.json (rkconvert writes one)"),
+    "a text of any length": ("x" * 5000, "cannot be the path of a bundle"),
+    "a zero": ("a\0b", "cannot be the path of a bundle"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEANT)
+def test_what_was_meant(tmp_path: Path, case: str) -> None:
+    write(tmp_path / "out" / "Tiny-rk3588-w8a8")
+    for name in ("model/config.json", "m.gguf", "m.rkllm", "empty/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    given, sentence = MEANT[case]
+    with pytest.raises(BundleError) as caught:
+        bundle.read(tmp_path / given)
+    assert sentence.format(tmp_path) in str(caught.value)
+    assert caught.value.exit_code == (1 if os.path.lexists(tmp_path / given) else 2)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_bundles_words_do_not_reach_the_terminal_raw(made: Path) -> None:
+    hostile = "Tiny\x1b[2J\x9b\u202e"
+    edit(made, name=hostile, model={"family": "\x1b]0;title\x07", "list": [{"\x9d": "\x1b"}]})
+    for arguments in (["show"], ["show", "--json"], ["verify"]):
+        done = CliRunner().invoke(command, [*arguments, str(made)])
+        assert done.exit_code == 0
+        assert not set("\x1b\x9b\x07\x9d\u202e") & set(done.stdout + done.stderr)
+    as_json = CliRunner().invoke(command, ["show", "--json", str(made)])
+    assert json.loads(as_json.stdout)["name"] == hostile

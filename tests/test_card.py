@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 from rk3588 import bundle, quant
 from rkconvert import card, licences
 from rkconvert.build import convert
-from rkconvert.card import Variant, model_card, naming_note, read_base, split
+from rkconvert.card import Variant, model_card, naming_note, read_base
+from rkconvert.front_matter import split
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
 from tests import loras, models
@@ -59,9 +62,9 @@ def test_a_card_keeps_and_extends_the_originals(model: Path, tmp_path: Path) -> 
     assert (folder / "LICENSE.txt").read_text() == "the licence\n"
     bundle.verify(bundle.read(folder))
     row = next(line for line in body.splitlines() if line.startswith("| w8a8_g128"))
-    number = r"\d+\.\d+"
+    number = r"(?:\d\.\d|[\d,]*\d)"  # two digits that count
     assert re.fullmatch(
-        rf"\| w8a8_g128 \| `model.sim.gguf` \| 0\.\d MB \| 512 tokens \| {number} GB "
+        rf"\| w8a8_g128 \| `model.sim.gguf` \| 0\.\d MB \| 512 tokens \| about 0\.\d{{2,3}} GB "
         rf"\| {number}, {number} to {number} tok/s \| {number}, {number} to {number} tok/s \|",
         row,
     )
@@ -83,7 +86,7 @@ def test_a_lora_line_only_where_one_was_applied(model: Path, tmp_path: Path) -> 
 def test_accuracy_only_where_it_was_measured(model: Path, tmp_path: Path) -> None:
     folder, _ = made(model, tmp_path)
     found = bundle.read(folder)
-    variant = Variant(folder.name, found.manifest, {"sim": 1_000_000}, open_source(model).shape)
+    variant = Variant(folder.name, found.manifest, {"sim": 1_000_000}, open_source(model).shape, True)
     measured = {
         "perplexity": 12.5, "reference_perplexity": 12.25, "divergence": 0.01, "agreement": 0.955, "tokens": 1024,
         "text": "a text",
@@ -91,7 +94,7 @@ def test_accuracy_only_where_it_was_measured(model: Path, tmp_path: Path) -> Non
     other = replace(variant, folder="x", manifest={**found.manifest, "accuracy": measured})
     assert "Accuracy against" not in model_card([variant], read_base(model))
     both = model_card([variant, other], read_base(model))
-    assert "perplexity 12.500 (fp32: 12.250), KL 0.01000, same best token 95.5%, over 1024 tokens of a text" in both
+    assert "perplexity 12.50 (fp32: 12.25), KL 0.010, same best token 96%, over 1024 tokens of a text" in both
     assert "not measured" in both and "accuracy has not been measured" not in both
 
 
@@ -114,3 +117,16 @@ def test_a_name_that_the_licence_does_not_allow(licence: str, name: str, asks: b
 def test_a_licence_that_is_not_known() -> None:
     assert licences.find("other", "gemma") is licences.LICENCES["gemma"]
     assert licences.find("cc-by-nc-4.0", "") is None
+
+
+def test_a_model_that_cannot_chat_is_not_said_to(model: Path, tmp_path: Path) -> None:
+    _, text = made(model, tmp_path / "chats")
+    assert "rk3588 chat " in text and "--raw" not in text
+    bare = tmp_path / "Bare"
+    shutil.copytree(model, bare)
+    tokenizer = json.loads((bare / "tokenizer_config.json").read_text())
+    del tokenizer["chat_template"]
+    (bare / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    folder, text = made(bare, tmp_path)
+    assert "rk3588 chat" not in text and f'rk3588 run {folder.name} --raw "The capital' in text
+    assert not Variant.of(bundle.read(folder)).can_chat

@@ -127,7 +127,7 @@ def test_rendering_leaves_the_messages_alone() -> None:
 
 def test_of_a_bundle(tmp_path: Path) -> None:
     bundle = Bundle(tmp_path, {"tokenizer": {"bos_token": "<s>", "eos_token": None, "add_bos": True}})
-    with pytest.raises(BundleError, match=r"has no chat_template.jinja: send the prompt as it is .--raw"):
+    with pytest.raises(BundleError, match=r"has no chat_template.jinja: give the model's own with --template FILE"):
         ChatTemplate.of(bundle)
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token is defined }}")
     assert ChatTemplate.of(bundle).render(HELLO) == "<s>False"

@@ -117,10 +117,10 @@ def test_options_reach_the_library(library: Path, answering: Path, monkeypatch: 
     invoke("run", answering, "x", *chosen)
     assert journal(library)[0].startswith("init ctx=99 new=7 k=3 p=0.25 t=0.5 repeat=1 ")
     invoke("run", answering, "x", "--temp", "0")
-    assert journal(library)[0].startswith("init ctx=4096 new=-1 k=1 p=0.9 t=0.8 repeat=1.1 ")
+    assert journal(library)[0].startswith("init ctx=4096 new=-1 k=1 p=0.9 t=0.8 repeat=1 ")
     assert "Warning: the context is cut to 4096" in invoke("run", answering, "x", "-c", "9000").stderr
     assert journal(library)[0].startswith("init ctx=4096 ")
-    assert invoke("run", answering, "x", "-c", "9000", "--beyond-board").stderr == ""
+    assert invoke("run", answering, "x", "-c", "9000", "--beyond-board").stderr.count("\n") == 1
     assert journal(library)[0].startswith("init ctx=9000 ")
 
 
@@ -128,6 +128,29 @@ def test_max_tokens_end_the_answer(library: Path, tmp_path: Path) -> None:
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)
     facts = json.loads(rk3588("run", bundle, "x", "-n", 3, "--json", library=library).stdout)
     assert (facts["text"], facts["tokens"], facts["finish_reason"]) == ("aaa", 3, "length")
+
+
+STEERING = "banner\ntoken 1 1b5b324a\ntoken 2 c29b\ntoken 3 e280ae\ntoken 4 6f6b\nempty 2"  # ESC [2J, CSI, a bidi override
+
+
+def test_an_answer_does_not_steer_the_terminal(library: Path, tmp_path: Path) -> None:
+    """On a terminal it is harmless; a pipe gets what the model said."""
+    bundle = scripted_bundle(tmp_path / "b", STEERING)
+    assert rk3588("run", bundle, "x", library=library).stdout == "\x1b[2J\x9b\u202eok\n"
+    own, terminal = os.openpty()
+    command = [sys.executable, "-c", MAIN, "run", str(bundle), "x"]
+    try:
+        subprocess.run(
+            command, env=environment(library), stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.DEVNULL,
+            timeout=60, check=True,
+        )  # fmt: skip
+        said = os.read(own, 1000).decode()
+    finally:
+        os.close(own)
+        os.close(terminal)
+    assert "\ufffd[2J\ufffd\ufffdok" in said and "\x1b" not in said
+    facts = rk3588("run", bundle, "x", "--json", library=library).stdout
+    assert json.loads(facts)["text"] == "\x1b[2J\x9b\u202eok" and not set("\x9b\u202e") & set(facts)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -155,28 +178,33 @@ def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(1)
         process.stdout.close()
-        assert process.stderr.read() == b"I rkllm: rkllm-runtime version: 1.1.1\n"
+        assert process.stderr.read().splitlines()[1:] == [b"I rkllm: rkllm-runtime version: 1.1.1"]
     assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "nowhere", "x"], 1, "Error: nowhere is not a bundle: it has no rkbundle.json"),
+        (["run", "nowhere", "x"], 2, "Error: there is no nowhere: give a folder that rkconvert wrote"),
         (["run", "{bundle}"], 2, "Error: the prompt is empty"),
         (["run", "{bundle}", " "], 2, "Error: the prompt is empty"),
-        (["run", "{bundle}", "x", "-n", "0"], 2, "Error: -n 0 asks for no answer"),
+        (["run", "{bundle}", "x", "-n", "0"], 2, "Error: max_tokens 0 asks for no answers"),
         (["run", "{bundle}", "x", "-c", "4"], 2, "Error: a context of 4 tokens holds no prompt"),
         (["run", "{bundle}", "x", "--raw", "-p", "y"], 2, "Error: --raw sends the prompt alone"),
         (["run", "{bundle}", "x", "--top-p", "0"], 2, "Error: Invalid value for '--top-p'"),
-        (["run", "{bundle}", "x", "--library", "absent.so"], 1, "Error: there is no library absent.so"),
-        (["run", "{bare}", "x"], 1, "has no chat_template.jinja: send the prompt as it is (--raw)"),
+        (["run", "{bundle}", "x", "--library", "absent.so"], 2, "Error: there is no library absent.so"),
+        (["run", "{bare}", "x"], 1, "has no chat_template.jinja: give the model's own with --template FILE, or"),
         (["run", "{failing}", "x"], 1, "Error: the library ended the run with an error"),
         (["run", "{unloadable}", "x"], 1, "rkllm_init failed with -1: the library's own log lines say why"),
         (["chat", "{bundle}", "-f", "absent"], 2, "Error: cannot read absent: No such file or directory"),
-        (["chat", "{bare}"], 1, "has no chat_template.jinja"),
-        (["bundle", "verify", "nowhere"], 1, "Error: nowhere is not a bundle"),
-        (["unknown"], 2, "No such command 'unknown'"),
+        (["chat", "{bare}"], 1, "has no chat_template.jinja: give the model's own with --template FILE, or"),
+        (["bundle", "verify", "nowhere"], 2, "Error: there is no nowhere"),
+        (["unknown"], 2, "No such command 'unknown': there are run, chat, serve, bundle, "),
+        (["caht"], 2, "No such command 'caht': did you mean 'chat'?"),
+        (["bundle", "verfiy"], 2, "No such command 'verfiy': did you mean 'verify'?"),
+        (["run", "{bundle}", "x", "--tmp", "0"], 2, "No such option '--tmp': did you mean '--temp'?"),
+        (["serve", "{bundle}", "--port", "8080"], 2, "No such option '--port': did you mean '--listen'?"),
+        (["run", "{bundle}", "x", "--zzz"], 2, "No such option '--zzz': there are --"),
     ],
 )
 def test_errors_are_one_sentence(library: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

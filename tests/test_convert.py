@@ -96,7 +96,7 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gguf_equals_huggingface(tmp_path: Path, kind: str, shape: dict[str, Any]) -> None:
     """Byte for byte: names, Q and K put back into order, RoPE factors, tokenizer, everything."""
-    folder = artifact(models.tiny_llama(tmp_path / "m", **shape), tmp_path / "hf")
+    folder = artifact(models.ends_as_llama_cpp(models.tiny_llama(tmp_path / "m", **shape)), tmp_path / "hf")
     file = artifact(models.tiny_gguf(tmp_path / "g" / "tiny.gguf", dtype=kind, **shape), tmp_path / "gguf")
     assert file == folder
 
@@ -113,21 +113,8 @@ def test_packed_gguf_equals_its_dequantised_weights(tmp_path: Path, kind: str) -
     }
     assert not np.array_equal(rounded["lm_head.weight"], tiny.weights()["lm_head.weight"])
     plain = models.write_llama(tmp_path / "m", models.config(tiny, "fp32"), rounded, dtype="fp32")
+    models.ends_as_llama_cpp(plain)
     assert artifact(packed, tmp_path / "1") == artifact(plain, tmp_path / "2")
-
-
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "MXFP4"])
-def test_types_that_can_only_be_read(tmp_path: Path, kind: str) -> None:
-    """The gguf package packs few types but unpacks all: here, any bytes with small scales."""
-    from rkconvert.sources.base import SourceTensor
-
-    ggml = gguf.GGMLQuantizationType[kind]
-    block, size = gguf.GGML_QUANT_SIZES[ggml]
-    raw = np.random.default_rng(1).integers(0, 60, (6, size * 512 // block), np.uint8)
-    tensor = SourceTensor("x", kind, (6, 512), tmp_path, 0, raw.size)
-    values, found = tensor.decode(raw[2:5].tobytes())
-    assert found == "F32"
-    np.testing.assert_array_equal(values, gguf.quants.dequantize(raw, ggml)[2:5])
 
 
 def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +172,7 @@ def test_what_goes_into_a_bundle(tmp_path: Path) -> None:
     always = {"README.md", "chat_template.jinja", "model.sim.gguf", "rkbundle.json"}
     copied = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert {p.name for p in folder.path.iterdir()} == always | copied
-    assert {p.name for p in file.path.iterdir()} == always
+    assert {p.name for p in file.path.iterdir()} == always | {"tokenizer.json", "tokenizer_config.json"}
     assert folder.chat_template == file.chat_template == models.CHATML
     card = (folder.path / "README.md").read_text()
     assert "tiny-rk3588-w8a8" in card

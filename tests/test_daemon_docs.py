@@ -1,17 +1,25 @@
-"""docs/rkchatd.md says of the daemon what its code says."""
+"""docs/rkchatd.md says of the daemon what its code says, and README.md what works."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import pytest
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 from rkruntime.daemon import config, replies
 from rkruntime.daemon.config import Option
+from tests import sshd
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "rkchatd.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "rkchatd.md"
 
 
 def settings_table() -> str:
@@ -45,3 +53,22 @@ def test_the_errors() -> None:
     ]
     for failure in map(replies.failure, raised):
         assert re.search(rf"^\| {failure.status} \| `{failure.code}` \|", table, re.MULTILINE), failure
+
+
+def test_what_the_readme_types_to_serve(tiny_bundles: Mapping[str, Path]) -> None:
+    """Both commands at once, as a shell runs them: the second one waits for the daemon of the first."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl on this machine")
+    block = (ROOT / "README.md").read_text().partition("## Serve a model")[2].split("```")[1].replace("\\\n", " ")
+    serve, curl = (shlex.split(line) for line in block.strip().splitlines()[:2])
+    assert (serve[:2], serve[-1], curl[0]) == (["rk3588", "serve"], "&", "curl")
+    port = str(sshd.free_port())
+    program = [str(Path(sys.executable).parent / "rk3588"), "serve", str(tiny_bundles["w8a8"]), "--max-tokens", "3"]
+    asking = ["curl", "--noproxy", "*", *(word.replace(":8080/", f":{port}/") for word in curl[1:])]
+    with subprocess.Popen([*program, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL) as daemon:
+        try:
+            done = subprocess.run(asking, capture_output=True, text=True, timeout=120)
+        finally:
+            daemon.terminate()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("data: ") >= 3 and done.stdout.endswith("data: [DONE]\n\n")

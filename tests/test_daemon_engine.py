@@ -271,12 +271,13 @@ def test_no_restart_over_a_process_that_survives_sigkill(
 def test_a_load_that_says_no_is_told_and_tried_again(flavour: Flavour, tmp_path: Path) -> None:
     async def scenario() -> None:
         broken = tmp_path / "librkllmrt.so"
-        broken.write_bytes(b"not a library")
+        if flavour.library:
+            broken.write_bytes(flavour.library.read_bytes()[:-8192])
         faults, settings = ("", {"library": broken}) if flavour.library else ("refuses", {})
         engine = Flavour(flavour.name, flavour.bundle, flavour.library and broken).engine(faults)
         async with started(engine):
             await until(lambda: engine.status.restarts >= 3)
-            words = "is not a shared library" if settings else "no model file"
+            words = "is cut off at" if settings else "no model file"
             with pytest.raises(Unavailable, match=words) as error:
                 await engine.submit(job(QUESTION))
             assert error.value.retry_after_s is not None

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rkruntime.daemon import jsonformat, schemacheck
-from rkruntime.daemon.jsonformat import Format, bare
+from rkruntime.daemon.jsonformat import Checker, Format
+from rkruntime.daemon.jsonprefix import JsonPrefix
 from tests.daemon_server import Service, served
 from tests.fake_engine import FakeEngine
 
@@ -121,7 +122,7 @@ def test_schemas_that_cannot_be_used_are_refused_before_the_model_is_asked(servi
 def test_a_pattern_without_end_costs_the_daemon_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonformat, "CHECK_S", 1.0)
     slow = Format({"type": "string", "pattern": "^(a+)+$"})
-    found = asyncio.run(slow.problem(json.dumps("a" * 40 + "!")))
+    found = asyncio.run(slow.problem(json.dumps("a" * 40 + "!"), Checker()))
     assert found is not None
     assert "checking it takes" in found
 
@@ -131,7 +132,7 @@ def test_a_schema_without_end() -> None:
 
 
 def test_fences_are_taken_off() -> None:
-    assert bare(f"```json\n{ANN}\n```\n") == ANN
-    assert bare(f"\n```\n{ANN}\n```") == ANN
-    assert bare(f" {ANN}\n") == ANN
-    assert bare("```x") == "```x"
+    for text in (f"```json\n{ANN}\n```\n", f"\n```\n{ANN}\n```", f" {ANN}\n", f"{ANN} There you are!"):
+        prefix = JsonPrefix()
+        prefix.feed(text)
+        assert (prefix.text, prefix.whole, prefix.problem) == (ANN, True, None)

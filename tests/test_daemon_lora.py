@@ -34,6 +34,6 @@ def test_an_adapter_answers_under_its_name(tmp_path: Path) -> None:
 
 
 def test_an_adapter_called_background_hides_nothing() -> None:
-    models = Models("m", ["background"], 0)
+    models = Models("m", ["background"], 0, "sim")
     assert list(models.all) == ["m", "m:background"]
     assert models.find("m:background").lora is None

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rk3588.errors import RequestRefused, UsageError
+from rkruntime import settings
 from rkruntime.daemon import config, notify
 from rkruntime.daemon.config import Address
 from rkruntime.daemon.keys import Keys
@@ -50,10 +51,11 @@ def write(folder: Path, text: str) -> Path:
 def test_a_file_and_options_over_it(tmp_path: Path) -> None:
     file = write(tmp_path, "bundle: b\nlisten: '[::1]:9000'\ncors: [https://a, https://b]\nstrict: yes\ntop_k: 5\n")
     found = config.make(file, {"top_k": 7, "strict": None, "cors": (), "log": "debug"})
-    assert (found.bundle, found.listen, found.top_k, found.strict) == (tmp_path / "b", Address("::1", 9000), 7, True)
+    assert (found.bundle, found.listen, found.strict) == (tmp_path / "b", Address("::1", 9000), True)
+    assert found.model.top_k == 7
     assert (found.cors, found.log, found.deadline_s) == (("https://a", "https://b"), "debug", 600.0)
     settings = found.engine()
-    assert (settings.bundle, settings.top_k, settings.queue_length) == (tmp_path / "b", 7, 32)
+    assert (settings.bundle, settings.model.top_k, settings.queue_length) == (tmp_path / "b", 7, 32)
 
 
 BAD = {
@@ -98,7 +100,10 @@ def test_other_addresses_need_keys_or_consent(tmp_path: Path) -> None:
 
 
 def test_every_option_is_a_field_and_an_option_of_the_command() -> None:
-    assert [option.name for option in config.OPTIONS] == list(config.Config.__dataclass_fields__)
+    names = [option.name for option in config.OPTIONS]
+    own = set(config.Config.__dataclass_fields__) - {"model", "sampling"}
+    assert sorted(names) == sorted([*own, *settings.BY_NAME])
+    assert set(settings.BY_NAME) == set(settings.Settings.__dataclass_fields__) - {"lora"}
     done = subprocess.run([sys.executable, "-m", "rkruntime.daemon.main", "--help"], capture_output=True, text=True)
     for option in config.OPTIONS:
         assert re.search(rf"{option.flag}\b", done.stdout), option.flag

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from email import parser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests import interpreters
 from tests.daemon_process import running
@@ -43,6 +47,27 @@ def test_it_holds_nothing_compiled_and_all_licences(pyz: Path) -> None:
 
 def _metadata(pyz: Path, info: str) -> str:
     return zipfile.ZipFile(pyz).read(f"{info}/METADATA").decode()
+
+
+@pytest.mark.parametrize("python", ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_it_holds_what_each_part_asks_for(pyz: Path, python: str) -> None:
+    """The pinned versions, for every Python it may run on; ours may ask for others one day."""
+    infos = [name for name in zipfile.ZipFile(pyz).namelist() if name.endswith(".dist-info/METADATA")]
+    parts = [parser.BytesParser().parsebytes(zipfile.ZipFile(pyz).read(name)) for name in infos]
+    there = {canonicalize_name(part["Name"]): part["Version"] for part in parts}
+    here = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    ours = [Requirement(line) for line in metadata.requires("rk3588") or []]
+    asked = [wanted for wanted in ours if _applies(wanted, {**here, "extra": "daemon"})]
+    assert len(asked) == 6
+    for part in parts:
+        needed = [Requirement(line) for line in part.get_all("Requires-Dist", [])]
+        asked += [wanted for wanted in needed if _applies(wanted, here)]
+    for wanted in asked:
+        assert wanted.specifier.contains(there[canonicalize_name(wanted.name)]), f"{wanted}: {there}"
+
+
+def _applies(wanted: Requirement, environment: Mapping[str, str]) -> bool:
+    return wanted.marker is None or wanted.marker.evaluate(dict(environment))
 
 
 @pytest.mark.parametrize("minor", [9, 10, 11, 12, 13])

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from rk3588.errors import Unavailable
 from tests.daemon_server import Service, served
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import REFUSALS, FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,9 @@ def test_request_ids_come_back_or_are_made(fake: Service) -> None:
 @pytest.mark.parametrize(
     ("fields", "ignored"),
     [
-        ({"temperature": 0.8, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1.1, "frequency_penalty": 0}, None),
-        ({"temperature": 0.2, "top_p": 1, "seed": 5}, "temperature, top_p, seed"),
-        ({"presence_penalty": 0.5, "repetition_penalty": 1.0}, "repetition_penalty, presence_penalty"),
+        ({"temperature": 0.2, "top_p": 0.9, "top_k": 40, "repeat_penalty": 1, "frequency_penalty": 0}, None),
+        ({"temperature": 0.8, "top_p": 1, "seed": 5}, "temperature, top_p, seed"),
+        ({"presence_penalty": 0.5, "repetition_penalty": 1.1}, "repetition_penalty, presence_penalty"),
     ],
 )
 def test_sampling_that_cannot_be_chosen_is_named(fake: Service, fields: dict[str, Any], ignored: str | None) -> None:
@@ -152,19 +153,6 @@ def test_without_keys_any_will_do(fake: Service) -> None:
         assert fake.chat(headers={"authorization": value}).status == 200
 
 
-def test_cors_is_off_unless_asked_for(fake: Service, tiny_bundles: Mapping[str, Path]) -> None:
-    page = {"origin": "https://page.example"}
-    assert "access-control-allow-origin" not in fake.chat(headers=page).headers
-    with served(tiny_bundles["w8a8"], FakeEngine, cors=("https://page.example",)) as running:
-        allowed = running.chat(headers=page)
-        assert allowed.headers["access-control-allow-origin"] == "https://page.example"
-        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-        preflight = running.request("OPTIONS", "/v1/chat/completions", headers={**page, **asked})
-        assert preflight.status == 200
-        other = running.chat(headers={"origin": "https://other.example"})
-        assert "access-control-allow-origin" not in other.headers
-
-
 def test_health_and_ready_tell_the_truth(fake: Service) -> None:
     before = fake.engine.status
     try:
@@ -178,3 +166,44 @@ def test_health_and_ready_tell_the_truth(fake: Service) -> None:
     finally:
         fake.engine.status = before
     assert fake.get("/ready").json["context"] == 4096
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_health_says_paths_to_those_with_a_key_only(
+    tiny_bundles: Mapping[str, Path], tmp_path: Path, keys: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text("me:sk-1\n")
+    bundle = tiny_bundles["w8a8"]
+    reason = (
+        f"the model cannot be loaded: {bundle} ended its process; remove {tmp_path}/state dir/loads.json (see "
+        "'/opt/rk/lib.so', file:///x, ~/.cache/a and/or https://example.org/b): E RKNN open:/dev/dri/renderD129 failed"
+    )
+    masked = (
+        f"the model cannot be loaded: {bundle.name} ended its process; remove state dir/loads.json (see "
+        "'lib.so', file:///x, a and/or https://example.org/b): E RKNN open:renderD129 failed"
+    )
+    chosen = {"keys": tmp_path / "keys"} if keys else {}
+    with served(bundle, FakeEngine, state_dir=tmp_path / "state dir", **chosen) as running:
+        running.engine.status = type(running.engine.status)("failed", reason)
+        for path in ("/health", "/ready"):
+            assert running.get(path).json["reason"] == masked
+            assert running.get(path, authorization="Bearer sk-2").json["reason"] == masked
+            assert running.get(path, authorization="Bearer sk-1").json["reason"] == (reason if keys else masked)
+        monkeypatch.setitem(REFUSALS, "down", Unavailable(reason))
+        assert running.chat("down", {"authorization": "Bearer sk-1"}).error["message"] == (reason if keys else masked)
+
+
+def test_ignored_sampling_is_logged_once_for_each_client(
+    tiny_bundles: Mapping[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(tiny_bundles["w8a8"], FakeEngine) as running:
+        for agent in ("curl/8", "curl/8", "chat/1", "curl/8"):
+            running.chat(headers={"user-agent": agent}, temperature=0.3)
+        running.chat(headers={"user-agent": "curl/8"}, temperature=0.3, seed=1, stream=True)
+        running.chat(headers={"user-agent": "curl/8"})
+    told = [r.__dict__["fields"] for r in caplog.records if r.getMessage() == "sampling ignored"]
+    assert [(t["client"], t["ignored"]) for t in told][:3] == [
+        ("127.0.0.1 curl/8", "temperature"), ("127.0.0.1 chat/1", "temperature"),
+        ("127.0.0.1 curl/8", "temperature, seed"),
+    ]  # fmt: skip
+    assert "--temperature" in told[0]["reason"]

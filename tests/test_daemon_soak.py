@@ -74,7 +74,8 @@ async def one(service: Running, question: str, expected: str, chance: random.Ran
     raw = json.dumps(body).encode()
     # The small buffer has a slow reader's backlog reach the daemon instead of hiding in the kernel.
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1 << 16)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(raw)}\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += f"Content-Length: {len(raw)}\r\n"
     text, ended, error, leaves_at = "", False, "", chance.randrange(12)
     try:
         writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + raw)

@@ -68,6 +68,7 @@ def test_a_deployment_its_repetition_and_the_next_one(board: Deployer, bundles: 
     first = board.deploy(bundles["one"], "--port", port)
     assert first["commands"] > 5
     assert first["bytes_sent"] > 300_000
+    assert (first["runtime"], first["model_file"]) == ("sim", "model.sim.gguf")
     assert deploying.answer_of(port, key_of(board)) == "one here"
     again = board.deploy(bundles["one"])  # the port stays as it is
     assert again == {**first, "commands": 0, "bytes_sent": 0}
@@ -172,9 +173,9 @@ def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port
     assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
 
 
-def test_remove_leaves_alone_what_is_not_ours(board: Deployer, tmp_path: Path) -> None:
+def test_remove_leaves_alone_what_is_not_ours(board: Deployer) -> None:
     """A prefix may be mistyped, and be a folder with everything that somebody has."""
-    folder = tmp_path / "all.of.it"
+    folder = board.found().folder / "home" / "all.of.it"
     (folder / "releases" / "0123").mkdir(parents=True)
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").write_text("mine")

@@ -28,7 +28,7 @@ from rkconvert.hub_client import Repository
 from rkconvert.sources.base import Origin, Source, open_source
 from rkconvert.sources.gguf_file import read_header
 from tests.hub_server import COMMIT, Hub, serve
-from tests.models import tiny_gguf, tiny_llama
+from tests.models import Tiny, tiny_gguf, tiny_llama, write_gguf
 
 SHARD = "model-00001-of-00002.safetensors"
 PROGRAM = [sys.executable, "-c", "from rkconvert.cli import main; main()"]
@@ -37,7 +37,8 @@ NOISE = ("pytorch_model.bin", "model.onnx", "original/consolidated.safetensors",
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """user/tiny in two shards among files nobody needs, user/one with one GGUF file, user/many with three."""
+    """user/tiny in two shards among files nobody needs, user/one with one GGUF file, user/many with three, user/parts
+    with one in parts."""
     root = tmp_path_factory.mktemp("hub")
     tiny = tiny_llama(root / "tiny", shards=2, hidden=256, vocab_size=2048)  # larger than what is read of a header
     for name in NOISE:
@@ -46,6 +47,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny_gguf(root / "one" / "sub" / "Tiny.Q8_0.gguf", dtype="Q8_0")
     for dtype in ("F16", "Q8_0"):
         tiny_gguf(root / "many" / f"Tiny.{dtype}.gguf", dtype=dtype)
+    write_gguf(root / "parts" / "sub" / "Tiny.gguf", Tiny(), Tiny().weights(), split_max_tensors=8)
     (root / "many" / "Tiny-00001-of-00002.gguf").write_bytes(b"GGUF")
     (root / "pickled").mkdir()
     (root / "pickled" / "config.json").write_text("{}")
@@ -260,7 +262,7 @@ def test_gated(hub: Hub, home: Path, tmp_path: Path) -> None:
         ("user/tiny--x", "", "nor a name that a repository can have"),
         ("user/many", "", "Tiny.F16.gguf, Tiny.Q8_0.gguf"),
         ("user/many:Other.gguf", "", "user/many has no file Other.gguf; its GGUF files are: Tiny-00001-of-00002.gguf"),
-        ("user/many:Tiny-00001-of-00002.gguf", "", "join the parts"),
+        ("user/many:Tiny-00001-of-00002.gguf", "", "has no file Tiny-00002-of-00002.gguf"),
         ("user/pickled", "", "weights only as .bin files"),
     ],
 )
@@ -299,6 +301,22 @@ def test_a_gguf_file(hub: Hub, home: Path, tmp_path: Path, model: str, file: str
     assert source["hub"]["file"] == inside
     assert source["hub"]["revision"] == (model.split("@")[1] if "@" in model else "main")
     assert set(hub.asked("GET")) == {inside}
+
+
+@pytest.mark.parametrize("named", ["", ":sub/Tiny-00003-of-00003.gguf"])
+def test_a_gguf_in_parts(hub: Hub, home: Path, tmp_path: Path, named: str) -> None:
+    """All parts are fetched, whichever is named; where there is no other model, none needs to be."""
+    remote = bundle_of(rkconvert(hub, home, f"user/parts{named}", "-o", tmp_path / "a"))
+    local = tiny_gguf(tmp_path / "Tiny.gguf")
+    assert filecmp.cmp(
+        remote / "model.sim.gguf",
+        bundle_of(rkconvert(hub, home, local, "-o", tmp_path / "b")) / "model.sim.gguf",
+        shallow=False,
+    )
+    files = [f"Tiny-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert remote.name == "Tiny-rk3588-w8a8"
+    assert [file["path"] for file in manifest(remote)["source"]["files"]] == files
+    assert set(hub.asked("GET")) == {f"sub/{file}" for file in files}
 
 
 class LocalRepository(Repository):
@@ -361,3 +379,45 @@ def test_parse(text: str, wanted: HubName | None) -> None:
 def test_only_gguf_files_have_names() -> None:
     with pytest.raises(UsageError, match="only a GGUF file can be named behind ':'"):
         parse("user/repo:model.safetensors")
+
+
+@pytest.mark.parametrize("file", ["config.json", SHARD])
+def test_an_etag_is_not_a_path(hub: Hub, home: Path, tmp_path: Path, file: str) -> None:
+    hub.etags = {file: "../../../../escaped"}
+    done = rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a")
+    sentence = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert f"{hub.url} gives the ETag '../../../../escaped' for {file} of user/tiny: is HF_ENDPOINT a hub?" in sentence
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_what_is_downloaded_lies_where_other_tools_look_for_it(hub: Hub, home: Path, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    bundle_of(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"))
+    found = huggingface_hub.snapshot_download("user/tiny", cache_dir=home / "hub", local_files_only=True)
+    assert (Path(found) / "config.json").read_bytes() == (hub.repositories["user/tiny"] / "config.json").read_bytes()
+    assert all(file.is_symlink() for file in Path(found).iterdir())
+
+
+def test_a_password_in_the_address_is_not_shown(hub: Hub, home: Path) -> None:
+    address = hub.url
+    for hub.url in (address.replace("//", "//me:s3cr3t@"), "http://me:s3cr3t@127.0.0.1:9", "htp:/me:s3cr3t@x"):
+        said = refused(rkconvert(hub, home, "user/nothing", "--dry-run"))
+        assert "s3cr3t" not in said and "***@" in said
+    hub.url = address
+
+
+def test_a_whole_file_beside_an_index(hub: Hub, home: Path, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "both")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    hub.repositories["user/both"] = folder
+    done = rkconvert(hub, home, "user/both", "-o", tmp_path / "a")
+    assert "model.safetensors is converted, as transformers would load it" in done.stderr
+    assert bundle_of(done).is_dir()
+
+
+def test_the_size_of_what_is_not_here_yet(hub: Hub, home: Path, tmp_path: Path) -> None:
+    (planned,) = json.loads(rkconvert(hub, home, "user/tiny", "--dry-run", "--json").stdout)["bundles"]
+    done = bundle_of(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"))
+    assert planned["bytes"] == pytest.approx(sum(f.stat().st_size for f in done.iterdir()), rel=0.05)

@@ -274,6 +274,22 @@ def test_shared_activation_scales_equal_the_reference(
         assert not np.array_equal(found, Reference(path).logits(ids))
 
 
+@pytest.mark.parametrize("setting", ["token", "tile64", "group"])
+def test_what_is_no_number_counts_as_nothing(
+    built: Mapping[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """Embeddings and adapters may bring it. (Its integer, and the sum of two, have no meaning: see the sanitisers.)"""
+    monkeypatch.setenv("RKSIM_ACT_SCALE", setting)
+    with sim.SimModel(built["gqa", "w8a8"], threads=1) as model:
+        hidden, name = model.info.hidden, "blk.0.attn_q.weight"
+        x = np.linspace(-1, 1, 3 * hidden, dtype=np.float32).reshape(3, hidden)
+        x[0, ::2] = x[1] = np.nan
+        found = model.linear(name, x, hidden)
+        np.testing.assert_array_equal(found, model.linear(name, np.nan_to_num(x), hidden))
+        assert not found[1].any() and found[0].any()
+        assert np.isnan(model.layer(0, x)).any()
+
+
 def test_an_unknown_setting_is_one_sentence(
     built: Mapping[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

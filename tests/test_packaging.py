@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGED = ("lib/librkllmrt.so", "lib/librksim.so", "boards.yaml", "include/rkllm.h", "py.typed")
+WHEELS = ROOT / "build" / "pyz-wheels"  # what rkchatd.pyz is made of, fetched with this environment
 
 # What a user's program does: finds the files through importlib.resources, and the libraries load.
 PROBE = f"""
@@ -44,11 +46,12 @@ class Install:
         return run([str(self.venv / "bin" / program), *args], self.elsewhere)
 
 
-def run(command: list[str], cwd: Path) -> str:
+def run(command: list[str], cwd: Path, wheels: Path = WHEELS) -> str:
     """stdout of a command that has to work; nothing of this test run's own environment points at the sources."""
     hidden = ("PYTHONPATH", "RKSIM_LIBRARY", "RKLLM_LIBRARY", "COVERAGE_PROCESS_START")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment["PATH"] = str(Path(sys.executable).parent) + os.pathsep + environment["PATH"]
+    environment.update({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)})
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -69,9 +72,9 @@ def pip_install(folder: Path, *what: str) -> None:
     run([*pip, "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", *what], folder)
 
 
-def build(kind: str, source: Path, out: Path, *settings: str) -> Path:
+def build(kind: str, source: Path, out: Path, *settings: str, wheels: Path = WHEELS) -> Path:
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), *settings]
-    run([*command, str(source)], source)
+    run([*command, str(source)], source, wheels)
     (built,) = out.iterdir()
     return built
 
@@ -131,6 +134,23 @@ def test_wheel_holds_three_packages_and_the_licence(wheel: Path) -> None:
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     # Nothing in it is tied to one Python: the libraries speak C.
     assert "-py3-none-" in wheel.name
+
+
+def test_wheel_carries_the_daemon_for_boards(wheel: Path, pyz: Path) -> None:
+    """Byte for byte what `make pyz` makes of the same sources."""
+    assert zipfile.ZipFile(wheel).read("rk3588/rkchatd.pyz") == pyz.read_bytes()
+
+
+def test_a_wheel_without_network(wheel: Path, source: Path, objects: str, tmp_path: Path) -> None:
+    """One without the daemon, and a warning; or none at all, for who says so. Its other files are the same."""
+    shutil.rmtree(source / "build" / "pyz-wheels")
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    other = build("wheel", source, tmp_path / "wheel", objects, wheels=nothing)
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert names - set(zipfile.ZipFile(other).namelist()) == {"rk3588/rkchatd.pyz"}
+    with pytest.raises(AssertionError, match=r"rkchatd\.pyz is not in this wheel(.|\n)*No matching distribution"):
+        build("wheel", source, tmp_path / "none", objects, "-Ccmake.define.RKCHATD_PYZ=ON", wheels=nothing)
 
 
 def test_the_tools_run_and_the_files_are_found(install: Install, source: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rk3588.commands import releases
 from rk3588.deploy import facts, judge, plan, probes, shell
 from rk3588.deploy.plan import Activate, Command, Send, State
 from rk3588.errors import DeployError, UsageError
@@ -155,7 +157,38 @@ def test_bytes_of_a_resumed_plan() -> None:
 )
 def test_a_board_may_describe_itself_as_it_likes(answer: dict[str, Any]) -> None:
     with contextlib.suppress(DeployError):
-        plan.latest_first(State.from_answer(answer))
+        releases.listed(State.from_answer(answer))
+
+
+ROW: dict[str, Any] = {"manifest": {"name": "n", "files": {}}, "files": {}, "proven": 1, "deployed": 1.0}
+SENSELESS: tuple[dict[str, Any], ...] = (
+    {"releases": {"a": {**ROW, "deployed": 1e300}}},
+    {"releases": {"a": {**ROW, "deployed": float("nan")}}},
+    {"releases": {"a": {**ROW, "manifest": {"files": []}}}},
+    {"releases": {"a": {**ROW, "manifest": {"files": {"x": "y"}}}}},
+    {"releases": {"a": {**ROW, "manifest": {"files": {"x": {"sha256": "y", "size": "1"}}}}}},
+    {"releases": {"a": {**ROW, "manifest": {"load_seconds": "long"}}}},
+    {"releases": {"a": {**ROW, "files": {"x": 1}}}},
+    {"incoming": {"a": {"files": {}, "parts": {"x": "1"}}}},
+    {"incoming": {"a": []}},
+)
+
+
+@pytest.mark.parametrize("answer", SENSELESS, ids=str)
+def test_what_no_agent_of_ours_says_is_refused(answer: dict[str, Any]) -> None:
+    with pytest.raises(DeployError, match="makes no sense"):
+        State.from_answer(answer)
+
+
+def test_what_a_board_calls_its_releases_does_not_steer_a_terminal() -> None:
+    """In the plan and in the list of releases; JSON has it escaped."""
+    title = "\x1b]0;owned\x07\x9b31m"
+    state = replace(on_board(A, B, current=1), incoming={title: {"files": {}, "parts": {}}})
+    state = replace(state, releases={**state.releases, title: {**ROW, "manifest": {"name": title, "files": {}}}})
+    made = plan.plan(plan_cases.board("orange-pi-5-plus"), state, A, PREFIX)
+    for text in (plan.describe(made), json.dumps(plan.as_json(made)), json.dumps(releases.listed(state))):
+        assert "owned" in text
+        assert all(sign.isprintable() or sign == "\n" for sign in text)
 
 
 def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from rk3588.commands.predict import command
 from rk3588.errors import CheckpointError, TargetError, UsageError
 from rk3588.predict import Workload
 from rk3588.shape import Shape
+from rkconvert import shapes
+from tests import models
 from tests.bench import predict_fit, predict_table
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "param_counts.json").read_text(encoding="utf-8"))
@@ -111,9 +114,51 @@ def test_a_config_that_is_wrong_is_refused_in_a_sentence(config: object, message
 
 def test_what_is_no_model_is_refused(folder: Path) -> None:
     assert "has no config.json and no rkbundle.json" in said(run(folder.parent), CheckpointError)
-    assert "there is no nowhere" in said(run("nowhere"), CheckpointError)
+    assert "there is no nowhere: give a bundle, a Hugging Face folder or its" in said(run("nowhere"), UsageError)
+    assert "there is no nowhere.json" in said(run("nowhere.json"), UsageError)
     (folder / "config.json").write_text("{", encoding="utf-8")
-    assert "as JSON" in said(run(folder), CheckpointError)
+    assert "cannot read TinyLlama/config.json: Expecting" in said(run(folder.name), CheckpointError)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert "config.json is a FIFO" in said(run(folder), CheckpointError)
+
+
+def test_a_gguf_file_is_read_as_rkconvert_reads_it(folder: Path) -> None:
+    file = models.tiny_gguf(folder / "g" / "tiny.Q8_0.gguf", dtype="Q8_0")
+    found = json.loads(run(file, "--board", "rock-5b", "--json").stdout)
+    assert [f["dtype"] for f in found] == list(predict.PREDICTED)
+    source = models.tiny_llama(folder / "hf")
+    asked = ("--board", "rock-5b", "--dtype", "w8a8", "--json")
+    assert json.loads(run(source, *asked).stdout) == json.loads(run(file, *asked).stdout)
+    assert "g is a folder with GGUF files: give one of them: tiny.Q8_0.gguf" in said(run(folder / "g"), CheckpointError)
+
+
+def test_a_gguf_file_of_another_family(folder: Path) -> None:
+    raw = models.tiny_gguf(folder / "m.gguf").read_bytes()
+    length = b"\5\0\0\0\0\0\0\0"
+    other = raw.replace(b"llama.", b"qwen2.").replace(length + b"llama", length + b"qwen2", 1)
+    (folder / "m.gguf").write_bytes(other)
+    found = shapes.load(str(folder / "m.gguf"))
+    assert (found.family, found.layers, found.hidden, found.vocab, found.kv_heads) == ("qwen2", 2, 64, 384, 2)
+    (folder / "m.gguf").write_bytes(raw.replace(length + b"llama", length + b"mamba", 1))
+    assert "mamba is no family that predictions know" in said(run(folder / "m.gguf"), CheckpointError)
+
+
+def test_without_rkconvert_a_gguf_file_is_named_as_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rkconvert.shapes", None)
+    assert "takes rkconvert: pip install 'rk3588[convert]'" in said(run(folder / "m.gguf"), UsageError)
+    assert run(folder, "--board", "rock-5b").exit_code == 0
+
+
+def test_ram(folder: Path) -> None:
+    text = run(folder, "--board", "rock-5b", "--ram", "8").stdout
+    assert "fits 8 GB" in text and "from 4 GB" not in text
+    (found, *_) = json.loads(run(folder, "--board", "rock-5b", "--ram", "8", "--json").stdout)
+    assert found["fits"] == {"8": True}
+    assert "--ram 3: a Radxa Rock 5B has 4, 8, 16" in said(run(folder, "--board", "rock-5b", "--ram", "3"), UsageError)
+    assert "no board is known that has it" in said(run(folder, "--ram", "1000"), UsageError)
+    every = json.loads(run(folder, "--ram", "32", "--json").stdout)
+    assert every and all(list(one["fits"]) == ["32"] for one in every)
 
 
 def test_a_bundle_is_read_from_its_manifest(tiny_bundles: Mapping[str, Path], folder: Path) -> None:
@@ -296,6 +341,13 @@ def test_context_and_memory_of_a_host(folder: Path) -> None:
     more, less = (json.loads(run(folder, *both, "--context", n).stdout) for n in (4096, 256))
     assert more[0]["memory"]["kv"] - less[0]["memory"]["kv"] == (4096 - 256) * 22528
     assert [f["fits"] for f in more] == [{"2": False}, {"3": True}]
+
+
+def test_the_memory_of_a_board_can_be_said(folder: Path) -> None:
+    arguments = (folder, "--board", "orange-pi-5", "--ram", 8, "--dtype", "w8a8")
+    (row,) = json.loads(run(*arguments, "--json").stdout)
+    assert list(row["fits"]) == ["8"]
+    assert "--board orange-pi-5 --ram 8" in said(run(folder, "--board", "orange-pi-5-8gb"), UsageError)
 
 
 def test_text_shows_intervals_parts_and_boards(folder: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from tests import interpreters
+from tests.fakes import ROOT
 
 # The signal comes while `click` is imported, the first thing that either program imports.
 CODE = """
@@ -34,3 +38,32 @@ def test_the_program_begins(name: str) -> None:
     code = f"import sys; sys.argv = ['x', '--version']; from rk3588 import program; program.{name}()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith(f"{name}, version ")
+
+
+OLD = (
+    "rkconvert needs Python 3.10 or newer, and this is 3.9: install rk3588 with a newer one and convert there; "
+    "bundles and all other commands work with this one"
+)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["build", "--help"], ["MODEL", "-o", "out"], ["sweep", "x.yaml"]])
+def test_the_converter_on_a_python_that_is_too_old(words: list[str]) -> None:
+    code = "import sys; from rk3588 import program; sys.argv[0] = 'rkconvert'; program.rkconvert()"
+    done = on_oldest("-c", code, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {OLD}\n")
+
+
+@pytest.mark.parametrize("words", [["-c", "import rkconvert.quantise"], ["-m", "rkconvert.cli"]])
+def test_every_other_way_into_the_converter_ends_with_that_sentence(words: list[str]) -> None:
+    done = on_oldest(*words)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith(f"ImportError: {OLD}") or done.stderr.rstrip().endswith(f"({OLD})")
+
+
+def on_oldest(*words: str) -> subprocess.CompletedProcess[str]:
+    python = interpreters.python(9)
+    if python is None:
+        pytest.skip("there is no Python 3.9 on this machine")
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "convert", "runtime"))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run([python, *words], capture_output=True, text=True, timeout=60, env=environment)

@@ -199,22 +199,32 @@ def test_files_that_are_refused(driver: Driver, model: Path, tiny_bundles: Mappi
     assert "was saved with another RKSIM_ACT_SCALE" in errors(done.log)[0]
 
 
+def test_a_cache_of_no_tokens_knows_nothing(driver: Driver, model: Path, tmp_path: Path) -> None:
+    """No run saves one, but its checksum may be right."""
+    good, none = tmp_path / "good", tmp_path / "none"
+    driver(*GREEDY, f"init:{model}", *save(good, IDS[:20]))
+    header = good.read_bytes()[:20] + bytes(12)
+    none.write_bytes(header + struct.pack("<I", zlib.crc32(header)))
+    done = driver(*GREEDY, f"init:{model}", tokens(IDS[:5]), "run", f"cache:{none}", "load_prompt_cache", "run")
+    assert done.returned("load_prompt_cache") == [0] and used(done) == [(0, 5)]
+    assert done.tokens(2) == done.tokens(1) != []
+
+
 def test_what_cannot_be_saved(driver: Driver, model: Path, tmp_path: Path) -> None:
     floats = tmp_path / "floats"
     floats.write_bytes(np.ones(128, np.float32).tobytes())
-    done = driver(*GREEDY, f"init:{model}", "save_cache:1", tokens([5]), "run", "cache:", "run", f"cache:{tmp_path}/c",
+    done = driver(*GREEDY, f"init:{model}", "save_cache:1", tokens([5]), "cache:", "run", f"cache:{tmp_path}/c",
                   f"embed:2,{floats}", "run", f"cache:{tmp_path}/no/c", tokens([5]), "run", f"cache:{tmp_path}", "run",
                   "save_cache:0", "run")  # fmt: skip
-    assert done.returned("run") == [-1] * 5 + [0]
+    assert done.returned("run") == [-1] * 4 + [0]
     lines = errors(done.log)
-    assert lines[:3] == [
-        "rkllm_run: prompt_cache_path is NULL or empty",
-        "rkllm_run: prompt_cache_path is NULL or empty",
+    assert lines[:2] == [
+        "rkllm_run: prompt_cache_path is empty",
         "rkllm_run: a prompt of embeddings has no tokens to find it by: it cannot be saved",
     ]
-    assert lines[3] == f"error: cannot write the prompt cache {tmp_path}/no/c: No such file or directory"
-    assert lines[4] == f"error: cannot write the prompt cache {tmp_path}: Is a directory"
-    assert [done.states(n) for n in range(1, 6)] == [[], [], [], [ERROR], [ERROR]] and done.states(6)[-1] == FINISH
+    assert lines[2] == f"error: cannot write the prompt cache {tmp_path}/no/c: No such file or directory"
+    assert lines[3] == f"error: cannot write the prompt cache {tmp_path}: Is a directory"
+    assert [done.states(n) for n in range(1, 5)] == [[], [], [ERROR], [ERROR]] and done.states(5)[-1] == FINISH
     assert [path.name for path in tmp_path.iterdir()] == ["floats"]
     assert not list(tmp_path.parent.glob(f"{tmp_path.name}.*"))
 

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 SANITIZERS = ["address,undefined", "thread"]
 FROM_C = [
     "test_rkllm", "test_rkllm_threads", "test_rkllm_refusals", "test_rkllm_sentencepiece", "test_rkllm_faults",
-    "test_rkllm_lora", "test_rkllm_prompt_cache",
+    "test_rkllm_lora", "test_rkllm_prompt_cache", "test_rkllm_multimodal", "test_rkllm_programs", "test_rkllm_process",
 ]  # fmt: skip
 FROM_PYTHON = [
     "test_numerics", "test_logits", "test_tokenizer_files", "test_tokenizer_parts", "test_binding_twin",
@@ -68,6 +68,7 @@ def test_from_c(sanitizer: str) -> None:
         "RKLLM_LIBRARY": str(library),
         "RKLLM_DRIVER_FLAGS": f"-fsanitize={sanitizer}",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "TSAN_OPTIONS": "die_after_fork=0",  # a child that starts threads is what is tested
     }
     run_tests(FROM_C, LEFT_OUT_FROM_C, environment)
 

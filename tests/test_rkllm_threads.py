@@ -52,7 +52,7 @@ def test_abort_with_nothing_running(driver: Driver, model: Path) -> None:
 def test_run_async_returns_at_once(driver: Driver, model: Path) -> None:
     commands = [*ENDLESS, "set:max_new_tokens=20", f"init:{model}", "slow:2000", "run_async", "is_running", "await:21"]
     done = driver(*commands, "wait", "is_running")
-    assert done.returned("is_running") == [0, 1]
+    assert done.returned("is_running") == [1, 0]
     lines = [" ".join(line[:2]) for line in done.lines]
     assert lines.index("ret is_running") < len(lines) - 1 - lines[::-1].index("cb 1")
 
@@ -68,10 +68,16 @@ def test_one_run_at_a_time(driver: Driver, model: Path, call: str, second: str) 
 
 
 @pytest.mark.parametrize("at", [0, 4])
-def test_is_running_is_0_inside_the_callback_also_at_finish(driver: Driver, model: Path, at: int) -> None:
-    done = driver(*ENDLESS, "set:max_new_tokens=4", f"init:{model}", "is_running", f"at:{at}", "do:is_running", "run")
-    assert done.returned("is_running") == [1, 0]
-    assert "E" not in {line[0] for line in done.log.splitlines()}
+@pytest.mark.parametrize(("reading", "idle"), [("", 0), ("measured", 0), ("header", 1)])
+def test_is_running_inside_the_callback_also_at_finish(
+    driver: Driver, model: Path, at: int, reading: str, idle: int
+) -> None:
+    """1 while running, as measured; a setting gives what the header of 1.1 says."""
+    commands = (f"init:{model}", "is_running", f"at:{at}", "do:is_running", "run", "destroy", "is_running")
+    done = driver(*ENDLESS, "set:max_new_tokens=4", *commands, env={"RKSIM_IS_RUNNING": reading})
+    assert done.returned("is_running") == [idle, 1 - idle, idle]
+    errors = [line for line in done.log.splitlines() if line[0] == "E"]
+    assert errors == ["E rkllm: rkllm_is_running: the handle is not one of rkllm_init's, or destroyed"]
 
 
 def test_destroy_while_an_async_run_goes_on(driver: Driver, model: Path) -> None:
@@ -79,7 +85,7 @@ def test_destroy_while_an_async_run_goes_on(driver: Driver, model: Path) -> None
     assert done.returned("destroy") == [0] and done.states()[-1] == FINISH
     lines = [line[:2] for line in done.lines]
     assert lines.index(["ret", "destroy"]) > max(i for i, line in enumerate(lines) if line[0] == "cb")  # joined
-    assert done.returned("is_running") == [1] and done.returned("run") == [-1]
+    assert done.returned("is_running") == [0] and done.returned("run") == [-1]
 
 
 def test_destroy_while_another_thread_runs(driver: Driver, model: Path) -> None:

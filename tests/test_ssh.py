@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("paramiko")
 
-from rk3588.deploy.local import LocalConnection
+from rk3588.deploy import agent
 from rk3588.deploy.ssh import config, connection
 from rk3588.errors import ConnectError
 from tests import ssh_client, sshd
@@ -42,7 +42,7 @@ def test_a_jump_host_has_a_way_of_its_own(home: Path) -> None:
     """As OpenSSH has it: of the first jump host, what is configured counts; and it does not go through itself."""
     (home / ".ssh" / "config").write_text(
         "Host inner\n  ProxyJump middle,last\nHost middle\n  ProxyJump outer\nHost last\n  ProxyJump elsewhere\n"
-        "Host *\n  ProxyJump outer\n"
+        "Host * !outer\n  ProxyJump outer\n"
     )
     way = connection._route(config.resolve("inner"), config.resolve)
     assert [hop.address for hop in way] == ["outer", "middle", "last", "inner"]
@@ -64,7 +64,7 @@ while data := s.recv(65536): os.write(1, data)
 def test_a_proxy_that_stands_still_is_not_waited_for(server: sshd.Sshd, home: Path) -> None:
     """It takes nothing any more and does not end when it is told to."""
     (home / "relay.py").write_text(RELAY)
-    command = f"exec python3 {home}/relay.py {server.port}"
+    command = f"python3 {home}/relay.py {server.port}"
     started = time.monotonic()
     with connect(replace(target_of(server), proxy_command=command, silence=1.0)) as through:
         assert through.run("echo here").text == "here\n"
@@ -116,13 +116,77 @@ def test_commands(board: connection.SshConnection) -> None:
     assert board.user_id >= 0
 
 
-def test_a_shell_that_talks_before_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from an `echo` in ~/.bashrc: no answer could be told from it."""
-    (tmp_path / "id").write_text('#!/bin/sh\necho Welcome!\nexec /usr/bin/id "$@"\n')
-    (tmp_path / "id").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(ConnectError, match=r"prints 'Welcome!' before every answer.*~/\.bashrc"):
-        assert LocalConnection(nobody).user_id
+# ------------------------------------------------------------------------------- boards that say more, or run nothing
+
+WRAPPER = """\
+#!/bin/bash
+mode=$(cat {folder}/mode)
+case $mode in
+  noise) printf '\\033]0;me@board\\007Welcome to {{the}} board!\\n'; printf 'no end of line'; echo complaint >&2
+         bash -c "$SSH_ORIGINAL_COMMAND"; code=$?; printf 'logout\\nGood bye'; exit $code;;
+  trace) set -x; eval "$SSH_ORIGINAL_COMMAND"; exit;;
+  *) . {folder}/mode;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
+    """A server whose login shell is what the file ``mode`` says."""
+    if sshd.MISSING:
+        pytest.skip(sshd.MISSING)
+    folder = tmp_path_factory.mktemp("talker")
+    (folder / "shell").write_text(WRAPPER.format(folder=folder))
+    (folder / "shell").chmod(0o755)
+    started = sshd.start(folder, f"ForceCommand {folder}/shell")
+    yield started
+    started.stop()
+
+
+@pytest.mark.parametrize("mode", ["noise", "trace"])
+def test_what_start_files_say_around_an_answer_is_borne(talker: sshd.Sshd, mode: str) -> None:
+    (talker.folder / "mode").write_text(mode)
+    with connect(target_of(talker)) as board:
+        assert board.user_id == os.getuid()
+        result = board.run("cat; exit 3", stdin=b"in\0put")
+        assert (result.code, result.out) == (3, b"in\0put")
+        if mode == "noise":
+            assert result.complaint == "exit code 3"
+        assert board.run("echo why >&2; exit 4").complaint.endswith("why")
+        session = board.start("read -r word; echo heard $word; read -r word; echo heard $word")
+        session.send(b"one\n")
+        assert session.read_line() == b"heard one"
+        session.send(b"two\n")
+        assert session.read_line() == b"heard two"
+        assert session.read_line() == b""
+        assert session.finish().code == 0
+        assert agent.ask(board, "state", str(talker.folder / "none"), "", root=False)["exists"] is False
+
+
+SILENT = {  # what its shell does: what we say
+    "echo Your password has expired. >&2; echo 'Password change required but no TTY available.' >&2; exit 1": (
+        r"but no TTY available\. \(the password has expired: log in once with ssh and change it\)"
+    ),
+    "echo 'You are required to change your password immediately'; exit 1": "log in once with ssh",
+    "echo '/usr/bin/zsh: No such file or directory' >&2; exit 127": "zsh: No such file",
+    "echo 'bash: fork: retry: Resource temporarily unavailable' >&2; exit 254": "fork: retry.*reboot",
+    "echo 'bash: cannot read file data: Input/output error' >&2; exit 127": "Input/output error.*its disk fails",
+    "echo 'This account is currently not available.'; exit 1": "not available.*no login shell",
+    "exit 9": "exit code 9 and said nothing",
+    "printf '\\033[31mgo away\\033[0m\\r\\n\\033]0;x\\007' >&2; exit 0": "go away$",
+}
+
+
+@pytest.mark.parametrize(("script", "words"), SILENT.items())
+def test_why_nothing_runs_is_said(talker: sshd.Sshd, script: str, words: str) -> None:
+    (talker.folder / "mode").write_text(script)
+    with connect(target_of(talker)) as board:
+        with pytest.raises(ConnectError, match=f"^board runs no commands: its login shell said: .*{words}"):
+            assert board.user_id
+        with pytest.raises(ConnectError, match=words):
+            agent.ask(board, "state", "/x/y", "", root=False)
+        with pytest.raises(ConnectError, match=words), agent.locked(board, "/x", "me", "/x", root=False, waiting=print):
+            pass
 
 
 def test_a_flood_on_stderr_does_not_stop_stdout(board: connection.SshConnection) -> None:

@@ -205,3 +205,45 @@ def test_a_key_of_the_agent(server: sshd.Sshd, tmp_path: Path, monkeypatch: pyte
     finally:
         agent.kill()
         agent.wait()
+
+
+@needs_sshd
+@pytest.mark.parametrize("where", ["beside", "named", "agent"])
+def test_a_certificate_lets_in(where: str, tmp_path: Path) -> None:
+    """The server knows who signed it, and none of the keys."""
+    new_key(tmp_path / "ca")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    new_key(folder / "id")
+    (folder / "authorized_keys").touch()
+    sign = ["ssh-keygen", "-q", "-s", str(tmp_path / "ca"), "-I", "me", "-n", sshd.USER, str(folder / "id.pub")]
+    subprocess.run(sign, check=True, stderr=subprocess.DEVNULL)
+    server = sshd.start(folder, f"TrustedUserCAKeys {tmp_path}/ca.pub")
+    target, certificate = target_of(server), folder / "id-cert.pub"
+    agent = None
+    try:
+        if where != "beside":
+            certificate = certificate.rename(tmp_path / "signed.pub")
+            with pytest.raises(ConnectError, match="does not let"):
+                connect(target)
+            target = replace(target, certificates=(tmp_path / "absent", folder / "id.pub", certificate))
+        if where == "agent":
+            agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "a")], stdout=subprocess.DEVNULL)
+            deadline = time.monotonic() + 10
+            while not (tmp_path / "a").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            environment = {"SSH_AUTH_SOCK": str(tmp_path / "a"), "PATH": "/usr/bin:/bin"}
+            subprocess.run(["ssh-add", "-q", str(folder / "id")], env=environment, check=True)
+            (folder / "id").rename(tmp_path / "away")
+            with pytest.raises(ConnectError, match="does not let"):
+                connect(replace(target, agent=""))
+            target = replace(target, agent=str(tmp_path / "a"))
+        with connect(target) as board:
+            assert board.run("echo in").text == "in\n"
+        assert "Accepted publickey" in server.log
+        assert "ED25519-CERT" in server.log
+    finally:
+        server.stop()
+        if agent:
+            agent.kill()
+            agent.wait()

@@ -17,6 +17,8 @@ from rkconvert.toolkit.install import search_python
 PACKAGE = Path(__file__).with_name("rkllm_double")
 BANNER = b"NOT AN RKLLM MODEL"
 PROGRAM = "from rkconvert.cli import main; main()"
+CALL = (sys.executable, "-c", PROGRAM)
+INSTALLED = (str(Path(sys.executable).parent / "rkconvert"),)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "XDG_DATA_HOME": str(home / "data"), "XDG_STATE_HOME": str(home / "state")}
 
 
-def rkconvert(*args: object, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM, *map(str, args)]
+def rkconvert(
+    *args: object, env: dict[str, str], program: tuple[str, ...] = CALL, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [*program, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
 
 
@@ -55,9 +59,13 @@ def need_python(version: str) -> None:
 
 
 def install(home: Path, interpreter: str) -> Installed:
-    done = rkconvert(
-        "toolkit", "install", PACKAGE, "--python", interpreter, "--allow-unknown", env=environment(home)
-    )  # fmt: skip
+    """In a folder where modules lie that nobody is to run."""
+    littered = home / "littered"
+    littered.mkdir()
+    for name in ("venv", "pip", "subprocess"):
+        (littered / f"{name}.py").write_text("raise ImportError('of the current folder')\n")
+    words = ("toolkit", "install", PACKAGE, "--python", interpreter, "--allow-unknown")
+    done = rkconvert(*words, env=environment(home), program=INSTALLED, cwd=littered)
     assert done.returncode == 0, done.stderr
     return Installed(home)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import rk3588
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, files, quant, sim
 from rk3588.errors import CheckpointError, TargetError
 
-from . import hybrid, lora, pipeline
-from .card import Variant, model_card, read_base
+from . import hybrid, lora, pipeline, tokenizer_json
+from .card import Variant, base_of, model_card
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
-from .sources.base import CARD, Source
+from .sources.base import CARD, Checkpoint, Source
 from .toolkit import build as npu
 from .toolkit.options import PLATFORM
-from .vocabulary import Vocabulary
 from .writer import ArtifactWriter, make_header, pack_vocabulary, write_error, write_vocabulary
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
@@ -121,9 +120,10 @@ def _finish_bundles(
     hashed = sum(file.stat().st_size for file in digests if file.parent in folders)
     total = sum(bundle.size(folder) for folder in folders) - hashed
     step = _counted("hash", total, progress, check)
+    made = tokenizer_files(plan)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [
-            pool.submit(_finish_bundle, plan, artifact, folder, digests, step)
+            pool.submit(_finish_bundle, plan, artifact, folder, made, digests, step)
             for artifact, folder in zip(plan.artifacts, folders, strict=True)
         ]
         for job in jobs:
@@ -131,11 +131,18 @@ def _finish_bundles(
 
 
 def _finish_bundle(
-    plan: Plan, artifact: Artifact, folder: Path, digests: dict[Path, str], step: Callable[[int], None]
+    plan: Plan,
+    artifact: Artifact,
+    folder: Path,
+    made: Mapping[str, str],
+    digests: dict[Path, str],
+    step: Callable[[int], None],
 ) -> None:
     source, vocabulary = plan.source, plan.source.vocabulary
     for file in (*source.copies, *source.license_files):
-        shutil.copyfile(file, folder / file.name)
+        files.copy(file, folder / file.name, files.TOKENIZER, file.parent, CheckpointError)
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
     if vocabulary and vocabulary.chat_template:
         (folder / bundle.TEMPLATE).write_text(vocabulary.chat_template, encoding="utf-8")
     if vocabulary and plan.board:
@@ -147,17 +154,27 @@ def _finish_bundle(
     manifest = make_manifest(plan, artifact, digests)
     sizes = {target: (folder / file).stat().st_size for target, file in manifest["artifacts"].items()}
     named = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
-    variant = Variant(plan.variant(artifact), named, sizes, source.shape)
-    card = model_card([variant], read_base(source.folder))
+    variant = Variant(
+        plan.variant(artifact), named, sizes, source.shape, bool(vocabulary and vocabulary.chat_template)
+    )
+    card = model_card([variant], base_of(source))
     (folder / CARD).write_text(card, encoding="utf-8")
     known = {file.name: sha256 for file, sha256 in digests.items() if file.parent == folder}
     bundle.write_manifest(folder, manifest, step, known)
 
 
+def tokenizer_files(plan: Plan) -> dict[str, str]:
+    """What a Hugging Face folder has and a GGUF file has not, made from its vocabulary."""
+    source = plan.source
+    if source.kind != "gguf" or source.vocabulary is None:
+        return {}
+    return tokenizer_json.files(source.vocabulary, source.shape.context if source.shape else 0)
+
+
 def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> dict[str, Any]:
     """``rkbundle.json`` without its list of files. Names only: where the source lay is nobody's business."""
     source = plan.source
-    files = [
+    hashed = [
         {"path": file.name, "size": file.stat().st_size, "sha256": digests.get(file) or bundle.sha256(file)}
         for file in (*source.files, *source.extras)
     ]
@@ -172,9 +189,10 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
             "kind": source.kind,
             **({"hub": asdict(source.origin)} if source.origin else {}),
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
-            "files": files,
+            "files": hashed,
         },
-        "tokenizer": _tokenizer_facts(source.vocabulary),
+        "tokenizer": _tokenizer_facts(source),
+        **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
         **({"lora": lora.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
@@ -183,11 +201,14 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: dict[Path, str]) -> d
     }
 
 
-def _tokenizer_facts(vocabulary: Vocabulary | None) -> dict[str, Any]:
+def _tokenizer_facts(source: Checkpoint) -> dict[str, Any]:
     """Nothing of a tokenizer that is not known here."""
+    vocabulary = source.vocabulary
     if vocabulary is None:
         return {}
+    reason = tokenizer_json.obstacle(vocabulary) if source.kind == "gguf" else None
     return {
+        **({"no_tokenizer_json": reason} if reason else {}),
         "bos_token": vocabulary.text(vocabulary.bos),
         "eos_token": vocabulary.text(vocabulary.eos),
         "add_bos": vocabulary.add_bos,

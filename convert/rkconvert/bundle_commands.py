@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
 import click
 
-from rk3588 import bundle
-from rk3588.errors import UsageError
+from rk3588 import bundle, files
+from rk3588.errors import BundleError, UsageError, printable, shown
 
-from .progress import shown
+from . import progress as progressing
 from .signals import deferred_interrupts
+from .sources.base import CARD
 
 _BUNDLES = click.argument("paths", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -33,7 +35,7 @@ def accuracy(paths: tuple[Path, ...], text: Path | None, tokens: int, as_json: b
     read, called = _text(text)
     found = [bundle.read(path) for path in paths]
     rows = []
-    with deferred_interrupts() as check, shown() as progress:
+    with deferred_interrupts() as check, progressing.shown() as progress:
         for one in found:
             reference = measuring.reference_for(one, found)
             done = 0
@@ -65,9 +67,9 @@ def _text(path: Path | None) -> tuple[str, str]:
         pairs = [f"{entry['prompt']}\n{entry['answer']}" for entry in json.loads(data)]
         return "\n\n".join(pairs), "rkconvert's built-in text"
     try:
-        return path.read_text(encoding="utf-8"), path.name
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path} as UTF-8 text: {error}") from error
+        return files.read_text(path, files.TEXT, None, UsageError), path.name
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}: give a text to measure with") from None
 
 
 @click.command()
@@ -80,4 +82,15 @@ def card(paths: tuple[Path, ...]) -> None:
     names = dict.fromkeys(one.name for one in found)
     if len(names) > 1:
         raise UsageError(f"these are bundles of several models ({', '.join(names)}): a card is for one")
-    click.echo(model_card([Variant.of(one) for one in found], original(read_base(paths[0]))), nl=False)
+    base = read_base(paths[0] if found[0].file(CARD) else None)
+    for note in base.notes:
+        click.echo(printable(f"Note: {note}"), err=True)
+    variants = [Variant.of(one) for one in found]
+    try:
+        text = model_card(variants, original(base))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BundleError(
+            f"{bundle.MANIFEST} of {' or '.join(map(str, paths))} is not as rkconvert writes it ({error!r}): convert "
+            "it again"
+        ) from error
+    click.echo(shown(text, sys.stdout), nl=False)

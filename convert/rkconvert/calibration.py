@@ -20,12 +20,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rk3588 import files
 from rk3588.errors import BundleError, UsageError
 from rk3588.templates import ChatTemplate
 
 from .vocabulary import CONTROL, Vocabulary
 
 BUILT_IN = "built-in"
+_MOST = 256 << 20  # bytes of a dataset, of which a few dozen samples are used
 _QUESTIONS, _ANSWERS = ("prompt", "question", "instruction"), ("answer", "response", "output", "completion")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
 _FORMS = 'messages, or "prompt" and "answer", or "input" and "target"'
@@ -94,10 +96,11 @@ def _renderer(vocabulary: Vocabulary | None) -> _Renderer | None:
 
 def _entries(path: Path) -> list[Entry]:
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = files.read_bytes(path, _MOST, None, UsageError)
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"--dataset {path} is not a text in UTF-8 (byte {error.start})") from error
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UsageError(f"--dataset {path}: {error.strerror}") from error
     suffix = path.suffix.lower()
     if suffix == ".jsonl":

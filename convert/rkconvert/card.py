@@ -5,20 +5,21 @@ It says only what is true: a LoRA only where one was applied, accuracy only wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rk3588 import boards, predict, quant, shape
+from rk3588 import boards, files, predict, quant, shape
 from rk3588.bundle import NPU_MODEL, SIM_MODEL, Bundle
-from rk3588.errors import CheckpointError
+from rk3588.errors import BundleError, CheckpointError
 from rk3588.predict import MAX_CONTEXT, Estimate, Prediction, Workload
 from rk3588.shape import Shape
 
-from . import licences
-from .sources.base import CARD, LICENCE
+from . import front_matter, licences
+from .sources.base import CARD, LICENCE, Checkpoint
 
 _SOC = "RK3588"
 _GB = 1e9
@@ -33,10 +34,11 @@ class Base:
 
     facts: dict[str, Any]
     text: str
+    notes: tuple[str, ...] = ()  # what of it could not be used
 
     @property
     def licence(self) -> licences.Licence | None:
-        return licences.find(str(self.facts.get("license", "")), str(self.facts.get("license_name", "")))
+        return licences.find(_text(self.facts.get("license")), _text(self.facts.get("license_name")))
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,19 @@ class Variant:
     manifest: dict[str, Any]
     sizes: dict[str, int]
     shape: Shape | None
+    can_chat: bool  # has a chat template
 
     @classmethod
     def of(cls, found: Bundle) -> Variant:
         """A bundle on disk."""
+        if found.dtype not in quant.SCHEMES:
+            raise BundleError(f"{found.path}: this version knows no dtype {found.dtype!r}: update it, or convert again")
         sizes = {t: (found.path / file).stat().st_size for t, file in found.manifest["artifacts"].items()}
         try:
             known: Shape | None = shape.load(found.path)
         except CheckpointError:  # a family that is not known here
             known = None
-        return cls(found.path.absolute().name, found.manifest, sizes, known)
+        return cls(found.path.absolute().name, found.manifest, sizes, known, found.chat_template is not None)
 
     @property
     def dtype(self) -> str:
@@ -84,15 +89,29 @@ class Variant:
 
 
 def read_base(folder: Path | None) -> Base:
-    """The card in a model's folder; an empty one where there is none, or none that can be read."""
-    if folder is None:
+    """The card in a model's folder, an empty one where there is none; CheckpointError for what is no card."""
+    if folder is None or not files.exists(folder / CARD):
         return Base({}, "")
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return Base({}, "")
-    facts, body = split(text)
+        text = files.read_text(folder / CARD, files.TEXT, folder, CheckpointError)
+    except FileNotFoundError:
+        return Base({}, "", (f"{folder / CARD} is a link that leads nowhere: the model card has nothing of it",))
+    try:
+        facts, body = front_matter.parsed(text)
+    except ValueError as error:
+        why = " ".join(str(error).split())[:200]
+        return Base({}, text, (f"{folder / CARD}: its front matter cannot be used ({why}), nor the licence it states",))
     return Base(facts, body)
+
+
+def base_of(source: Checkpoint) -> Base:
+    """The card of a model, with what its file says itself where no card does."""
+    base = read_base(source.folder)
+    if "license" in base.facts:
+        return base
+    texts = (files.read_text(file, files.TEXT, file.parent, CheckpointError) for file in source.license_files)
+    found = source.licence or next(filter(None, map(licences.of_text, texts)), None)
+    return replace(base, facts={**base.facts, "license": found}) if found else base
 
 
 def original(own: Base) -> Base:
@@ -102,16 +121,11 @@ def original(own: Base) -> Base:
     return Base(own.facts, text)
 
 
-def split(text: str) -> tuple[dict[str, Any], str]:
-    """Front matter and the rest. What is not a mapping in YAML is left where it is."""
-    if not text.startswith("---\n"):
-        return {}, text
-    head, mark, rest = text[4:].partition("\n---\n")
-    try:
-        facts = yaml.safe_load(head) if mark else None
-    except yaml.YAMLError:
-        facts = None
-    return (facts, rest) if isinstance(facts, dict) else ({}, text)
+def _text(value: Any) -> str:
+    """A text, or several; of anything else, nothing."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else ""
 
 
 def model_card(variants: list[Variant], base: Base) -> str:
@@ -130,13 +144,14 @@ def _source(variants: list[Variant]) -> str:
 def _front_matter(variants: list[Variant], base: Base) -> str:
     """The original's, and ours behind it; what is ours is put in anew, so that a card may be made of a card."""
     source, dtypes = variants[0].manifest["source"], list(dict.fromkeys(v.dtype for v in variants))
-    tags = base.facts.get("tags")
+    stated = base.facts.get("tags")
+    tags = [tag for tag in stated if isinstance(tag, str)] if isinstance(stated, list) else []
     named = source["hub"]["repository"] if "hub" in source else base.facts.get("base_model", source["name"])
     ours = {
         "base_model": named,
         "base_model_relation": "quantized",
         "quantization": dtypes[0] if len(dtypes) == 1 else dtypes,
-        "tags": [*(tags if isinstance(tags, list) else []), "rk3588"],
+        "tags": [*tags, "rk3588"],
     }
     if any("rk3588" in v.sizes for v in variants):
         ours["tags"].append("rkllm")
@@ -213,7 +228,7 @@ def _rows(variant: Variant, accuracy: dict[str, Any] | None, column: bool) -> li
     found = variant.predictions()
     memory = max((p.memory.total for p in found), default=0)
     on_board = [
-        f"{memory / _GB:.2f} GB" if found else "not known",
+        f"about {_worth(memory / _GB)} GB" if found else "not known",
         _speed([p.decode_tok_s for p in found]),
         _speed([p.prefill_tok_s for p in found]),
     ]
@@ -238,14 +253,22 @@ def _speed(found: list[Estimate]) -> str:
     if not found:
         return "not known"
     low, high = min(e.low for e in found), max(e.high for e in found)
-    likely = f"{found[0].value:.1f}, " if len(found) == 1 else ""
-    return f"{likely}{low:.1f} to {high:.1f} tok/s"
+    likely = f"{_worth(found[0].value)}, " if len(found) == 1 else ""
+    return f"{likely}{_worth(low)} to {_worth(high)} tok/s"
+
+
+def _worth(value: float, digits: int = 2) -> str:
+    """Two digits that count: predictions are off by tenths, and more digits would say otherwise."""
+    if not value:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(places, 0)}f}"
 
 
 def _accuracy(found: dict[str, Any]) -> str:
     return (
-        f"perplexity {found['perplexity']:.3f} (fp32: {found['reference_perplexity']:.3f}), "
-        f"KL {found['divergence']:.5f}, same best token {found['agreement']:.1%}, "
+        f"perplexity {_worth(found['perplexity'], 4)} (fp32: {_worth(found['reference_perplexity'], 4)}), "
+        f"KL {_worth(found['divergence'])}, same best token {found['agreement']:.0%}, "
         f"over {found['tokens']} tokens of {found['text']}"
     )
 
@@ -280,16 +303,20 @@ def _loras(variants: list[Variant]) -> list[str]:
 def _use(variants: list[Variant]) -> str:
     folder = variants[0].folder
     sim = f"`{SIM_MODEL}` also runs in any program that speaks RKLLM 1.1.1, over this toolkit's `librkllmrt.so`."
+    ask = f'    rk3588 run {folder} "What is the capital of France?"\n    rk3588 chat {folder}'
+    if not variants[0].can_chat:
+        ask = f'    rk3588 run {folder} --raw "The capital of France is"'
     text = f"""## Use
 
 With the toolkit rk3588:
 
-    rk3588 run {folder} "What is the capital of France?"
-    rk3588 chat {folder}
+{ask}
     rk3588 bundle verify {folder}
 """
     board = next((v for v in variants if "rk3588" in v.sizes), None)
     if board:
+        render = ": render each prompt with the conversation so far, as\n`chat_template.jinja` does"
+        render = render if board.can_chat else ""
         file = board.manifest["artifacts"].get("rk3588", NPU_MODEL)
         text += f"""
 With Rockchip's own runtime 1.1.x and its demo, on the board:
@@ -297,8 +324,7 @@ With Rockchip's own runtime 1.1.x and its demo, on the board:
     ulimit -n 102400
     ./llm_demo {board.folder}/{file} 512 {board.context}
 
-Runtime 1.1.x applies no chat template and keeps no history: render each prompt with the conversation so far, as
-`chat_template.jinja` does."""
+Runtime 1.1.x applies no chat template and keeps no history{render}."""
     else:
         text += f"\n{sim}"
     return text
@@ -306,7 +332,7 @@ Runtime 1.1.x applies no chat template and keeps no history: render each prompt 
 
 def _licence(variants: list[Variant], base: Base) -> str:
     lines = ["## Licence\n"]
-    known, stated = base.licence, base.facts.get("license_name") or base.facts.get("license")
+    known, stated = base.licence, _text(base.facts.get("license_name")) or _text(base.facts.get("license"))
     if known is None:
         what = f"is stated as `{stated}`" if stated else "is not stated in what this was made from"
         lines.append(f"The licence is the original model's. It {what}: look it up before you pass this on.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,17 @@ from typing import Any
 
 import click
 
-from rk3588 import bundle, quant
-from rk3588.errors import CheckpointError, UsageError
+from rk3588 import bundle, gguf, quant
+from rk3588.errors import UsageError, printable, printable_json
 
 from . import hub, lora
 from . import plan as plans
 from .build import convert
-from .card import naming_note, read_base
+from .card import base_of, naming_note
 from .plan import Plan
 from .progress import shown
 from .report import render
 from .request import NAME, TARGETS, Request
-from .sources.base import Checkpoint
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
@@ -63,6 +63,10 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
 @click.option("--community-names", is_flag=True, help="NAME-rk3588-DTYPE-opt-1-hybrid-ratio-0.0, and so its .rkllm.")
 @click.option("--overwrite", is_flag=True, help="Replace bundles that exist.")
+@click.option(
+    "--follow-links", is_flag=True,
+    help="Read files of MODEL and ADAPTER through links that leave their folders, as to weights on another disk.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def build(
@@ -92,7 +96,7 @@ def build(
     if out is None and not dry_run:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
     path, remote = Path(model), None
-    if not path.exists():
+    if not os.path.lexists(path):
         wanted = hub.parse(model)
         if wanted is None:
             raise UsageError(
@@ -103,27 +107,25 @@ def build(
     chosen = name or default_name(path, remote)
     if not NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
-    source = hub.peek(remote, request.opener) if remote else _opened(path, request)
-    plan = request.plan(source, chosen, out or Path())
+    source = hub.peek(remote, request.opener) if remote else request.open(path)
+    plan = request.plan(source, chosen, out or Path(), dry_run=dry_run)
     if dry_run:
-        click.echo(json.dumps(plans.describe(plan), indent=2) if as_json else render(plan))
+        click.echo(printable_json(plans.describe(plan)) if as_json else printable(render(plan)))
         return
     for note in plan.notes:
-        click.echo(f"Note: {note}", err=True)
+        _note(note)
     if remote:
         with shown() as progress:
             plan = replace(plan, source=hub.download(remote, progress, request.opener))
-    naming = naming_note(plan.name, read_base(plan.source.folder))
-    if naming:
-        click.echo(f"Note: {naming}", err=True)
+    base = base_of(plan.source)
+    naming = naming_note(plan.name, base)
+    for note in (*base.notes, *([naming] if naming else ())):
+        _note(note)
     _run(plan, as_json)
 
 
-def _opened(path: Path, request: Request) -> Checkpoint:
-    try:
-        return request.opener(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror}") from error
+def _note(text: str) -> None:
+    click.echo(printable(f"Note: {text}"), err=True)
 
 
 def _run(plan: Plan, as_json: bool) -> None:
@@ -145,8 +147,11 @@ def _parts(plan: Plan) -> list[Plan]:
 
 
 def default_name(model: Path, remote: hub.HubModel | None = None) -> str:
-    """The name of the folder or repository, or of the file without suffix and type."""
+    """The name of the folder or repository, or of the file without suffix, part and type."""
     if remote and not remote.origin.file:
         return remote.origin.repository.split("/")[1]
     path = (Path(remote.origin.file) if remote else model).absolute()
-    return path.name if path.is_dir() else _TYPE.sub("", path.name.removesuffix(path.suffix))
+    if path.is_dir():
+        return path.name
+    part = gguf.part_of(path.name)
+    return _TYPE.sub("", part.stem if part else path.name.removesuffix(path.suffix))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rk3588.errors import CheckpointError
-from rk3588.shape import Shape
+from rk3588.gguf import uniform
+from rk3588.shape import FAMILIES, Shape
+
+from .toolkit.options import ARCHITECTURES, GGUF_ARCHITECTURES
 
 FAMILY = "the Llama family (Llama 2 to 3.2, TinyLlama, SmolLM2)"
 _MOST = {"layers": 4096, "heads": 4096, "kv_heads": 4096, "head_dim": 4096, "vocab_size": 1 << 24}
@@ -131,9 +135,7 @@ def _refuse_others(fields: Fields) -> None:
     architectures = fields.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else fields.get("model_type")
     if name not in ("LlamaForCausalLM", "llama") or fields.get("model_type") not in (None, "llama"):
-        raise CheckpointError(
-            f"{fields.where}: {name!r} is not an architecture this version converts: it takes {FAMILY}"
-        )
+        raise CheckpointError(_other_family(fields.where, name, ARCHITECTURES, fields.get("model_type")))
     for key in ("attention_bias", "mlp_bias"):
         if fields.get(key):
             raise CheckpointError(f"{fields.where}: {key} is set, and linear layers with a bias are not supported")
@@ -142,6 +144,16 @@ def _refuse_others(fields: Fields) -> None:
     if fields.get("partial_rotary_factor") not in (None, 1):
         raise CheckpointError(f"{fields.where}: partial_rotary_factor is not supported: RoPE must turn whole heads")
     refuse_quantised(fields)
+
+
+def _other_family(where: str, name: Any, known: Sequence[str], model_type: Any) -> str:
+    """What the simulated runtime lacks, rkllm-toolkit may take: then the way to a board is told."""
+    what = "is not an architecture this version converts for the simulated runtime"
+    told = f"{where}: {name!r} {what}: it takes {FAMILY}"
+    ways = ["--target rk3588 alone, without --lora, converts it for a board"] if name in known else []
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        ways.append("rk3588 predict says how fast it would be there")
+    return f"{told}; {', and '.join(ways)}" if ways else f"{told}, and rkllm-toolkit 1.1.1 does not know it either"
 
 
 def refuse_quantised(fields: Fields) -> None:
@@ -160,12 +172,22 @@ def _mapping(fields: Fields, key: str) -> Mapping[str, Any]:
     return value or {}
 
 
+def stated_licence(metadata: Mapping[str, Any]) -> str:
+    """What a GGUF file says its licence is: an identifier, or "" for nothing that could be one."""
+    value = metadata.get("general.license")
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,64}", value) else ""
+
+
 def from_gguf(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied: bool) -> ModelConfig:
-    """From GGUF metadata; RoPE factors that stand in a tensor are the caller's to add."""
+    """From GGUF metadata, as llama.cpp reads them; RoPE factors that stand in a tensor are the caller's to add.
+
+    A setting that may change what the model computes and is not known here is refused.
+    """
     name = metadata.get("general.architecture")
     if name != "llama":
-        raise CheckpointError(f"{where}: {name!r} is not an architecture this version converts: it takes {FAMILY}")
-    fields = Fields({k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")}, where)
+        raise CheckpointError(_other_family(where, name, GGUF_ARCHITECTURES, name))
+    settings = {k.removeprefix("llama."): uniform(v) for k, v in metadata.items() if k.startswith("llama.")}
+    fields = Fields(settings, where)
     if fields.get("expert_count"):
         raise CheckpointError(f"{where}: a mixture of experts is not supported: this version takes {FAMILY}")
     hidden, heads = fields.whole("embedding_length"), fields.whole("attention.head_count", most=_MOST["heads"])
@@ -175,10 +197,9 @@ def from_gguf(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied:
             raise CheckpointError(
                 f"{where}: {key} is {fields.get(key)}, only the head's size ({head_dim}) is supported"
             )
+    context = fields.whole("context_length", most=1 << 30)
+    _refuse_unknown(fields, head_dim, context)
     theta = fields.number("rope.freq_base", 10000.0)
-    scaling = {"rope_type": fields.get("rope.scaling.type"), "factor": fields.get("rope.scaling.factor")}
-    if scaling["rope_type"] == "none":
-        scaling = {}
     config = ModelConfig(
         layers=fields.whole("block_count", most=_MOST["layers"]),
         hidden=hidden,
@@ -187,13 +208,76 @@ def from_gguf(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied:
         kv_heads=fields.whole("attention.head_count_kv", heads, _MOST["kv_heads"]),
         head_dim=head_dim,
         vocab_size=vocab_size,
-        context_length=fields.whole("context_length", most=1 << 30),
+        context_length=context,
         norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
         tied=tied,
-        rope_factors=rope_factors(scaling, head_dim, theta, where),
+        rope_factors=rope_factors(_gguf_scaling(fields), head_dim, theta, where),
     )
     return _checked(config, where)
+
+
+def _gguf_scaling(fields: Fields) -> dict[str, Any]:
+    """As llama.cpp has it: linear where no type is given, by 1 where no factor is. Files of 2023 call the factor
+    ``rope.scale_linear``."""
+    kind = fields.get("rope.scaling.type")
+    if kind not in (None, "linear", "none"):
+        raise CheckpointError(
+            f"{fields.where}: RoPE scaling {kind!r} (rope.scaling.type) is not supported, only 'linear', 'none' and "
+            f"the tensor {ROPE_FACTORS}"
+        )
+    key = next((k for k in ("rope.scaling.factor", "rope.scale_linear") if fields.get(k) is not None), None)
+    if kind == "none" or key is None or fields.get(key) in (0, 1):
+        return {}
+    return {"rope_type": "linear", "factor": fields.number(key)}
+
+
+# What the runtime computes with, and what changes nothing in it.
+_USED = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
+    "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scale_linear",
+}  # fmt: skip
+_IDLE = {
+    "tensor_data_layout",  # llama.cpp's order of Q and K, whatever it says
+    "rope.scaling.finetuned", "rope.scaling.original_context_length",  # for YaRN, which is refused
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier",
+    "attention.layer_norm_epsilon",  # of a norm that a Llama has not
+    "expert_used_count", "pooling_type",
+}  # fmt: skip
+# Settings that change nothing with these values, beside 0, "" and false.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_attn_factor": (1, -1),
+    "rope.scaling.yarn_ext_factor": (-1,),
+    "rope.scaling.alpha": (1,),
+    "logit_scale": (1,),
+    "residual_scale": (1,),
+    "embedding_scale": (1,),
+}
+
+
+def _refuse_unknown(fields: Fields, head_dim: int, context: int) -> None:
+    """CheckpointError for a setting of a model that computes something else."""
+    for key, value in sorted(fields.values.items()):
+        if key in _USED or key in _IDLE or value in _NEUTRAL.get(key, ()):
+            continue
+        if key == "attention.causal" or (value and not _changes_nothing(key, value, head_dim, context)):
+            shown = repr(value) if len(repr(value)) < 60 else f"a list of {len(value)}"
+            raise CheckpointError(
+                f"{fields.where}: llama.{key} is {shown}, which this version does not know and which may change what "
+                f"the model computes: it takes {FAMILY}"
+            )
+
+
+def _changes_nothing(key: str, value: Any, head_dim: int, context: int) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    if key == "attention.scale":
+        return math.isclose(value, head_dim**-0.5, rel_tol=1e-6)
+    return key == "attention.sliding_window" and value >= context
 
 
 def _checked(config: ModelConfig, where: str) -> ModelConfig:

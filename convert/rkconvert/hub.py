@@ -6,27 +6,28 @@ a taken target or an architecture nobody supports costs no download.
 
 from __future__ import annotations
 
-import json
 import os
+import posixpath
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rk3588.errors import CheckpointError, UsageError
+from rk3588 import files
+from rk3588.errors import CheckpointError, RkError, UsageError
+from rk3588.gguf import part_of
 
 from .config import ROPE_FACTORS
 from .hub_client import Repository
-from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source
+from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
 from .sources.gguf_file import read_header
-from .sources.huggingface import CONFIGURATION, INDEX, SINGLE
+from .sources.huggingface import CONFIGURATION, COPIED, INDEX, SINGLE
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _GGUF_HEAD = 32 << 20  # its header holds the tokenizer: 8 MB with 128,000 tokens, 16 MB with 256,000
+_PART_HEAD = 4 << 20  # of a part but the first, whose header holds nothing but its tensors' places
 _SAFETENSORS_HEAD = 1 << 20  # asked for again with the true size where that is more
 
 Progress = Callable[[str, int, int], None]
@@ -78,9 +79,10 @@ def find(wanted: HubName) -> HubModel:
     if file is None:
         names = [name for name in (*CONFIGURATION, INDEX) if name in repository.sizes]
         configuration = tuple(repository.small(name) for name in names)
-        weights = _shards(configuration[names.index(INDEX)], repository) if INDEX in names else (SINGLE,)
+        sharded = INDEX in names and SINGLE not in repository.sizes  # as transformers chooses
+        weights = _shards(configuration[names.index(INDEX)], repository) if sharded else (SINGLE,)
     else:
-        configuration, weights = (), (_checked_gguf(file, repository),)
+        configuration, weights = (), _checked_gguf(file, repository)
     origin = Origin(repository.name, repository.revision, repository.commit, file or "")
     return HubModel(repository, origin, configuration, weights)
 
@@ -90,7 +92,7 @@ def _only_gguf(repository: Repository) -> str | None:
     names = repository.sizes
     if "config.json" in names and (SINGLE in names or INDEX in names):
         return None
-    ggufs = _ggufs(repository)
+    ggufs = whole_models(_ggufs(repository))
     if len(ggufs) == 1:
         return ggufs[0]
     if ggufs:
@@ -109,23 +111,29 @@ def _ggufs(repository: Repository) -> list[str]:
     return sorted(name for name in repository.sizes if name.lower().endswith(".gguf"))
 
 
-def _checked_gguf(file: str, repository: Repository) -> str:
+def _checked_gguf(file: str, repository: Repository) -> tuple[str, ...]:
+    """``file``, or all parts of the model of which it is one."""
     if file not in repository.sizes:
         there = ", ".join(_ggufs(repository)) or "none"
         raise CheckpointError(f"{repository.name} has no file {file}; its GGUF files are: {there}")
-    if _PART.search(file):
-        raise CheckpointError(
-            f"{file} is one part of a model, which cannot be converted: join the parts with llama-gguf-split --merge"
-        )
-    return file
+    folder, name = posixpath.split(file)
+    part = part_of(name)
+    names = tuple(posixpath.join(folder, other) for other in part.names) if part else (file,)
+    for other in names:
+        if other not in repository.sizes:
+            raise CheckpointError(
+                f"{file} is one part of a model, and {repository.name} has no file {other}: name another of its GGUF "
+                "files, or ask for that part where it was published"
+            )
+    return names
 
 
 def _shards(index: Path, repository: Repository) -> tuple[str, ...]:
     """The shards an index names; what is wrong with it is found when the model is opened."""
     try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        named = files.read_json(index, files.INDEX, index.parent, CheckpointError)["weight_map"].values()
         return tuple(sorted({name for name in named if isinstance(name, str) and name in repository.sizes}))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (RkError, KeyError, TypeError, AttributeError):
         return ()
 
 
@@ -133,8 +141,9 @@ def peek(model: HubModel, opener: Opener = open_source) -> Checkpoint:
     """The model as far as a plan needs it. Its files are gone again: tensors cannot be read from them."""
     with tempfile.TemporaryDirectory(prefix="rkconvert-") as scratch:
         folder = Path(scratch)
+        files.follow_links(folder)  # those to weights in the cache, made below
         for file in model.configuration:
-            shutil.copyfile(file, folder / file.name)
+            files.copy(file, folder / file.name, files.TOKENIZER, file.parent, CheckpointError)
         path = folder / Path(model.origin.file).name if model.origin.file else folder
         try:
             for name in model.weights:
@@ -144,7 +153,10 @@ def peek(model: HubModel, opener: Opener = open_source) -> Checkpoint:
             shown = str(error).replace(f"{folder}/", f"{model.origin.repository}/").replace(scratch, str(model.origin))
             raise CheckpointError(shown) from error
     notes = (f"{model.missing / 1e6:.1f} MB are to be downloaded from {model.origin}",) if model.missing else ()
-    return replace(source, origin=model.origin, notes=(*notes, *source.notes))
+    passed_on = {*COPIED, CARD} if source.kind == "huggingface" else {CARD}
+    sizes = model.repository.sizes
+    copied = sum(size for name, size in sizes.items() if name in passed_on or (LICENCE.match(name) and "/" not in name))
+    return replace(source, origin=model.origin, copied_bytes=copied, notes=(*notes, *source.notes))
 
 
 def _write_head(model: HubModel, name: str, target: Path) -> None:
@@ -155,7 +167,10 @@ def _write_head(model: HubModel, name: str, target: Path) -> None:
         return
     size = repository.sizes[name]
     gguf = name.lower().endswith(".gguf")
-    head = repository.piece(name, 0, min(size, _GGUF_HEAD if gguf else _SAFETENSORS_HEAD))
+    part = part_of(posixpath.basename(name)) if gguf else None
+    later = part is not None and part.number > 1
+    most = _PART_HEAD if later else _GGUF_HEAD if gguf else _SAFETENSORS_HEAD
+    head = repository.piece(name, 0, min(size, most))
     needed = 0 if gguf else 8 + int.from_bytes(head[:8], "little")
     if len(head) < needed <= size:
         head = repository.piece(name, 0, needed)
@@ -173,7 +188,7 @@ def download(model: HubModel, progress: Progress, opener: Opener = open_source) 
     repository = model.repository
     repository.need_space(model.missing)
     for name in repository.sizes:
-        if name == CARD or LICENCE.match(name):  # what the bundle's card carries on
+        if name == CARD or (LICENCE.match(name) and "/" not in name):  # what the bundle's card carries on
             repository.small(name)
     total, done = sum(repository.sizes[name] for name in model.weights), 0
 
@@ -182,6 +197,6 @@ def download(model: HubModel, progress: Progress, opener: Opener = open_source) 
         done += size
         progress("download", min(done, total), total)
 
-    files = [repository.large(name, step) for name in model.weights]
-    path = files[0] if model.origin.file else files[0].parent
+    weights = [repository.large(name, step) for name in model.weights]
+    path = weights[model.weights.index(model.origin.file)] if model.origin.file else weights[0].parent
     return replace(opener(path), origin=model.origin)

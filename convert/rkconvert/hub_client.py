@@ -7,19 +7,29 @@ run has received; they end under the name the cache expects, so every other tool
 from __future__ import annotations
 
 import fcntl
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from rk3588 import bundle
+from rk3588 import bundle, files
 from rk3588.errors import CheckpointError, TargetError, UsageError
 
 _ATTEMPTS = 5  # without a byte received in between
 _PAUSE = 1.0  # seconds before each
 _TIMEOUT = 30.0  # seconds without an answer or a byte
+_PLAIN = re.compile(r"\w[\w-]{0,127}", re.ASCII)  # what can be the name of a file: a hash
 _SHA256 = 64  # a large file's ETag is its SHA-256 in hexadecimal, a small one's is git's SHA-1
+
+
+def masked(url: str) -> str:
+    """``url`` without the user and the password that may stand in it."""
+    before, mark, host = url.rpartition("@")
+    scheme = re.match(r"\w+:/*|", before)
+    return f"{scheme[0] if scheme else ''}***@{host}" if mark else url
 
 
 class Repository:
@@ -40,18 +50,27 @@ class Repository:
         huggingface_hub.utils.logging.set_verbosity_error()  # it would tell of retries; we tell how it ended
         self.name, self.revision = name, revision or "main"
         self.endpoint: str = huggingface_hub.constants.ENDPOINT
+        self.shown = masked(self.endpoint)
         self.cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
         self._hub = huggingface_hub
         with self._explained():
             api = huggingface_hub.HfApi(endpoint=self.endpoint)
             info = api.model_info(name, revision=self.revision, files_metadata=True, timeout=_TIMEOUT)
         self.commit = str(info.sha)
-        self.sizes: dict[str, int] = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        if not _PLAIN.fullmatch(self.commit):
+            raise CheckpointError(f"{self.shown} gives no commit for {name}: is HF_ENDPOINT a hub?")
+        # A name that leads out of the repository is nothing that could be converted.
+        listed = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        self.sizes: dict[str, int] = {f: size for f, size in listed.items() if all(map(files.is_name, f.split("/")))}
 
     def small(self, file: str) -> Path:
         """A file of configuration, downloaded if it is not in the cache."""
-        with self._explained(file):
-            return self._linked(file)
+        if self.sizes[file] > files.TOKENIZER:
+            raise CheckpointError(
+                f"{file} of {self.name} has {self.sizes[file] / 1e6:.1f} MB, where {files.TOKENIZER / 1e6:.0f} MB are "
+                "the most: is it what its name says?"
+            )
+        return self.large(file, lambda _: None)
 
     def cached(self, file: str) -> Path | None:
         found = self._hub.try_to_load_from_cache(self.name, file, cache_dir=self.cache, revision=self.commit)
@@ -72,13 +91,19 @@ class Repository:
             if there is not None:
                 step(there.stat().st_size)
                 return there
-            metadata = self._hub.get_hf_file_metadata(self._url(file), timeout=_TIMEOUT)
-            if not metadata.etag:
-                raise CheckpointError(f"{self.endpoint} gives no ETag for {file} of {self.name}: is HF_ENDPOINT a hub?")
-            blob = self._folder() / "blobs" / metadata.etag
+            etag, size = self._checked_etag(file)
+            blob = self._folder() / "blobs" / etag
             if not blob.exists():
-                self._receive(file, blob, metadata.size or self.sizes[file], step)
-            return self._linked(file)  # nothing is left to download: it makes the link
+                self._receive(file, blob, size or self.sizes[file], step)
+            return self._linked(file, blob)
+
+    def _checked_etag(self, file: str) -> tuple[str, int | None]:
+        """What a file is called in the cache, and its size: huggingface_hub makes a path of whatever the hub says."""
+        metadata = self._hub.get_hf_file_metadata(self._url(file), timeout=_TIMEOUT)
+        if not metadata.etag or not _PLAIN.fullmatch(metadata.etag):
+            said = f"the ETag {metadata.etag[:80]!r}" if metadata.etag else "no ETag"
+            raise CheckpointError(f"{self.shown} gives {said} for {file} of {self.name}: is HF_ENDPOINT a hub?")
+        return metadata.etag, metadata.size
 
     def need_space(self, size: int) -> None:
         """TargetError when ``size`` more bytes do not fit into the cache."""
@@ -101,12 +126,24 @@ class Repository:
     def _url(self, file: str) -> str:
         return str(self._hub.hf_hub_url(self.name, file, revision=self.commit, endpoint=self.endpoint))
 
-    def _linked(self, file: str) -> Path:
-        """The file in the commit's folder of the cache."""
-        path: str = self._hub.hf_hub_download(
-            self.name, file, revision=self.commit, endpoint=self.endpoint, cache_dir=self.cache, tqdm_class=_Silent
-        )
-        return Path(path)
+    def _linked(self, file: str, blob: Path) -> Path:
+        """The file in the commit's folder of the cache, as huggingface_hub puts it there.
+
+        It asks the hub again, and makes a path of what that says then.
+        """
+        path = self._folder() / "snapshots" / self.commit / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.symlink_to(os.path.relpath(blob, path.parent))
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            shutil.copyfile(blob, path)
+        if self.revision != self.commit and all(map(files.is_name, self.revision.split("/"))):
+            ref = self._folder() / "refs" / self.revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(self.commit, encoding="utf-8")
+        return path
 
     def _receive(self, file: str, blob: Path, size: int, step: Callable[[int], None]) -> None:
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +184,7 @@ class Repository:
                 left = _ATTEMPTS if at > start else left - 1
                 if left == 0:
                     raise CheckpointError(
-                        f"the connection to {self.endpoint} broke after {at / 1e6:.1f} of {end / 1e6:.1f} MB of "
+                        f"the connection to {self.shown} broke after {at / 1e6:.1f} of {end / 1e6:.1f} MB of "
                         f"{file}: run the same command again, and it goes on from there"
                     ) from error
                 time.sleep(_PAUSE)
@@ -182,6 +219,8 @@ class Repository:
             if isinstance(error.__cause__, errors.HfHubHTTPError):
                 raise CheckpointError(self._refusal(error.__cause__, file)) from error
             raise CheckpointError(self._unreachable()) from error
+        except ValueError as error:  # from the depths of the HTTP client; its text shows the whole address
+            raise CheckpointError(f"{self.shown} is no address of a hub: check HF_ENDPOINT") from error
         except OSError as error:
             raise TargetError(
                 f"cannot write to {self.cache}, where downloads are kept: {error.strerror or error}; set HF_HOME to "
@@ -190,9 +229,9 @@ class Repository:
 
     def _unreachable(self) -> str:
         if self._hub.constants.HF_HUB_OFFLINE:
-            return f"{self.name} is not a folder here, and HF_HUB_OFFLINE forbids to ask {self.endpoint} for it"
+            return f"{self.name} is not a folder here, and HF_HUB_OFFLINE forbids to ask {self.shown} for it"
         return (
-            f"{self.name} is not a folder here, and {self.endpoint} cannot be reached: check the network (or "
+            f"{self.name} is not a folder here, and {self.shown} cannot be reached: check the network (or "
             "HF_ENDPOINT), or give a folder or file on this machine"
         )
 
@@ -201,12 +240,12 @@ class Repository:
         from huggingface_hub import errors
 
         name, token = self.name, self._hub.get_token()
-        page = f"{self.endpoint}/{name}"
+        page = f"{self.shown}/{name}"
         if isinstance(error, errors.GatedRepoError):
             if token:
                 return f"{name} is gated, and the account of HF_TOKEN has no access yet: ask for it at {page}"
             return (
-                f"{name} is gated: accept its conditions at {page}, make a token at {self.endpoint}/settings/tokens, "
+                f"{name} is gated: accept its conditions at {page}, make a token at {self.shown}/settings/tokens, "
                 "and set HF_TOKEN to it"
             )
         if isinstance(error, errors.RevisionNotFoundError):
@@ -215,29 +254,10 @@ class Repository:
             return f"{name} has no file {file} at revision {self.revision}: see {page}/tree/{self.revision}"
         if isinstance(error, errors.RepositoryNotFoundError):
             why = "HF_TOKEN cannot see it" if token else "it is private, which needs HF_TOKEN"
-            return f"{name} is neither a folder here nor a repository at {self.endpoint}: check the name, or {why}"
+            return f"{name} is neither a folder here nor a repository at {self.shown}: check the name, or {why}"
         if isinstance(error, errors.HFValidationError):
             return f"{name} is neither a folder here nor a name that a repository can have"
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         if status in (401, 403) and token:
-            return f"{self.endpoint} does not accept HF_TOKEN for {name} (HTTP {status}): make a new token"
-        return f"{self.endpoint} answered HTTP {status} when asked for {file or name}: try again later"
-
-
-class _Silent:
-    """What huggingface_hub takes for a tqdm class; it draws nothing."""
-
-    def __init__(self, *_arguments: object, **_options: object) -> None:
-        pass
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def update(self, _n: float | None = 1) -> None:
-        pass
+            return f"{self.shown} does not accept HF_TOKEN for {name} (HTTP {status}): make a new token"
+        return f"{self.shown} answered HTTP {status} when asked for {file or name}: try again later"

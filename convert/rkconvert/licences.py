@@ -5,6 +5,7 @@ A reading of the published licences for orientation, not legal advice; each entr
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -51,6 +52,25 @@ LICENCES = {
     "apache-2.0": Licence("Apache License 2.0"),
     "mit": Licence("MIT License"),
 }
+
+
+# How the texts of licences begin, by the identifier they have on the hub.
+_BEGINNINGS = {
+    "apache-2.0": r"Apache License\W+Version 2\.0",
+    "mit": r"MIT License\W|Permission is hereby granted, free of charge",
+    "llama2": r"LLAMA 2 COMMUNITY LICENSE",
+    "llama3": r"META LLAMA 3 COMMUNITY LICENSE",
+    "llama3.1": r"LLAMA 3\.1 COMMUNITY LICENSE",
+    "llama3.2": r"LLAMA 3\.2 COMMUNITY LICENSE",
+    "llama3.3": r"LLAMA 3\.3 COMMUNITY LICENSE",
+    "gemma": r"Gemma Terms of Use",
+}
+
+
+def of_text(text: str) -> str | None:
+    """The identifier of a licence that is known by how its text begins."""
+    start = text[:1000]
+    return next((name for name, begins in _BEGINNINGS.items() if re.search(begins, start, re.IGNORECASE)), None)
 
 
 def find(identifier: str, name: str) -> Licence | None:

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rk3588 import bundle
+from rk3588 import files as reading
 from rk3588 import lora as naming
 from rk3588.errors import CheckpointError, UsageError
 
 from .config import EMBEDDING, OUTPUT, Fields, ModelConfig
-from .sources.base import Source, SourceTensor
+from .sources.base import Source, SourceTensor, refuse_empty
 from .sources.huggingface import canonical, huggingface_name, read_header, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -48,6 +49,10 @@ _BEYOND_LORA = {
 }
 # How B and A may have begun without a change to the base; PiSSA, OLoRA and others subtract their beginning from it.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_MERGE_YOURSELF = (
+    "merge it into its base with peft (merge_and_unload, then save_pretrained) and convert the model that this makes"
+)
+_WHOLE = re.compile(r"base_model\.model\.(?:model\.)?(lm_head|embed_tokens)\.(?:modules_to_save\.(?:\w+\.)?)?weight")
 _BASE_COPY = ".base_layer.weight"  # peft saves the base's own lm_head beside an adapter of it
 
 
@@ -151,7 +156,9 @@ def _refuse_others(settings: Mapping[str, Any], where: str) -> None:
         raise CheckpointError(f"{where}: peft_type is {settings.get('peft_type')!r}, only 'LORA' can be converted")
     for key, what in _BEYOND_LORA.items():
         if settings.get(key):
-            raise CheckpointError(f"{where}: the adapter uses {what}, only plain LoRA can be converted")
+            raise CheckpointError(
+                f"{where}: the adapter uses {what}, only plain LoRA can be converted: {_MERGE_YOURSELF}"
+            )
     start = settings.get("init_lora_weights")
     if start not in _PLAIN_STARTS:
         raise CheckpointError(
@@ -166,7 +173,7 @@ def _refuse_others(settings: Mapping[str, Any], where: str) -> None:
 
 def _header(folder: Path) -> dict[str, SourceTensor]:
     file = folder / WEIGHTS
-    if not file.is_file():
+    if not reading.exists(file):
         if (folder / "adapter_model.bin").is_file():
             raise CheckpointError(
                 f"{folder} has its weights in adapter_model.bin, which can run code when it is read: save it again as "
@@ -184,6 +191,13 @@ def _pairs(
         match = _TENSOR.fullmatch(name)
         if _is_base_copy(name, tensor, config):
             continue
+        refuse_empty(tensor)
+        if whole := _WHOLE.fullmatch(name):
+            raise CheckpointError(
+                f"{tensor.file} has the whole {whole[1]} of its model, which peft saves where tokens were added or it "
+                f"was trained as well, and no LoRA can hold that: {_MERGE_YOURSELF}; or, if it was not changed, save "
+                "the adapter with save_embedding_layers=False"
+            )
         if match is None:
             raise CheckpointError(f"{tensor.file}: tensor {name} is not lora_A or lora_B of a linear layer")
         sides.setdefault(match[1], {})[match[2]] = tensor

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rk3588 import files
 from rk3588.errors import CheckpointError
 
 from .block import Block
@@ -27,8 +28,8 @@ def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check:
         )
     folder.mkdir()
     for file in source.path.iterdir():
-        if file.is_file() and file not in source.files and file.suffix not in (".bin", ".gguf"):
-            shutil.copyfile(file, folder / file.name)
+        if file not in source.files and file.suffix not in (".bin", ".gguf", ".safetensors") and not file.is_dir():
+            files.copy(file, folder / file.name, files.TOKENIZER, source.path, CheckpointError)
     for file in source.files:
         shutil.copyfile(file, folder / file.name)
         check()

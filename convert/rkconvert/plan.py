@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +203,12 @@ def make_plan(
     hybrid_rate: float = 0.0,
     community_names: bool = False,
     remarks: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> Plan:
-    """A plan whose targets are free; UsageError for a dtype given twice, TargetError for a target that exists."""
+    """A plan whose targets are free; UsageError for a dtype given twice, TargetError for a target that exists.
+
+    ``dry_run``: that is a remark, for nothing is going to be written.
+    """
     twice = [dtype for dtype, n in Counter(s.name for s in schemes).items() if n > 1]
     if twice:
         raise UsageError(f"--dtype {twice[0]} is given more than once: one bundle is written for each dtype")
@@ -225,11 +229,11 @@ def make_plan(
         community_names=community_names,
         remarks=tuple(remarks),
     )
-    for artifact in plan.artifacts:
-        target = plan.folder(artifact)
-        if target.exists() and not overwrite:
-            raise TargetError(f"{target} exists already: remove it, choose another -o, or give --overwrite")
-    return plan
+    taken = [target for target in map(plan.folder, plan.artifacts) if target.exists() and not overwrite]
+    told = [f"{target} exists already: remove it, choose another -o, or give --overwrite" for target in taken]
+    if told and not dry_run:
+        raise TargetError(told[0])
+    return replace(plan, remarks=(*plan.remarks, *told))
 
 
 def _artifact(source: Checkpoint, scheme: Scheme, hybrid_rate: float) -> Artifact:
@@ -322,14 +326,10 @@ def describe(plan: Plan) -> dict[str, Any]:
     vocabulary = plan.source.vocabulary
     return {
         "name": plan.name,
-        "source": {
-            "path": str(plan.source.origin or plan.source.path),
-            "kind": plan.source.kind,
-            "types": dict(Counter(t.kind for t in plan.source.tensors.values())),
-            "bytes": plan.source.nbytes,
-        },
+        "source": describe_source(plan),
         "model": model_facts(plan.source),
         "tokenizer": {"model": vocabulary.model, "pre": vocabulary.pre} if vocabulary else None,
+        "sampling": dict(plan.source.sampling),
         "bundles": [_describe_bundle(plan, artifact) for artifact in plan.artifacts],
         **({"board": plan.board.facts()} if plan.board else {}),
         "threads": plan.threads,
@@ -339,7 +339,18 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
+def describe_source(plan: Plan) -> dict[str, Any]:
+    return {
+        "path": str(plan.source.origin or plan.source.path),
+        "kind": plan.source.kind,
+        "types": dict(Counter(t.kind for t in plan.source.tensors.values())),
+        "bytes": plan.source.nbytes,
+    }
+
+
 def _describe_bundle(plan: Plan, artifact: Artifact) -> dict[str, Any]:
+    from .sizes import bundle_bytes  # which is made of what the plan is made into
+
     found: dict[str, Any] = {
         "dtype": artifact.scheme.name,
         "path": str(plan.folder(artifact)),
@@ -350,7 +361,7 @@ def _describe_bundle(plan: Plan, artifact: Artifact) -> dict[str, Any]:
     if artifact.tensors:
         # Of a hybrid, the layers are not chosen yet: these are the most it can take.
         found |= {
-            "bytes": artifact.data_bytes,
+            "bytes": bundle_bytes(plan, artifact),
             "linear": linear_kinds(artifact),
             "toolkit_obstacle": toolkit_obstacle(artifact),
         }

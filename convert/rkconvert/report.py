@@ -5,12 +5,13 @@ from __future__ import annotations
 from rk3588.quant import mixed
 
 from .lora import Lora, bundle_file
-from .plan import Artifact, Board, Plan, describe, linear_kinds, model_facts, toolkit_obstacle
+from .plan import Artifact, Board, Plan, describe_source, linear_kinds, model_facts, toolkit_obstacle
+from .sizes import bundle_bytes
 
 
 def render(plan: Plan) -> str:
     """What the conversion would do, one bundle after another."""
-    source = describe(plan)["source"]
+    source = describe_source(plan)
     types = ", ".join(f"{n} x {kind}" for kind, n in source["types"].items())
     lines = [
         f"{plan.name}: {_model(plan)}",
@@ -65,7 +66,7 @@ def _lora(lora: Lora, mode: str) -> str:
 
 def _bundle(plan: Plan, artifact: Artifact) -> list[str]:
     scheme = artifact.scheme
-    sizes = [_mb(artifact.data_bytes)] if artifact.tensors else []
+    sizes = [_mb(bundle_bytes(plan, artifact))] if artifact.tensors else []
     sizes += [f"and a .rkllm of about {_mb(plan.npu_bytes())}"] if plan.board else []
     lines = [f"{scheme.name}: {plan.folder(artifact)}, {' '.join(sizes).removeprefix('and ')}"]
     if plan.hybrid_rate:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from rk3588 import quant
-from rk3588.errors import UsageError
+from rk3588 import files, quant
+from rk3588.errors import CheckpointError, UsageError
 
 from . import calibration, lora
 from .lora import LoraOption
@@ -40,6 +40,7 @@ class Request:
     force: bool = False
     community_names: bool = False
     overwrite: bool = False
+    follow_links: bool = False
 
     @property
     def board(self) -> BoardOptions | None:
@@ -53,6 +54,16 @@ class Request:
     def opener(self) -> Callable[[Path], Checkpoint]:
         """The simulated runtime and the checks of a LoRA want a Llama, a board takes what the toolkit does."""
         return open_source if "sim" in self.targets or self.loras else open_checkpoint
+
+    def open(self, path: Path) -> Checkpoint:
+        """The model at ``path``; CheckpointError for what is none."""
+        if self.follow_links:
+            files.follow_links(path)
+        try:
+            return self.opener(path)
+        except OSError as error:
+            where = str(error.filename or path)
+            raise CheckpointError(f"cannot read {where[:300]}: {error.strerror}") from error
 
     @property
     def adapters(self) -> list[LoraOption]:
@@ -74,8 +85,11 @@ class Request:
             raise UsageError("--lora-mode says what to do with a LoRA: give one with --lora ADAPTER")
         return likely
 
-    def plan(self, source: Checkpoint, name: str, out: Path) -> Plan:
-        """The plan for ``source``, with all that can be known to go wrong told here."""
+    def plan(self, source: Checkpoint, name: str, out: Path, *, dry_run: bool = False) -> Plan:
+        """The plan for ``source``, with all that can be known to go wrong told here.
+
+        ``dry_run``: a bundle that exists already is only noted.
+        """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         likely, remarks = self.check(), []
         options, board = self.board, None
@@ -89,6 +103,8 @@ class Request:
             dataset = calibration.load(options.dataset, source.vocabulary)
             remarks += preflight.settle(likely, self.force)
             board = Board(options, dataset, install.needed())
+        for adapter in self.adapters if self.follow_links else ():
+            files.follow_links(adapter.path)
         adapters = [lora.read(adapter, source) for adapter in self.adapters if isinstance(source, Source)]
         plan = make_plan(
             source,
@@ -96,6 +112,7 @@ class Request:
             out,
             schemes,
             overwrite=self.overwrite,
+            dry_run=dry_run,
             loras=adapters,
             lora_mode=self.lora_mode or lora.MODES[0],
             sim="sim" in self.targets,

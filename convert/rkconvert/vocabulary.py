@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rk3588.errors import CheckpointError
+from rk3588 import files
+from rk3588.errors import BundleError, CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -36,7 +37,7 @@ class Vocabulary:
 
 
 def checked(vocabulary: Vocabulary, where: str) -> Vocabulary:
-    """The vocabulary itself, when its parts fit together; else CheckpointError."""
+    """The vocabulary, when its parts fit together, without a chat template that is none; else CheckpointError."""
     n = len(vocabulary.tokens)
     for name, items in (("token types", vocabulary.types), ("scores", vocabulary.scores)):
         if items and len(items) != n:
@@ -50,7 +51,31 @@ def checked(vocabulary: Vocabulary, where: str) -> Vocabulary:
         except UnicodeEncodeError:
             bad = next(i for i, text in enumerate(texts) if not _encodes(text))
             raise CheckpointError(f"{where}: {what} {bad} of the tokenizer is not valid Unicode") from None
+    return _with_usable_template(vocabulary, where)
+
+
+def _with_usable_template(vocabulary: Vocabulary, where: str) -> Vocabulary:
+    """A model can do without: then prompts are sent as they are."""
+    from rk3588.templates import check
+
+    source = vocabulary.chat_template
+    if source is None:
+        return vocabulary
+    if len(source) > files.TEMPLATE:
+        raise CheckpointError(
+            f"{where}: the chat template has {len(source) / 1e6:.1f} M characters: it is none that anybody wrote"
+        )
+    try:
+        check(source, "the chat template")
+    except BundleError as error:
+        note = f"{error}: the bundle has none, so rk3588 run needs --raw; mend the template and convert again to chat"
+        return replace(vocabulary, chat_template=None, notes=(*vocabulary.notes, note))
     return vocabulary
+
+
+def is_byte(text: str) -> bool:
+    """``<0x0A>`` and the like: SentencePiece's tokens for bytes that no other token covers."""
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _encodes(text: str) -> bool:

@@ -1,22 +1,43 @@
-"""The tokenizer inside a GGUF file."""
+"""The tokenizer inside a GGUF file, as llama.cpp reads it: what a file leaves out has its meaning there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rk3588.errors import CheckpointError
 
-from .vocabulary import CONTROL, NORMAL, Vocabulary, checked, in_range, padded
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
 
 # llama.cpp's names, of which several are the same pre-tokeniser.
 _PRE = {
-    "gpt-2": "gpt-2", "smollm": "smollm", "llama-bpe": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe",
-    "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
+    **dict.fromkeys(("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum"), "gpt-2"),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"), "smollm"),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"), "llama-bpe"),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "megrez"), "qwen2"),
+}
+# A token with one of these texts ends an answer, whatever its type and whatever EOS the file names.
+_ENDS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
 }  # fmt: skip
-# A GGUF file names one EOS token; these end an answer as well, wherever they are control tokens.
-_ENDS = {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"}
+# So does one token of each of these, the one that its key names or the first text that is there.
+_FILL_ENDS = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+# And these are special, whatever their type.
+_FILL = {
+    "fim_pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"),
+    "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"),
+    "fim_mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"),
+}
+_LOOKS_SPECIAL = re.compile(r"<\|.+\|>|<[\w/-]+>|\[[A-Z_]+\]")
 
 
 def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocabulary:
@@ -25,48 +46,171 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
     model = keys.get("model")
     if model not in ("gpt2", "llama"):
         raise CheckpointError(f"{path}: tokenizer {model!r} is not supported, only BPE ('gpt2' and 'llama')")
-    tokens = _strings(keys, "tokens", path)
+    tokens, merges = _strings(keys, "tokens", path), _strings(keys, "merges", path)
     if not tokens or len(tokens) > size:
         raise CheckpointError(f"{path}: the tokenizer has {len(tokens)} tokens, the embedding {size} rows")
-    types = _numbers(keys, "token_type", path) or [NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise CheckpointError(f"{path}: the tokenizer has {len(tokens)} tokens and {len(types)} token types")
+    ids = _ids(keys, model, len(tokens), path)
+    pre, notes = _pre_tokeniser(keys, tokens, path) if model == "gpt2" else (None, [])
+    types = _types(keys, tokens, path)
+    if not types:
+        types = _guessed_types(model, tokens, merges, ids)
+        notes.append("the file has no token types: those that look special, and those it names, were taken for special")
+    ends = _ends(tokens, types, keys, path).union(i for i in (ids["eos"], ids["eot"], ids["eom"]) if i is not None)
+    if not ends:
+        notes.append("the file names no token that ends an answer")
+    if keys.get("add_eos_token"):
+        notes.append("the file asks for EOS behind every prompt (add_eos_token), and the runtime puts none there")
     all_tokens, all_types = padded(tokens, types, size)
-    scores = _numbers(keys, "scores", path)
-    bos, eos = _token(keys, "bos_token_id", path), _token(keys, "eos_token_id", path)
-    ends = {i for i, text in enumerate(tokens) if text in _ENDS and types[i] == CONTROL}
-    ends |= {i for i in (eos, _token(keys, "eot_token_id", path), _token(keys, "eom_token_id", path)) if i is not None}
-    pre, notes = _pre_tokeniser(keys, tokens, path) if model == "gpt2" else (None, ())
     template = keys.get("tokenizer.chat_template")
     vocabulary = Vocabulary(
         model=model,
         pre=pre,
         tokens=all_tokens,
         types=all_types,
-        merges=tuple(_strings(keys, "merges", path)),
-        scores=(*scores, *([0.0] * (size - len(tokens)))) if scores else (),
-        bos=bos,
-        eos=eos,
-        unknown=_token(keys, "unknown_token_id", path),
-        add_bos=bool(keys.get("add_bos_token", model == "llama")),
-        add_space_prefix=bool(keys.get("add_space_prefix", model == "llama")),
+        merges=tuple(merges),
+        scores=_scores(keys, model, bool(merges), size - len(tokens), path),
+        bos=ids["bos"],
+        eos=ids["eos"],
+        unknown=ids["unknown"],
+        add_bos=_adds_bos(keys, model, pre, ids["bos"], path),
+        add_space_prefix=model == "llama" and _flag(keys, "add_space_prefix", True, path),
         eos_ids=in_range(ends, len(tokens)),
         chat_template=template if isinstance(template, str) and template else None,
-        notes=notes,
+        rstrip=_phi3_strips(metadata, tokens, types),
+        notes=tuple(notes),
     )
-    if model == "gpt2" and not vocabulary.merges:
+    if model == "gpt2" and not merges:
         raise CheckpointError(f"{path}: the tokenizer has no merges, which ByteLevel BPE needs")
-    if model == "llama" and not (vocabulary.scores or vocabulary.merges):
+    if model == "llama" and not (vocabulary.scores or merges):
         raise CheckpointError(f"{path}: the tokenizer has neither scores nor merges")
+    _check_merges(merges, tokens, path)
     return checked(vocabulary, str(path))
 
 
-def _pre_tokeniser(keys: Mapping[str, Any], tokens: list[str], path: Path) -> tuple[str, tuple[str, ...]]:
+def _check_merges(merges: Sequence[str], tokens: Sequence[str], path: Path) -> None:
+    """Each is two tokens, which together are one: the runtime wants that, and so does every other reader."""
+    known = set(tokens)
+    for rank, merge in enumerate(merges):
+        space = merge.find(" ", 1)
+        left, right = merge[:space], merge[space + 1 :]
+        if space < 0 or not {left, right, left + right} <= known:
+            raise CheckpointError(
+                f"{path}: merge {rank} of the tokenizer is {merge[:60]!r}, which makes no token of two"
+            )
+
+
+def _ids(keys: Mapping[str, Any], model: str, size: int, path: Path) -> dict[str, int | None]:
+    """The tokens that the file names; SentencePiece's have the ids that they always have where it does not."""
+    found = {k: _token(keys, f"{k}_token_id", path) for k in ("bos", "eos", "eot", "eom", "unknown")}
+    if model == "llama":
+        for name, usual in (("unknown", 0), ("bos", 1), ("eos", 2)):
+            if found[name] is None and usual < size:
+                found[name] = usual
+    return found
+
+
+def _types(keys: Mapping[str, Any], tokens: Sequence[str], path: Path) -> list[int]:
+    types: list[int] = _list(keys, "token_type", path, int)
+    if types and len(types) != len(tokens):
+        raise CheckpointError(f"{path}: the tokenizer has {len(tokens)} tokens and {len(types)} token types")
+    unknown = next((i for i, kind in enumerate(types) if not NORMAL <= kind <= BYTE), None)
+    if unknown is not None:
+        raise CheckpointError(f"{path}: token {unknown} of the tokenizer has the unknown type {types[unknown]}")
+    return types
+
+
+def _guessed_types(
+    model: str, tokens: Sequence[str], merges: Sequence[str], ids: Mapping[str, int | None]
+) -> list[int]:
+    """Without types, a token is special that looks it and that no merge makes, or that the file names."""
+    made = {merge.replace(" ", "") for merge in merges}
+    types = [CONTROL if _LOOKS_SPECIAL.fullmatch(text) and text not in made else NORMAL for text in tokens]
+    for token in ids.values():
+        if token is not None and 0 <= token < len(tokens):
+            types[token] = CONTROL
+    if model == "llama":
+        types = [BYTE if is_byte(text) else kind for text, kind in zip(tokens, types, strict=True)]
+        unknown = ids["unknown"]
+        if unknown is not None and 0 <= unknown < len(tokens):
+            types[unknown] = UNKNOWN
+    return types
+
+
+def _ends(tokens: Sequence[str], types: list[int], keys: Mapping[str, Any], path: Path) -> set[int]:
+    """The tokens that end an answer by their text. They become special in ``types``, as do those around a gap to fill:
+    else they would be printed, and not be read in a template."""
+    by_text = {text: i for i, text in reversed([*enumerate(tokens)]) if text in _SPECIAL}  # the first of each
+    found = {i for text, i in by_text.items() if text in _ENDS}
+    special = set(found)
+    for name, texts in {**_FILL_ENDS, **_FILL}.items():
+        named = _token(keys, f"{name}_token_id", path)
+        if named is not None and name in _FILL_ENDS:
+            found.add(named)
+        if named is None:
+            first = [by_text[text] for text in texts if text in by_text][:1]
+            special.update(first)
+            if name in _FILL_ENDS:
+                found.update(first)
+    for i in special:
+        types[i] = CONTROL
+    _take_back(by_text, types, found)
+    return found
+
+
+def _take_back(by_text: Mapping[str, int], types: list[int], ends: set[int]) -> None:
+    """Two families whose vocabularies have a text that ends an answer elsewhere."""
+    there = by_text.keys()
+    if "<|end|>" in there and ({"<|return|>", "<|call|>"} <= there or {"<|calls|>", "<|flush|>"} <= there):
+        ends.discard(by_text["<|end|>"])
+        types[by_text["<|end|>"]] = USER_DEFINED
+    if {"<|tool_response>", "</s>"} <= there:
+        ends.discard(by_text["</s>"])
+        types[by_text["</s>"]] = NORMAL
+
+
+_SPECIAL = _ENDS.union(*_FILL_ENDS.values(), *_FILL.values())
+
+
+def _adds_bos(keys: Mapping[str, Any], model: str, pre: str | None, bos: int | None, path: Path) -> bool:
+    """Without the key, SentencePiece's and Llama 3's prompts begin with BOS."""
+    adds = _flag(keys, "add_bos_token", model == "llama" or pre == "llama-bpe", path)
+    if adds and bos is None:
+        raise CheckpointError(
+            f"{path}: prompts begin with BOS (add_bos_token, or its pre-tokeniser), and tokenizer.ggml.bos_token_id "
+            "does not say which token that is: convert from the Hugging Face model instead"
+        )
+    return adds
+
+
+def _scores(keys: Mapping[str, Any], model: str, merges: bool, missing: int, path: Path) -> tuple[float, ...]:
+    scores: list[float] = _list(keys, "scores", path, (int, float))
+    bad = next((i for i, score in enumerate(scores) if not math.isfinite(score)), None)
+    if bad is not None:
+        raise CheckpointError(f"{path}: the score of token {bad} is {scores[bad]}: download the file again")
+    if model == "llama" and not merges and len(scores) > 1 and len(set(scores)) == 1:
+        raise CheckpointError(
+            f"{path}: all tokens have the score {scores[0]:g} and there are no merges, so nothing says how a text is "
+            "cut into tokens: convert from the Hugging Face model instead"
+        )
+    return (*scores, *([0.0] * missing)) if scores else ()
+
+
+def _phi3_strips(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> tuple[int, ...]:
+    """GGUF has no key for tokens that take the spaces after them along: llama.cpp knows Phi 3's by the model's name."""
+    name = str(metadata.get("general.name", "")).lower()
+    if "phi-3" not in name and "phi3" not in name:
+        return ()
+    plain = {"<unk>", "<s>", "<|endoftext|>"}
+    strips = (UNKNOWN, CONTROL, USER_DEFINED)
+    return tuple(i for i, kind in enumerate(types) if kind in strips and tokens[i] not in plain)
+
+
+def _pre_tokeniser(keys: Mapping[str, Any], tokens: list[str], path: Path) -> tuple[str, list[str]]:
     name = keys.get("pre")
-    if name in _PRE:
-        return _PRE[name], ()
+    if isinstance(name, str) and name in _PRE:
+        return _PRE[name], []
     if name in (None, "default") and "<|begin_of_text|>" in tokens:
-        return "llama-bpe", ("the file names no pre-tokeniser; its tokens are Llama 3's, so Llama 3's is used",)
+        return "llama-bpe", ["the file names no pre-tokeniser; its tokens are Llama 3's, so Llama 3's is used"]
     raise CheckpointError(
         f"{path}: pre-tokeniser {name!r} is not supported, only {', '.join(sorted(set(_PRE.values())))}: "
         "convert from the Hugging Face model instead"
@@ -77,14 +221,17 @@ def _strings(keys: Mapping[str, Any], key: str, path: Path) -> list[str]:
     return _list(keys, key, path, str)
 
 
-def _numbers(keys: Mapping[str, Any], key: str, path: Path) -> list[Any]:
-    return _list(keys, key, path, (int, float))
-
-
 def _list(keys: Mapping[str, Any], key: str, path: Path, kind: type | tuple[type, ...]) -> list[Any]:
     value = keys.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise CheckpointError(f"{path}: tokenizer.ggml.{key} is not the list it should be")
+    return value
+
+
+def _flag(keys: Mapping[str, Any], key: str, default: bool, path: Path) -> bool:
+    value = keys.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{path}: tokenizer.ggml.{key} is {value!r}, expected true or false")
     return value
 
 

@@ -5,23 +5,23 @@ What the runtime does differently from the tokenizer at hand is refused by name,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rk3588 import files
 from rk3588.errors import CheckpointError
 
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, padded
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
 
 # The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 # Gemma splits at spaces when the normaliser has left none.
 _GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-_SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
+_SPLITS = {WORDS % "{1,3}": "llama-bpe", WORDS % "": "qwen2"}
 
 
 def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Vocabulary:
@@ -58,7 +58,7 @@ def _build(
     tokens, types = _tokens(by_text, added, size, where)
     unknown = by_text.get(model.get("unk_token") or _content(options.get("unk_token")) or "")
     if kind == "llama":
-        types = [BYTE if _is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
+        types = [BYTE if is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
         if unknown is not None:
             types[unknown] = UNKNOWN
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -91,8 +91,9 @@ def _build(
 
 
 def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
+    most = files.TOKENIZER if path.name == "tokenizer.json" else files.SETTINGS
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = files.read_json(path, most, path.parent, CheckpointError)
     except FileNotFoundError:
         if not needed:
             return {}
@@ -100,8 +101,6 @@ def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
             f"{path.parent} has no {path.name}: save the tokenizer into it with transformers "
             "(AutoTokenizer.from_pretrained(...).save_pretrained)"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"cannot read {path}: it holds no JSON object")
     return value
@@ -158,10 +157,10 @@ def _sentencepiece(normaliser: list[dict[str, Any]], steps: list[dict[str, Any]]
     (``pre``, ``add_space_prefix``), or None for anything else.
     """
     if not steps:
-        if normaliser == [{"type": "Prepend", "prepend": "▁"}, _SPACES_TO_MARKS]:
+        if normaliser == [{"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS]:
             return None, True
-        return (None, False) if normaliser == [_SPACES_TO_MARKS] else None
-    if steps == [_GEMMA_SPLIT] and normaliser == [_SPACES_TO_MARKS]:
+        return (None, False) if normaliser == [SPACES_TO_MARKS] else None
+    if steps == [_GEMMA_SPLIT] and normaliser == [SPACES_TO_MARKS]:
         return None, False
     metaspace, scheme = steps[0], steps[0].get("prepend_scheme", "always")
     known = metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == "▁"
@@ -178,10 +177,6 @@ def _steps(value: Any, key: str) -> list[dict[str, Any]]:
 
 def _names(steps: list[dict[str, Any]]) -> str:
     return " + ".join(str(step.get("type")) for step in steps) or "none"
-
-
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _scores(tokens: tuple[str, ...], merges: list[str]) -> tuple[float, ...]:
@@ -225,8 +220,8 @@ def _adds_bos(whole: Mapping[str, Any], options: Mapping[str, Any], kind: str) -
 
 def _template(folder: Path, options: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    if files.exists(file):
+        return files.read_text(file, files.TEMPLATE, folder, CheckpointError)
     value = options.get("chat_template")
     if isinstance(value, list):  # several, by name
         value = next((t["template"] for t in value if t.get("name") == "default"), None)

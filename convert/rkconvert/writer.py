@@ -170,10 +170,14 @@ def make_header(
 
 def write_vocabulary(path: Path, name: str, vocabulary: Vocabulary) -> None:
     """``tokenizer.gguf``: the artifact's tokenizer without its tensors, for counting tokens on a board."""
+    path.write_bytes(vocabulary_file(name, vocabulary))
+
+
+def vocabulary_file(name: str, vocabulary: Vocabulary) -> bytes:
     writer = _new_writer()
     _add_ends(writer, vocabulary)
     writer.add_name(name)
-    path.write_bytes(_assembled(writer, pack_vocabulary(vocabulary)))
+    return _assembled(writer, pack_vocabulary(vocabulary))
 
 
 def _new_writer() -> Any:

@@ -1,4 +1,4 @@
-"""``rk3588 board list|show|add|up|down``: the catalogue of boards, the user's own, and simulated ones."""
+"""``rk3588 board list|show|add|rm|up|down``: the catalogue of boards, the user's own, and simulated ones."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from rk3588 import boards, inventory
+from rk3588 import boards, inventory, lazy
 from rk3588 import simboard as simulated
 from rk3588.boards import Board, Host
+from rk3588.commands import known as inventories
 from rk3588.commands import simboard
 from rk3588.errors import UsageError
 from rk3588.simboard import SimBoard
-from rk3588.yamltable import nearest
 
 HOSTS_OPTION = click.option(
     "--hosts", "file", type=click.Path(path_type=Path), help="Inventory, instead of ./hosts.yaml or the user's own."
@@ -23,7 +23,7 @@ HOSTS_OPTION = click.option(
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
-@click.group()
+@click.group(cls=lazy.LazyGroup)
 def board() -> None:
     """Board types, and your own boards (hosts).
 
@@ -48,7 +48,7 @@ board.add_command(simboard.down)
 @JSON_OPTION
 def list_boards(file: Path | None, as_json: bool) -> None:
     """All board types, all hosts, and simulated boards that are up."""
-    known = boards.load(file)
+    known = inventories.load(file)
     if as_json:
         described = {
             "boards": [describe_board(b) for b in known.boards.values()],
@@ -77,12 +77,15 @@ def list_boards(file: Path | None, as_json: bool) -> None:
 @HOSTS_OPTION
 @JSON_OPTION
 def show(name: str, file: Path | None, as_json: bool) -> None:
-    """All that is known of a board type or a host."""
-    known = boards.load(file)
-    if name not in known.hosts and name not in known.boards:
-        raise UsageError(f"unknown board {name!r}: {nearest(name, [*known.boards, *known.hosts])}")
-    facts = describe_host(known.hosts[name]) if name in known.hosts else {}
-    facts = {**facts, "type": describe_board(known.board(name))} if facts else describe_board(known.boards[name])
+    """All that is known of a board type, a host, or a simulated board."""
+    known = inventories.load(file)
+    up = next((one for one in simulated.all_up() if one.ssh["name"] == name), None)
+    if name in known.hosts:
+        facts = {**describe_host(known.host(name)), "type": describe_board(known.board(name))}
+    elif up:
+        facts = describe_simulated(up)
+    else:
+        facts = describe_board(known.board(name))
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -108,6 +111,24 @@ def add(name: str, kind: str, project: bool, file: Path | None, **fields: Any) -
     target = file or (Path(boards.HOSTS) if project else boards.find_inventory() or boards.user_file())
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items() if value}
     inventory.add_host(target, name, {"board": kind, **given})
+    click.echo(target)
+
+
+@board.command("rm")
+@click.argument("name")
+@HOSTS_OPTION
+def remove(name: str, file: Path | None) -> None:
+    """Take one of your boards out of hosts.yaml; prints the file's path. The board itself stays as it is."""
+    known = inventories.load(file)
+    target = file or known.file
+    if name not in known.hosts:
+        if simulated.find(name):
+            raise UsageError(f"{name} is a simulated board: rk3588 board down {name} ends it")
+        if known.type_named(name):
+            raise UsageError(f"{name} is a type of board, which stays: only boards of yours can be removed")
+    if target is None:
+        raise UsageError(f"there is no host {name!r}: no {boards.HOSTS} was found")
+    inventory.remove_host(target, name)
     click.echo(target)
 
 

@@ -10,12 +10,15 @@ from typing import Any, Callable, Optional
 import click
 
 from rk3588 import bundle as bundles
+from rk3588 import lazy
 from rk3588.bundle import Bundle
+from rk3588.errors import printable, printable_json
+from rk3588.sampling import asks, settle
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(cls=lazy.LazyGroup)
 def bundle() -> None:
     """Show and verify bundles: the folders that rkconvert writes."""
 
@@ -26,13 +29,16 @@ def bundle() -> None:
 def show(path: Path, as_json: bool) -> None:
     """What a bundle is, and what was done to make it."""
     found = bundles.read(path)
-    click.echo(json.dumps(found.manifest, indent=2, ensure_ascii=False) if as_json else describe(found))
+    click.echo(printable_json(found.manifest) if as_json else printable(describe(found)))
 
 
 @bundle.command()
 @_BUNDLE
 def verify(path: Path) -> None:
-    """Hash every file and compare with what the manifest says; prints the bundle's path when all is well."""
+    """Hash every file and compare with what the manifest says; prints the bundle's path when all is well.
+
+    A file that the manifest does not list is named, and fails it.
+    """
     found = bundles.read(path)
     progress = _Progress(sum(entry["size"] for entry in found.manifest["files"]))
     try:
@@ -40,14 +46,16 @@ def verify(path: Path) -> None:
     finally:
         progress.end()
     files = len(found.manifest["files"])
-    click.echo(f"{found.name} ({found.dtype}): all {files} files are as they were written", err=True)
+    click.echo(printable(f"{found.name} ({found.dtype}): all {files} files are as they were written"), err=True)
     click.echo(path)
 
 
 def describe(found: Bundle) -> str:
     """The manifest for people: nested tables indented, files last."""
     facts = {key: value for key, value in found.manifest.items() if key not in ("schema", "files")}
-    lines = [*_lines(facts), "files"]
+    whose = "as the model asks" if asks(found.sampling) else "by default: the model asks for nothing"
+    drawn = f"{settle(found.sampling, {})} ({whose})"
+    lines = [*_lines(facts), f"{'answers are drawn':<20} {drawn}", "files"]
     for entry in found.manifest["files"]:
         lines.append(f"  {entry['size'] / 1e6:9.1f} MB  {entry['path']}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ import click
 import yaml
 
 from rk3588 import bundle as bundles
+from rk3588 import runtime as runtimes
 from rk3588.commands import target
 from rk3588.deploy import deployment, judge, plan, release, shell
 from rk3588.deploy.apply import Watcher
@@ -56,7 +57,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
 @click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
 @click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
-@click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the built one.")
+@click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the packaged one.")
 @click.option("--sim-library", type=click.Path(path_type=Path), metavar="FILE", help="librksim.so for the board.")
 @click.option("--sim-runtime", type=click.Path(path_type=Path), metavar="FILE", help="The simulated librkllmrt.so.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome, or with --plan the plan, as JSON.")
@@ -125,10 +126,15 @@ def _ask_exposure(connection: Connection, options: Options) -> None:
 def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool, as_json: bool) -> None:
     findings = [finding for finding in outcome.findings if finding.level in ("refuse", "warn")]
     for finding in findings:
-        click.echo(f"{finding.level}: {finding.text} → {finding.remedy}", err=True)
+        click.echo(printable(f"{finding.level}: {finding.text} → {finding.remedy}"), err=True)
+    chosen = outcome.manifest
+    if chosen and not as_json:
+        where = "on its NPU" if chosen["runtime"] == runtimes.NPU else "simulated, its NPU is not used"
+        click.echo(f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}", err=True)
     if only_plan:
         steps = plan.as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
+        facts |= _chosen(outcome)
         click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
         if judge.refusals(findings):
             raise DeployError("it would be refused: see above")
@@ -142,12 +148,18 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
             "bytes_sent": outcome.done.bytes_sent,
             "release": outcome.plan.release,
             "healthy": outcome.healthy,
+            **_chosen(outcome),
         }
         click.echo(json.dumps([result], indent=2))
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
     click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
-    click.echo(reach(connection, outcome))
+    click.echo(printable(reach(connection, outcome)))
+
+
+def _chosen(outcome: Outcome) -> dict[str, Any]:
+    """Which runtime and which model; nothing where the board was refused before that was decided."""
+    return {key: outcome.manifest[key] for key in ("runtime", "model_file") if key in outcome.manifest}
 
 
 def reach(connection: Connection, outcome: Outcome) -> str:
@@ -191,10 +203,10 @@ class Drawn(Watcher):
     def step(self, step: Step) -> None:
         self.end()
         if isinstance(step, Send):
-            self._what, self._size, self._there, self._sent = step.file.path, step.file.size, -1, 0
+            self._what, self._size, self._there, self._sent = printable(step.file.path), step.file.size, -1, 0
             self._started = time.monotonic()
         elif self._out and not isinstance(step, Activate):
-            self._out.write(f"{step.why}\n")
+            self._out.write(f"{printable(step.why)}\n")
 
     def sent(self, size: int) -> None:
         self._sent += size

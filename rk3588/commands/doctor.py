@@ -14,6 +14,7 @@ import click
 from rk3588 import bundle as bundles
 from rk3588.commands import target
 from rk3588.deploy import deployment, judge, release
+from rk3588.errors import printable
 
 _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
 
@@ -35,15 +36,15 @@ def _told(name: str) -> Iterator[None]:
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Whether there is room for this one.")
-@click.option("--runtime", type=click.Choice(["npu", "sim"]), default="npu", help="What is to run there.")
+@click.option("--runtime", type=click.Choice(["npu", "sim"]), help="What is to run there [as the board is].")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @target.connection_options
-def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: Any) -> int:
+def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **given: Any) -> int:
     """Look at HOST (a name of hosts.yaml, user@address or local): every fact judged, worst first.
 
     Changes nothing. Exit code 1 when the board would be refused.
     """
-    simulated = runtime == "sim"
+    simulated = runtime == "sim" or (runtime is None and target.is_simulated(name, given["hosts"]))
     need = judge.Need()
     if path:
         bundle = bundles.read(path)
@@ -59,5 +60,5 @@ def command(name: str, path: Path | None, runtime: str, as_json: bool, **given: 
         for finding in findings:
             level = click.style(f"{finding.level:<7}", fg=_COLOURS[finding.level])
             remedy = f" → {finding.remedy}" if finding.remedy else ""
-            click.echo(f"{level}{finding.fact:<11} {finding.text}{remedy}")
+            click.echo(level + printable(f"{finding.fact:<11} {finding.text}{remedy}"))
     return 1 if judge.refusals(findings) else 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rk3588 import boards, bundle, predict, shape
+from rk3588 import bundle, predict, shape
 from rk3588.boards import Board
+from rk3588.commands import known as inventories
 from rk3588.errors import UsageError
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape
@@ -18,9 +21,10 @@ GIB = 1 << 30
 
 
 @click.command("predict")
-@click.argument("model", metavar="CONFIG-FOLDER|BUNDLE", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path())
 @click.option("--board", "names", multiple=True, metavar="NAME", help="Board type or host, repeatable [all types].")
 @click.option("--dtype", "dtypes", multiple=True, help="Repeatable [the bundle's, or all that a board runs].")
+@click.option("--ram", type=click.IntRange(1), metavar="GB", help="RAM of your board [all that it is sold with].")
 @click.option("--prompt", default=128, show_default=True, metavar="N", help="Tokens of the prompt.")
 @click.option("--context", default=None, type=int, metavar="N", help="Tokens that memory is kept for [4096 or less].")
 @click.option("--ddr", "ddr_mhz", type=int, metavar="MHZ", help="The memory's clock, where it is not the highest.")
@@ -30,15 +34,19 @@ GIB = 1 << 30
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw speed against memory (.png, .svg).")
 @click.option("--hosts", "file", type=click.Path(path_type=Path), help="Inventory, instead of ./hosts.yaml.")
 def command(
-    model: Path,
+    model: str,
     names: tuple[str, ...],
     dtypes: tuple[str, ...],
+    ram: int | None,
     as_json: bool,
     plot: Path | None,
     file: Path | None,
     **workload: Any,
 ) -> None:
     """How fast, how big, does it fit: from the model's shape alone, with 90 % intervals.
+
+    MODEL is a bundle or whatever rkconvert takes: a Hugging Face folder (its config.json is enough), a GGUF file, or
+    one on the Hugging Face hub, USER/REPO or USER/REPO:FILE.gguf.
 
     Fitted to Rockchip's published figures; every line that goes beyond them says so. Board clocks at their maximum
     are assumed unless --ddr or --bandwidth says otherwise.
@@ -47,11 +55,13 @@ def command(
         from rk3588 import plot as drawing
 
         drawing.check(plot)
-    sizes = shape.load(model)
-    known = boards.load(file)
+    known = inventories.load(file)
     chosen = [known.board(name) for name in dict.fromkeys(names)] or list(known.boards.values())
+    if ram is not None:
+        chosen = _with_ram(chosen, ram, bool(names))
+    sizes = _sizes(model)
     work = _workload(sizes, **workload)
-    found = [(b, predict.predict(sizes, d, work, b.soc)) for b in chosen for d in _dtypes(model, dtypes)]
+    found = [(b, predict.predict(sizes, d, work, b.soc)) for b in chosen for d in _dtypes(Path(model), dtypes)]
     if plot is not None:
         drawing.draw(plot, sizes, found)
     if as_json:
@@ -60,6 +70,36 @@ def command(
         click.echo(_text(sizes, work, found))
     if plot is not None:
         click.echo(f"drew {plot}", err=True)
+
+
+def _sizes(model: str) -> Shape:
+    """What the core reads itself; all else is for rkconvert, which a board does not have."""
+    path = Path(model)
+    ours = any((path / name).exists() for name in (bundle.MANIFEST, "config.json"))
+    if ours or path.suffix.lower() == ".json" or (path.is_dir() and not any(path.glob("*.gguf"))):
+        return shape.load(path)
+    try:
+        reader = importlib.import_module("rkconvert.shapes")
+    except ImportError as error:
+        raise UsageError(
+            f"{model} is neither a bundle nor a folder with config.json, and reading anything else takes rkconvert: "
+            f"pip install 'rk3588[convert]' (there is no {error.name})"
+        ) from error
+    found: Shape = reader.load(model)
+    return found
+
+
+def _with_ram(chosen: list[Board], ram: int, named: bool) -> list[Board]:
+    """Boards with so much RAM; UsageError for one that was asked for and is not sold so."""
+    for board in chosen if named else ():
+        if ram not in board.ram_gb:
+            sold = ", ".join(map(str, board.ram_gb))
+            raise UsageError(f"--ram {ram}: a {board.name} has {sold} GB")
+    found = [replace(board, ram_gb=(ram,)) for board in chosen if ram in board.ram_gb]
+    if not found:
+        known = sorted({gb for board in chosen for gb in board.ram_gb})
+        raise UsageError(f"--ram {ram}: no board is known that has it; they have {', '.join(map(str, known))} GB")
+    return found
 
 
 def _workload(
@@ -142,7 +182,8 @@ def _fits(board: Board, predictions: list[Prediction]) -> str:
     texts = []
     for prediction in predictions:
         enough = [gb for gb in board.ram_gb if prediction.memory.fits(gb)]
-        texts.append(f"{prediction.dtype} {'does not fit' if not enough else f'from {enough[0]} GB'}")
+        where = f"from {enough[0]} GB" if len(board.ram_gb) > 1 and enough else f"{board.ram_gb[0]} GB"
+        texts.append(f"{prediction.dtype} {where if enough else 'does not fit'}")
     alike = {text.partition(" ")[2] for text in texts}
     said = f"fits {alike.pop()}" if len(alike) == 1 else ", ".join(texts)
     return f"{board.name:24}{said.replace('fits does', 'does')}"
@@ -159,7 +200,7 @@ def _speeds(predictions: list[Prediction]) -> str:
 
 def _bounds(of: Estimate) -> str:
     places = 0 if of.value >= 100 else 1 if of.value >= 10 else 2
-    return f"{of.value:,.{places}f} ({of.low:,.{places}f}–{of.high:,.{places}f})"
+    return f"  {of.value:,.{places}f} ({of.low:,.{places}f}–{of.high:,.{places}f})"
 
 
 def _memories(predictions: list[Prediction]) -> str:

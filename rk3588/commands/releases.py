@@ -34,7 +34,7 @@ def command(name: str, as_json: bool, **given: Any) -> None:
         health = ("  answers" if state.ready else "  does not answer") if row["current"] else ""
         model = printable(f"{row['name']} {row['dtype']} ({row['runtime']})")
         size = f"{row['bytes'] / 1e6:9.1f} MB"
-        click.echo(f"{mark} {row['release']}  {row['deployed']}  {size}  {model}{health}{condition}")
+        click.echo(f"{mark} {printable(row['release'])}  {row['deployed']}  {size}  {model}{health}{condition}")
     if not rows:
         click.echo(f"no release below {prefix}", err=True)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rk3588 import boards, simboard
+from rk3588 import simboard
+from rk3588.commands import known as inventories
 from rk3588.deploy import shell
 from rk3588.errors import UsageError
 
@@ -18,7 +19,7 @@ def up(name: str, kind: str, systemd: bool) -> None:
 
     It has the device tree of an RK3588 board but no NPU: deploy with --runtime sim.
     """
-    known = boards.load()
+    known = inventories.load(None)
     if name in known.hosts or name in known.boards:
         raise UsageError(f"{name!r} is one of your boards or a type of board: choose another name")
     board = known.board(kind)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import getpass
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,9 @@ from typing import Any
 import click
 
 from rk3588 import boards, simboard
+from rk3588.commands import known as inventories
 from rk3588.deploy.connection import Connection
-from rk3588.errors import ConnectError, UsageError
+from rk3588.errors import ConnectError, UsageError, printable
 
 LOCAL = "local"
 _OPTIONS = (
@@ -64,24 +68,40 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
             return True
         return yes(question)
 
-    known = boards.load(hosts)
+    known = inventories.load(hosts)
 
+    @functools.lru_cache
     def resolver(spec: str) -> config.Target:
         """Of the board, and of its jump hosts."""
         if spec in known.hosts:
-            return config.resolve_host(known.hosts[spec], dict(known.hosts), ssh_config)
-        return config.resolve(spec, ssh_config)
+            found = config.resolve_host(known.host(spec), dict(known.hosts), ssh_config)
+        else:
+            found = config.resolve(spec, ssh_config)
+        for remark in found.remarks:
+            click.echo(printable(f"warning: {remark}"), err=True)
+        return found
 
     simulated = None if name in known.hosts else simboard.find(name)
     if simulated:
         if not simboard.alive(simulated.pid):
             raise ConnectError(f"the simulated board {name} runs no more: start it again with `rk3588 board up {name}`")
         target = config.Target(**simulated.ssh)
-    elif name in known.boards and name not in known.hosts:
+    elif name not in known.hosts and (known.type_named(name) or known.with_memory(name)[0]):
         raise UsageError(f"{name} is a type of board: give one of yours, or user@address")
     else:
         target = resolver(name)
-    return connection.connect(target, ask, accept, resolver)
+    try:
+        return connection.connect(target, ask, accept, resolver)
+    except ConnectError as error:
+        like = difflib.get_close_matches(name, [*known.hosts, *(one.ssh["name"] for one in simboard.all_up())], 1)
+        if not isinstance(error.__cause__, socket.gaierror) or not like:
+            raise
+        raise ConnectError(f"{name} is not a name that can be resolved: did you mean {like[0]!r}?") from error
+
+
+def is_simulated(name: str, hosts: Path | None) -> bool:
+    """Whether it is a simulated board that ``open_board`` goes to."""
+    return name != LOCAL and name not in boards.load(hosts).hosts and simboard.find(name) is not None
 
 
 def way_to(connection: Connection) -> tuple[str | None, tuple[str, ...]]:

@@ -19,7 +19,8 @@ from .connection import PATIENCE, Connection, Result, Session
 from .plan import Send
 from .release import agent_zip
 
-# The zip is read from stdin into memory and imported from there: nothing is left on the board.
+# The zip is read from stdin into memory and imported from there: nothing is left on the board. -I: nothing is imported
+# from the current folder or the user's, which root must not run.
 _BOOT = (
     "import os,sys; b=sys.stdin.buffer; f=os.memfd_create('agent'); os.write(f,b.read(int(b.readline()))); "
     "sys.path.insert(0,'/proc/self/fd/%d'%f); from rk3588.deploy.board.agent import main; main(sys.argv[1:])"
@@ -38,7 +39,7 @@ def _program() -> bytes:
 
 def line(words: str) -> str:
     """The command line that runs the agent with ``words``, already quoted."""
-    return f"{shell.command('python3', '-c', _BOOT)} {words}"
+    return f"{shell.command('python3', '-I', '-c', _BOOT)} {words}"
 
 
 def start(connection: Connection, words: str, *, root: bool, stdin: bytes = b"") -> Session:

@@ -6,6 +6,7 @@ Every wait is bounded. Standard output and standard error are read all the time,
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Optional, Union
 
-from rk3588.errors import ConnectError, DeployError
+from rk3588.errors import ConnectError, DeployError, RkError
 
 from . import shell
 
@@ -43,15 +44,34 @@ class Result:
     @property
     def complaint(self) -> str:
         """The last line of stderr, or the exit code where it said nothing."""
-        lines = self.err.decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].strip() if lines else f"exit code {self.code}"
+        return _last_line(self.err) or f"exit code {self.code}"
+
+
+# What terminals are told: titles, colours.
+_STEERING = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.")
+# What a board says where it runs nothing, and what to do about it.
+_ADVICE = (
+    (r"expired|password change|change your password", "the password has expired: log in once with ssh and change it"),
+    (r"not available|nologin", "this user has no login shell: take another one, or give it a shell (sudo chsh)"),
+    (r"fork|resource temporarily|cannot allocate", "the board has no processes or memory left: reboot it"),
+    (r"input/output error|read-only file system", "its disk fails: look at `dmesg` there, or write the card anew"),
+)
+
+
+def _last_line(said: bytes) -> str:
+    text = _STEERING.sub("", said.decode("utf-8", "replace"))
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
 
 
 class Session(ABC):
     """A command that is running on the board."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, marks: shell.Marks) -> None:
         self.what = what
+        self.program = "its login shell"  # what is to run the command; or sudo
+        self._marks = marks
+        self._begun = self._ended = False
         self._buffers = (bytearray(), bytearray())
         self._changed = threading.Condition()
         self._readers: list[threading.Thread] = []
@@ -72,7 +92,8 @@ class Session(ABC):
             except (OSError, EOFError, ValueError):  # closed under us
                 data = b""
             with self._changed:
-                if len(buffer) < _FLOOD:  # more is read, so that nothing blocks, and thrown away
+                answered = self._ended and buffer is self._buffers[0]
+                if len(buffer) < _FLOOD and not answered:  # more is read, so that nothing blocks, and thrown away
                     buffer += data
                 self._changed.notify_all()
 
@@ -92,21 +113,39 @@ class Session(ABC):
     def kill(self) -> None:
         """Let go of it."""
 
+    def _strip(self) -> None:
+        """Take away what stands before the command's own first word and after its last."""
+        out = self._buffers[0]
+        if not self._begun:
+            at = out.find(self._marks.begin)
+            if at < 0:
+                return
+            del out[: at + len(self._marks.begin)]
+            self._begun = True
+        at = out.find(self._marks.end)
+        if at >= 0:
+            del out[at:]
+            self._ended = True
+
+    def _has_line(self) -> bool:
+        self._strip()
+        return self._ended or (self._begun and b"\n" in self._buffers[0])
+
     def read_line(self, timeout: float = PATIENCE) -> bytes:
         """The next line of stdout without its end; b"" when it ended before one."""
         out, deadline = self._buffers[0], time.monotonic() + timeout
         with self._changed:
-            while b"\n" not in out and self._readers[0].is_alive():
+            while not self._has_line() and self._readers[0].is_alive():
                 if not self._changed.wait(min(1.0, deadline - time.monotonic())) and time.monotonic() > deadline:
                     raise ConnectError(f"{self.what} gave no answer in {timeout:.0f} s: is the board overloaded?")
             line, end, rest = bytes(out).partition(b"\n")
-            if not end:
+            if not end or not self._begun:
                 return b""
             out[:] = rest
             return line
 
     def finish(self, timeout: float = PATIENCE) -> Result:
-        """Close its stdin, wait for its end."""
+        """Close its stdin, wait for its end; an error has what the board said where it was never started."""
         self.end_input()
         code = self.exit_code(timeout)
         if code is None:
@@ -116,7 +155,19 @@ class Session(ABC):
         for reader in self._readers:
             reader.join(max(0.0, until - time.monotonic()))
         with self._changed:
-            return Result(code, bytes(self._buffers[0]), bytes(self._buffers[1]))
+            self._strip()
+            out, err = (bytes(buffer) for buffer in self._buffers)
+        if not self._begun:
+            raise self._never_started(code, out, err)
+        return Result(code, out, err.rpartition(self._marks.begin)[2].partition(self._marks.end)[0])
+
+    def _never_started(self, code: int, out: bytes, err: bytes) -> RkError:
+        if self.program == "sudo":
+            return DeployError(f"sudo on {self.what} runs no commands: {_last_line(err) or f'exit code {code}'}")
+        said = (out + b"\n" + err).decode("utf-8", "replace").lower()
+        advice = next((f" ({told})" for pattern, told in _ADVICE if re.search(pattern, said)), "")
+        reason = _last_line(err) or _last_line(out) or f"it ended with exit code {code} and said nothing"
+        return ConnectError(f"{self.what} runs no commands: {self.program} said: {reason}{advice}")
 
 
 class Connection(ABC):
@@ -134,8 +185,12 @@ class Connection(ABC):
         self._ended = reason
 
     @abstractmethod
-    def _start(self, line: str) -> Session:
-        """Start ``line`` in a shell."""
+    def _start(self, line: str, marks: shell.Marks) -> Session:
+        """Start ``line``, which prints ``marks``, in a shell."""
+
+    def _start_wrapped(self, line: str, before: str = "") -> Session:
+        marks = shell.Marks()
+        return self._start(before + shell.wrapped(line, marks), marks)
 
     @abstractmethod
     def close(self) -> None: ...
@@ -151,14 +206,11 @@ class Connection(ABC):
     @property
     def user_id(self) -> int:
         if self._user_id is None:
-            *noise, answer = self.run("id -u").text.strip().splitlines() or [""]
-            if noise and answer.isdigit():
-                raise ConnectError(
-                    f"{self.name} prints {noise[0][:60]!r} before every answer: take that out of what its shell starts "
-                    "with (~/.bashrc), or let it be said at a terminal only"
-                )
+            answer = (result := self.run("id -u")).text.strip()
             if not answer.isdigit():
-                raise ConnectError(f"{self.name} runs no commands: `id -u` answered {answer[:60]!r}")
+                raise ConnectError(
+                    f"{self.name} does not say who we are there: `id -u` answered {answer[:60]!r} ({result.complaint})"
+                )
             self._user_id = int(answer)
         return self._user_id
 
@@ -167,9 +219,10 @@ class Connection(ABC):
         if self._ended:
             raise ConnectError(f"{self.name}: {self._ended}")
         if not root or self.user_id == 0:
-            return self._start(shell.wrapped(line))
+            return self._start_wrapped(line)
         words, secret = self._rights()
-        session = self._start(f"{words} {shell.wrapped(line)}")
+        session = self._start_wrapped(line, f"{words} ")
+        session.program = "sudo"
         with contextlib.suppress(BrokenPipeError):  # it has ended: what comes next finds out, and why
             session.send(secret)
         return session
@@ -192,7 +245,7 @@ class Connection(ABC):
         return True if b"password" in tried.err or b"authentication" in tried.err else None
 
     def _run_plain(self, line: str, stdin: bytes = b"") -> Result:
-        session = self._start(shell.wrapped(line))
+        session = self._start_wrapped(line)
         with contextlib.suppress(BrokenPipeError):
             session.send(stdin)
         return session.finish()

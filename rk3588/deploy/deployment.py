@@ -102,7 +102,7 @@ def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -
     path = "/run/rkchatd-deploy.lock"  # one service, whatever the prefix
     if not systemd:
         place = hashlib.sha256(prefix.encode()).hexdigest()[:16]
-        path = f"/tmp/rkchatd-deploy-{connection.user_id}-{place}.lock"
+        path = f"~/.rkchatd-deploy-{place}.lock"
     who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
     waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
     with agent.locked(connection, path, who, prefix, root=systemd, waiting=waiting):
@@ -120,6 +120,7 @@ def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
+    release.check_template(bundle)
     found, prefix = look_to_change(connection, options.prefix)
     systemd = found.systemd is not None
     if only_plan:

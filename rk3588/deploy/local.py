@@ -13,6 +13,7 @@ from typing import IO, Optional
 from rk3588.errors import ConnectError
 
 from .connection import Ask, Connection, Data, Session
+from .shell import Marks
 
 _STALL = 60.0  # seconds in which a command has to take something
 
@@ -30,8 +31,8 @@ def _reader(stream: IO[bytes]) -> Callable[[int], bytes]:
 
 
 class LocalSession(Session):
-    def __init__(self, line: str) -> None:
-        super().__init__("the command on this machine")
+    def __init__(self, line: str, marks: Marks) -> None:
+        super().__init__("this machine", marks)
         pipe = subprocess.PIPE
         # Unbuffered pipes; a group of its own, so that Ctrl-C here does not cut a step in half.
         self._process = subprocess.Popen(
@@ -70,8 +71,8 @@ class LocalConnection(Connection):
     def __init__(self, ask: Ask) -> None:
         super().__init__("this machine", ask)
 
-    def _start(self, line: str) -> Session:
-        return LocalSession(line)
+    def _start(self, line: str, marks: Marks) -> Session:
+        return LocalSession(line, marks)
 
     def close(self) -> None:
         pass

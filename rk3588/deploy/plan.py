@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Union
 
-from rk3588.errors import DeployError, UsageError
+from rk3588.errors import DeployError, UsageError, printable
 
 from .facts import Facts
-from .release import RULE, USER, File, Release, npu_group
+from .release import LEAST_LOAD_SECONDS, RULE, USER, File, Release, npu_group
 from .shell import command
 
 _PREFIX = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.][A-Za-z0-9._-]*){2,40}")  # in units, % and blanks mean something
 KEEP = 3
+_LATEST = 1e11  # seconds since 1970 that a date may be
 SLOWEST_DISK = 10e6  # bytes/s
 
 
@@ -46,15 +47,33 @@ class State:
         known = {item.name: answer[item.name] for item in fields(cls) if item.name in answer}
         like = {**vars(cls()), "groups": []}
         sound = all(isinstance(value, type(like[name])) for name, value in known.items())
-        if not sound or not all(map(_sound_row, known.get("releases", {}).values())):
+        sound = sound and all(map(_sound_row, known.get("releases", {}).values()))
+        if not sound or not all(map(_sound_arrival, known.get("incoming", {}).values())):
             raise DeployError("the board describes its releases in a way that makes no sense: does python3 run there?")
         return cls(**{**known, "groups": tuple(known.get("groups", ()))})
 
 
 def _sound_row(row: Any) -> bool:
     shape: dict[str, type] = {"manifest": dict, "files": dict, "proven": int}
-    numbered = isinstance(row, dict) and isinstance(row.get("deployed"), (int, float))
-    return numbered and all(isinstance(row.get(key), kind) for key, kind in shape.items())
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in shape.items()):
+        return False
+    deployed, listed = row.get("deployed"), row["manifest"].get("files", {})
+    dated = isinstance(deployed, (int, float)) and 0 <= deployed < _LATEST
+    patient = isinstance(row["manifest"].get("load_seconds", 0), int)
+    hashed = _all(str, row["files"]) and _all(dict, listed) and all(map(_sound_file, listed.values()))
+    return dated and patient and hashed
+
+
+def _sound_file(entry: Mapping[str, Any]) -> bool:
+    return isinstance(entry.get("sha256"), str) and isinstance(entry.get("size"), int)
+
+
+def _sound_arrival(row: Any) -> bool:
+    return isinstance(row, dict) and _all(str, row.get("files")) and _all(int, row.get("parts"))
+
+
+def _all(kind: type, values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, kind) for value in values.values())
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,8 @@ def rollback(state: State, prefix: str, systemd: bool, to: str | None = None) ->
         raise DeployError(f"{damaged[0]} of release {others[0]} has changed on the board: deploy that bundle again")
     if others[0] == state.current and state.ready:
         return Plan(others[0], ())
-    return Plan(others[0], (_activate(prefix, others[0], manifest["load_seconds"], systemd, ""),))
+    patience = manifest.get("load_seconds", LEAST_LOAD_SECONDS)
+    return Plan(others[0], (_activate(prefix, others[0], patience, systemd, ""),))
 
 
 def _is_whole(state: State, release: Release) -> bool:
@@ -247,7 +267,8 @@ def _activation(
 
 
 def _activate(prefix: str, name: str, seconds: int, systemd: bool, beside: str) -> Activate:
-    words = ["python3", f"{prefix}/releases/{name}/agent.pyz", "activate", prefix, name, *([beside] if beside else [])]
+    agent = f"{prefix}/releases/{name}/agent.pyz"
+    words = ["python3", "-I", agent, "activate", prefix, name, *([beside] if beside else [])]
     why = "tried beside the old one, then" if beside else "the old one stops,"
     # Its own proof, the old one's when it has to come back, and a trial beside it.
     longest = 3.0 * seconds + 120
@@ -289,7 +310,7 @@ def describe(plan: Plan) -> str:
         else:
             agent = "agent " if isinstance(step, Command) and step.agent else ""
             lines.append(f"{_mark(step)} {agent}{step.line}  # {step.why}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _mark(step: Step) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from rk3588.errors import ConnectError, DeployError, printable
+from rk3588.runtime import version_in
 
 from . import release, shell
 from .connection import Connection
 from .facts import Clock, Facts, Holder, Library, Node
-from .runtime import version_in
 
 _SECONDS = 120.0
 _THOROUGH_SECONDS = 600.0  # every disk is searched
@@ -232,8 +232,8 @@ FACTS: tuple[Fact, ...] = (
     Fact("log_free", "df -Pk /var/log | tail -n 1 | awk '{print $4}'", _kib),
     Fact("root_fs", "findmnt -no FSTYPE,OPTIONS /", _joined),
     Fact("prefix_fs", 'findmnt -no FSTYPE,OPTIONS -T "$P"', _joined),
-    Fact("python", f"{_PYTHON} -V", _python),
-    Fact("python_path", f"{_PYTHON} -c 'import sys; print(sys.executable)'", _one),
+    Fact("python", f"{_PYTHON} -I -V", _python),
+    Fact("python_path", f"{_PYTHON} -I -c 'import sys; print(sys.executable)'", _one),
     Fact("libc", "getconf GNU_LIBC_VERSION || ldd --version 2>&1 | head -n 1", _libc),
     Fact("bits", "getconf LONG_BIT", _whole),
     Fact(

@@ -19,12 +19,11 @@ from typing import Any, Optional, Union
 import yaml
 
 from rk3588 import bundle as bundles
-from rk3588 import predict, shape
+from rk3588 import predict, runtime, shape
 from rk3588.bundle import Bundle
 from rk3588.errors import CheckpointError, DeployError, LibraryError
-from rk3588.resources import packaged
+from rk3588.resources import packaged, source_tree
 
-from . import runtime
 from .facts import Facts
 from .shell import command
 
@@ -41,9 +40,9 @@ _PROGRAMS = 64 << 20  # bytes: daemon, libraries, and room to breathe
 SLOWEST_LOAD = 20e6  # bytes/s: an SD card; 3.5 GB were seen to take 17.8 s from better storage
 LEAST_LOAD_SECONDS = 90
 _KV_AND_RUNTIME = 700 << 20  # bytes beside the weights at context 4096, of a model whose shape is not told
-_BUILD = Path(__file__).resolve().parent.parent.parent / "build"  # of a source tree
+_CROSS = ("aarch64", "x86_64")  # what `make` builds on another machine
 _AGENT_PACKAGES = ("rk3588", "rk3588/deploy", "rk3588/deploy/board")
-_AGENT_MODULES = ("files", "service", "activation", "agent")
+_AGENT_MODULES = ("ground", "files", "service", "activation", "agent")
 _AGENT_MAIN = "import sys\nfrom rk3588.deploy.board.agent import main\nmain(sys.argv[1:])\n"
 _KEEPER = """\
 #!/bin/sh
@@ -107,23 +106,42 @@ class Wish:
 
 def find_daemon() -> Path:
     """``rkchatd.pyz``: of the package, else what ``make pyz`` built in this source tree."""
-    for candidate in (_packaged("rkchatd.pyz"), _BUILD / "rkchatd.pyz"):
+    for candidate in (_packaged("rkchatd.pyz"), _built("rkchatd.pyz")):
         if candidate and candidate.is_file():
             return candidate
-    raise DeployError("rkchatd.pyz was not found: build it with `make pyz`, or give it with --daemon")
+    if source_tree():
+        raise DeployError("rkchatd.pyz is not built yet: run `make pyz`, or give --daemon FILE")
+    raise DeployError(
+        "rkchatd.pyz is not in this installation, which was made without a network: install rk3588 again with one, or "
+        "run `make pyz` in a clone of its sources and give --daemon build/rkchatd.pyz of there"
+    )
 
 
 def find_library(name: str, machine: str) -> Path:
     """Our own library for the board's processor: this machine's, or what ``make aarch64`` built."""
     here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    candidates = [_packaged(f"lib/{machine}/{name}"), _BUILD / machine / name]
+    candidates = [_packaged(f"lib/{machine}/{name}"), _built(f"{machine}/{name}")]
     if machine in ("", here):
         candidates.append(_packaged(f"lib/{name}"))
     for candidate in candidates:
         if candidate and candidate.is_file():
             return candidate
-    option = "--sim-library" if name == "librksim.so" else "--sim-runtime"
-    raise LibraryError(f"{name} for {machine} was not found: build it with `make aarch64`, or give it with {option}")
+    options = {"librksim.so": "--sim-library", "librkllmrt.so": "--sim-runtime"}
+    if machine not in _CROSS:
+        raise LibraryError(f"there is no {name} for {machine} here: compile it there, and give {options[name]} FILE")
+    if source_tree():
+        raise LibraryError(f"{name} for {machine} is not built yet: run `make {machine}`, or give {options[name]} FILE")
+    needed = ("librksim.so",) if name == "librksim.so" else tuple(options)
+    given = " ".join(f"{options[file]} build/{machine}/{file}" for file in needed)
+    raise LibraryError(
+        f"this installation has {' and '.join(needed)} for {here} only, and the board is {machine}: run "
+        f"`make {machine}` in a clone of rk3588's sources and give {given} of there"
+    )
+
+
+def _built(name: str) -> Optional[Path]:
+    top = source_tree()
+    return top / "build" / name if top else None
 
 
 def _packaged(name: str) -> Optional[Path]:
@@ -147,7 +165,8 @@ def agent_zip() -> bytes:
 def build(wish: Wish, facts: Facts) -> Release:
     """The release for this board; DeployError or LibraryError in one sentence if there cannot be one."""
     simulated = wish.runtime is None
-    patience = wish.patience or load_seconds(model_of(wish.bundle, simulated).stat().st_size)
+    model = model_of(wish.bundle, simulated)
+    patience = wish.patience or load_seconds(model.stat().st_size)
     library = _library(wish.runtime or wish.sim_runtime, facts, "--runtime")
     counter = _library(wish.sim_library, facts, "--sim-library")
     if not simulated:
@@ -170,6 +189,7 @@ def build(wish: Wish, facts: Facts) -> Release:
         "dtype": wish.bundle.dtype,
         "runtime": "sim" if simulated else "npu",
         "runtime_version": library.version,
+        "model_file": model.name,
         "listen": wish.listen,
         "port": wish.port,
         "pin": wish.pin,
@@ -203,14 +223,26 @@ def memory_needed(bundle: Bundle, simulated: bool, context: int = 0) -> int:
 
 def size_of(bundle: Bundle, simulated: bool) -> int:
     """Bytes of disk that a first deployment of it takes, roughly."""
-    other = bundle.npu_model if simulated else bundle.sim_model
-    left_out = other.stat().st_size if other else 0
-    return sum(int(entry["size"]) for entry in bundle.manifest["files"]) - left_out + _PROGRAMS
+    kept = runtime.manifest_for(bundle, _kind(simulated))["files"]
+    return sum(int(entry["size"]) for entry in kept) + _PROGRAMS
+
+
+def check_template(bundle: Bundle) -> None:
+    """A release proves itself by answering a chat, which without a template it cannot."""
+    if bundle.chat_template is None:
+        raise DeployError(
+            f"{bundle.path} has no {bundles.TEMPLATE}, so the daemon could not chat with it: convert the model again "
+            f"with its {bundles.TEMPLATE} in its folder"
+        )
+
+
+def _kind(simulated: bool) -> str:
+    return runtime.SIM if simulated else runtime.NPU
 
 
 def model_of(bundle: Bundle, simulated: bool) -> Path:
     """The model that this kind of runtime runs; DeployError, in one sentence, for a bundle without one."""
-    found = bundle.sim_model if simulated else bundle.npu_model
+    found = runtime.model_for(bundle, _kind(simulated))
     if found:
         return found
     if simulated:
@@ -258,14 +290,11 @@ def _text(path: str, content: Union[str, bytes], mode: int = 0o644) -> File:
 
 
 def _bundle_files(bundle: Bundle, simulated: bool) -> list[File]:
-    """The bundle without the model of the other kind; its manifest says so, too."""
-    other = bundle.npu_model if simulated else bundle.sim_model
-    left_out = {other.relative_to(bundle.path).as_posix()} if other else set()
-    entries = [entry for entry in bundle.manifest["files"] if entry["path"] not in left_out]
-    artifacts = {kind: name for kind, name in bundle.manifest["artifacts"].items() if name not in left_out}
-    manifest = {**bundle.manifest, "artifacts": artifacts, "files": entries}
+    """The bundle without what is for the other kind of runtime; its manifest says so, too."""
+    manifest = runtime.manifest_for(bundle, _kind(simulated))
+    entries = manifest["files"]
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    if not left_out:
+    if len(entries) == len(bundle.manifest["files"]):
         text = (bundle.path / bundles.MANIFEST).read_text(encoding="utf-8")
     files = [
         File(f"bundle/{PurePosixPath(entry['path'])}", bundle.path / entry["path"], entry["size"], entry["sha256"])
@@ -291,7 +320,7 @@ def _configuration(wish: Wish, facts: Facts) -> str:
 
 def _command(wish: Wish, facts: Facts) -> list[str]:
     here = f"{wish.prefix}/current"
-    return [facts.python_path or PYTHON, f"{here}/rkchatd.pyz", "--config", f"{here}/rkchatd.yaml"]
+    return [facts.python_path or PYTHON, "-I", f"{here}/rkchatd.pyz", "--config", f"{here}/rkchatd.yaml"]
 
 
 def _service_files(wish: Wish, facts: Facts, patience: int) -> list[File]:

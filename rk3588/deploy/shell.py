@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
+from dataclasses import dataclass, field
 
 from rk3588.errors import DeployError
 
@@ -20,6 +22,30 @@ def command(*words: object) -> str:
     return shlex.join(texts)
 
 
-def wrapped(line: str) -> str:
+@dataclass(frozen=True)
+class Marks:
+    """What a command prints before and after all else, so that its answer is told from what a shell says around it.
+
+    Start files of a login shell greet, set the terminal's title, count cookies; some say more at the end.
+    """
+
+    token: str = field(default_factory=lambda: f"rk{secrets.token_hex(8)}")
+
+    @property
+    def begin(self) -> bytes:
+        return f"{self.token}begin\n".encode()
+
+    @property
+    def end(self) -> bytes:
+        return f"{self.token}end".encode()
+
+    def around(self, line: str) -> str:
+        # In two words: a shell that prints what it runs (set -x) does not print a mark.
+        begin = f"printf '%s%s\\n' {self.token} begin"
+        end = f"printf '%s%s' {self.token} end"
+        return f"{begin}; {begin} >&2; ({line}\n); code=$?; {end}; {end} >&2; exit $code"
+
+
+def wrapped(line: str, marks: Marks) -> str:
     """``line`` for a login shell of any kind: run by ``sh``, untranslated, with the administrator's programs found."""
-    return command("sh", "-c", f"{_ENVIRONMENT}; {line}")
+    return command("sh", "-c", f"{_ENVIRONMENT}; {marks.around(line)}")

@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from rk3588 import children
 from rk3588.boards import NAME, Board
 from rk3588.errors import TargetError, UsageError
 
@@ -59,8 +59,10 @@ def up(name: str, board: Board) -> SimBoard:
     for key in ("id", "host_key"):
         new_key(folder / key)
     with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "rk3588.simboard.server", str(folder)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UP_SECONDS)
+        child = children.python("rk3588.simboard.server", str(folder))
+        done = subprocess.run(
+            child.command, env=child.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UP_SECONDS
+        )
     deadline = time.monotonic() + _UP_SECONDS
     while done.returncode == 0 and time.monotonic() < deadline:
         found = find(name)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rk3588.boards import Board
 from rk3588.errors import TargetError, UsageError
+from rk3588.resources import source_tree
 
 from . import SimBoard, alive, find, tree, write
 from .control import new_key, prepare
@@ -71,8 +72,8 @@ def missing() -> str:
 
 def cache() -> Path:
     """Where images are kept: build/ of a source tree, else the user's cache."""
-    top = Path(__file__).resolve().parent.parent.parent
-    if (top / "pyproject.toml").is_file():
+    top = source_tree()
+    if top:
         return top / "build"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rk3588"
 

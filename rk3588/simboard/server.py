@@ -1,6 +1,6 @@
 """A simulated board without root: an SSH server in paramiko's server mode.
 
-``python -m rk3588.simboard.server FOLDER`` returns when the board is up.
+With the argument FOLDER this module returns when the board is up.
 
 Commands run as this user with the board's own home folder and faked tree (RKBOARD_SYSROOT); nothing else is hidden from
 them. The key in FOLDER/id.pub may log in, from this machine only.

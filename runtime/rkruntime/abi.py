@@ -137,7 +137,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "rkllm_run": (c.c_int, _RUN),
     "rkllm_run_async": (c.c_int, _RUN),
     "rkllm_abort": (c.c_int, [LLMHandle]),
-    "rkllm_is_running": (c.c_int, [LLMHandle]),  # 0 while running, non-zero otherwise
+    "rkllm_is_running": (c.c_int, [LLMHandle]),  # the header says 0 while running, a measurement 1: nothing here asks
 }
 
 

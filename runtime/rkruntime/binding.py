@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
 
+from rk3588 import runtime
 from rk3588.errors import RuntimeFailure, UsageError
 
 from . import loader
@@ -23,6 +24,11 @@ from .generation import Generation, Run
 from .generation import Token as Token
 
 CONTEXT_RESERVE = 4  # of max_context_len, the tokens that a prompt may not take
+
+
+def _library(asked: Optional[loader.PathLike], model: Path) -> Path:
+    npu = model.suffix == ".rkllm"
+    return runtime.find(Path(asked) if asked is not None else None, npu=npu, sim=not npu)
 
 
 class RKLLM:
@@ -50,7 +56,7 @@ class RKLLM:
         path = Path(model_path)
         if not path.is_file():
             raise UsageError(f"there is no model file {path}")
-        self.library_path = loader.find(library, npu=path.suffix == ".rkllm")
+        self.library_path = _library(library, path)
         self._lib, self._abi = loader.load(self.library_path)
         self._run: Optional[Run] = None
         self._runs = 0
@@ -166,7 +172,6 @@ class RKLLM:
             number,
             work=lambda: lib.rkllm_run(handle, ctypes.byref(input_), ctypes.byref(infer), number),
             abort=lambda: lib.rkllm_abort(handle),
-            still_running=lambda: bool(lib.rkllm_is_running(handle) == 0),
         )
 
     def _input(self, prompt: Union[str, Sequence[int]]) -> Any:

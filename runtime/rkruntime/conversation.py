@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
@@ -13,6 +14,9 @@ from rk3588.errors import RkError, UsageError
 from rk3588.templates import Message
 
 from .model import Model
+from .settings import BY_NAME, Settings, parse
+
+SETTABLE = ("temperature", "top_k", "top_p", "repeat_penalty", "max_tokens", "context")
 
 
 class Leave(Exception):
@@ -98,7 +102,7 @@ class Conversation:
     def _lora(self, argument: str) -> None:
         if argument:
             self.model.choose_lora(None if argument == "off" else argument)
-        there = sorted({*self.model.bundle.loras, *self.model.llm.loras})
+        there = sorted({*self.model.own_loras, *self.model.llm.loras})
         self._remark(f"LoRA: {self.model.lora or 'none'}; there are: {', '.join(there) or 'none'}")
 
     def _context(self, _argument: str) -> None:
@@ -107,8 +111,47 @@ class Conversation:
         if isinstance(prompt, str):
             self._remark(f"{exchanges}; tokens cannot be counted: this bundle has no vocabulary of its own")
         else:
-            used, of = len(prompt), self.model.context
-            self._remark(f"{used} of {of} tokens ({100 * used / of:.0f} %), {exchanges}")
+            # What is left unfinished at the end of a context is one token more with the template around it.
+            of = self.model.context
+            used = min(len(prompt), of)
+            full = "; it is full: /forget the oldest exchange, or /clear" if self.model.too_long(prompt) else ""
+            self._remark(f"{used} of {of} tokens ({100 * used / of:.0f} %), {exchanges}{full}")
+
+    def _set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        name, value = name.replace("-", "_"), value.strip()
+        if not name:
+            self._show_settings()
+        elif name == "seed":
+            self._set_seed(value)
+        elif name not in SETTABLE:
+            raise UsageError(f"there is no setting {name}: there are {', '.join((*SETTABLE, 'seed'))}")
+        elif not value:
+            self._show_settings(name)
+        else:
+            wanted = BY_NAME[name].default if value == "default" else parse(name, value)
+            self._change(Settings.of({**asdict(self.model.settings), name: wanted}))
+            self._show_settings(name)
+
+    def _set_seed(self, value: str) -> None:
+        """The simulated runtime reads its seed when a model is loaded; librkllmrt has none."""
+        if not self.model.choice.simulated:
+            raise UsageError("librkllmrt 1.1 has no seed: answers differ from run to run, unless temperature is 0")
+        if not value.isascii() or not value.isdigit() or int(value) >= 1 << 64:
+            raise UsageError("seed has to be a whole number from 0 on")
+        os.environ["RKSIM_SEED"] = value
+        self._change(self.model.settings, again=True)
+
+    def _change(self, settings: Settings, again: bool = False) -> None:
+        if self.model.change(settings, again):
+            self._remark(
+                "the model was loaded again, since the runtime fixes this when it loads one; the conversation stays"
+            )
+
+    def _show_settings(self, only: str = "") -> None:
+        now = {**asdict(self.model.settings), **self.model.sampling._asdict(), "context": self.model.context}
+        for name in [only] if only else SETTABLE:
+            self._remark(f"{name:<14} {now[name]:g}  {BY_NAME[name].help}")
 
     def _stats(self, _argument: str) -> None:
         if not self.model.cost.tokens:
@@ -200,6 +243,7 @@ COMMANDS: dict[str, tuple[Handler, str, str]] = {
     "system": (Conversation._system, "[TEXT]", "show or set the system prompt"),
     "lora": (Conversation._lora, "[NAME|FILE|off]", "show or choose the adapter that answers are given with"),
     "context": (Conversation._context, "", "how much of the context is used"),
+    "set": (Conversation._set, "[NAME [VALUE]]", "show or change how answers are drawn; VALUE default: as it was made"),
     "stats": (Conversation._stats, "", "times and speed of the last answer"),
     "upload": (Conversation._upload, "FILE", "put a text file into the next message"),
     "dump": (Conversation._dump, "FILE", "write the conversation as the model reads it"),

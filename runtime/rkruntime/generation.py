@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Optional
@@ -16,6 +17,9 @@ from .abi import LLMCallState
 NORMAL, WAITING = LLMCallState.RKLLM_RUN_NORMAL, LLMCallState.RKLLM_RUN_WAITING
 FINISH, ERROR = LLMCallState.RKLLM_RUN_FINISH, LLMCallState.RKLLM_RUN_ERROR
 _ABORT_EVERY_S = 0.2
+_GRACE_S = 2.0  # for a FINISH that comes late, or, as after an abort perhaps, not at all
+_PREFILL_S = 60.0  # a library that runs on though rkllm_run has returned is silent for the prompt
+_STOP_S = 600.0  # no abort reaches the inside of a prompt, and the longest takes minutes
 
 
 class Token(NamedTuple):
@@ -32,18 +36,17 @@ class Token(NamedTuple):
 class Run:
     """What the caller's thread and the library's thread share. ``work`` calls rkllm_run, ``abort`` rkllm_abort.
 
-    ``still_running`` is asked after ``work`` has returned without FINISH or ERROR: 1.1 blocks until the end, but
-    should a release return early, its callbacks still come.
+    A run ends with FINISH, ERROR or the return code of ``work``. 1.1 blocks until then; should a release return early,
+    its callbacks are waited for. rkllm_is_running is not asked: releases differ in what 0 means.
     """
 
-    def __init__(
-        self, number: int, work: Callable[[], object], abort: Callable[[], object], still_running: Callable[[], bool]
-    ) -> None:
+    def __init__(self, number: int, work: Callable[[], object], abort: Callable[[], object]) -> None:
         self.number = number
         self.tokens: queue.SimpleQueue[Optional[tuple[int, int, bytes]]] = queue.SimpleQueue()
         self.failure: Optional[BaseException] = None
         self.stopping = False
-        self._work, self._abort, self._still_running = work, abort, still_running
+        self._work, self._abort = work, abort
+        self._heard: Optional[float] = None  # when the last callback came
         self._over = threading.Event()  # FINISH or ERROR has come
         self._done = threading.Event()  # and the library has let go
         # A daemon, so that an exit from the program gets as far as closing the model, which aborts the run.
@@ -51,6 +54,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
+        """The library has let go: another run may begin, and the handle may be destroyed."""
         return self._done.is_set()
 
     def start(self) -> None:
@@ -58,6 +62,7 @@ class Run:
 
     def receive(self, result: Any, state: int) -> None:
         """On the library's thread: a token into the queue, or the end. ``result``: an RKLLMResult or None."""
+        self._heard = time.monotonic()
         if state in (NORMAL, WAITING):
             if result is not None:
                 self.tokens.put((state, int(result.token_id), result.text or b""))
@@ -75,10 +80,15 @@ class Run:
         """Abort and wait for the end.
 
         A second Ctrl-C waits its turn: the library cannot stop inside the prompt, and a handle that runs must not be
-        left behind.
+        left behind. RuntimeFailure for a library that hangs.
         """
         interrupt: Optional[BaseException] = None
+        latest = time.monotonic() + _STOP_S
         while not self.ended:
+            if time.monotonic() > latest:
+                raise RuntimeFailure(
+                    f"the library has not heeded an abort for {_STOP_S:.0f} s: it hangs, end this process"
+                ) from interrupt
             try:
                 self.stopping = True
                 # Again and again: an abort that comes before the run has begun is lost.
@@ -93,12 +103,26 @@ class Run:
         try:
             if not self.stopping:
                 self._work()
-                while not self._over.is_set() and self._still_running():
-                    self._over.wait(0.02)
+                self._await_end()
         except BaseException as error:
             self.fail(error)
         self._done.set()
         self.tokens.put(None)
+
+    def _await_end(self) -> None:
+        """``work`` has returned without an error: FINISH or ERROR has come, or is waited for, but not for ever."""
+        blocked = self._heard is not None or self.stopping  # tokens came inside ``work``, or there were to be none
+        quiet = _GRACE_S if blocked else _PREFILL_S
+        last = time.monotonic()
+        while not self._over.wait(max(last + quiet - time.monotonic(), 0)):
+            if self._heard is None or self._heard <= last:
+                break
+            last = self._heard
+        else:
+            return
+        if not blocked:
+            self._abort()  # should it run on all the same
+            self.fail(RuntimeFailure(f"rkllm_run returned, and no end of the answer came for {quiet:.0f} s"))
 
 
 class Generation(Iterator[Token]):
@@ -109,6 +133,11 @@ class Generation(Iterator[Token]):
         self._text = _Text()
         self._last_id = -1
         self._over = False
+
+    @property
+    def aborted(self) -> bool:
+        """Whether somebody ended the run before it did: ``max_tokens``, ``close``, or whoever closed the model."""
+        return self._run.stopping
 
     def __iter__(self) -> Generation:
         return self

@@ -1,49 +1,24 @@
-"""Finds librkllmrt.so, refuses what it cannot speak to, and applies the table to it."""
+"""Loads a librkllmrt.so: refuses what it cannot speak to, and applies the table to it."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
 import struct
 from pathlib import Path
 from types import ModuleType
-from typing import Optional, Union
+from typing import Union
 
 from rk3588.errors import LibraryError
-from rk3588.resources import packaged
 
 from . import abi
 
 PathLike = Union[str, "os.PathLike[str]"]
-VARIABLE = "RKLLM_LIBRARY"
-SYSTEM = Path("/usr/lib/librkllmrt.so")
 TABLES: dict[str, ModuleType] = {abi.VERSION: abi}
 
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
-
-
-def find(explicit: Optional[PathLike] = None, *, npu: bool = False) -> Path:
-    """Path of the library: ``explicit``, else ``RKLLM_LIBRARY``, else the packaged twin, else the system's.
-
-    ``npu``: the model is a ``.rkllm``, for which the twin is no use.
-    """
-    chosen = explicit or os.environ.get(VARIABLE)
-    if chosen:
-        path = Path(chosen)
-        if not path.is_file():
-            where = "" if explicit else f" (from {VARIABLE})"
-            raise LibraryError(f"there is no library {path}{where}: give the path of a librkllmrt.so")
-        return path
-    if not npu:
-        with contextlib.suppress(LibraryError):
-            return packaged("lib/librkllmrt.so")
-    if SYSTEM.is_file():
-        return SYSTEM
-    what = "Rockchip's librkllmrt.so 1.1.1, which runs .rkllm models," if npu else "librkllmrt.so"
-    raise LibraryError(f"{what} was not found: install it as {SYSTEM} or set {VARIABLE} to its path")
 
 
 def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:

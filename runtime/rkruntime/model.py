@@ -6,36 +6,23 @@ import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from rk3588 import bundle as bundles
-from rk3588 import lora
-from rk3588.bundle import Bundle
+from rk3588 import lora, runtime
+from rk3588.bundle import Lora
 from rk3588.errors import BundleError, UsageError
+from rk3588.runtime import Choice
 
 from .binding import CONTEXT_RESERVE, RKLLM
 from .generation import FINISH, Token
 from .prompts import Prompt, Prompts
+from .settings import Settings as Settings
 
 BOARD_CONTEXT = 4096  # tokens an RK3588 can use under 1.1; answers degrade above
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may choose. None: the library's default."""
-
-    context: int = 0  # 0: the model's
-    beyond_board: bool = False
-    max_tokens: int = -1  # -1: until the answer ends or the context is full
-    temperature: Optional[float] = None  # 0: greedy
-    top_k: Optional[int] = None
-    top_p: Optional[float] = None
-    repeat_penalty: Optional[float] = None
-    library: Optional[Path] = None
-    lora: Optional[str] = None  # as Model.choose_lora takes it
 
 
 @dataclass
@@ -47,6 +34,7 @@ class Cost:
     first_s: float = 0.0
     last_s: float = 0.0
     finish_reason: str = "stop"  # or length, or abort
+    cut_by: str = ""  # of an answer that ended by its length: max_tokens, or context
 
     @property
     def prefill_tokens_per_s(self) -> Optional[float]:
@@ -86,19 +74,34 @@ def _rounded(value: Optional[float]) -> Optional[float]:
     return None if value is None else round(value, 2)
 
 
-class Model:
-    """A loaded bundle; a context manager. ``warn`` is told what was not done as asked."""
+class _Adapter(NamedTuple):
+    """A LoRA that was loaded, to be loaded again."""
 
-    def __init__(self, path: Path, settings: Settings, warn: Callable[[str], None]) -> None:
+    path: Path
+    scale: float
+
+
+class Model:
+    """A loaded bundle; a context manager. ``warn`` is told what was not done as asked, ``announce``, before anything is
+    loaded, which library runs which model."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        warn: Callable[[str], None],
+        announce: Callable[[Choice], None] = lambda _: None,
+    ) -> None:
         self.bundle = bundles.read(path)
-        artifact = _artifact(self.bundle)
-        self.prompts = Prompts(self.bundle)
-        self.max_tokens = settings.max_tokens
+        self.choice = runtime.choose(self.bundle, settings.library)
+        announce(self.choice)
+        self._warn = warn
         self.cost = Cost()
         self.lora: Optional[str] = None  # what answers are given with; None: the model alone
+        self._adapters: dict[str, _Adapter] = {}
+        self.prompts = Prompts(self.bundle, settings.template)
         try:
-            self.context = _context(settings, self.prompts.context, warn)
-            self.llm = _load(artifact, self.context, settings)
+            self._load(settings)
         except BaseException:
             self.prompts.__exit__(None, None, None)
             raise
@@ -107,6 +110,41 @@ class Model:
         except BaseException:
             self.__exit__(None, None, None)
             raise
+
+    def _load(self, settings: Settings) -> None:
+        self.settings, self._max_new_tokens = settings, settings.max_tokens
+        self.context = _context(settings, self.bundle.context_length or self.prompts.context, self._warn)
+        self.sampling = drawn = settings.sampling(self.bundle.sampling)
+        self.llm = RKLLM(
+            self.choice.model,
+            library=self.choice.library,
+            max_context_len=self.context,
+            max_new_tokens=settings.max_tokens,
+            top_k=1 if drawn.greedy else drawn.top_k,
+            top_p=drawn.top_p,
+            temperature=drawn.temperature or None,  # greedy by top_k: what 0 means is not documented
+            repeat_penalty=drawn.repeat_penalty,
+        )
+
+    def change(self, settings: Settings, again: bool = False) -> bool:
+        """Answer with other settings from now on; whether the model had to be loaded again, since the library fixes
+        sampling and context when it loads one. When that fails, the model is as it was. ``again``: load it anyway."""
+        free = replace(settings, max_tokens=self.settings.max_tokens)
+        most = self._max_new_tokens
+        if not again and free == self.settings and (most < 0 or 0 < settings.max_tokens <= most):
+            self.settings = settings
+            return False
+        _context(settings, self.bundle.context_length or self.prompts.context, lambda _: None)
+        before, adapters = self.settings, self._adapters
+        self.llm.close()
+        try:
+            self._load(settings)
+        except BaseException:
+            self._load(before)
+            self._load_adapters(adapters)
+            raise
+        self._load_adapters(adapters)
+        return True
 
     def __enter__(self) -> Model:
         return self
@@ -119,6 +157,11 @@ class Model:
         finally:
             self.prompts.__exit__(kind, value, trace)
 
+    @property
+    def own_loras(self) -> dict[str, Lora]:
+        """The bundle's adapters that this runtime can load."""
+        return runtime.loras_for(self.bundle, self.choice.kind)
+
     def choose_lora(self, text: Optional[str]) -> None:
         """Answer with an adapter from now on: ``FILE[:NAME[:SCALE]]``, or with a name of the bundle's own for FILE.
 
@@ -128,24 +171,33 @@ class Model:
             self.lora = text
             return
         path, name, scale = self._find_lora(text)
-        self.llm.load_lora(path, name, scale)
+        self._load_lora(name, _Adapter(path, scale))
         self.lora = name
+
+    def _load_lora(self, name: str, adapter: _Adapter) -> None:
+        self.llm.load_lora(adapter.path, name, adapter.scale)
+        self._adapters[name] = adapter
+
+    def _load_adapters(self, adapters: dict[str, _Adapter]) -> None:
+        self._adapters = {}
+        for name, adapter in adapters.items():
+            self._load_lora(name, adapter)
 
     def _find_lora(self, text: str) -> tuple[Path, str, float]:
         own = self.bundle.loras
         # os.path's isfile raises for no text, unlike Path's.
         wanted = lora.parse(text, lambda what: what in own or os.path.isfile(what))  # noqa: PTH113
         if wanted is None:
-            there = ", ".join(own) or "none"
+            there = ", ".join(self.own_loras) or "none"
             raise UsageError(f"there is no LoRA file {text.split(':')[0]}, and those of this bundle are: {there}")
         path, name, scale = Path(wanted.what), Path(wanted.what).stem, 1.0
         if wanted.what in own:
             adapter = own[wanted.what]
             name, scale = adapter.name, adapter.scale
-            found = adapter.sim if self.bundle.sim_model else adapter.npu
+            found = runtime.adapter_for(adapter, self.choice.kind)
             if found is None:
                 raise BundleError(
-                    f"{self.bundle.path} has no file of the LoRA {name} for this runtime: convert it again"
+                    f"{self.bundle.path} has no file of the LoRA {name} for {self.choice.library}: convert it again"
                 )
             path = found
         name = wanted.name or lora.checked_name(name, text)
@@ -161,8 +213,10 @@ class Model:
     def tokens(self, prompt: Prompt, max_tokens: Optional[int] = None) -> Generator[Token, None, None]:
         """Tokens as they come, at most ``max_tokens`` and what the settings allow; ``cost`` is this answer's."""
         cost = self.cost = Cost(prompt_tokens=None if isinstance(prompt, str) else len(prompt))
-        room = self.context - len(prompt) if not isinstance(prompt, str) and self.context else None
-        limit = min((n for n in (room, self.max_tokens, max_tokens) if n is not None and n >= 0), default=None)
+        # A text is not counted; that it has a token at least keeps an answer that never ends from going on for ever.
+        room = self.context - (1 if isinstance(prompt, str) else len(prompt))
+        asked = [n for n in (self.settings.max_tokens, max_tokens) if n is not None and n >= 0]
+        limit = min(room, *asked) if asked else room
         start = time.perf_counter()
         cost.finish_reason = "abort"
         with closing(self.llm.generate(prompt, limit, self.lora)) as tokens:
@@ -172,37 +226,23 @@ class Model:
                     cost.last_s = time.perf_counter() - start
                     cost.first_s = cost.first_s or cost.last_s
                 yield token
-        cost.finish_reason = "length" if cost.tokens == limit else "stop"
+            ended = "abort" if tokens.aborted else "stop"
+        cost.finish_reason = "length" if cost.tokens == limit else ended
+        if cost.finish_reason == "length":
+            cost.cut_by = "context" if limit == room else "max_tokens"
 
     def too_long(self, prompt: Prompt) -> bool:
         """Whether the library would refuse this prompt for its length, as far as that can be counted."""
         return not isinstance(prompt, str) and len(prompt) > self.context - CONTEXT_RESERVE
 
 
-def _artifact(bundle: Bundle) -> Path:
-    artifact = bundle.sim_model or bundle.npu_model
-    if artifact is None:
-        raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
-    return artifact
-
-
-def _load(artifact: Path, context: int, settings: Settings) -> RKLLM:
-    return RKLLM(
-        artifact,
-        library=settings.library,
-        max_context_len=context,
-        max_new_tokens=settings.max_tokens,
-        top_k=1 if settings.temperature == 0 else settings.top_k,
-        top_p=settings.top_p,
-        temperature=settings.temperature or None,
-        repeat_penalty=settings.repeat_penalty,
-    )
-
-
 def _context(settings: Settings, of_model: Optional[int], warn: Callable[[str], None]) -> int:
+    """Tokens to load with: what is asked for, else the model's own, at most what a board can use."""
     wanted = settings.context or of_model or BOARD_CONTEXT
     if wanted <= CONTEXT_RESERVE:
         raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
+    if of_model and settings.context > of_model:
+        warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
     if wanted <= BOARD_CONTEXT or settings.beyond_board:
         return wanted
     if settings.context:

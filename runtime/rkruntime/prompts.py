@@ -6,25 +6,35 @@ typed those characters: only the template's own special tokens are special.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, Optional, Protocol, Union
 
 from rk3588.bundle import VOCABULARY, Bundle
 from rk3588.sim import SimModel
-from rk3588.templates import ChatTemplate, Message
+from rk3588.templates import ChatTemplate, Message, Source
+
+from .specials import Specials
 
 Prompt = Union[str, list[int]]
 
 
-class Prompts:
-    """Makes the prompts for one bundle; a context manager. ``context`` is the model's own length, where known."""
+class Renderer(Protocol):
+    """Renders templates somewhere else, where one that never ends does no harm."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def render(self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any]) -> str: ...
+
+
+class Prompts:
+    """Makes the prompts for one bundle; a context manager. ``context`` is what the model's file says of its length,
+    ``template`` a file to use instead of the bundle's own."""
+
+    def __init__(self, bundle: Bundle, template: Optional[Path] = None) -> None:
+        self._bundle, self._file = bundle, template
         self._template: Optional[ChatTemplate] = None
+        self._specials: Optional[Specials] = None
+        self.renderer: Optional[Renderer] = None  # None: here
         path = _vocabulary(bundle)
         self._vocabulary = SimModel(path, vocab_only=True) if path else None
         self.context = (self._vocabulary.info.context_length if self._vocabulary else 0) or None
@@ -40,28 +50,32 @@ class Prompts:
 
     @property
     def template(self) -> ChatTemplate:
-        """The bundle's chat template; BundleError if it has none."""
+        """The chat template; BundleError if there is none."""
         if self._template is None:
-            self._template = ChatTemplate.of(self._bundle)
+            self._template = ChatTemplate.of(self._bundle, self._file)
         return self._template
 
     def plain(self, text: str) -> Prompt:
         """A text as it is; special tokens in it are special."""
         return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text)) if self._vocabulary else text
 
-    def chat(self, messages: Sequence[Message], **variables: Any) -> Prompt:
+    def chat(self, messages: Sequence[Message], variables: Optional[Mapping[str, Any]] = None) -> Prompt:
         """A conversation in the model's template, up to where the assistant speaks.
 
         ``variables`` (``tools``, …) reach the template by name; no text in them or in the messages is special.
         """
         if self._vocabulary is None:
-            return self.template.render(messages, **variables)
-        masks: dict[str, str] = {}
-        masked = _mask(self._vocabulary, {"messages": messages, **variables}, masks)
-        text = self.template.render(masked.pop("messages"), **masked)
-        if not masks:
-            return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text))
-        return self._with_bos(self._vocabulary, _encode_masked(self._vocabulary, text, masks))
+            return self._render(messages, variables or {})
+        if self._specials is None:
+            self._specials = Specials(self._vocabulary)
+        masked = self._specials.mask(messages, variables or {})
+        text = self._render(masked.messages, masked.variables)
+        return self._with_bos(self._vocabulary, masked.encode(text))
+
+    def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        if self.renderer is None:
+            return self.template.render(messages, variables)
+        return self.renderer.render(Source.of(self._bundle, self._file), messages, variables)
 
     @staticmethod
     def _with_bos(vocabulary: SimModel, ids: list[int]) -> list[int]:
@@ -71,53 +85,4 @@ class Prompts:
 
 
 def _vocabulary(bundle: Bundle) -> Optional[Path]:
-    alone = bundle.path / VOCABULARY
-    return alone if alone.is_file() else bundle.sim_model
-
-
-def _special_texts(vocabulary: SimModel, ids: Sequence[int]) -> set[str]:
-    """The texts of the special tokens among ``ids``."""
-    found = set()
-    for id_ in set(ids):
-        text = vocabulary.detokenise([id_])
-        if text and not vocabulary.detokenise([id_], skip_special=True):
-            found.add(text.decode("utf-8", "replace"))
-    return found
-
-
-def _mask(vocabulary: SimModel, value: Any, masks: dict[str, str]) -> Any:
-    """``value`` with special tokens' texts in its strings replaced by stand-ins, which ``masks`` maps back to them."""
-    if isinstance(value, str):
-        return _mask_text(vocabulary, value, masks)
-    if isinstance(value, Mapping):
-        return {_mask(vocabulary, k, masks): _mask(vocabulary, v, masks) for k, v in value.items()}
-    if isinstance(value, Sequence):
-        return [_mask(vocabulary, item, masks) for item in value]
-    return value
-
-
-def _mask_text(vocabulary: SimModel, text: str, masks: dict[str, str]) -> str:
-    parsed = vocabulary.tokenise(text, parse_special=True)
-    if parsed == vocabulary.tokenise(text, parse_special=False):
-        return text
-    for special in sorted(_special_texts(vocabulary, parsed), key=len, reverse=True):
-        # Noncharacters: no template looks for them, and no text has them.
-        stand_in = f"\ufdd0{len(masks)}\ufdd1"
-        masks[stand_in] = special
-        text = text.replace(special, stand_in)
-    return text
-
-
-def _encode_masked(vocabulary: SimModel, text: str, masks: dict[str, str]) -> list[int]:
-    """Ids of a rendered text: the special tokens it shows are the template's; stand-ins become mere characters."""
-    special = _special_texts(vocabulary, vocabulary.tokenise(text))
-    either = "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True))
-    ids: list[int] = []
-    for part in re.split(f"({either})", text) if special else [text]:
-        if part in special:
-            ids += vocabulary.tokenise(part)
-            continue
-        for stand_in, original in masks.items():
-            part = part.replace(stand_in, original)
-        ids += vocabulary.tokenise(part, parse_special=False)
-    return ids
+    return bundle.file(VOCABULARY) or bundle.sim_model

@@ -8,14 +8,21 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 FENCE = '"""'
-Reader = Callable[[str], str]
+Read = Callable[[str], str]
 """Given a prompt, the next line without its end; EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
 
-def read_message(read: Reader, prompt: str = "> ", more: str = ". ") -> str:
+class Reader(NamedTuple):
+    """``history``: the file in which lines are kept, if they are."""
+
+    read: Read
+    history: Optional[Path] = None
+
+
+def read_message(read: Read, prompt: str = "> ", more: str = ". ") -> str:
     """A line, or the lines between two fences."""
     line = read(prompt)
     if not line.lstrip().startswith(FENCE):
@@ -27,11 +34,17 @@ def read_message(read: Reader, prompt: str = "> ", more: str = ". ") -> str:
     return "\n".join(lines).strip("\n")
 
 
-def reader(commands: list[str]) -> Reader:
-    """The best reader for this stdin: prompt-toolkit, else readline, else plain lines."""
+def history_file() -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))  # noqa: PTH111
+    return state / "rk3588" / "chat_history"
+
+
+def reader(commands: list[str], history: Optional[Path]) -> Reader:
+    """The best reader for this stdin: prompt-toolkit, which keeps ``history`` (None: in memory), else readline, else
+    plain lines."""
     if not sys.stdin.isatty():
-        return _read_pipe
-    return _prompt_toolkit(commands) or _readline()
+        return Reader(_read_pipe)
+    return _prompt_toolkit(commands, history) or Reader(_readline())
 
 
 def _read_pipe(_prompt: str) -> str:
@@ -41,7 +54,7 @@ def _read_pipe(_prompt: str) -> str:
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
-def _prompt_toolkit(commands: list[str]) -> Optional[Reader]:
+def _prompt_toolkit(commands: list[str], history: Optional[Path]) -> Optional[Reader]:
     if os.environ.get("TERM", "dumb") == "dumb":
         return None
     try:
@@ -52,27 +65,26 @@ def _prompt_toolkit(commands: list[str]) -> Optional[Reader]:
     words = importlib.import_module("prompt_toolkit.completion").WordCompleter(
         [f"/{name}" for name in commands], sentence=True
     )
+    kept = history if history and _writable(history) else None
+    kinds: Any = importlib.import_module("prompt_toolkit.history")
+    lines = kinds.FileHistory(str(kept)) if kept else kinds.InMemoryHistory()
     session: Any = toolkit.PromptSession(
-        history=_history(), completer=words, complete_while_typing=False, output=output, enable_open_in_editor=True
+        history=lines, completer=words, complete_while_typing=False, output=output, enable_open_in_editor=True
     )
-    read: Reader = session.prompt
-    return read
+    return Reader(session.prompt, kept)
 
 
-def _history() -> Any:
-    """What was typed before, for this user's eyes only; in memory where there is no place for it."""
-    history: Any = importlib.import_module("prompt_toolkit.history")
-    state = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))  # noqa: PTH111
-    path = state / "rk3588" / "chat_history"
+def _writable(history: Path) -> bool:
+    """Whether there is such a file now, for this user's eyes only."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+        history.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(history, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
     except OSError:
-        return history.InMemoryHistory()
-    return history.FileHistory(str(path))
+        return False
+    return True
 
 
-def _readline() -> Reader:
+def _readline() -> Read:
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # gives input() editing and history
     return input if sys.stdout.isatty() else _input_by_stderr

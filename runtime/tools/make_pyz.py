@@ -1,13 +1,15 @@
 """Pack the daemon and all it needs into one file that any Python from 3.9 on runs: ``python3 rkchatd.pyz``.
 
-The dependencies are resolved by the oldest Python it has to run on: what a newer one would choose may not run there.
-Without a Python 3.9 on this machine the oldest newer one stands in, and a warning says so. Compiled parts are left
-out; each of these packages does without. The same input gives the same bytes.
+What it needs is pinned in ``pyz-requirements.txt``, by version and hash: wheels for the oldest Python it has to run on,
+whatever Python and machine this is. Compiled parts are left out; each of these packages does without. The same sources
+give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -20,9 +22,11 @@ from importlib import metadata
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent.parent
-OLDEST = (3, 9)
+PINS = Path(__file__).with_name("pyz-requirements.txt")
 WHEELS = TOP / "build" / "pyz-wheels"
 SOURCES = {"rk3588": TOP / "rk3588", "rkruntime": TOP / "runtime" / "rkruntime"}
+# One wheel for everybody, since nothing compiled of it is kept.
+_OLDEST = ("--python-version", "3.9", "--implementation", "cp", "--abi", "cp39", "--platform", "manylinux2014_x86_64")
 _LEFT_OUT = {".so", ".pyc", ".pyd"}
 _OF_PIP = {"RECORD", "WHEEL", "INSTALLER", "REQUESTED", "direct_url.json"}  # how it came here, not what it is
 _SHEBANG = b"#!/usr/bin/env python3\n"
@@ -37,6 +41,9 @@ from rk3588.program import rkchatd
 
 rkchatd()
 """
+_HEADER = """\
+# What rkchatd.pyz is made of. Newer versions that Python 3.9 can run: see `make_pyz.py --help`, --renew.
+"""
 
 
 def requirements() -> list[str]:
@@ -49,40 +56,45 @@ def requirements() -> list[str]:
     return found
 
 
-def oldest_python() -> str:
-    """The interpreter nearest to the oldest one supported."""
-    for minor in range(OLDEST[1], sys.version_info.minor):
-        pyenv = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
-        for candidate in (f"python3.{minor}", *map(str, pyenv)):
-            if shutil.which(candidate) and _is_version(candidate, minor):
-                return candidate
-    return sys.executable
+def renew(python: str) -> None:
+    """Pin what ``python``, a 3.9, would choose today: markers are its own, and newer versions may not run there."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        _run([python, "-I", "-m", "venv", f"{folder}/venv"])
+        pip = [f"{folder}/venv/bin/python", "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, "install", "--upgrade", "pip"])
+        choose = ["install", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", str(report)]
+        _run([*pip, *choose, *_OLDEST, "--target", folder, *requirements()])
+        chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
+    lines = []
+    for package in chosen:
+        name, version = package["metadata"]["name"], package["metadata"]["version"]
+        digest = package["download_info"]["archive_info"]["hashes"]["sha256"]
+        lines.append(f"{name.lower()}=={version} --hash=sha256:{digest}\n")
+    PINS.write_text(_HEADER + "".join(sorted(lines)), encoding="utf-8")
 
 
-def _is_version(python: str, minor: int) -> bool:
-    """Whether it runs and has pip: a shim on the PATH may stand for nothing."""
-    check = f"import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, {minor}))"
-    return subprocess.run([python, "-c", check], capture_output=True).returncode == 0
+def fetch(folder: Path) -> list[Path]:
+    """The pinned wheels in ``folder``, downloaded unless they are all there."""
+    wanted = re.findall(r"--hash=sha256:([0-9a-f]{64})", PINS.read_text(encoding="utf-8"))
+    for attempt in ("those that are there", "downloaded"):
+        found = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in sorted(folder.glob("*.whl"))}
+        if set(wanted) <= found.keys():
+            return [found[digest] for digest in wanted]
+        if attempt == "downloaded":
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+        with _pip() as pip:
+            exact = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
+            _run([*pip, "download", *exact, *_OLDEST, "--dest", str(folder), "--requirement", str(PINS)])
+    sys.exit(f"Error: {folder} has not what {PINS.name} pins")
 
 
-def fetch(wheels: Path, python: str) -> None:
-    """Download what ``python`` chooses into ``wheels``, unless it is there from an earlier call."""
-    wanted = "\n".join([python, *requirements()])
-    stamp = wheels / "fetched.txt"
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    shutil.rmtree(wheels, ignore_errors=True)
-    with _pip(python) as pip:
-        _run([*pip, "download", "--only-binary", ":all:", "--dest", str(wheels), *requirements()])
-    stamp.write_text(wanted)
-
-
-def collect(stage: Path, wheels: Path, python: str) -> None:
+def collect(stage: Path, wheels: list[Path]) -> None:
     """Fill ``stage`` with the dependencies out of ``wheels`` and with our packages."""
-    with _pip(python) as pip:
-        found = ["--no-index", "--find-links", str(wheels)]
-        _run([*pip, "install", "--no-compile", *found, "--target", str(stage), *requirements()])
-    shutil.rmtree(stage / "bin", ignore_errors=True)
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(stage)
     for name, source in SOURCES.items():
         shutil.copytree(source, stage / name)
     shutil.copy(TOP / "LICENSE", stage / "LICENSE")
@@ -90,11 +102,18 @@ def collect(stage: Path, wheels: Path, python: str) -> None:
 
 
 @contextmanager
-def _pip(python: str) -> Iterator[list[str]]:
-    """A pip that belongs to ``python``, and leaves nothing in it."""
+def _pip() -> Iterator[list[str]]:
+    """This Python's pip, else one that is gone afterwards: where wheels are built there may be none.
+
+    -I: past what a build puts into PYTHONPATH, and past the current folder.
+    """
+    words = ["-I", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    if subprocess.run([sys.executable, *words, "--version"], capture_output=True).returncode == 0:
+        yield [sys.executable, *words]
+        return
     with tempfile.TemporaryDirectory() as folder:
-        _run([python, "-m", "venv", folder])
-        yield [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        _run([sys.executable, "-I", "-m", "venv", folder])
+        yield [f"{folder}/bin/python", *words]
 
 
 def pack(stage: Path, target: Path) -> None:
@@ -117,17 +136,16 @@ def pack(stage: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=Path, nargs="?", help="the file to write; without it, only fetch")
-    parser.add_argument("--python", help="the interpreter that resolves the dependencies [the oldest found]")
+    parser.add_argument("--renew", metavar="PYTHON", help="pin what this Python, a 3.9 on x86-64, would choose today")
     arguments = parser.parse_args()
-    python = arguments.python or oldest_python()
-    if not _is_version(python, OLDEST[1]):
-        print(f"Warning: there is no Python 3.9 here: what {python} chooses may not run there", file=sys.stderr)
-    fetch(WHEELS, python)
+    if arguments.renew:
+        renew(arguments.renew)
+    wheels = fetch(WHEELS)
     if arguments.target is None:
         return
     arguments.target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        collect(Path(folder), WHEELS, python)
+        collect(Path(folder), wheels)
         pack(Path(folder), arguments.target)
     print(arguments.target)
 
@@ -135,7 +153,8 @@ def main() -> None:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"Error: `{' '.join(command[:4])} …` failed: {done.stderr.strip()[-2000:]}")
+        shown = " ".join(command[:6])
+        sys.exit(f"Error: `{shown} …` failed: {done.stderr.strip()[-2000:]}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from rk3588 import sim
+from rk3588 import runtime, sim
 from rkruntime import abi, loader
 
 
@@ -20,7 +20,7 @@ class Engine:
     """A handle, and a callback that notes when each token came."""
 
     def __init__(self, path: str, new: int) -> None:
-        self.library, _ = loader.load(loader.find())
+        self.library, _ = loader.load(runtime.find())
         parameters = self.library.rkllm_createDefaultParam()
         parameters.model_path = os.fsencode(path)
         parameters.max_context_len, parameters.max_new_tokens = 512, new + 1

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rk3588 import bundle
+from rk3588 import files as reading
 from rk3588.errors import CheckpointError
+from rk3588.gguf import part_of
+from rk3588.mistaken import listed
 from rk3588.shape import Shape
 from rkconvert.config import ModelConfig
 from rkconvert.vocabulary import Vocabulary
@@ -21,6 +25,7 @@ Array = npt.NDArray[Any]
 PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _EMBEDDING = re.compile(r"embed|embd|wte\b|\bwpe\b", re.IGNORECASE)
 CARD = "README.md"
+_MOST_LICENCES = 64
 LICENCE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)", re.IGNORECASE)
 
 
@@ -93,8 +98,11 @@ class Checkpoint:
     shape: Shape | None = None  # None: its family is not known here
     extras: tuple[Path, ...] = ()  # configuration that was read as well
     copies: tuple[Path, ...] = ()
+    licence: str = ""  # what the file itself says of it, an identifier as the hub has them
+    copied_bytes: int | None = None  # of ``copies``, licences and card, where they are not here yet
     notes: tuple[str, ...] = ()
     origin: Origin | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # what it asks for, as rk3588.sampling names it
 
     @property
     def name(self) -> str:
@@ -122,8 +130,14 @@ class Checkpoint:
     @property
     def license_files(self) -> list[Path]:
         """Licence and notices, whatever they are called."""
-        found = self.folder.iterdir() if self.folder else ()
-        return sorted(file for file in found if file.is_file() and LICENCE.match(file.name))
+        if self.folder is None or not self.folder.is_dir():  # on the hub, and not here yet
+            return []
+        found = sorted(file for file in self.folder.iterdir() if LICENCE.match(file.name) and not file.is_dir())
+        if len(found) > _MOST_LICENCES:
+            raise CheckpointError(f"{self.folder} has {len(found)} files with licences: leave the model's own")
+        for file in found:
+            reading.check(file, self.folder, CheckpointError, reading.TEXT)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +163,7 @@ def checked_tensors(
         tensor = found.get(name)
         if tensor is None:
             raise CheckpointError(f"{where} lacks the tensor {name}, which its configuration asks for")
+        refuse_empty(tensor)
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{tensor.file}: tensor {tensor.name} has shape {list(tensor.shape)}, its configuration asks for "
@@ -159,6 +174,16 @@ def checked_tensors(
             f"{found[name].file}: tensor {found[name].name} is not part of a Llama this version knows"
         )
     return {name: found[name] for name in expected}
+
+
+def refuse_empty(tensor: SourceTensor) -> None:
+    """CheckpointError for what DeepSpeed leaves where each process has a part of the weights and one saves its own."""
+    if 0 in tensor.shape:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} is empty (shape {list(tensor.shape)}), as when it is saved under "
+            "DeepSpeed ZeRO-3 without its weights being gathered: save it again with "
+            "stage3_gather_16bit_weights_on_model_save, or make it of the checkpoint with zero_to_fp32.py"
+        )
 
 
 def with_heads(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
@@ -190,14 +215,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return huggingface.read_any(path) if is_folder(path) else gguf_file.read_any(path)
 
 
+def whole_models(names: Iterable[str]) -> list[str]:
+    """The GGUF files to choose from among ``names``: of those in parts, the first part."""
+    parts = {name: part_of(name) for name in names}
+    return sorted({part.name(1) if part else name for name, part in parts.items()})
+
+
 def is_folder(path: Path) -> bool:
     """Whether ``path`` is a Hugging Face folder, and not a GGUF file; CheckpointError when it is neither."""
     if path.is_dir():
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        ggufs = whole_models(file.name for file in path.glob("*.gguf"))
+        if (path / bundle.MANIFEST).exists():
+            raise CheckpointError(f"{path} is a bundle, which is converted already: give the model it was made from")
         if ggufs and not (path / "config.json").exists():
-            raise CheckpointError(f"{path} is a folder with GGUF files: give one of them: {', '.join(ggufs)}")
+            raise CheckpointError(f"{path} is a folder with GGUF files: give one of them: {listed(ggufs)}")
         return True
-    with path.open("rb") as file:
+    with reading.opened(path, None, CheckpointError) as file:
         magic = file.read(4)
     if magic == b"GGUF":
         return False

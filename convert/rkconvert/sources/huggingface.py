@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rk3588 import files as reading
+from rk3588 import sampling
 from rk3588 import shape as shapes
 from rk3588.errors import CheckpointError
+from rk3588.mistaken import listed
 from rkconvert import config as configs
 from rkconvert.config import ModelConfig
 from rkconvert.vocabulary_hf import read_vocabulary
 
 from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note
 
+GENERATION = "generation_config.json"
 COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", GENERATION,
 )  # fmt: skip
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja", "tokenizer.model")  # what is read beside the weights
@@ -26,20 +32,23 @@ _PARTS = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+ADAPTER = "adapter_config.json"
+_MOST = {"tokenizer.json": reading.TOKENIZER, "tokenizer.model": reading.TOKENIZER, INDEX: reading.INDEX}
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2}
 _MOST_HEADER = 100_000_000  # the format's own limit
 
 
 def read(folder: Path) -> Source:
     """The model in ``folder``; CheckpointError says what is missing or not supported."""
-    settings = read_json(folder / "config.json", "it is no Hugging Face folder; give the one that holds config.json")
+    settings = _settings(folder)
     config = configs.from_huggingface(settings, str(folder / "config.json"))
-    files = _weight_files(folder)
-    found = {canonical(name): tensor for name, tensor in _tensors(files).items()}
+    weights = _weights(folder)
+    found = {canonical(name): tensor for name, tensor in _tensors(weights.files).items()}
     ignored = {n for n in found if n.endswith("rotary_emb.inv_freq")}  # old checkpoints carry it; it follows from theta
     if config.tied:
         ignored.add(configs.OUTPUT)  # a copy of the embedding, or not used
     vocabulary = read_vocabulary(folder, settings, config.vocab_size)
+    wishes, remarks = _sampling(folder)
     return Source(
         path=folder,
         kind="huggingface",
@@ -47,24 +56,25 @@ def read(folder: Path) -> Source:
         config=config,
         vocabulary=vocabulary,
         tensors=_checked(config, found, folder, ignored),
-        files=tuple(files),
+        files=tuple(weights.files),
         shape=config.shape(folder.absolute().name),
-        extras=_there(folder, *CONFIGURATION, INDEX),
+        extras=_there(folder, *CONFIGURATION, *weights.indices),
         copies=_there(folder, *COPIED),
-        notes=vocabulary.notes,
+        notes=(*weights.notes, *vocabulary.notes, *remarks),
+        sampling=wishes,
     )
 
 
 def read_any(folder: Path) -> Checkpoint:
     """The model in ``folder``, whatever its architecture, without a look at how its tensors fit together."""
     where = folder / "config.json"
-    settings = read_json(where, "it is no Hugging Face folder; give the one that holds config.json")
+    settings = _settings(folder)
     configs.refuse_quantised(configs.Fields(settings, str(where)))
     names = settings.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(f"{where} names no architecture: it is not the config.json of a model")
-    files = _weight_files(folder)
-    tensors = _tensors(files)
+    weights = _weights(folder)
+    tensors = _tensors(weights.files)
     rows = settings.get("vocab_size", settings.get("padded_vocab_size"))
     vocabulary, notes = vocabulary_or_note(
         lambda: read_vocabulary(folder, settings, rows if isinstance(rows, int) else 0)
@@ -73,22 +83,50 @@ def read_any(folder: Path) -> Checkpoint:
         shape = shapes.from_config(settings, where)
     except CheckpointError:  # a family that predictions do not know is no reason to refuse a model
         shape = None
+    wishes, remarks = _sampling(folder)
     return Checkpoint(
         path=folder,
         kind="huggingface",
         architecture=names[0],
         tensors=tensors,
-        files=tuple(files),
+        files=tuple(weights.files),
         vocabulary=vocabulary,
         shape=shape,
-        extras=_there(folder, *CONFIGURATION, INDEX),
+        extras=_there(folder, *CONFIGURATION, *weights.indices),
         copies=_there(folder, *COPIED),
-        notes=notes,
+        notes=(*weights.notes, *notes, *remarks),
+        sampling=wishes,
     )
 
 
+def _sampling(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the model asks for in its generation_config.json, and remarks."""
+    where = folder / GENERATION
+    return sampling.of_model(read_json(where, ""), str(where)) if where.is_file() else ({}, ())
+
+
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:
-    return tuple(folder / name for name in names if (folder / name).is_file())
+    """Those that are there, checked to be files that may be read and passed on."""
+    found = tuple(folder / name for name in names if reading.exists(folder / name))
+    for file in found:
+        try:
+            reading.check(file, folder, CheckpointError, most_bytes(file.name))
+        except FileNotFoundError:
+            raise CheckpointError(f"{file} is a link that leads nowhere: download the model again") from None
+    return found
+
+
+def most_bytes(name: str) -> int:
+    """What a file of configuration may have."""
+    return _MOST.get(name, reading.SETTINGS)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    if (folder / ADAPTER).is_file() and not reading.exists(folder / "config.json"):
+        raise CheckpointError(
+            f"{folder} is an adapter and not a model: give the model that it was trained on, and --lora {folder}"
+        )
+    return read_json(folder / "config.json", "it is no Hugging Face folder; give the one that holds config.json")
 
 
 def _tensors(files: Mapping[Path, list[str] | None]) -> dict[str, SourceTensor]:
@@ -117,11 +155,9 @@ def _checked(
 def read_json(path: Path, missing: str) -> dict[str, Any]:
     """An object from a JSON file; ``missing`` ends the sentence when the file is not there."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = reading.read_json(path, most_bytes(path.name), path.parent, CheckpointError)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}: {missing}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"cannot read {path}: it holds no JSON object")
     return value
@@ -149,47 +185,101 @@ def huggingface_name(name: str) -> str:
     return f"model.layers.{layer}.{next(hf for hf, ours in _PARTS.items() if ours == part)}.weight"
 
 
-def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
-    """Files with weights, each with the tensors the index looks for in it (None: there is no index)."""
-    index, single = folder / INDEX, folder / SINGLE
-    if not index.is_file():
-        if single.is_file():
-            return {single: None}
-        if any(folder.glob("pytorch_model*.bin")):
-            raise CheckpointError(
-                f"{folder} has its weights in pytorch_model.bin, which can run code when it is read: save them as "
-                "safetensors (model.save_pretrained in transformers)"
-            )
-        raise CheckpointError(f"{folder} has no model.safetensors and no index of shards: download the model again")
+class _Weights(NamedTuple):
+    """Files with weights, each with the tensors that the index looks for in it (None: there is no index)."""
+
+    files: dict[Path, list[str] | None]
+    indices: tuple[str, ...] = ()  # the index, where it was used
+    notes: tuple[str, ...] = ()
+
+
+def _weights(folder: Path) -> _Weights:
+    """What transformers would take: model.safetensors where it is there, else the shards of the index."""
+    adapter = (
+        (f"{folder} holds an adapter as well ({ADAPTER}), which is not applied: give it with --lora",)
+        if reading.exists(folder / ADAPTER)
+        else ()
+    )
+    if reading.exists(folder / SINGLE):
+        unused = [INDEX] if reading.exists(folder / INDEX) else []
+        unused += sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
+        note = f"{SINGLE} is converted, as transformers would load it; not used beside it: {listed(unused)}"
+        return _Weights({folder / SINGLE: None}, (), ((note,) if unused else ()) + adapter)
+    if not reading.exists(folder / INDEX):
+        raise CheckpointError(_no_weights(folder))
+    return _Weights(_shards(folder), (INDEX,), adapter)
+
+
+def _shards(folder: Path) -> dict[Path, list[str] | None]:
+    index = folder / INDEX
     where = read_json(index, "it is needed to find the shards").get("weight_map")
     if not isinstance(where, dict) or not where:
         raise CheckpointError(f"cannot read {index}: it has no 'weight_map'")
     files: dict[Path, list[str] | None] = {}
     for name, shard in where.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index}: {shard!r} is not the name of a file beside it")
+        if not reading.is_name(shard):
+            raise CheckpointError(f"{index}: {str(shard)[:100]!r} is not the name of a file beside it")
         names = files.setdefault(folder / shard, [])
         assert names is not None
         names.append(name)
     for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{folder} lacks the shard {file.name}, which {index.name} names: download it again")
+        if not reading.exists(file):
+            others = sorted(found.name for found in folder.glob("*.safetensors") if found not in files)
+            advice = (
+                f"the index is not of the files that are there ({listed(others)}): get the one that is"
+                if others
+                else "download it again"
+            )
+            raise CheckpointError(f"{folder} lacks the shard {file.name}, which {index.name} names: {advice}")
     return files
+
+
+def _no_weights(folder: Path) -> str:
+    """Which other form the weights have, and how to come to the one that can be read."""
+    found = sorted(file.name for file in folder.glob("*.safetensors"))
+    shards = [name for name in found if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+    variants = [name for name in found if re.fullmatch(r"model\.[\w-]+?(-\d+-of-\d+)?\.safetensors", name)]
+    saved = "save the model with transformers (model.save_pretrained)"
+    if shards:
+        return (
+            f"{folder} has shards ({listed(shards)}) and no {INDEX}, which says what is in which: download that file "
+            f"too, or {saved}"
+        )
+    if variants:
+        return f"{folder} has its weights as a variant only ({listed(variants)}): load it with variant=…, and {saved}"
+    if any(name.startswith("consolidated") for name in found):
+        return (
+            f"{folder} has its weights in {found[0]}, under other names than those of transformers: look for the "
+            f"Hugging Face form of the model, with {SINGLE}"
+        )
+    if any(folder.glob("pytorch_model*.bin")):
+        return (
+            f"{folder} has its weights in pytorch_model.bin, which can run code when it is read: save them as "
+            "safetensors (model.save_pretrained in transformers)"
+        )
+    if found:
+        return f"{folder} has no {SINGLE} and no index of shards, only {listed(found)}: download the model again"
+    return f"{folder} has no {SINGLE} and no index of shards: download the model again"
 
 
 def read_header(path: Path) -> dict[str, SourceTensor]:
     """The tensors of one safetensors file by name, each checked to lie inside the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MOST_HEADER):
-            raise CheckpointError(
-                f"{path} is truncated or not safetensors: its header should have {length} bytes, the file has {size}"
-            )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: its header is not JSON ({error}): download it again") from error
+    try:
+        with reading.opened(path, path.parent, CheckpointError) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MOST_HEADER):
+                raise CheckpointError(
+                    f"{path} is truncated or not safetensors: its header should have {length} bytes, the file has "
+                    f"{size}"
+                )
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is a link that leads nowhere: download the model again") from None
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is not JSON ({error}): download it again") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is no JSON object: download it again")
     header.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""One cell in a process of its own, which ends when the sweep does: ``python -m rkconvert.sweep.cell FD ARGUMENTS``.
+"""One cell in a process of its own, which ends when the sweep does: this module with the arguments ``FD ARGUMENTS``.
 
 FD is the read end of a pipe that only the sweep can write to. When the sweep is gone, however that came about, the
 pipe ends, and this process ends itself as after a SIGTERM: nothing half-written stays.
@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import IO, Any
+
+from rk3588 import children
 
 _PATIENCE = 60.0  # seconds to clean up in
 
@@ -38,12 +40,12 @@ class Running:
         self._stdout: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in result()
         self._stderr: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         theirs, self._lifeline = os.pipe()
-        command = [sys.executable, "-m", __name__, str(theirs), "build", *arguments]
+        child = children.python(__name__, str(theirs), "build", *arguments)
         try:
             # A session of its own: Ctrl-C is the sweep's to handle.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=self._stdout, stderr=self._stderr,
-                pass_fds=(theirs, *keep), start_new_session=True,
+                child.command, env=child.environment, stdin=subprocess.DEVNULL, stdout=self._stdout,
+                stderr=self._stderr, pass_fds=(theirs, *keep), start_new_session=True,
             )  # fmt: skip
         finally:
             os.close(theirs)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import yaml
 
 from rk3588 import bundle
-from rk3588.errors import BundleError, CheckpointError, RkError, UsageError
-from rk3588.yamltable import nearest
+from rk3588.errors import BundleError, RkError, UsageError
+from rk3588.nearest import nearest
 from rkconvert import hub, lora
 from rkconvert.commands import default_name
 from rkconvert.plan import Plan, variant_name
@@ -23,11 +24,12 @@ from rkconvert.sources.base import Checkpoint
 NO_LORA = "none"
 _AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras")
 _OPTIONS = ("lora_mode", "npu_cores", "algorithm", "extra_qparams", "dataset", "device")
-_COMMON = ("targets", *_OPTIONS, "force", "community_names")
+_FLAGS = ("force", "community_names", "follow_links")
+_COMMON = ("targets", *_OPTIONS, *_FLAGS)
 _PATHS = ("extra_qparams", "dataset")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora_mode": str, "npu_cores": int, "algorithm": str, "extra_qparams": str, "dataset": str, "device": str,
-    "force": bool, "community_names": bool, "dtypes": str, "hybrid_rates": (int, float), "optimization_levels": int,
+    **dict.fromkeys(_FLAGS, bool), "dtypes": str, "hybrid_rates": (int, float), "optimization_levels": int,
     "loras": (str, type(None)),
 }  # fmt: skip
 
@@ -68,7 +70,7 @@ class Cell:
             value = getattr(self.request, option)
             if value is not None:
                 found.append(f"--{option.replace('_', '-')}={value}")
-        flags = [name for name in ("force", "community_names") if getattr(self.request, name)]
+        flags = [name for name in _FLAGS if getattr(self.request, name)]
         return found + [f"--{name.replace('_', '-')}" for name in flags]
 
     def facts(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Sources:
         key = (cell.model, cell.request.opener)
         if key not in self._opened:
             try:
-                self._opened[key] = _open(cell.model, cell.request.opener)
+                self._opened[key] = _open(cell.model, cell.request)
             except RkError as error:
                 self._opened[key] = error
         source = self._opened[key]
@@ -107,17 +109,13 @@ class Sources:
         return replace(cell.request, overwrite=True).plan(source, cell.name, cell.out)
 
 
-def _open(model: str, opener: Callable[[Path], Checkpoint]) -> Checkpoint:
-    path = Path(model)
-    if path.exists():
-        try:
-            return opener(path)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror}") from error
+def _open(model: str, request: Request) -> Checkpoint:
+    if os.path.lexists(model):
+        return request.open(Path(model))
     wanted = hub.parse(model)
     if wanted is None:
         raise UsageError(f"{model} does not exist")
-    return hub.peek(hub.find(wanted), opener)
+    return hub.peek(hub.find(wanted), request.opener)
 
 
 def load(file: Path, out: Path | None, community_names: bool = False) -> Sweep:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from rk3588 import lazy
 from rkconvert.progress import shown
 from rkconvert.signals import deferred_interrupts
 
 from . import install as installs
 
 
-@click.group()
+@click.group(cls=lazy.LazyGroup)
 def toolkit() -> None:
     """Rockchip's rkllm-toolkit, which writes models for a real board, in an interpreter of its own."""
 

@@ -87,7 +87,8 @@ def _worker(python: Path, calls: Sequence[Call]) -> Iterator[tuple[int, int]]:
         environment.pop(variable, None)
     try:
         process = subprocess.Popen(
-            [str(python), "-u", str(_WORKER), str(requests_in), str(replies_out)],
+            # -I: `import build` over there must not find the modules that lie beside the worker.
+            [str(python), "-I", "-u", str(_WORKER), str(requests_in), str(replies_out)],
             stdin=subprocess.DEVNULL, stdout=output_in, stderr=output_in, env=environment,
             pass_fds=(requests_in, replies_out), start_new_session=True,
         )  # fmt: skip

@@ -193,7 +193,7 @@ def search_python(version: str) -> Path | None:
 def _version_of(python: Path) -> str | None:
     """ "3.10", or None for what is no interpreter. pyenv's stand-ins on PATH exist for versions that do not run."""
     try:
-        done = subprocess.run([str(python), "-c", _ASK], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([str(python), "-I", "-c", _ASK], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -215,10 +215,10 @@ def install(package: Package, progress: driver.Progress, check: Callable[[], Non
         try:
             python = new / "bin" / "python"
             progress("virtual environment", 0, 100)
-            _command([str(package.python), "-m", "venv", str(new)], check)
+            _command([str(package.python), "-I", "-m", "venv", str(new)], check)  # -I: a venv.py of the current folder
             progress("packages, which can take minutes", 0, 100)
             beside = ["--find-links", str(package.path.parent)] if package.path.is_file() else []
-            pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
+            pip = [str(python), "-I", "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
             _command([*pip, *beside, str(package.path)], check)
             outcome = driver.run(python, [], log_file("install"), progress, check)
             found = Toolkit(

@@ -11,25 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588.errors import CheckpointError, RkError, ToolkitError, UsageError
+from rk3588.gguf import JOIN
 from rk3588.quant import SCHEMES, Scheme
 from rkconvert import memory
 from rkconvert.sources.base import Checkpoint, SourceTensor
 
-from .options import ALGORITHMS, DEVICES, BoardOptions
+from .options import ALGORITHMS, ARCHITECTURES, DEVICES, GGUF_ARCHITECTURES, BoardOptions
 
 BOARD_DTYPES = tuple(s.name for s in SCHEMES.values() if s.quantised)
 RK3576_DTYPES = ("w4a16", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 CORES = (1, 2, 3)
 LEVELS = (0, 1)
-# From the lists of 1.1.1's README and manual.
-ARCHITECTURES = (
-    "LlamaForCausalLM", "QWenLMHeadModel", "Qwen2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM", "ChatGLMModel",
-    "GemmaForCausalLM", "Gemma2ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM",
-    "TelechatForCausalLM",
-)  # fmt: skip
-GGUF_ARCHITECTURES = (
-    "llama", "qwen", "qwen2", "phi2", "phi3", "chatglm", "gemma", "gemma2", "internlm2", "minicpm", "minicpm3",
-)  # fmt: skip
 GGUF_TYPES = ("F16", "Q4_0")
 LEAST, USUAL = 2, 4  # times the model's size that a conversion takes of RAM
 _NVIDIA = Path("/proc/driver/nvidia/version")
@@ -79,7 +71,7 @@ def check_model(source: Checkpoint, schemes: Sequence[Scheme]) -> tuple[list[Lik
     """What the model's headers say: (reasons to expect failure, notes). CheckpointError for what cannot work."""
     likely = _architecture(source)
     if source.kind == "gguf":
-        likely += _gguf_types(source)
+        likely += [*_gguf_parts(source), *_gguf_types(source)]
     elif not any(file.name in ("tokenizer.json", "tokenizer.model") for file in source.extras):
         raise CheckpointError(f"{source.path} has no tokenizer.json and no tokenizer.model: download the model again")
     notes = []
@@ -109,6 +101,13 @@ def _architecture(source: Checkpoint) -> list[Likely]:
             )
         )
     ]
+
+
+def _gguf_parts(source: Checkpoint) -> list[Likely]:
+    if len(source.files) < 2:
+        return []
+    told = f"{source.path} is a model in {len(source.files)} parts, and rkllm-toolkit is given one file: {JOIN}"
+    return [Likely(CheckpointError(told))]
 
 
 def _gguf_types(source: Checkpoint) -> list[Likely]:

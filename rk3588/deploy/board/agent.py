@@ -18,7 +18,20 @@ import pwd
 import subprocess
 
 from .activation import activate, guard, remove
-from .files import current_of, finish, incoming_state, load, lock, receive, release_state, say, subfolders, text_of
+from .files import (
+    current_of,
+    finish,
+    incoming_state,
+    load,
+    lock,
+    receive,
+    refuse,
+    release_state,
+    say,
+    subfolders,
+    text_of,
+)
+from .ground import weakness
 from .service import is_active, ready, units_of
 
 
@@ -51,7 +64,20 @@ def state(prefix: str, rule: str) -> None:
 
 
 COMMANDS = {f.__name__: f for f in (state, receive, finish, activate, guard, remove, lock)}
+PREFIX_AT = {"state": 0, "finish": 0, "activate": 0, "remove": 0, "lock": 2}  # where in its words; receive looks itself
 
 
 def main(words: list[str]) -> None:
-    COMMANDS[words[0]](*words[1:])
+    name, *rest = words
+    os.chdir("/")  # not where somebody may have put things, in a home folder say
+    if name in PREFIX_AT:
+        firm(rest[PREFIX_AT[name]], *((f"releases/{rest[1]}/agent.pyz",) if name == "activate" else ()))
+    COMMANDS[name](*rest)
+
+
+def firm(prefix: str, *more: str) -> None:
+    """Refuse to do anything at a prefix where others could put what is run from there."""
+    for path in ("", "releases", "incoming", *more):
+        wrong = weakness(f"{prefix}/{path}")
+        if wrong:
+            refuse(wrong)

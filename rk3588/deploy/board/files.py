@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -12,7 +13,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Optional, cast
+
+from .ground import weakness
 
 BLOCK = 1 << 20
 SILENCE = 60  # seconds without a byte: the sender is gone
@@ -127,6 +130,9 @@ def receive() -> None:
 
 def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mode: int) -> None:
     """Take one file into PATH, going on where a broken transfer stopped if the sender agrees."""
+    wrong = weakness(os.path.dirname(path))
+    if wrong:
+        refuse(wrong)
     part = path + ".part"
     try:
         out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -243,19 +249,22 @@ def finish(prefix: str, name: str) -> None:
 
 
 def lock(path: str, who: str, prefix: str) -> None:
-    """Hold the lock as long as the deployer shows that it lives. First an activation that still goes on may end."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # in /tmp, others can make links
+    """Hold the lock as long as the deployer shows that it lives. First an activation that still goes on may end.
+
+    PATH lies where only its owner can write, so that nobody else can take it first: ``~`` is the home folder.
+    """
+    path = os.path.expanduser(path)
+    wrong = weakness(os.path.dirname(path))
+    if wrong:
+        refuse(wrong)
     # One whose link broke holds it until its silence is noticed.
     deadline = time.monotonic() + LOCK_SILENCE + 4
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.pread(handle, 200, 0).decode("utf-8", "replace") or "somebody"
-                refuse(f"a deployment by {holder} is going on there")
+    handle = locked(path)
+    while handle is None:
+        if time.monotonic() > deadline:
+            refuse(f"a deployment by {text_of(path)[:200] or 'somebody'} is going on there")
         time.sleep(0.2)
+        handle = locked(path)
     os.ftruncate(handle, 0)
     os.pwrite(handle, who.encode(), 0)
     settle(prefix)
@@ -263,7 +272,22 @@ def lock(path: str, who: str, prefix: str) -> None:
     while True:
         signal.alarm(LOCK_SILENCE)  # killed by it: the lock falls with the process
         if not sys.stdin.buffer.readline():
-            return
+            break
+    os.unlink(path)
+
+
+def locked(path: str) -> Optional[int]:
+    """A handle that has the lock; None while another process has it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        refuse(f"cannot lock {path}: {error.strerror}")
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):  # else its holder has just taken it away
+            return handle
+    os.close(handle)
+    return None
 
 
 def settle(prefix: str) -> None:

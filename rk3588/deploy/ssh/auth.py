@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 import paramiko
+import paramiko.agent
 from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko.pkey import PublicBlob, UnknownKeyType
 
@@ -16,17 +19,19 @@ from rk3588.errors import ConnectError
 from .config import Target
 
 _PASSWORDS = 3
+_AGENT_SECONDS = 5.0
 
 
 def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
     """Authenticate; ConnectError says what was tried."""
     tried: list[str] = []
+    ask = ask if target.asks else _nobody
     try:
         allowed = _allowed(transport, target)
         if transport.is_authenticated():
             return  # a server that asks for nothing
         if "publickey" in allowed:
-            agent = _agent()
+            agent = _agent(target)
             try:
                 for label, key in _keys(target, agent, ask):
                     tried.append(label)
@@ -72,27 +77,84 @@ def _allowed(transport: paramiko.Transport, target: Target) -> set[str]:
     return {"publickey", "password"}
 
 
-def _keys(target: Target, agent: Optional[paramiko.Agent], ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
+def _nobody(_question: str) -> None:
+    return None
+
+
+def _keys(target: Target, agent: Optional[Agent], ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
+    """Every key, and before it the certificates that were made for it."""
+    certificates = [blob for file in target.certificates if (blob := _certificate(file))]
+    for label, key, file in _plain_keys(target, agent, ask):
+        beside = [] if target.certificates or file is None else [_certificate(Path(f"{file}-cert.pub"))]
+        for certificate in (*certificates, *beside):
+            if certificate and _is_for(certificate, key):
+                key.public_blob = certificate
+                yield f"{label} with its certificate", key
+                key.public_blob = None
+        yield label, key
+
+
+def _certificate(file: Path) -> Optional[PublicBlob]:
+    try:
+        blob = PublicBlob.from_file(str(file))
+    except (OSError, ValueError):
+        return None
+    return blob if "-cert-v01@" in blob.key_type else None
+
+
+def _is_for(certificate: PublicBlob, key: paramiko.PKey) -> bool:
+    """A certificate has, after its kind and a random string, the same numbers as the key after its kind."""
+    numbers, said = paramiko.Message(key.asbytes()), paramiko.Message(certificate.key_blob)
+    kind = numbers.get_text()
+    said.get_string()
+    said.get_string()
+    return certificate.key_type.startswith(kind) and said.get_remainder().startswith(numbers.get_remainder())
+
+
+def _plain_keys(
+    target: Target, agent: Optional[Agent], ask: Ask
+) -> Iterator[tuple[str, paramiko.PKey, Optional[Path]]]:
     """The configured files' keys that the agent holds first, then the agent's others, then the files themselves."""
     from_agent: list[paramiko.PKey] = list(agent.get_keys()) if agent else []
-    public = {blob for file in target.keys if (blob := _public_blob(file))}
-    wanted = [key for key in from_agent if key.asbytes() in public]
+    files = {blob: file for file in target.keys if (blob := _public_blob(file))}
+    wanted = [key for key in from_agent if key.asbytes() in files]
     if not target.only_these_keys:
         wanted += [key for key in from_agent if key not in wanted]
     for key in wanted:
-        yield f"{key.get_name()} of the agent", key
+        yield f"{key.get_name()} of the agent", key, files.get(key.asbytes())
     held = {key.asbytes() for key in wanted}
     for file in target.keys:
         if _public_blob(file) in held or not file.is_file():
             continue
         loaded = _load(file, ask)
         if loaded is not None:
-            yield str(file), loaded
+            loaded.public_blob = None  # paramiko puts a certificate there that lies beside it
+            yield str(file), loaded, file
 
 
-def _agent() -> Optional[paramiko.Agent]:
+class Agent(paramiko.agent.AgentSSH):
+    """The agent behind a socket; paramiko's own class knows SSH_AUTH_SOCK only."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.settimeout(_AGENT_SECONDS)
+            self._socket.connect(path)
+            self._socket.settimeout(None)  # somebody may have to press a button
+            self._connect(self._socket)  # type: ignore[attr-defined]
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        self._close()  # type: ignore[attr-defined]
+
+
+def _agent(target: Target) -> Optional[Agent]:
+    path = os.environ.get("SSH_AUTH_SOCK", "") if target.agent is None else target.agent
     try:
-        return paramiko.Agent()
+        return Agent(path) if path else None
     except (paramiko.SSHException, OSError):
         return None
 

@@ -1,29 +1,35 @@
-"""What ``~/.ssh/config`` says of a host. paramiko reads it; ``Include``, which it does not know, is resolved here."""
+"""What is configured for a host: as ``ssh -G`` says it, or read here where there is no ssh client."""
 
 from __future__ import annotations
 
-import getpass
-import glob
+import os
 import re
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-import paramiko
-
 from rk3588.boards import Host
 from rk3588.errors import ConnectError, UsageError
 
-USER_CONFIG = Path("~/.ssh/config")
+from . import openssh
+from .openssh import Said
+from .reader import Reader
+from .tokens import PROXY, Tokens, home_in, local_user, seconds
+
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 USER_KNOWN = "~/.ssh/known_hosts"
-SYSTEM_KNOWN = "/etc/ssh/ssh_known_hosts"
+_KNOWN = {  # and what they are where nobody says
+    "userknownhostsfile": f"{USER_KNOWN} {USER_KNOWN}2",
+    "globalknownhostsfile": "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2",
+}
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 CONNECT_SECONDS = 15.0
 SILENCE_SECONDS = 20.0
-_DEPTH = 16  # of Include, as in OpenSSH
-_LINE = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.*?)\s*$")
-_COMMENT = re.compile(r'\s#[^"]*$')  # at a line's end; paramiko knows only whole lines of it
+_NOT_IN_HOSTS = "'`\"$\\;&<>|(){},"  # as OpenSSH has it since 9.6
+_NOT_IN_USERS = "'`\";&<>|(){}\\$"
+_FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+_NOT_FOLLOWED = ("bindaddress", "bindinterface", "revokedhostkeys", "knownhostscommand", "pkcs11provider")
 _SPEC = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\s@-][^:\s@]*)(?::(?P<port>\d{1,5}))?")
 
 
@@ -45,6 +51,11 @@ class Target:
     connect_timeout: float
     silence: float = SILENCE_SECONDS  # seconds without a sign of life after which the link counts as lost
     openssh: tuple[str, ...] = ()  # the words that take OpenSSH's ssh to the same place
+    certificates: tuple[Path, ...] = ()  # none: the one beside each key
+    agent: Optional[str] = None  # its socket; None: as SSH_AUTH_SOCK says, "": none
+    family: int = socket.AF_UNSPEC
+    asks: bool = True  # whether a password or a passphrase may be asked for
+    remarks: tuple[str, ...] = ()  # what of ssh's configuration is not followed
 
     @property
     def known_as(self) -> str:
@@ -60,43 +71,119 @@ def parse_spec(spec: str) -> tuple[Optional[str], str, Optional[int]]:
     port = int(match["port"]) if match and match["port"] else None
     if not match or (port is not None and not 0 < port < 65536):
         raise UsageError(f"{spec!r} is not a host: give user@address, user@address:port or a name of hosts.yaml")
+    for part, barred in ((match["host"], _NOT_IN_HOSTS), (match["user"] or "", _NOT_IN_USERS)):
+        # They may stand in a command of ssh's configuration: %h and %r of ProxyCommand and Match exec.
+        if part.startswith("-") or not part.isprintable() or set(part) & set(barred):
+            raise UsageError(f"{spec!r} is not a host: {part!r} has a character that shells make something of")
     return match["user"], match["host"].strip("[]"), port
 
 
 def resolve(spec: str, config: Optional[Path] = None) -> Target:
     """What is configured for ``[user@]host[:port]``. ``config``: instead of the user's and the system's files."""
     user, host, port = parse_spec(spec)
-    found = _lookup(host, config, user, port)
-    keys = tuple(Path(name).expanduser() for name in found.get("identityfile", []))
-    known = _words(str(found.get("userknownhostsfile", USER_KNOWN)))
-    known += _words(str(found.get("globalknownhostsfile", SYSTEM_KNOWN)))
-    jump = str(found.get("proxyjump", "none"))
-    command = str(found.get("proxycommand", "none"))
-    try:
-        set_port, seconds = int(found.get("port", 22)), float(found.get("connecttimeout", CONNECT_SECONDS))
-        interval, count = float(found.get("serveraliveinterval", 0)), int(found.get("serveralivecountmax", 3))
-    except ValueError as error:
-        raise ConnectError(f"ssh's configuration for {host} has a number that is none (Port, a timeout)") from error
+    said, remarks = _said(host, user, port, config)
+
+    def one(key: str, default: str = "") -> str:
+        return said.get(key, [default])[0]
+
+    jumps = tuple(reversed(one("proxyjump", "none").split(",")))
+    jumps = () if jumps[0].lower() == "none" else jumps
+    alias, address, set_port = one("hostkeyalias") or None, one("hostname", host), _port(one("port", "22"), host)
+    tokens = Tokens(
+        original=host,
+        address=address,
+        port=set_port,
+        user=one("user") or local_user(),
+        alias=alias,
+        jump=parse_spec(jumps[0])[1] if jumps else "",
+    )
+    command = one("proxycommand", "none")
+    unused = bool(jumps) or command.lower() == "none"
+    if not unused and _yes(one("proxyusefdpass")):
+        raise ConnectError(f"ssh's configuration for {host}: ProxyUseFdpass is not supported; leave it out")
+    passed = [key for key in _NOT_FOLLOWED if one(key, "none") != "none"]
+    remarks += [f"{key} of ssh's configuration for {host} is not followed here" for key in passed]
+    interval, count = seconds(one("serveraliveinterval", "0")), int(one("serveralivecountmax", "3"))
+    patience = one("connecttimeout", "none")
     return Target(
         name=spec,
-        address=str(found.get("hostname", host)),
+        address=address,
         port=set_port,
-        user=str(found.get("user") or getpass.getuser()),
-        keys=keys or tuple(Path("~/.ssh").expanduser() / name for name in DEFAULT_KEYS),
-        only_these_keys=str(found.get("identitiesonly", "no")).lower() == "yes",
-        jumps=() if jump.lower() == "none" else tuple(reversed(jump.split(","))),
-        proxy_command=None if command.lower() == "none" or jump.lower() != "none" else command,
-        known_hosts=tuple(Path(name).expanduser() for name in known if name.lower() != "none"),
-        hash_names=str(found.get("hashknownhosts", "no")).lower() == "yes",
-        key_alias=str(found["hostkeyalias"]) if "hostkeyalias" in found else None,
-        connect_timeout=seconds,
-        silence=interval * count or SILENCE_SECONDS,
+        user=tokens.user,
+        keys=_paths(said, "identityfile", tokens, DEFAULT_KEYS),
+        only_these_keys=_yes(one("identitiesonly")),
+        jumps=jumps,
+        proxy_command=None if unused else tokens.expand(command, "ProxyCommand", PROXY, variables=False),
+        known_hosts=tuple(map(Path, (*said["userknownhostsfile"], *said["globalknownhostsfile"]))),
+        hash_names=_yes(one("hashknownhosts")),
+        key_alias=alias,
+        connect_timeout=CONNECT_SECONDS if patience == "none" else float(seconds(patience) or CONNECT_SECONDS),
+        silence=float(interval * count) or SILENCE_SECONDS,
         openssh=(
             *(("-F", str(config)) if config else ()),
             *(("-p", str(port)) if port else ()),
             f"{user}@{host}" if user else host,
         ),
+        certificates=_paths(said, "certificatefile", tokens, ()),
+        agent=_agent(one("identityagent")),
+        family=_FAMILIES.get(one("addressfamily", "any"), socket.AF_UNSPEC),
+        asks=not _yes(one("batchmode")),
+        remarks=tuple(remarks),
     )
+
+
+def _said(host: str, user: Optional[str], port: Optional[int], config: Optional[Path]) -> tuple[Said, list[str]]:
+    """What ssh's configuration says, and what of it was left out; known hosts and the agent as whole paths."""
+    program, remarks = openssh.client(), []
+    if program:
+        try:
+            said = openssh.asked(program, host, user, port, config, SYSTEM_CONFIG)
+            for key in _KNOWN:
+                said[key] = [home_in(name) for name in _names(said.get(key, [""])[0])]
+            return said, []
+        except openssh.UnknownMatch:
+            remarks.append(f"{program} cannot read its own configuration: it knows not all of its Match lines")
+    reader, home = Reader(host, user, port), Path.home() / ".ssh"
+    reader.read([(config, home)] if config else [(home / "config", home), (SYSTEM_CONFIG, SYSTEM_CONFIG.parent)])
+    said = reader.said
+    said["hostname"] = [reader.address]
+    named = said.get("user", [local_user()])[0]
+    tokens = Tokens(host, reader.address, _port(said.get("port", ["22"])[0], host), named)
+    for key, usual in _KNOWN.items():
+        names = [name for name in said.get(key, usual.split()) if name.lower() != "none"]
+        said[key] = [str(tokens.path(name, key)) for name in names]
+    if "identityagent" in said:
+        said["identityagent"] = [str(tokens.expand(home_in(said["identityagent"][0]), "IdentityAgent"))]
+    return said, [*remarks, *reader.remarks]
+
+
+def _names(text: str) -> list[str]:
+    """File names as ``ssh -G`` puts them on one line, without quotes: a blank ends one where another path begins."""
+    return [name for name in re.split(r" (?=[/~])", text) if name and name.lower() != "none"]
+
+
+def _paths(said: Said, key: str, tokens: Tokens, usual: tuple[str, ...]) -> tuple[Path, ...]:
+    names = said.get(key) or [f"~/.ssh/{name}" for name in usual]
+    return tuple(tokens.path(name, key) for name in names if name.lower() != "none")
+
+
+def _port(text: str, host: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ConnectError(f"ssh's configuration for {host}: Port {text!r} is none")
+    return int(text)
+
+
+def _yes(text: str) -> bool:
+    return text.lower() in ("yes", "true")
+
+
+def _agent(said: str) -> Optional[str]:
+    """The socket that IdentityAgent means."""
+    if said in ("", "SSH_AUTH_SOCK"):
+        return None
+    if said.lower() == "none":
+        return ""
+    return os.environ.get(said[1:], "") if said.startswith("$") else said
 
 
 def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = None) -> Target:
@@ -118,53 +205,3 @@ def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = No
     )
 
 
-def _lookup(host: str, config: Optional[Path], user: Optional[str], port: Optional[int]) -> paramiko.SSHConfigDict:
-    files = [config] if config else [USER_CONFIG.expanduser(), SYSTEM_CONFIG]
-    # The first value found counts: what was said goes before the user's file, that before the system's.
-    texts = [f"  User {user}" if user else "", f"  Port {port}" if port else ""]
-    try:
-        texts += [_flatten(file, host, file.parent) for file in files if file.is_file()]
-        return paramiko.SSHConfig.from_text("\n".join("Host *\n" + text for text in texts)).lookup(host)
-    except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize, OSError, UnicodeDecodeError) as error:
-        raise ConnectError(f"cannot read ssh's configuration ({files[0]}): {error}") from error
-
-
-def _words(text: str) -> list[str]:
-    """File names, those with blanks in quotes."""
-    return [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', text)]
-
-
-def _flatten(file: Path, host: str, base: Path, depth: int = 0) -> str:
-    """The file with every Include that applies to ``host`` in its place.
-
-    An Include below a Host or Match line counts only where that line matches, and the line holds again after it.
-    """
-    if depth > _DEPTH:
-        raise ConnectError(f"{file}: Include is nested more than {_DEPTH} deep: does a file include itself?")
-    lines, section = [], "Host *"
-    for written in file.read_text(encoding="utf-8").splitlines():
-        line = _COMMENT.sub("", written)
-        match = _LINE.fullmatch(line)
-        key = match[1].lower() if match else ""
-        if key in ("host", "match"):
-            section = line
-        if key != "include" or not match:
-            lines.append(line)
-        elif _applies(section, host):
-            for name in _included(match[2], base):
-                lines += ["Host *", _flatten(name, host, base, depth + 1)]
-            lines.append(section)
-    return "\n".join(lines)
-
-
-def _applies(section: str, host: str) -> bool:
-    probe = paramiko.SSHConfig.from_text(f"{section}\n  RemoteCommand applies\n")
-    return "remotecommand" in probe.lookup(host)
-
-
-def _included(patterns: str, base: Path) -> list[Path]:
-    found: list[Path] = []
-    for name in _words(patterns):
-        pattern = str(base / Path(name).expanduser())
-        found += [Path(path) for path in sorted(glob.glob(pattern)) if Path(path).is_file()]  # noqa: PTH207
-    return found

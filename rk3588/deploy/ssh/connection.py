@@ -16,6 +16,7 @@ from typing import Any, Optional
 import paramiko
 
 from rk3588.deploy.connection import Ask, Connection, Data, Session
+from rk3588.deploy.shell import Marks
 from rk3588.errors import ConnectError
 
 from .auth import log_in
@@ -110,12 +111,36 @@ class Impatient:
 
 
 def _proxied(command: str, way: Way) -> socket.socket:
-    """A socket whose other end is the command's stdin and stdout."""
+    """A socket whose other end is the command's stdin and stdout; run as ssh runs it, by the user's own shell."""
     ours, theirs = socket.socketpair()
+    line = [os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}"]
     with theirs:
         end = theirs.fileno()
-        way.process = subprocess.Popen(["/bin/sh", "-c", command], stdin=end, stdout=end, start_new_session=True)
+        way.process = subprocess.Popen(line, stdin=end, stdout=end, start_new_session=True)
     return ours
+
+
+def _plain(target: Target) -> socket.socket:
+    """Connected to the first of the host's addresses that answers."""
+    failure = OSError("it has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        target.address, target.port, target.family, socket.SOCK_STREAM
+    ):
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            made.settimeout(target.connect_timeout)
+            made.connect(address)
+        except OSError as error:
+            made.close()
+            failure = error
+        else:
+            made.settimeout(None)
+            return made
+    raise failure
 
 
 def _socket(target: Target, way: Way) -> Any:
@@ -128,7 +153,7 @@ def _socket(target: Target, way: Way) -> Any:
             return Impatient(channel, target.silence)
         if target.proxy_command:
             return Impatient(_proxied(target.proxy_command, way), target.silence)
-        plain = socket.create_connection((target.address, target.port), target.connect_timeout)
+        plain = _plain(target)
     except socket.gaierror as error:
         raise ConnectError(
             f"{target.address} is not a name that can be resolved ({error.strerror}): give USER@ADDRESS, a board that "
@@ -175,8 +200,8 @@ def _close(channel: paramiko.Channel) -> None:
 
 
 class SshSession(Session):
-    def __init__(self, what: str, channel: paramiko.Channel, patience: float) -> None:
-        super().__init__(what)
+    def __init__(self, what: str, marks: Marks, channel: paramiko.Channel, patience: float) -> None:
+        super().__init__(what, marks)
         self._channel = channel
         self._patience = patience
         self._read_from(channel.recv, channel.recv_stderr)
@@ -230,7 +255,7 @@ class SshConnection(Connection):
         """The board's own."""
         return self._way.transports[-1]
 
-    def _start(self, line: str) -> Session:
+    def _start(self, line: str, marks: Marks) -> Session:
         try:
             channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
             # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
@@ -245,7 +270,7 @@ class SshConnection(Connection):
             if not self.transport.is_active():
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
             raise ConnectError(f"{self.name} does not start a command ({error}): is the board overloaded?") from error
-        return SshSession(self.name, channel, _DISK_STALL + self.target.silence)
+        return SshSession(self.name, marks, channel, _DISK_STALL + self.target.silence)
 
     @property
     def cipher(self) -> str:

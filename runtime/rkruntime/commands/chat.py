@@ -9,10 +9,12 @@ from typing import Any, Optional
 
 import click
 
-from rk3588.errors import RkError, UsageError
+from rk3588 import bundle as bundles
+from rk3588.errors import RkError, UsageError, printable, shown
+from rk3588.templates import ChatTemplate
 from rkruntime.conversation import COMMANDS, Conversation, Leave
 from rkruntime.model import Model
-from rkruntime.terminal import Reader, read_message, reader
+from rkruntime.terminal import Read, history_file, read_message, reader
 
 from . import options
 
@@ -21,8 +23,9 @@ from . import options
 @options.BUNDLE
 @click.option("-p", "--system", metavar="TEXT", help="System prompt.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), metavar="FILE", help="First message, from a file.")
+@click.option("--no-history", is_flag=True, help="Keep nothing of what is typed beyond this conversation.")
 @options.settings
-def chat(path: Path, system: Optional[str], file: Optional[Path], **chosen: Any) -> None:
+def chat(path: Path, system: Optional[str], file: Optional[Path], no_history: bool, **chosen: Any) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.
 
     Without a terminal, each line of stdin is a message: answers go to stdout, all else to stderr.
@@ -30,15 +33,18 @@ def chat(path: Path, system: Optional[str], file: Optional[Path], **chosen: Any)
     first = _text(file) if file else None
     wanted = options.make_settings(chosen)
     options.answers_only()
-    with Model(path, wanted, options.warn) as model:
-        _ = model.prompts.template  # a bundle without one is refused before anybody types
+    ChatTemplate.of(bundles.read(path), wanted.template)  # a bundle without one is refused before it is loaded
+    with Model(path, wanted, options.warn, options.announce) as model:
         conversation = Conversation(model, system, _remark)
         if sys.stdin.isatty():
             _remark(_greeting(model))
-        _talk(conversation, reader(list(COMMANDS)), first)
+        read = reader(list(COMMANDS), None if no_history else history_file())
+        if read.history:
+            _remark(f"What you type is kept in {read.history} (--no-history: not).")
+        _talk(conversation, read.read, first)
 
 
-def _talk(conversation: Conversation, read: Reader, first: Optional[str]) -> None:
+def _talk(conversation: Conversation, read: Read, first: Optional[str]) -> None:
     """Until Ctrl-D, the end of the pipe or /exit. In a pipe, the first message that fails ends it."""
     interactive = sys.stdin.isatty()
     while True:
@@ -73,6 +79,11 @@ def _answer(conversation: Conversation, line: str) -> None:
         if not sys.stdin.isatty():
             raise
         _remark("(stopped)")
+        return
+    model = conversation.model
+    room = ": /forget the oldest exchange, or /clear"
+    if ending := options.cut_off(model.cost, model.context, "/set max_tokens", room):
+        _remark(ending)
 
 
 def _stream(conversation: Conversation, line: str) -> None:
@@ -80,7 +91,7 @@ def _stream(conversation: Conversation, line: str) -> None:
     try:
         with closing(conversation.say(line)) as answer:
             for part in answer:
-                sys.stdout.write(part)
+                sys.stdout.write(shown(part, sys.stdout))
                 sys.stdout.flush()
     finally:
         if not part.endswith("\n"):
@@ -89,13 +100,15 @@ def _stream(conversation: Conversation, line: str) -> None:
 
 
 def _greeting(model: Model) -> str:
-    where = "on the NPU" if model.bundle.sim_model is None else "simulated, no NPU is used"
+    where = "simulated, no NPU is used" if model.choice.simulated else "on the NPU"
     name = f"{model.bundle.name} with {model.lora}" if model.lora else model.bundle.name
-    return f"{name} ({model.bundle.dtype}), {model.context} tokens of context; {where}. /help for help."
+    return (
+        f"{name} ({model.bundle.dtype}), {model.context} tokens of context; {where}; {model.sampling}. /help for help."
+    )
 
 
 def _remark(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def _text(file: Path) -> str:

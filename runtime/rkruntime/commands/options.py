@@ -11,54 +11,46 @@ from typing import Any
 
 import click
 
-from rk3588.errors import UsageError
-from rkruntime.model import Settings
+from rk3588.errors import UsageError, printable
+from rk3588.runtime import Choice
+from rkruntime import settings as table
+from rkruntime.model import Cost
+from rkruntime.settings import Settings
 
 BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
-_OPTIONS = [
-    click.option(
-        "-c", "--context", type=click.IntRange(0), default=0, metavar="N",
-        help="Tokens of context; 0, the default: the model's, but no more than the 4096 a board can use.",
-    ),
-    click.option("--beyond-board", is_flag=True, help="Allow a context above 4096 tokens."),
-    click.option(
-        "-n", "--max-tokens", type=click.IntRange(-1), default=-1, metavar="N",
-        help="End an answer after N tokens; -1, the default: when it ends by itself or the context is full.",
-    ),
-    click.option("--temp", "temperature", type=click.FloatRange(0), metavar="T", help="Temperature; 0: greedy."),
-    click.option("--top-k", type=click.IntRange(1), metavar="K", help="Draw from the K likeliest tokens; 1: greedy."),
-    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Draw from this share."),
-    click.option(
-        "--repeat-penalty", type=click.FloatRange(0, min_open=True), metavar="X",
-        help="Above 1 holds repetition down, 1 is none.",
-    ),
-    click.option(
-        "--lora", metavar="FILE[:NAME[:SCALE]]",
-        help="Answer with a LoRA adapter: a GGUF file, or the name of one in the bundle.",
-    ),
-    click.option(
-        "--library", type=click.Path(path_type=Path), metavar="FILE",
-        help="The librkllmrt.so to use, instead of RKLLM_LIBRARY, the simulated one, or the system's.",
-    ),
-]  # fmt: skip
+_LORA = click.option(
+    "--lora",
+    metavar="FILE[:NAME[:SCALE]]",
+    help="Answer with a LoRA adapter: a GGUF file, or the name of one in the bundle.",
+)
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options behind ``Settings``; the command takes them as ``**chosen`` for ``Settings(**chosen)``."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    """The options behind ``Settings``; the command takes them as ``**chosen`` for ``make_settings``."""
+    return table.options()(_LORA(command))
 
 
 def make_settings(chosen: dict[str, Any]) -> Settings:
-    if chosen["max_tokens"] == 0:
-        raise UsageError("-n 0 asks for no answer: give a number above 0, or -1")
-    return Settings(**chosen)
+    return Settings.of(chosen)
 
 
 def warn(message: str) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    click.echo(printable(f"Warning: {message}"), err=True)
+
+
+def announce(choice: Choice) -> None:
+    """First of all what this is: what the runtime prints next looks like a board's."""
+    text = str(choice)
+    click.echo(text[0].upper() + text[1:], err=True)
+
+
+def cut_off(cost: Cost, context: int, more: str, room: str) -> str:
+    """What to tell of an answer that did not end by itself, with what gives it more tokens, or room in the context;
+    "" for one that did."""
+    if cost.cut_by == "context":
+        return f"(cut off: the {context} tokens of context are full{room})"
+    return f"(cut off after {cost.tokens} tokens: {more} allows more)" if cost.cut_by else ""
 
 
 def answers_only() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -11,7 +10,7 @@ from typing import Any, Optional
 
 import click
 
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable_json, shown
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt, Prompts
 
@@ -40,16 +39,19 @@ def run(
     wanted = options.make_settings(chosen)
     text = _prompt(prompt)
     options.answers_only()
-    with Model(path, wanted, options.warn) as model:
+    with Model(path, wanted, options.warn, options.announce) as model:
         question = _question(model.prompts, text, system, raw)
         said = "".join(_shown(part, as_json) for part in model.answer(question))
         if as_json:
             facts = {"text": said, **model.cost.facts(), "bundle": model.bundle.name, "dtype": model.bundle.dtype}
+            facts |= model.choice.facts()
             if model.lora:
                 facts["lora"] = model.lora
-            click.echo(json.dumps(facts, ensure_ascii=False))
+            click.echo(printable_json(facts, indent=None))
         elif not said.endswith("\n"):
             click.echo()
+        if ending := options.cut_off(model.cost, model.context, "-n", ""):
+            click.echo(ending, err=True)
         if stats:
             click.echo(model.cost, err=True)
 
@@ -63,7 +65,7 @@ def _question(prompts: Prompts, text: str, system: Optional[str], raw: bool) -> 
 
 def _shown(part: str, as_json: bool) -> str:
     if not as_json:
-        sys.stdout.write(part)
+        sys.stdout.write(shown(part, sys.stdout))
         sys.stdout.flush()
     return part
 

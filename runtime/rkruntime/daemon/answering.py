@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -14,15 +15,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rk3588.errors import RequestRefused, RkError
 
-from . import replies
+from . import logs, replies
 from .config import Config
+from .fields import parse_json
 from .jobs import Engine
+from .jsonformat import Checker
 from .keys import Keys
 from .reading import Reading
 from .replies import Reply
-from .requests import Find, Wanted, parse_json
+from .requests import Find, Wanted
 
-BODY_S = 60.0  # within which a request's body has to arrive
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
 COMMENTS_HEADER = "x-rk-sse-comments"
 DEADLINE_HEADER = "x-rk-deadline-s"
@@ -42,6 +44,7 @@ class Answering:
     ) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
         self._parse, self._reply = parse, reply
+        self._checker = Checker()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop at once when the client goes or reads so slowly that the deadline is long past."""
@@ -69,7 +72,7 @@ class Answering:
 
     async def _answer(self, wanted: Wanted, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         facts = scope["state"]["facts"]
-        reading, reply = Reading(self._engine, wanted), self._reply(wanted.model)
+        reading, reply = Reading(self._engine, wanted, self._checker), self._reply(wanted.model)
         extra = {"x-rk-ignored": ", ".join(wanted.ignored)} if wanted.ignored else {}
         try:
             await reading.start()
@@ -102,9 +105,14 @@ class Answering:
         except RkError as error:
             if not started:
                 raise
-            failure = replies.failure(error)
-            facts["error"] = failure.code
-            yield replies.event(failure.body)
+            yield _failed(error, facts)
+            return
+        except Exception:
+            if not started:
+                raise
+            # A defect: the stream must not look whole.
+            logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=facts.get("request_id"))
+            yield _failed(RkError("an unexpected error: the daemon's log has more under this id"), facts)
             return
         tail = b"" if started else _first(reply)
         tail += replies.event(reply.last(reading.finish_reason))
@@ -126,6 +134,13 @@ class Answering:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _failed(error: RkError, facts: dict[str, Any]) -> bytes:
+    """The last event of a stream that cannot go on."""
+    failure = replies.failure(error)
+    facts["error"] = failure.code
+    return replies.event(failure.body)
+
+
 def _first(reply: Reply) -> bytes:
     first = reply.first()
     return replies.event(first) if first else b""
@@ -142,28 +157,20 @@ def _deadline(headers: Headers) -> Optional[float]:
 
 
 async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
-    """The whole body; RequestRefused if it is too large or too slow."""
+    """The whole body; RequestRefused if it is too large. (The gate ends what is too slow.)"""
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
         raise _too_large(most)
     parts = bytearray()
-
-    async def read() -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            parts.extend(message.get("body", b""))
-            if len(parts) > most:
-                raise _too_large(most)
-            if not message.get("more_body"):
-                return
-
-    try:
-        await asyncio.wait_for(read(), BODY_S)
-    except asyncio.TimeoutError as error:
-        raise RequestRefused(f"the body did not arrive within {BODY_S:.0f} s", status=408) from error
-    return bytes(parts)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.extend(message.get("body", b""))
+        if len(parts) > most:
+            raise _too_large(most)
+        if not message.get("more_body"):
+            return bytes(parts)
 
 
 def _too_large(most: int) -> RequestRefused:

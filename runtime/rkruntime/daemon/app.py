@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -13,32 +14,37 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rk3588 import bundle as bundles
+from rk3588 import runtime
 from rk3588.errors import RequestRefused, RkError
 
 from . import logs, replies, requests
 from .answering import Answering, Gone
 from .config import Config
+from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
 from .models import Models
 from .replies import ChatReply, Object, TextReply
 
+_CLIENTS = 1000  # that are remembered
+_PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_EXPOSED = ("x-request-id", "x-rk-ignored", "retry-after")
 
 
 def make(engine: Engine, config: Config) -> Starlette:
-    """The application over an engine. Raises BundleError, and UsageError for a bad file of keys."""
+    """The application over an engine. Raises BundleError, LibraryError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
+    config = replace(config, sampling=config.model.sampling(bundle.sampling))
+    kind = runtime.choose(bundle, config.model.library).kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
-    models, keys = Models(config.name or bundle.name, list(bundle.loras), created), Keys(config.keys)
+    models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
+    keys = Keys(config.keys)
 
     async def list_models(request: Request) -> Response:
         _authorise(request, keys)
@@ -49,11 +55,17 @@ def make(engine: Engine, config: Config) -> Starlette:
         _authorise(request, keys)
         return JSONResponse(models.entry(models.find(request.path_params["id"]), engine.status.context))
 
-    async def health(_request: Request) -> Response:
-        return JSONResponse(_status(engine), 200 if engine.status.state in ("loading", "ready") else 503)
+    def status(request: Request) -> Object:
+        found = _status(engine)
+        if "reason" in found and not keys.known(request.headers.get("authorization")):
+            found["reason"] = without_paths(found["reason"], config)
+        return found
 
-    async def ready(_request: Request) -> Response:
-        return JSONResponse(_status(engine), 200 if engine.status.state == "ready" else 503)
+    async def health(request: Request) -> Response:
+        return JSONResponse(status(request), 200 if engine.status.state in ("loading", "ready") else 503)
+
+    async def ready(request: Request) -> Response:
+        return JSONResponse(status(request), 200 if engine.status.state == "ready" else 503)
 
     async def openapi(_request: Request) -> Response:
         return Response(document(), media_type="application/json")
@@ -69,17 +81,18 @@ def make(engine: Engine, config: Config) -> Starlette:
         Route("/ready", ready),
         Route("/openapi.json", openapi),
     ]
-    middleware = [Middleware(_Watched)]
-    if config.cors:
-        pages = Middleware(
-            CORSMiddleware,
-            allow_origins=config.cors,
-            allow_methods=("GET", "POST"),
-            allow_headers=("*",),
-            expose_headers=_EXPOSED,
-        )
-        middleware.append(pages)
-    handlers: Any = {RkError: _rk_error, HTTPException: _http_error}
+    middleware = [Middleware(_Watched), Middleware(Gate, config=config)]
+
+    async def rk_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RkError)
+        failure = replies.failure(error)
+        request.state.facts["error"] = failure.code
+        told = failure.body["error"]
+        if failure.status >= 500 and not keys.known(request.headers.get("authorization")):
+            told["message"] = without_paths(told["message"], config)
+        return JSONResponse(failure.body, failure.status, failure.headers)
+
+    handlers: Any = {RkError: rk_error, HTTPException: _http_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
@@ -103,13 +116,6 @@ def _status(engine: Engine) -> Object:
     return found
 
 
-async def _rk_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RkError)
-    failure = replies.failure(error)
-    request.state.facts["error"] = failure.code
-    return JSONResponse(failure.body, failure.status, failure.headers)
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the router says: no such path, no such method."""
     assert isinstance(error, HTTPException)
@@ -124,6 +130,7 @@ class _Watched:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._told: dict[tuple[str, str], None] = {}  # whom, of what: the newest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -132,13 +139,16 @@ class _Watched:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         facts: dict[str, Any] = {"request_id": request_id}
         scope.setdefault("state", {})["facts"] = facts
-        began, status = time.monotonic(), 0
+        began, status, ignored = time.monotonic(), 0, ""
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ignored
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
+                add_headers(message, scope)
+                headers = MutableHeaders(raw=message["headers"])
+                headers["x-request-id"] = request_id
+                ignored = headers.get("x-rk-ignored", "")
             await send(message)
 
         try:
@@ -152,6 +162,8 @@ class _Watched:
                 failure = replies.failure(RkError("an unexpected error: the daemon's log has more under this id"))
                 await JSONResponse(failure.body, failure.status)(scope, receive, send_with_id)
         finally:
+            if ignored:
+                self._tell_once(scope, ignored)
             quiet = scope["path"] in ("/health", "/ready") and status == 200
             logs.event(
                 "request",
@@ -163,3 +175,33 @@ class _Watched:
                 **facts,
             )
         return None
+
+    def _tell_once(self, scope: Scope, ignored: str) -> None:
+        """Once for each client and what it asks for: most programs show nobody the header that says it."""
+        facts = scope["state"]["facts"]
+        address = scope["client"][0] if scope.get("client") else ""
+        program = Headers(scope=scope).get("user-agent", "")[:100]
+        client = facts.get("key") or f"{address} {program}".strip()
+        if (client, ignored) in self._told:
+            return
+        while len(self._told) >= _CLIENTS:
+            del self._told[next(iter(self._told))]
+        self._told[client, ignored] = None
+        logs.event(
+            "sampling ignored",
+            logging.WARNING,
+            client=client,
+            ignored=ignored,
+            reason="librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings "
+            "(--temperature and the like), or refuse such requests with --strict",
+        )
+
+
+def without_paths(text: str, config: Config) -> str:
+    """``text`` with the last parts of paths only: for those who have shown no key, who need not know this machine."""
+    given = (config.bundle, config.model.library, config.sim_library, config.state_dir, config.keys)
+    known = {path for one in given if one is not None for path in (one, one.absolute(), one.resolve())}
+    for path in sorted(known, key=lambda path: -len(str(path))):
+        if len(path.parts) > 1:
+            text = text.replace(str(path), path.name)
+    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)

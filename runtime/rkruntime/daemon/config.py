@@ -1,9 +1,11 @@
-"""The daemon's settings: one table, from which come the keys of its file, the options of its command, and the docs."""
+"""The daemon's settings: one table, from which come the keys of its file, the options of its command, and the docs.
+
+How the model is run stands in a table of its own, which `run` and `chat` share.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,11 @@ import yaml
 
 from rk3588 import yamltable
 from rk3588.errors import BoardError, UsageError
+from rk3588.sampling import DEFAULTS, Sampling
+from rkruntime import settings
+from rkruntime.settings import Number, Settings
 
+from . import hosts
 from .jobs import EngineSettings
 
 
@@ -46,14 +52,25 @@ class _AddressType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  #
         return Address(bare, int(port))
 
 
-class _Number(click.FloatRange):
-    """A range of finite numbers: click's own takes nan."""
+class _Origin(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    name = "ORIGIN"
 
-    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a number that can be used", param, ctx)
-        return number
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> str:
+        text = str(value).strip().rstrip("/")
+        if text not in ("*", "null") and hosts.origin(text) is None:
+            self.fail(f"{value!r} is not an origin like https://chat.example.org (or `*` for any)", param, ctx)
+        return text
+
+
+class _Host(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    name = "NAME"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> str:
+        text = str(value).strip()
+        if not hosts.is_name_or_pattern(text):
+            what = "a host's name without a port, like chat.example.org or *.example.org"
+            self.fail(f"{value!r} is not {what}", param, ctx)
+        return text
 
 
 class Option(NamedTuple):
@@ -71,32 +88,31 @@ class Option(NamedTuple):
 
 
 _PATH = click.Path(path_type=Path)
-_POSITIVE = _Number(0, min_open=True)
+_POSITIVE = Number(0, min_open=True)
 
 OPTIONS = (
     Option("bundle", _PATH, None, "The bundle to serve; needed."),
     Option("listen", _AddressType(), Address("127.0.0.1", 8080), "Where to listen; port 0 takes a free one."),
     Option("keys", _PATH, None, "File of API keys, a `NAME:KEY` or a `KEY` on each line. Without it, any key will do."),
     Option("insecure", click.BOOL, False, "Allow an address beyond this machine without keys."),
-    Option("cors", click.STRING, (), "Origins whose web pages may call, or `*`; several in a list.", True),
+    Option("cors", _Origin(), (), "Origins whose web pages may call, or `*`; several in a list.", True),
+    Option("allowed_hosts", _Host(), (), "More names to reach it by: `NAME`, `*.NAME`; several in a list.", True),
     Option("name", click.STRING, None, "What the model is called [the bundle's name]."),
-    Option("library", _PATH, None, "The librkllmrt.so to use [as `rk3588 run` finds it]."),
     Option("sim_library", _PATH, None, "The librksim.so that counts tokens [the packaged one]."),
-    Option("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096."),
-    Option("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
-    Option("max_tokens", click.IntRange(-1), -1, "Length of an answer that names no limit; -1: the context's."),
-    Option("temperature", _Number(0), None, "Temperature, fixed while the model is loaded; 0: greedy."),
-    Option("top_k", click.IntRange(1), None, "Draw from the K likeliest tokens."),
-    Option("top_p", _Number(0, 1, min_open=True), None, "Draw from this share of probability."),
-    Option("repeat_penalty", _POSITIVE, None, "Above 1 holds repetition down, 1 is none."),
+    *(Option(each.name, each.kind, each.default, each.help) for each in settings.TABLE),
     Option("strict", click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."),
     Option("queue_length", click.IntRange(0, 10000), 32, "Requests that may wait; more get 429."),
     Option("deadline_s", _POSITIVE, 600.0, "Seconds from a request's arrival to its last token."),
     Option("patience", _POSITIVE, 1.0, "Multiplies every deadline of the worker; a slower machine wants more."),
     Option("keep_alive_s", _POSITIVE, 5.0, "Seconds of silence after which a stream gets a sign of life."),
     Option("sse_comments", click.BOOL, False, "Send signs of life as SSE comments; some clients break on those."),
-    Option("drain_s", _Number(0), 30.0, "Seconds that answers under way get when the daemon is told to end."),
+    Option("drain_s", Number(0), 30.0, "Seconds that answers under way get when the daemon is told to end."),
     Option("max_body_kb", click.IntRange(1, 1 << 20), 4096, "Largest request, in KiB."),
+    Option("max_bodies_kb", click.IntRange(1), 65536, "Most that the requests under way may hold together, in KiB."),
+    Option("body_s", _POSITIVE, 60.0, "Seconds within which the body of a request has to come."),
+    Option("header_s", _POSITIVE, 10.0, "Seconds within which the head of a request has to come."),
+    Option("send_s", _POSITIVE, 30.0, "Seconds after which a client that reads nothing of its answer is dropped."),
+    Option("max_connections", click.IntRange(1, 100_000), 512, "Most connections; for one more, the idlest is closed."),
     Option("max_messages", click.IntRange(1), 1024, "Most messages of a conversation."),
     Option("state_dir", _PATH, None, "Where failed loads are remembered [in memory only]."),
     Option("log", click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged."),
@@ -112,16 +128,10 @@ class Config:
     keys: Optional[Path]
     insecure: bool
     cors: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
     name: Optional[str]
-    library: Optional[Path]
     sim_library: Optional[Path]
-    context: int
-    beyond_board: bool
-    max_tokens: int
-    temperature: Optional[float]
-    top_k: Optional[int]
-    top_p: Optional[float]
-    repeat_penalty: Optional[float]
+    model: Settings  # all of its TABLE
     strict: bool
     queue_length: int
     deadline_s: float
@@ -130,22 +140,21 @@ class Config:
     sse_comments: bool
     drain_s: float
     max_body_kb: int
+    max_bodies_kb: int
+    body_s: float
+    header_s: float
+    send_s: float
+    max_connections: int
     max_messages: int
     state_dir: Optional[Path]
     log: str
+    sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle
 
     def engine(self) -> EngineSettings:
         return EngineSettings(
             bundle=self.bundle,
-            library=self.library,
+            model=self.model,
             sim_library=self.sim_library,
-            context=self.context,
-            beyond_board=self.beyond_board,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repeat_penalty=self.repeat_penalty,
             queue_length=self.queue_length,
             deadline_s=self.deadline_s,
             patience=self.patience,
@@ -179,9 +188,8 @@ def make(file: Optional[Path], given: Mapping[str, Any]) -> Config:
     values.update({name: value for name, value in given.items() if value is not None and value != ()})
     if values["bundle"] is None:
         raise UsageError("which bundle? Give --bundle FOLDER, or `bundle: FOLDER` in the file of --config")
-    if values["max_tokens"] == 0:
-        raise UsageError("max_tokens 0 asks for no answers: give a number above 0, or -1")
-    config = Config(**values)
+    others = {name: value for name, value in values.items() if name not in settings.BY_NAME}
+    config = Config(model=Settings.of(values), **others)
     if not (config.listen.is_loopback or config.keys or config.insecure):
         raise UsageError(
             f"{config.listen} can be reached from other machines, and there is no file of API keys: give --keys FILE, "

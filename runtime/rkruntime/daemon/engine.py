@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588 import bundle as bundles
-from rk3588.errors import AnswerFailed, BundleError, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rk3588 import runtime
+from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
 from .deadlines import Deadlines
 from .jobs import EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
 from .process import KILL_GRACE_S, Worker, WorkerGone
-from .protocol import Frame
+from .protocol import Frame, ProtocolError
 from .queue import FairQueue
 from .ticket import Ticket
 
@@ -25,7 +27,7 @@ _BACKOFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before a load, b
 class WorkerEngine:
     """``Engine`` of jobs.py over a worker process. ``command`` and ``worker_env`` replace and extend how it is started.
 
-    Raises BundleError if there is nothing to run.
+    Raises BundleError or LibraryError if there is nothing to run, or nothing to run it with.
     """
 
     def __init__(
@@ -37,13 +39,15 @@ class WorkerEngine:
     ) -> None:
         self.settings = settings
         bundle = bundles.read(settings.bundle)
-        model = bundle.npu_model or bundle.sim_model
-        if model is None:
-            raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
-        self._deadlines = Deadlines(model.stat().st_size / 1e9, settings.patience)
+        self._choice = runtime.choose(bundle, settings.model.library)
+        # The worker is told, so that both sides mean the same library and the same model. Lengths are each request's.
+        self._model = replace(settings.model, library=self._choice.library, max_tokens=-1)
+        self._sampling = self._model.sampling(bundle.sampling)
+        self._deadlines = Deadlines(self._choice.model.stat().st_size / 1e9, settings.patience)
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
         self._command, self._env = command, {**_libraries(settings), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
+        self._encoding: Optional[asyncio.Lock] = None
         self._arriving = 0  # have a place in the queue, but no prompt yet
         self._running: Optional[Ticket] = None
         self._state, self._reason = "loading", ""
@@ -59,6 +63,7 @@ class WorkerEngine:
     # What the HTTP side calls.
 
     async def start(self) -> None:
+        log.info("%s; %s", self._choice, self._sampling)
         self._main_task = asyncio.get_running_loop().create_task(self._live())
 
     async def close(self, drain_s: float) -> None:
@@ -91,8 +96,9 @@ class WorkerEngine:
         ticket = Ticket(job, min(job.deadline_s or most, most), self._give_up)
         self._arriving += 1
         try:
-            ticket.prompt = await asyncio.wait_for(self._encode(job), ticket.left_s)
-            self._check_room(ticket)
+            frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
+            ticket.prompt = frame.get("prompt")
+            self._check_room(frame)
             self._check_open()
         except BaseException as error:
             ticket.finish("")
@@ -106,8 +112,19 @@ class WorkerEngine:
         return ticket
 
     async def count(self, job: Job) -> Optional[int]:
-        prompt = await self._encode(job)
-        return None if isinstance(prompt, str) else len(prompt)
+        frame = await self._encode(job)
+        prompt = frame.get("prompt")
+        return None if isinstance(prompt, str) else _length(frame)
+
+    def _check_room(self, frame: Frame) -> None:
+        tokens = _length(frame)
+        if not isinstance(frame.get("prompt"), str) and tokens > self._room:
+            raise PromptTooLong(
+                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._room}: shorten the "
+                "conversation, or load the model with a longer context",
+                tokens,
+                self._context,
+            )
 
     def _check_open(self) -> None:
         if self._closing:
@@ -117,33 +134,44 @@ class WorkerEngine:
         if self._refusing:
             raise Unavailable(self._reason, retry_after_s=int(self._backoff_s) + 1)
 
-    def _check_room(self, ticket: Ticket) -> None:
-        tokens = ticket.prompt_tokens
-        if tokens is not None and tokens > self._room:
-            raise PromptTooLong(
-                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._room}: shorten the "
-                "conversation, or load the model with a longer context",
-                tokens,
-                self._context,
-            )
-
-    async def _encode(self, job: Job) -> Any:
-        """The job's prompt, from whichever worker is ready next."""
+    async def _encode(self, job: Job) -> Frame:
+        """The job's prompt, or only its length where it is too long, from whichever worker is ready next."""
         messages = None if job.messages is None else [dict(message) for message in job.messages]
         tools = None if job.tools is None else [dict(tool) for tool in job.tools]
         request = {"text": job.text, "messages": messages, "tools": tools, "variables": dict(job.template_variables)}
         for attempt in (1, 2):
-            worker = await self._ready_worker()
             try:
-                frame = await worker.encode(request, self._deadlines.first_token_s(0))
+                frame = await self._encode_once(request)
                 break
+            except ProtocolError as error:
+                raise PromptRefused(f"this conversation is too large to be handed over: {error}") from error
             except WorkerGone as error:
                 # Once may be somebody else's doing; what ends two workers must not end them all.
                 if attempt == 2:
                     raise AnswerFailed(f"this conversation cannot be turned into a prompt: {error}") from error
         if "refused" in frame:
             raise PromptRefused(frame["refused"])
-        return frame["prompt"]
+        if "failed" in frame:
+            raise AnswerFailed(f"this conversation cannot be turned into a prompt: {frame['failed']}")
+        return frame
+
+    async def _encode_once(self, request: Frame) -> Frame:
+        """One at a time, as the worker does it: its time must not run while it is at somebody else's.
+
+        So it is the worker that ends this, also for a client that has gone.
+        """
+        if self._encoding is None:  # made here: up to Python 3.9 a lock belongs to the loop it is made in
+            self._encoding = asyncio.Lock()
+        encoding = self._encoding
+        await encoding.acquire()
+        try:
+            worker = await self._ready_worker()
+            asked = asyncio.ensure_future(worker.encode(request, self._deadlines.first_token_s(0)))
+        except BaseException:
+            encoding.release()
+            raise
+        asked.add_done_callback(lambda _: encoding.release())
+        return await asyncio.shield(asked)
 
     async def _ready_worker(self) -> Worker:
         while self._state != "ready" or self._worker is None or self._worker.gone.done():
@@ -200,14 +228,18 @@ class WorkerEngine:
             return None
         self._guard.begin()
         self._starts += 1
+        worker: Optional[Worker] = None
         try:
             worker = self._worker = await Worker.start(log.info, self._command, self._env)
-            frame = await worker.load(self.settings.bundle, _model_settings(self.settings), self._deadlines.load_s)
+            frame = await worker.load(self.settings.bundle, self._model.frame(), self._deadlines.load_s)
             problem = None if frame["event"] == "ready" else str(frame["message"])
             if problem is not None:
                 self._guard.end()  # it said what is wrong: that is no crash
         except WorkerGone as error:
             frame, problem = {}, str(error)
+        except OSError as error:  # no descriptors, memory or processes left, which may be otherwise in a while
+            self._guard.end()  # nothing was loaded
+            frame, problem = {}, f"the runtime's process cannot be started: {(error.strerror or str(error)).lower()}"
         except asyncio.CancelledError:
             self._guard.end()  # called off
             raise
@@ -215,7 +247,8 @@ class WorkerEngine:
             self._refusing = True
             log.error("cannot load %s: %s", self.settings.bundle, problem)
             self._set_state("loading", f"the model cannot be loaded: {problem}")
-            await self._bury(worker)
+            if worker is not None:
+                await self._bury(worker)
             return None
         self._guard.end()
         self._context, self._room, self._refusing = frame["context"], frame["room"], False
@@ -248,6 +281,9 @@ class WorkerEngine:
             except asyncio.CancelledError:
                 ticket.fail(Unavailable("the daemon was shut down before the answer was whole"))
                 raise
+            except Exception as error:
+                ticket.fail(AnswerFailed(f"the answer was lost: the daemon itself has failed ({type(error).__name__})"))
+                raise
             finally:
                 self._running = None
                 self._wake()
@@ -256,7 +292,7 @@ class WorkerEngine:
     async def _answer(self, worker: Worker, ticket: Ticket) -> None:
         """One run. The NPU is free only when the worker says that the run has ended, whoever still listens."""
         job = ticket.job
-        limit = self.settings.max_tokens if job.max_tokens is None else job.max_tokens
+        limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
         run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
         try:
@@ -273,8 +309,10 @@ class WorkerEngine:
             run.forget()
         if "error" in frame:
             ticket.fail(AnswerFailed(frame["error"]))
-        else:
+        elif frame["end"] in ("stop", "length"):
             ticket.finish(frame["end"])
+        else:  # nothing, if it was the client or the deadline that ended it
+            ticket.fail(AnswerFailed("the answer was lost: its run was aborted, and nobody had asked for that"))
         self._failures = 0
         self._recent_s += 0.2 * (asyncio.get_running_loop().time() - began - self._recent_s)
 
@@ -316,19 +354,12 @@ class WorkerEngine:
             self._waiters.discard(waiter)
 
 
+def _length(encoded: Frame) -> int:
+    """Tokens of a prompt, of which the worker sends only their number where they are too many."""
+    tokens = encoded.get("tokens")
+    return int(tokens) if tokens is not None else len(encoded["prompt"])
+
+
 def _libraries(settings: EngineSettings) -> dict[str, str]:
     """Where the worker finds librksim: in a zipapp there is no packaged one."""
     return {"RKSIM_LIBRARY": str(settings.sim_library)} if settings.sim_library else {}
-
-
-def _model_settings(settings: EngineSettings) -> Frame:
-    """``rkruntime.model.Settings``, as JSON."""
-    return {
-        "context": settings.context,
-        "beyond_board": settings.beyond_board,
-        "temperature": settings.temperature,
-        "top_k": settings.top_k,
-        "top_p": settings.top_p,
-        "repeat_penalty": settings.repeat_penalty,
-        "library": str(settings.library) if settings.library else None,
-    }

@@ -7,23 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Protocol
 
+from rkruntime.settings import Settings
+
 Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """One bundle and how it is run. What is None is the library's default; sampling is fixed when a model is loaded."""
+    """One bundle and how it is served."""
 
     bundle: Path
-    library: Optional[Path] = None  # librkllmrt.so; None: as the binding finds it
+    model: Settings = field(default_factory=Settings)  # its max_tokens: of an answer that names no limit of its own
     sim_library: Optional[Path] = None  # librksim.so, which counts tokens
-    context: int = 0  # tokens; 0: the model's, no more than a board can use
-    beyond_board: bool = False
-    max_tokens: int = -1  # of an answer that names no limit of its own; -1: until it ends or the context is full
-    temperature: Optional[float] = None
-    top_k: Optional[int] = None
-    top_p: Optional[float] = None
-    repeat_penalty: Optional[float] = None
     queue_length: int = 32  # requests that may wait, besides the one that runs
     deadline_s: float = 600.0  # from arrival to the last token, unless a request asks for less
     patience: float = 1.0  # multiplies every deadline that the worker has: a slower machine wants more

@@ -9,48 +9,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from rk3588 import children
 from rk3588.errors import AnswerFailed, RequestRefused
 
-from . import logs
-from .process import import_path
+from . import logs, strictjson
+from .strictjson import BadJson
 
 CHECK_S = 20.0
-_FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+AT_ONCE = 2  # checks; each is a process, of which schemacheck.py bounds time and memory
 
 
 @dataclass(frozen=True)
 class Format:
-    """``schema`` None: any JSON object."""
+    """``schema`` None: any JSON object. ``field``: where in the request it was asked for."""
 
-    schema: Any = None
-
-    @classmethod
-    def of(cls, response_format: Mapping[str, Any]) -> Optional[Format]:
-        """What ``response_format`` asks for; None for plain text."""
-        kind = response_format.get("type", "text") if response_format else "text"
-        if kind == "text":
-            return None
-        if kind == "json_object":
-            return cls()
-        if kind != "json_schema":
-            raise RequestRefused(
-                "'response_format' has to have the type text, json_object or json_schema", "response_format"
-            )
-        inner = response_format.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise RequestRefused(
-                "'response_format' of type json_schema has to have its schema, an object, in json_schema.schema",
-                "response_format",
-            )
-        return cls(schema)
+    schema: Optional[Mapping[str, Any]] = None
+    field: str = "response_format"
 
     @property
     def instruction(self) -> str:
@@ -59,36 +37,54 @@ class Format:
         schema = json.dumps(self.schema, ensure_ascii=False)
         return f"Answer with JSON and nothing else. It has to fit this JSON Schema:\n{schema}"
 
-    async def check_schema(self) -> None:
+    async def check_schema(self, checker: Checker) -> None:
         """RequestRefused if the schema itself cannot be used."""
         if self.schema is None:
             return
-        problem = await _ask({"schema": self.schema})
+        problem = await checker.ask({"schema": self.schema})
         if problem:
-            raise RequestRefused(f"the schema in 'response_format' cannot be used: {problem}", "response_format")
+            raise RequestRefused(f"the schema in {self.field!r} cannot be used: {problem}", self.field)
 
-    async def problem(self, text: str) -> Optional[str]:
+    async def problem(self, text: str, checker: Checker) -> Optional[str]:
         """What is wrong with an answer; None if nothing is."""
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return f"it is not JSON ({error})"
+            value = strictjson.parse(text)
+        except BadJson as error:
+            return f"it is {error}"
         if self.schema is None:
             return None if isinstance(value, dict) else "it is not a JSON object"
-        return await _ask({"schema": self.schema, "answer": value})
+        return await checker.ask({"schema": self.schema, "answer": value})
+
+    @property
+    def is_object(self) -> bool:
+        """Whether nothing but an object can fit."""
+        return self.schema is None or self.schema.get("type") == "object"
 
 
-def bare(text: str) -> str:
-    """The JSON out of an answer: without white space around it, nor the code fence that models love."""
-    fenced = _FENCE.fullmatch(text)
-    return (fenced.group(1) if fenced else text).strip()
+class Checker:
+    """Judges schemas and answers, no more than ``AT_ONCE`` at a time; whoever asks besides waits."""
+
+    def __init__(self) -> None:
+        self.waiting = 0  # schemas that are checked, or wait for it
+        self._free: Optional[asyncio.Semaphore] = None
+
+    async def ask(self, question: Mapping[str, Any]) -> Optional[str]:
+        """The verdict: None, or what is wrong."""
+        if self._free is None:  # made here: up to Python 3.9 it belongs to the loop it is made in
+            self._free = asyncio.Semaphore(AT_ONCE)
+        self.waiting += 1
+        try:
+            async with self._free:
+                return await _ask(question)
+        finally:
+            self.waiting -= 1
 
 
 async def _ask(question: Mapping[str, Any]) -> Optional[str]:
     """The checker's verdict: None, or what is wrong."""
-    env = {**os.environ, **import_path()}
+    child = children.python("rkruntime.daemon.schemacheck")
     checker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "rkruntime.daemon.schemacheck", env=env,
+        *child.command, env=child.environment,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -19,6 +19,13 @@ class Keys:
     def __init__(self, file: Optional[Path]) -> None:
         self._by_digest = None if file is None else _read(file)
 
+    def known(self, authorization: Optional[str]) -> bool:
+        """Whether somebody has shown a key; False where none are asked for."""
+        try:
+            return bool(self.owner(authorization))
+        except RequestRefused:
+            return False
+
     def owner(self, authorization: Optional[str]) -> str:
         """Name of the key in an Authorization header; "" where no keys are asked for."""
         if self._by_digest is None:

@@ -1,18 +1,28 @@
-"""Logs: one JSON object a line on stderr. No prompt, no answer and no key ever goes in."""
+"""Logs: one JSON object a line on stderr. No prompt, no answer and no key ever goes in, and no flood comes out."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import logging
+import re
 import sys
+import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Optional
 
 _log = logging.getLogger("rkchatd")
+WINDOW_S = 10.0
+MOST = 200  # lines of one kind within it
+MOST_WARNINGS = 20  # the same of warnings and errors
+# What a terminal would obey, or show as something else than it is. JSON escapes only those below U+0020.
+_UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-class _JsonLines(logging.Formatter):
+class JsonLines(logging.Formatter):
+    """A record with its ``fields`` as one line, which no terminal obeys."""
+
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
         entry: dict[str, Any] = {
@@ -25,13 +35,67 @@ class _JsonLines(logging.Formatter):
             # Where, and what kind; the text of an exception may quote what somebody wrote.
             kind, _, trace = record.exc_info
             entry["traceback"] = [*traceback.format_tb(trace), kind.__qualname__ if kind else ""]
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        text = json.dumps(entry, ensure_ascii=False, default=str)
+        return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
+    """Of lines of one kind it lets so many through in a while, and then says how many it left out.
+
+    A kind is a place in the code, and for requests their status: nothing that a client chooses makes more of them.
+    """
+
+    def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
+        self._clock = clock
+        self._began = clock()
+        self._seen: dict[tuple[Any, ...], int] = {}
+        self._left_out: dict[tuple[Any, ...], logging.LogRecord] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say_what_was_left_out()
+        if record.levelno > logging.DEBUG:  # who asks for those wants all
+            kind = record.levelno, record.pathname, record.lineno, getattr(record, "fields", {}).get("status")
+            seen = self._seen[kind] = self._seen.get(kind, 0) + 1
+            if seen > (MOST if record.levelno < logging.WARNING else MOST_WARNINGS):
+                self._left_out.setdefault(kind, record)
+                return
+        super().emit(record)
+
+    def say_what_was_left_out(self) -> None:
+        """Begin anew once the time is over."""
+        now = self._clock()
+        if now - self._began < WINDOW_S:
+            return
+        seconds, self._began = round(now - self._began), now
+        seen, left_out = self._seen, self._left_out
+        self._seen, self._left_out = {}, {}
+        for kind, record in left_out.items():
+            most = MOST if record.levelno < logging.WARNING else MOST_WARNINGS
+            fields = {"count": seen[kind] - most, "seconds": seconds, "like": record.getMessage()[:100]}
+            told = logging.makeLogRecord({"name": record.name, "levelno": record.levelno, "msg": "lines left out"})
+            told.levelname, told.fields = record.levelname, fields
+            super().emit(told)
+
+
+_handler: Optional[Limited] = None
+
+
+def say_what_was_left_out() -> None:
+    """To be called now and then: else a flood that has ended is told with the next line only."""
+    if _handler is not None:
+        _handler.acquire()
+        try:
+            _handler.say_what_was_left_out()
+        finally:
+            _handler.release()
 
 
 def set_up(level: str) -> None:
     """Send what this process logs to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
+    global _handler
+    _handler = handler = Limited(sys.stderr)
+    handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -44,4 +108,4 @@ def event(name: str, level: int = logging.INFO, exc_info: bool = False, **fields
     """Log ``name`` with what is known of it; fields that are None are left out."""
     if _log.isEnabledFor(level):
         known = {key: value for key, value in fields.items() if value is not None}
-        _log.log(level, name, exc_info=exc_info, extra={"fields": known})
+        _log.log(level, name, exc_info=exc_info, extra={"fields": known}, stacklevel=2)

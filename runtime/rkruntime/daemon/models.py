@@ -19,8 +19,8 @@ class Model(NamedTuple):
 class Models:
     """``NAME``, ``NAME:LORA`` for each adapter of the bundle, and each of these with ``:background``."""
 
-    def __init__(self, name: str, loras: Sequence[str], created: int) -> None:
-        self._name, self._created = name, created
+    def __init__(self, name: str, loras: Sequence[str], created: int, runtime: str) -> None:
+        self._name, self._created, self._runtime = name, created, runtime
         plain = [Model(name), *(Model(f"{name}:{lora}", lora) for lora in loras if lora != BACKGROUND)]
         both = [m for each in plain for m in (each, Model(f"{each.id}:{BACKGROUND}", each.lora, True))]
         self.all = {model.id: model for model in both}
@@ -37,5 +37,6 @@ class Models:
 
     def entry(self, model: Model, context: int) -> dict[str, Any]:
         """For /v1/models; ``context`` in tokens, 0 where it is not known yet."""
-        found = {"id": model.id, "object": "model", "created": self._created, "owned_by": "rkchatd"}
+        found: dict[str, Any] = {"id": model.id, "object": "model", "created": self._created, "owned_by": "rkchatd"}
+        found["runtime"] = self._runtime  # sim or npu
         return {**found, "max_model_len": context} if context else found

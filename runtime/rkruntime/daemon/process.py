@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import signal
 import socket
-import sys
-import zipimport
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import rkruntime
+from rk3588 import children
 from rk3588.errors import RkError
 
 from . import protocol
@@ -62,18 +59,19 @@ class Worker:
         env: Optional[Mapping[str, str]] = None,
     ) -> Worker:
         """Start the process; ``log`` gets what it and the library print, by lines. ``env`` is added to ours."""
+        child = children.python("rkruntime.daemon.worker")
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *(command or (sys.executable, "-m", "rkruntime.daemon.worker")),
+                    *(command or child.command),
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
                     limit=_LINE_BYTES,
-                    env={**os.environ, **import_path(), **(env or {})},
+                    env={**child.environment, **(env or {})},
                 )
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
@@ -220,11 +218,3 @@ def _how(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
-
-
-def import_path() -> dict[str, str]:
-    """Where a new interpreter finds this package if it is not installed: the zipapp, the folder, whatever we are in."""
-    spec = rkruntime.__spec__
-    if spec is not None and isinstance(spec.loader, zipimport.zipimporter):
-        return {"PYTHONPATH": spec.loader.archive}
-    return {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}

@@ -28,14 +28,19 @@ class ProtocolError(RkError):
 def pack(frame: Frame) -> bytes:
     # Escaped to ASCII, so that a lone surrogate out of a client's JSON survives the way.
     body = json.dumps(frame, separators=(",", ":")).encode()
+    _check(len(body))  # here, where it costs one request: the other side could only hang up
     return _LENGTH.pack(len(body)) + body
 
 
 def _size(head: bytes) -> int:
     size: int = _LENGTH.unpack(head)[0]
+    _check(size)
+    return size
+
+
+def _check(size: int) -> None:
     if size > MAX_BYTES:
         raise ProtocolError(f"a frame of {size} bytes cannot be: at most {MAX_BYTES}")
-    return size
 
 
 def _unpack(body: bytes) -> Frame:
@@ -64,7 +69,9 @@ class Channel:
         self._sending = threading.Lock()
 
     def send(self, **frame: Any) -> None:
-        raw = pack(frame)
+        self.send_packed(pack(frame))
+
+    def send_packed(self, raw: bytes) -> None:
         with self._sending:
             self._socket.sendall(raw)
 

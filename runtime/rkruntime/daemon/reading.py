@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
-from typing import Optional
+from typing import Any, Optional
 
-from rk3588.errors import Overdue, RequestRefused
+from rk3588.errors import AnswerFailed, Overdue, QueueFull, RequestRefused
 
 from .jobs import Answer, Engine, Job
-from .jsonformat import bare
+from .jsonformat import Checker
+from .jsonprefix import JsonPrefix
 from .replies import Usage
 from .requests import Wanted
 from .stops import StopFilter
@@ -22,8 +24,8 @@ class Reading:
     ``close`` has to be called, whatever happened: it gives up what is still under way.
     """
 
-    def __init__(self, engine: Engine, wanted: Wanted) -> None:
-        self._engine, self._wanted = engine, wanted
+    def __init__(self, engine: Engine, wanted: Wanted, checker: Checker) -> None:
+        self._engine, self._wanted, self._checker = engine, wanted, checker
         self._answer: Optional[Answer] = None
         self._spent = Usage(0, 0)
         self._tokens = 0
@@ -32,9 +34,21 @@ class Reading:
 
     async def start(self) -> None:
         """Into the queue; what raises here raises before any header has gone out."""
-        if self._wanted.format is not None:
-            await self._wanted.format.check_schema()
-        self._answer = await self._engine.submit(self._wanted.job)
+        format, job = self._wanted.format, self._wanted.job
+        if format is not None and format.schema is not None:
+            self._check_queue()
+            check = asyncio.ensure_future(format.check_schema(self._checker))
+            async for _ in self._beats(check, None):
+                pass
+            check.result()
+            job = replace(job, deadline_s=self._left())
+        self._answer = await self._engine.submit(job)
+
+    def _check_queue(self) -> None:
+        """A schema that is checked has a place in the queue, too."""
+        waiting = self._checker.waiting + self._engine.status.queued
+        if waiting >= self._engine.settings.queue_length:
+            raise QueueFull(f"{waiting} requests are waiting already: try again in a few seconds", 5)
 
     @property
     def usage(self) -> Usage:
@@ -51,7 +65,7 @@ class Reading:
         """The answer as it comes; with ``beat_s``, "" after each so many seconds without any."""
         return self._texts(beat_s) if self._wanted.format is None else self._json(beat_s)
 
-    async def _texts(self, beat_s: Optional[float]) -> AsyncIterator[str]:
+    async def _texts(self, beat_s: Optional[float]) -> AsyncGenerator[str, None]:
         assert self._answer is not None
         stops = StopFilter(self._wanted.stops)
         self._tokens = 0
@@ -64,6 +78,8 @@ class Reading:
                 self.finish_reason = "stop"
                 return
         self._tokens = self._answer.completion_tokens
+        if self._answer.finish_reason not in ("stop", "length"):
+            raise AnswerFailed("the answer was lost: it ended, and nothing said why")
         self.finish_reason = self._answer.finish_reason
         rest = stops.end()
         if rest:
@@ -75,33 +91,68 @@ class Reading:
         assert format is not None
         problem: Optional[str] = None
         for attempt in range(2):
-            parts = []
-            async for part in self._texts(beat_s):
-                parts.append(part)
+            prefix = JsonPrefix(format.is_object)
+            texts = self._texts(beat_s)
+            async for part in texts:
+                prefix.feed(part)
+                if prefix.problem or prefix.whole:
+                    break
                 if not part:
                     yield ""
-            answer = bare("".join(parts))
-            problem = await format.problem(answer)
+            await texts.aclose()
+            if prefix.problem or prefix.whole:
+                await self._stop()
+            problem = prefix.problem
             if problem is None:
-                yield answer
+                check = asyncio.ensure_future(format.problem(prefix.text, self._checker))
+                async for beat in self._beats(check, beat_s):
+                    yield beat
+                problem = check.result()
+            if problem is None:
+                yield prefix.text
                 return
             if self.finish_reason == "length":
-                raise _refused(f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens")
+                raise self._refused(
+                    f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens"
+                )
             if attempt == 0:
-                await self._again(self._wanted.again(answer, problem))
-        raise _refused(f"neither of the model's two answers is the JSON that was asked for: {problem}")
+                await self._again(self._wanted.again(prefix.text, problem))
+        raise self._refused(f"neither of the model's two answers is the JSON that was asked for: {problem}")
+
+    async def _stop(self) -> None:
+        """The answer is whole, or cannot become what was asked for: the NPU is for others."""
+        assert self._answer is not None
+        await self._answer.close()
+        self.finish_reason = "stop"
+
+    async def _beats(self, check: asyncio.Future[Any], beat_s: Optional[float]) -> AsyncIterator[str]:
+        """Wait for ``check`` as long as the deadline allows, with a sign of life every ``beat_s`` seconds."""
+        try:
+            while not check.done():
+                left = self._left()
+                await asyncio.wait({check}, timeout=left if beat_s is None else min(left, beat_s))
+                if not check.done():
+                    yield ""
+        finally:
+            check.cancel()
+            await asyncio.gather(check, return_exceptions=True)
 
     async def _again(self, job: Job) -> None:
         assert self._answer is not None
         await self._answer.close()
         self._spent, self._answer = self.usage, None
-        most = min(job.deadline_s or self._engine.settings.deadline_s, self._engine.settings.deadline_s)
+        self._answer = await self._engine.submit(replace(job, deadline_s=self._left()))
+
+    def _left(self) -> float:
+        """Seconds until the deadline; Overdue if there are none."""
+        most = self._engine.settings.deadline_s
+        most = min(self._wanted.job.deadline_s or most, most)
         left = most - (time.monotonic() - self._started)
         if left <= 0:
             raise Overdue(f"the deadline of {most:.0f} s passed before the model had answered in valid JSON")
-        self._answer = await self._engine.submit(replace(job, deadline_s=left))
+        return left
 
-
-def _refused(message: str) -> RequestRefused:
-    """No server error: clients would send the request again, and it was tried twice already."""
-    return RequestRefused(message, "response_format", 422, "json_refused")
+    def _refused(self, message: str) -> RequestRefused:
+        """No server error: clients would send the request again, and it was tried twice already."""
+        assert self._wanted.format is not None
+        return RequestRefused(message, self._wanted.format.field, 422, "json_refused")

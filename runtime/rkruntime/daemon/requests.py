@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Optional
+from typing import Any, Optional
 
 from rk3588.errors import RequestRefused
 
+from . import formats, strictjson
 from .config import Config
+from .fields import Fields, refuse
 from .jobs import Job, Message
 from .jsonformat import Format
 from .models import Model
+from .strictjson import BadJson, TooDeep
 
 Find = Callable[[Optional[str]], Model]  # a model by its name
 
@@ -21,21 +22,26 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
 _MOST_TOKENS = 2**31 - 1
 
-# What librkllmrt 1.1 takes only when a model is loaded, by its names in requests; the defaults are those of its manual.
-_AT_LOAD: Mapping[str, tuple[str, float]] = {
-    "temperature": ("temperature", 0.8),
-    "top_k": ("top_k", 40),
-    "top_p": ("top_p", 0.9),
-    "repeat_penalty": ("repeat_penalty", 1.1),
-    "repetition_penalty": ("repeat_penalty", 1.1),
-    "frequency_penalty": ("", 0.0),
-    "presence_penalty": ("", 0.0),
+# What librkllmrt 1.1 takes only when a model is loaded, by its names in requests.
+_AT_LOAD: Mapping[str, str] = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "repeat_penalty": "repeat_penalty",
+    "repetition_penalty": "repeat_penalty",
+    "frequency_penalty": "",
+    "presence_penalty": "",
 }
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
 }  # fmt: skip
-_OF_THE_TEMPLATE = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
+# Names in templates that are not the client's to give: what we pass, what the bundle says, what Jinja and we define.
+OF_THE_TEMPLATE = {
+    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "unk_token", "pad_token",
+    "raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace",
+    "self", "super", "loop", "caller", "varargs", "kwargs", "context", "environment",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,77 +63,6 @@ class Wanted:
         return replace(self.job, messages=messages)
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The object in a request's body, its texts free of halves of surrogate pairs, which UTF-8 cannot write."""
-    try:
-        found = json.loads(body.decode("utf-8"))
-        if re.search(rb"\\u[dD][89a-fA-F]", body):
-            found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
-    except UnicodeDecodeError as error:
-        raise RequestRefused(f"the body is not UTF-8 (byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RequestRefused(f"the body is not JSON: {reason}") from error
-    if not isinstance(found, dict):
-        raise RequestRefused("the body has to be a JSON object")
-    return found
-
-
-class Fields(Mapping[str, Any]):
-    """A body's fields. Those that are null count as left out."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._found = {key: value for key, value in body.items() if value is not None}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._found[key]
-
-    def __iter__(self) -> Any:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def flag(self, name: str) -> bool:
-        return bool(self._typed(name, bool, "true or false", False))
-
-    def text(self, name: str) -> Optional[str]:
-        found: Optional[str] = self._typed(name, str, "a string", None)
-        return found
-
-    def mapping(self, name: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._typed(name, dict, "an object", {})
-        return found
-
-    def items_of(self, name: str) -> Sequence[Any]:
-        found: Sequence[Any] = self._typed(name, list, "a list", ())
-        return found
-
-    def whole(self, name: str) -> Optional[int]:
-        value = self.number(name)
-        if isinstance(value, float):
-            if not value.is_integer():
-                refuse(name, "a whole number")
-            return int(value)  # 5.0 is one, too
-        return value
-
-    def number(self, name: str) -> Optional[float]:
-        value = self.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            refuse(name, "a number")
-        return value
-
-    def _typed(self, name: str, kind: type, what: str, default: Any) -> Any:
-        value = self.get(name, default)
-        if name in self and not isinstance(value, kind):
-            refuse(name, what)
-        return value
-
-
-def refuse(param: str, what: str) -> NoReturn:
-    raise RequestRefused(f"{param!r} has to be {what}", param)
-
-
 def chat(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wanted:
     """A request to /v1/chat/completions."""
     fields = Fields(body)
@@ -135,7 +70,7 @@ def chat(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wan
     for name in ("functions", "function_call"):
         if fields.get(name) not in (None, "none", "auto", []):
             raise RequestRefused(f"{name!r} is not supported: describe functions in `tools`", name)
-    format = Format.of(fields.mapping("response_format"))
+    format = formats.wanted(fields)
     messages = _messages(fields, config.max_messages)
     if format is not None:
         messages = _instruct(messages, format.instruction)
@@ -161,6 +96,7 @@ def completion(body: Mapping[str, Any], config: Config, find: Find, owner: str) 
         raise RequestRefused("'suffix' is not supported: the model can only go on where a prompt ends", "suffix")
     if fields.whole("best_of") not in (None, 1):
         raise RequestRefused("'best_of' is not supported: there is one answer to a prompt", "best_of")
+    formats.refuse_all(fields)
     wanted = _common(fields, config, find, owner)
     return replace(wanted, job=replace(wanted.job, text=_prompt(fields)))
 
@@ -225,10 +161,9 @@ def _stops(fields: Fields) -> tuple[str, ...]:
 def _ignored(fields: Fields, config: Config) -> tuple[str, ...]:
     """Sampling that differs from what the model was loaded with."""
     found = []
-    for name, (setting, default) in _AT_LOAD.items():
+    for name, setting in _AT_LOAD.items():
         value = fields.number(name)
-        loaded = getattr(config, setting) if setting else None
-        if value is not None and value != (default if loaded is None else loaded):
+        if value is not None and value != (getattr(config.sampling, setting) if setting else 0):
             found.append(name)
     if fields.whole("seed") is not None:
         found.append("seed")
@@ -301,14 +236,22 @@ def _tool_calls(calls: Any, where: str) -> list[Any]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             refuse(where, "a list of calls, each with a function that has a name")
-        function = dict(function)
-        if isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(function["arguments"] or "{}")
-            except (ValueError, RecursionError):
-                refuse(f"{where}.function.arguments", "JSON")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            function = {**function, "arguments": _arguments(arguments, where)}
         found.append({**call, "function": function})
     return found
+
+
+def _arguments(text: str, where: str) -> Any:
+    """An object, or the text as it is where a model wrote none: its history has to go on."""
+    try:
+        found = strictjson.parse(text or "{}")
+    except TooDeep as error:
+        raise RequestRefused(f"the arguments in {where!r} are {error}", where) from error
+    except BadJson:
+        return text
+    return found if isinstance(found, dict) else text
 
 
 def _tools(fields: Fields) -> Optional[Sequence[Mapping[str, Any]]]:
@@ -326,7 +269,7 @@ def _tools(fields: Fields) -> Optional[Sequence[Mapping[str, Any]]]:
 
 def _template_variables(fields: Fields) -> Mapping[str, Any]:
     found = fields.mapping("chat_template_kwargs")
-    taken = sorted(_OF_THE_TEMPLATE & set(found))
+    taken = sorted(OF_THE_TEMPLATE & set(found))
     if taken:
         raise RequestRefused(f"{taken[0]!r} in 'chat_template_kwargs' is the server's to give", "chat_template_kwargs")
     return found

@@ -1,4 +1,4 @@
-"""``python -m rkruntime.daemon.schemacheck``: is this JSON Schema sound, and does an answer fit it?
+"""A program of its own: is this JSON Schema sound, and does an answer fit it?
 
 Reads {"schema": …, "answer": …} on stdin (without "answer", only the schema is judged), writes {"problem": null or a
 sentence}. Nothing is fetched: a reference that leads outside the schema is a problem.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import resource
 import sys
 import zipfile
@@ -20,8 +21,8 @@ if sys.version_info < (3, 10):  # its paths in a zipapp take one step at a time,
     _join = zipfile.Path.joinpath
     zipfile.Path.joinpath = lambda path, *steps: functools.reduce(_join, steps, path)  # type: ignore
 
-_CPU_S = 10
-_MEMORY = 1 << 30
+_CPU_S = 5
+_MEMORY = 256 << 20  # bytes; half of it is the interpreter's own
 
 
 class _Inside(jsonschema.RefResolver):
@@ -67,6 +68,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def main() -> None:
+    os.nice(10)
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     question = json.load(sys.stdin)

@@ -18,22 +18,27 @@ from starlette.types import ASGIApp
 from rk3588.errors import TargetError
 
 from . import app as http
-from . import logs, notify
+from . import connections, logs, notify
 from .config import Address, Config
 from .jobs import Engine, Status
 
 _TICK_S = 1.0
 _LAST_WORDS_S = 2.0  # for the worker, after a second signal
+_BACKLOG = 1024  # connections that the kernel keeps until they are taken
+_SEND_BUFFER = 128 << 10
+_TICKS = 5  # of uvicorn's tenths of a second, between looks at the connections
 
 
 def bind(address: Address) -> socket.socket:
     """A listening socket; TargetError says in a sentence why there is none."""
     try:
         family, _, _, _, place = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        door = socket.create_server(place[:2], family=family, backlog=1024)
+        door = socket.create_server(place[:2], family=family, backlog=_BACKLOG)
         # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, and create_server's does
         # not; without it, each answer on a connection that is kept waits 40 ms for an acknowledgement.
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # And what a client does not read waits here where it is seen, not in megabytes of the kernel's.
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         return door
     except socket.gaierror as error:
         raise TargetError(f"cannot listen on {address}: there is no address {address.host!r}") from error
@@ -48,6 +53,7 @@ def bind(address: Address) -> socket.socket:
 
 def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None]] = None) -> int:
     """Serve until told to end; the exit code. ``greet`` is told where it listens."""
+    connections.allow_descriptors()
     application = http.make(engine, config)
     door = bind(config.listen)
     if greet is not None:
@@ -60,6 +66,15 @@ def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None
     return asyncio.run(live())
 
 
+def _loop_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A connection that cannot be taken for want of descriptors is tried again in a second, and is no traceback."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and "accept" in context.get("message", ""):
+        logs.event("cannot accept", logging.WARNING, reason=os.strerror(error.errno or 0).lower())
+    else:
+        loop.default_exception_handler(context)
+
+
 def _address(door: socket.socket) -> Address:
     return Address(*door.getsockname()[:2])
 
@@ -68,7 +83,8 @@ def uvicorn_config(application: ASGIApp, config: Config) -> uvicorn.Config:
     return uvicorn.Config(
         application,
         loop="asyncio",
-        http="h11",
+        http=connections.protocol(connections.limits_of(config)),
+        backlog=connections.ACCEPTS,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -81,7 +97,22 @@ def uvicorn_config(application: ASGIApp, config: Config) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to the daemon."""
+    """Leaves the signals to the daemon, and ends connections that are overdue."""
+
+    async def startup(self, sockets: Optional[list[socket.socket]] = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_loop_failed)
+        await super().startup(sockets)
+        # asyncio takes as many connections at a time as it was told to let the kernel keep, and fails as many times
+        # where there are no descriptors: it was told few, the kernel is told many.
+        for door in sockets or ():
+            door.listen(_BACKLOG)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS == 0:
+            connections.check_all(self.server_state.connections, asyncio.get_running_loop().time())
+            logs.say_what_was_left_out()
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The worker process: owns the library's handle, renders and counts prompts, runs one answer at a time.
 
-``python -m rkruntime.daemon.worker FD``, with a socket to the supervisor as FD. The first thread reads frames and
+The argument is FD, a socket to the supervisor. The first thread reads frames and
 encodes prompts, also while an answer is under way; the second loads and runs.
 """
 
@@ -14,6 +14,8 @@ import signal
 import socket
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Optional
@@ -21,10 +23,12 @@ from typing import Optional
 from rk3588.errors import RkError, UsageError
 from rkruntime.binding import CONTEXT_RESERVE
 from rkruntime.generation import FINISH
-from rkruntime.model import Model, Settings
+from rkruntime.model import Model
 from rkruntime.prompts import Prompt
+from rkruntime.settings import Settings
 
 from .protocol import Channel, Frame
+from .rendering import Renderer
 
 _BOARD_FILES = 102_400  # what librkllmrt opens of one model is counted in thousands (errno 24 below it)
 
@@ -32,8 +36,8 @@ _BOARD_FILES = 102_400  # what librkllmrt opens of one model is counted in thous
 class Worker:
     """What the two threads share. ``serve`` is the first one's loop, ``_work`` the second's."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, renderer: Renderer) -> None:
+        self._channel, self._renderer = channel, renderer
         self._jobs: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._model: Optional[Model] = None
         self._aborted: Optional[int] = None
@@ -53,42 +57,59 @@ class Worker:
                 self._jobs.put(frame)
 
     def _work(self) -> None:
-        while True:
-            frame = self._jobs.get()
-            if frame["op"] == "load":
-                self._load(frame)
-            else:
-                self._run(frame)
+        with _nothing_unsaid():
+            while True:
+                frame = self._jobs.get()
+                if frame["op"] == "load":
+                    self._load(frame)
+                else:
+                    self._run(frame)
 
     def _load(self, frame: Frame) -> None:
         """Load the model and have it answer one token: rkllm_init returns 0 for models that it could not load, too."""
-        settings = frame["settings"]
-        library = settings.pop("library")
         try:
-            wanted = Settings(library=Path(library) if library else None, **settings)
-            model = Model(Path(frame["bundle"]), wanted, _warn)
+            model = Model(Path(frame["bundle"]), Settings.from_frame(frame["settings"]), _warn)
             with closing(model.tokens(model.prompts.plain("Hello"), 1)) as tokens:
                 for _ in tokens:
                     pass
-        except RkError as error:
-            self._channel.send(event="failed", message=str(error))
+        except Exception as error:
+            self._channel.send(event="failed", message=_said(error))
             return
+        model.prompts.renderer = self._renderer
         self._model = model
         self._channel.send(event="ready", context=model.context, room=model.context - CONTEXT_RESERVE)
 
     def _encode(self, frame: Frame) -> None:
-        """A job's prompt: ids, or a text where the bundle has no vocabulary."""
+        """A job's prompt: ids, or a text where the bundle has no vocabulary; of one too long only its length.
+
+        Whatever a request is made of, it is that request alone which fails here.
+        """
         assert self._model is not None
-        prompts = self._model.prompts
+        number, send = frame["id"], self._channel.send
         try:
-            if frame["text"] is not None:
-                prompt: Prompt = prompts.plain(frame["text"])
+            prompt = self._prompt(self._model, frame)
+            room = self._model.context - CONTEXT_RESERVE
+            if not isinstance(prompt, str) and len(prompt) > room:
+                send(id=number, tokens=len(prompt))
             else:
-                prompt = prompts.chat(frame["messages"], tools=frame["tools"], **frame["variables"])
+                send(id=number, prompt=prompt)
         except RkError as error:
-            self._channel.send(id=frame["id"], refused=str(error))
-            return
-        self._channel.send(id=frame["id"], prompt=prompt)
+            send(id=number, refused=str(error))
+        except Exception as error:
+            _warn(f"a request could not be encoded: {_said(error)}")
+            send(id=number, failed=_said(error))
+
+    @staticmethod
+    def _prompt(model: Model, frame: Frame) -> Prompt:
+        if frame["text"] is not None:
+            prompt = model.prompts.plain(frame["text"])
+        else:
+            prompt = model.prompts.chat(frame["messages"], {**frame["variables"], "tools": frame["tools"]})
+        if not prompt:
+            raise UsageError("the prompt is empty: there is nothing to go on from")
+        if isinstance(prompt, str) and "\0" in prompt:
+            raise UsageError("the prompt has a NUL character, where it would end for the runtime: remove it")
+        return prompt
 
     def _run(self, frame: Frame) -> None:
         """Tokens as they come, then ``end``: the library has let go of the NPU by then."""
@@ -104,8 +125,8 @@ class Worker:
                     if aborted:
                         break
                     send(id=number, text=token.text, tokens=1 if token.state != FINISH else 0)
-        except RkError as error:
-            send(id=number, error=str(error))
+        except Exception as error:
+            send(id=number, error=_said(error))
             return
         send(id=number, end="abort" if aborted else model.cost.finish_reason)
 
@@ -117,6 +138,25 @@ def _choose_lora(model: Model, name: Optional[str]) -> None:
             f"{model.bundle.name} has no LoRA {name!r}: there are {', '.join(model.bundle.loras) or 'none'}"
         )
     model.choose_lora(name)
+
+
+def _said(error: BaseException) -> str:
+    """Our own errors by their text. Others by kind and place: what they say may quote what somebody wrote."""
+    if isinstance(error, RkError):
+        return str(error)
+    places = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}{where}"
+
+
+@contextlib.contextmanager
+def _nothing_unsaid() -> Iterator[None]:
+    """A defect ends the process at once: an orderly exit would stop the run, and it would look whole."""
+    try:
+        yield
+    except BaseException as error:
+        _warn(f"the worker ends: {_said(error)}")
+        os._exit(1)
 
 
 def _warn(message: str) -> None:
@@ -141,7 +181,10 @@ def _prepare() -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us, too: the supervisor decides
     _prepare()
-    Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).serve()
+    with _nothing_unsaid():
+        end = socket.socket(fileno=int(sys.argv[1]))
+        renderer = Renderer(end)  # before the library and its threads
+        Worker(Channel(end), renderer).serve()
     # Without cleaning up: a run may be under way that nobody waits for, and the kernel frees everything.
     sys.stderr.flush()
     os._exit(0)

@@ -56,9 +56,9 @@ typedef struct {
   float mirostat_eta;
   bool skip_special_token;
   bool is_async;
-  const char *img_start;
+  const char *img_start; /* what <image> in a multimodal prompt becomes: this, */
   const char *img_end;
-  const char *img_content;
+  const char *img_content; /* then this for each embedding, which replaces it, then img_end */
   RKLLMExtendParam extend_param;
 } RKLLMParam;
 
@@ -79,9 +79,9 @@ typedef struct {
 } RKLLMTokenInput;
 
 typedef struct {
-  char *prompt;
-  float *image_embed; /* n_image_tokens x hidden */
-  size_t n_image_tokens;
+  char *prompt;          /* with an <image> for each image */
+  float *image_embed;    /* n_image_tokens x hidden */
+  size_t n_image_tokens; /* of all images together (as we read it; see docs/sim-runtime.md) */
 } RKLLMMultiModelInput;
 
 typedef struct {
@@ -100,7 +100,7 @@ typedef struct {
 
 typedef struct {
   int save_prompt_cache;
-  const char *prompt_cache_path;
+  const char *prompt_cache_path; /* NULL: ./prompt_cache.bin */
 } RKLLMPromptCacheParam;
 
 typedef struct {
@@ -132,7 +132,11 @@ int rkllm_destroy(LLMHandle handle);
 int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer_params, void *userdata);
 int rkllm_run_async(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer_params, void *userdata);
 int rkllm_abort(LLMHandle handle);
-int rkllm_is_running(LLMHandle handle); /* 0 while running, non-zero otherwise */
+/* Rockchip's header of 1.1 says 0 while a run goes on and non-zero otherwise; measured on a later library it is the
+ * other way round, 1 while running and 0 idle, which Rockchip confirmed, and the header of 1.3 says so. Of a 1.1.1
+ * library it is likely, not certain: a program keeps its own state. The simulated runtime answers as measured
+ * (RKSIM_IS_RUNNING). */
+int rkllm_is_running(LLMHandle handle);
 
 #ifdef __cplusplus
 }

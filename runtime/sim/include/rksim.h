@@ -15,7 +15,9 @@ extern "C" {
 
 typedef struct rksim_model rksim_model;
 
-enum { RKSIM_OPEN_VOCAB_ONLY = 1 };                  /* tokenizer only: weights are neither needed nor read */
+/* Tokenizer only: weights are neither needed nor read, and of the shape n_vocab alone is told, and context_length where
+   the file has it. */
+enum { RKSIM_OPEN_VOCAB_ONLY = 1 };
 enum { RKSIM_ADD_BOS = 1, RKSIM_PARSE_SPECIAL = 2 }; /* tokenize */
 enum { RKSIM_SKIP_SPECIAL = 1 };                     /* detokenize */
 enum { RKSIM_F32 = 0, RKSIM_F16 = 1, RKSIM_BF16 = 2 };

@@ -16,13 +16,43 @@ constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096, kMaxHeads = 4096, kMa
 
 // A feature that this runtime does not know would change every answer: it is refused, not skipped.
 constexpr std::string_view kKnown[] = {
-    "version", "dtype", "group_size", "hybrid_rate", "header_crc32", "family", "adapters_interleaved", "eos_token_ids", "lstrip_token_ids",
-    "rstrip_token_ids", "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
-    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
-    "attention.layer_norm_epsilon", "attention.scale", "attention.sliding_window", "attention.temperature_scale",
-    "attention.temperature_length", "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale",
-    "residual_scale", "logit_scale", "use_parallel_residual", "activation", "rope.dimension_count", "rope.freq_base",
-    "rope.freq_base_local", "rope.layers", "rope.scaling.attn_factor", "rope.scaling.original_context_length",
+    "version",
+    "dtype",
+    "group_size",
+    "hybrid_rate",
+    "header_crc32",
+    "family",
+    "adapters_interleaved",
+    "eos_token_ids",
+    "lstrip_token_ids",
+    "rstrip_token_ids",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon",
+    "attention.scale",
+    "attention.sliding_window",
+    "attention.temperature_scale",
+    "attention.temperature_length",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "use_parallel_residual",
+    "activation",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_local",
+    "rope.layers",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
 };
 
 // The keys of one file: version 2 has those of a shape under another prefix, and no features.
@@ -122,8 +152,8 @@ Rope read_rope(const Gguf& file, const Keys& keys, const Shape& shape) {
   Rope rope;
   rope.dims = keys.size_or("rope.dimension_count", shape.head_dim, kMaxHeads);
   if (rope.dims % 2 || rope.dims > shape.head_dim)
-    keys.fail("rope.dimension_count", "is " + std::to_string(rope.dims) + " of a head of " +
-                                          std::to_string(shape.head_dim));
+    keys.fail("rope.dimension_count",
+              "is " + std::to_string(rope.dims) + " of a head of " + std::to_string(shape.head_dim));
   rope.base = keys.number("rope.freq_base");
   rope.attention_factor = double{keys.number_or("rope.scaling.attn_factor", 1.0f)};
   rope.frequencies = frequencies(rope.base, rope.dims, factors(file, "rope_freqs.weight", rope.dims));

@@ -19,9 +19,9 @@ struct Shape {
 struct Rope {
   enum Table { kNone, kBase, kLocal };  // which of them a layer turns by
 
-  int dims = 0;                  // how much of a head turns, from its beginning
+  int dims = 0;  // how much of a head turns, from its beginning
   float base = 0;
-  double attention_factor = 1;   // what cosines and sines are multiplied by
+  double attention_factor = 1;  // what cosines and sines are multiplied by
   std::vector<double> frequencies, local_frequencies;
   std::vector<double> long_frequencies;  // instead of `frequencies` in a context above short_context; empty: never
   int short_context = 0;

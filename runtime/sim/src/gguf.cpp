@@ -8,9 +8,11 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 #include <thread>
 
 #include "error.h"
+#include "process.h"
 
 namespace rksim {
 namespace {
@@ -246,7 +248,11 @@ void Gguf::check_data(int threads) const {
       if (crc32(0, tensors_[i].data, tensors_[i].bytes) != load<uint32_t>(sums + 4 * i)) bad = i;
   };
   std::vector<std::thread> helpers;
-  for (int i = 1; i < threads; i++) helpers.emplace_back(work);
+  try {
+    SignalsHeld held;
+    for (int i = 1; i < threads; i++) helpers.emplace_back(work);
+  } catch (const std::system_error&) {  // as many as there may be
+  }
   work();
   for (auto& thread : helpers) thread.join();
   if (bad != SIZE_MAX)

@@ -41,6 +41,9 @@ const Candidate kCandidates[] = {{&kNeonKernels, has_dotprod}, {&kScalarKernels,
 const Candidate kCandidates[] = {{&kScalarKernels, always}};
 #endif
 
+// Operands here may be -128, which model files are refused for.
+constexpr int64_t kMaxGemm = 2147483647 / (128 * 128);
+
 const Kernels& choose() {
   if (const char* name = std::getenv("RKSIM_KERNEL"); name && *name) return kernels_by_name(name);
   for (const Candidate& c : kCandidates)
@@ -121,6 +124,7 @@ void pack_scales(const float* scales, int64_t n, int64_t groups, float* out) {
 void gemm_i8(const Kernels& kernels, const int8_t* w, const int8_t* x, int64_t rows, int64_t k, int64_t tokens,
              int32_t* acc) {
   if (rows < 1 || k < 1 || tokens < 1) throw Error("gemm_i8 needs at least one row, one input and one token");
+  if (k > kMaxGemm) throw Error("gemm_i8 adds up at most " + std::to_string(kMaxGemm) + " products in an int32");
   Linear linear;
   linear.n = rows;
   linear.k = linear.group = k;
@@ -136,7 +140,7 @@ void gemm_i8(const Kernels& kernels, const int8_t* w, const int8_t* x, int64_t r
           x[t * k + i];
       sum += x[t * k + i];
     }
-    a.correction[static_cast<size_t>(t)] = -128 * sum;
+    a.correction[static_cast<size_t>(t)] = minus_128_times(sum);
   }
   kernels.accumulate_i8(linear, a, 0, linear.blocks(), acc, rows);
 }

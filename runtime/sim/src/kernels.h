@@ -14,6 +14,12 @@ namespace rksim {
 // packed to match: tiles of 4 tokens, in a tile quads, in a quad the 4 tokens' 4 bytes.
 constexpr int64_t kRows = 16, kQuad = 4, kTile = 4;
 
+// The longest row of +-127 by +-127 whose sum an int32 holds.
+constexpr int64_t kMaxSum = 2147483647 / (127 * 127);
+
+// Modulo 2^32, in which it is added to a sum that an int32 holds again: on long rows it is itself larger than that.
+constexpr int32_t minus_128_times(int32_t sum) { return static_cast<int32_t>(-128u * static_cast<uint32_t>(sum)); }
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One linear layer, N rows of K.
@@ -69,9 +75,9 @@ struct Kernels {
   // y = activation(gate) * up, or activation(gate) where `up` is nullptr; y may be gate.
   void (*silu)(const float* gate, const float* up, float* y, int64_t n);
   void (*gelu_tanh)(const float* gate, const float* up, float* y, int64_t n);
-  void (*soft_cap)(float* x, int64_t n, float cap);    // x = cap * tanh(x / cap)
-  void (*add)(const float* x, float* y, int64_t n);    // y += x
-  void (*scale)(float* x, int64_t n, float factor);    // x *= factor
+  void (*soft_cap)(float* x, int64_t n, float cap);  // x = cap * tanh(x / cap)
+  void (*add)(const float* x, float* y, int64_t n);  // y += x
+  void (*scale)(float* x, int64_t n, float factor);  // x *= factor
   void (*rope)(float* head, const float* cos, const float* sin, int64_t half);
   void (*to_f16)(const float* x, uint16_t* y, int64_t n);
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);

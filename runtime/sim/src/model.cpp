@@ -15,8 +15,6 @@ namespace {
 
 // The widest layer whose inputs are counted in 32 bits everywhere.
 constexpr uint32_t kMaxSide = 1u << 20;
-// The longest row of +-127 by +-127 whose sum an int32 holds.
-constexpr int64_t kMaxSum = 2147483647 / (127 * 127);
 
 // The file's pages have been copied: give them back, so that a model is not in memory twice.
 void drop_pages(const uint8_t* data, size_t bytes) {

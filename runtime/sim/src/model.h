@@ -21,11 +21,11 @@ struct Norm {
 };
 
 struct Layer {
-  Norm attn_norm;        // [hidden], as all but the next two
-  Norm q_norm, k_norm;   // [head_dim], of each head before RoPE
-  Norm attn_post_norm;   // of what attention adds
-  Norm ffn_norm;         // none where attention and MLP read the same norm
-  Norm ffn_post_norm;    // of what the MLP adds
+  Norm attn_norm;       // [hidden], as all but the next two
+  Norm q_norm, k_norm;  // [head_dim], of each head before RoPE
+  Norm attn_post_norm;  // of what attention adds
+  Norm ffn_norm;        // none where attention and MLP read the same norm
+  Norm ffn_post_norm;   // of what the MLP adds
   Linear q, k, v, output;
   Linear gate, up, down;  // an MLP that is not gated has no gate (n is 0)
 };
@@ -100,7 +100,9 @@ class Session {
   // Logits of the last token, [n_vocab], valid until the next call. n >= 1; ids must be in range (Error).
   // all_hidden, n x hidden, gets every token's last_hidden().
   const float* eval(const int32_t* ids, size_t n, float* all_hidden = nullptr);
-  // The same from input embeddings, n x hidden.
+  // The input embeddings of n tokens, n x hidden.
+  void embed(const int32_t* ids, size_t n, float* out) const;
+  // As eval(), from input embeddings, n x hidden.
   const float* eval_embeddings(const float* x, size_t n, float* all_hidden = nullptr);
   // Logits of every token, n x n_vocab.
   void eval_all(const int32_t* ids, size_t n, float* logits);

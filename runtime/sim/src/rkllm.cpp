@@ -2,49 +2,43 @@
 // was chosen here. No exception leaves this file; every refusal is a log line and -1.
 #include "rkllm.h"
 
-#include <algorithm>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <cerrno>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <random>
 #include <string>
 #include <utility>
 
 #include "error.h"
 #include "log.h"
+#include "process.h"
+#include "registry.h"
+#include "request.h"
 #include "runtime.h"
+#include "settings.h"
 
 namespace {
 
 using rksim::Error;
 using rksim::guarded;
+using rksim::Inside;
 using rksim::log_error;
 using rksim::log_line;
 using rksim::log_warning;
-using rksim::Request;
+using rksim::look_up;
 using rksim::Runtime;
+using rksim::Standing;
 
 constexpr int kDefaultContext = 512;
 constexpr int kBoardContext = 4096;  // past it the real 1.1.x degrades
 constexpr int kFailed = -1;
 
-uint64_t seed_setting() {
-  const char* text = std::getenv("RKSIM_SEED");
-  if (!text || !*text) {
-    std::random_device device;
-    return uint64_t{device()} << 32 | device();
-  }
-  char* end = nullptr;
-  errno = 0;
-  const uint64_t seed = std::strtoull(text, &end, 10);
-  if (*text < '0' || *text > '9' || *end || errno)
-    throw Error(std::string("RKSIM_SEED is '") + text + "': it must be a whole number from 0 to 2^64 - 1");
-  return seed;
-}
+// Of the last rkllm_init: rkllm_is_running is asked of handles that are no more, too.
+std::atomic<bool> is_running_by_header{false};
 
 rksim::SamplerParams sampler_params(const RKLLMParam& p) {
   const std::pair<const char*, float> all[] = {{"top_p", p.top_p},
@@ -64,7 +58,7 @@ rksim::SamplerParams sampler_params(const RKLLMParam& p) {
   s.repeat_penalty = p.repeat_penalty;
   s.frequency_penalty = p.frequency_penalty;
   s.presence_penalty = p.presence_penalty;
-  s.seed = seed_setting();
+  s.seed = rksim::seed_setting();
   return s;
 }
 
@@ -76,36 +70,40 @@ int context_setting(const RKLLMParam& p) {
   return context;
 }
 
-// Every live handle; nullptr for one whose rkllm_init lied (RKSIM_FAULTS). Never freed: a run may still be under way
-// when the process exits.
-struct Registry {
-  std::mutex mutex;
-  std::map<LLMHandle, std::shared_ptr<Runtime>> live;
-};
-Registry& registry() {
-  static Registry* all = new Registry;
-  return *all;
-}
-
-// Whether rkllm_init lied about this handle: it has no model behind it.
-bool hollow(LLMHandle handle) {
-  std::lock_guard lock(registry().mutex);
-  const auto it = registry().live.find(handle);
-  return it != registry().live.end() && !it->second;
-}
-
 // The handle's runtime, kept alive as long as the result; nullptr and a log line for what is no live handle.
 std::shared_ptr<Runtime> find(LLMHandle handle, const char* function) {
-  std::lock_guard lock(registry().mutex);
-  const auto it = registry().live.find(handle);
-  if (it != registry().live.end()) return it->second;
-  log_error(std::string(function) + ": the handle is " + (handle ? "not one of rkllm_init's, or destroyed" : "NULL"));
-  return nullptr;
+  const rksim::Found found = look_up(handle);
+  if (found.standing == Standing::kUnknown)
+    log_error(std::string(function) + ": the handle is " + (handle ? "not one of rkllm_init's, or destroyed" : "NULL"));
+  if (found.standing == Standing::kLost)
+    log_error(std::string(function) +
+              ": this process was forked while another thread used the handle: it is of no "
+              "use here, load the model again");
+  return found.runtime;
 }
 
 std::shared_ptr<Runtime> find_to_run(LLMHandle handle, const char* function) {
-  if (hollow(handle)) rksim::die_without_model();
+  if (look_up(handle).standing == Standing::kHollow) rksim::die_without_model();
   return find(handle, function);
+}
+
+// f() inside the library, unless this thread is there already: what a signal handler interrupted may hold a lock, of
+// malloc's for one, that f would wait for without end. So the refusal takes none, and writes straight to stderr.
+template <class F>
+int entered(const char* function, F&& f) noexcept {
+  if (Inside::here()) {
+    const char* parts[] = {
+        "E rkllm: ", function,
+        ": refused, it was called by a signal handler that interrupted the library in this thread\n"};
+    iovec line[3];
+    for (int i = 0; i < 3; i++) line[i] = {const_cast<char*>(parts[i]), std::strlen(parts[i])};
+    const int error = errno;
+    (void)!writev(STDERR_FILENO, line, 3);
+    errno = error;
+    return kFailed;
+  }
+  Inside inside;
+  return guarded(function, std::forward<F>(f));
 }
 
 void say_hello(int threads) {
@@ -114,7 +112,7 @@ void say_hello(int threads) {
                           std::to_string(threads) + (threads == 1 ? " thread" : " threads"));
 }
 
-std::unique_ptr<rksim::Model> load(const char* path, int threads) {
+std::unique_ptr<rksim::Model> load(const std::string& path, int threads) {
   try {
     return std::make_unique<rksim::Model>(path, threads);
   } catch (const Error&) {
@@ -123,109 +121,73 @@ std::unique_ptr<rksim::Model> load(const char* path, int threads) {
   }
 }
 
+std::string text_of(const char* text) { return text ? text : ""; }
+
+void warn(const RKLLMParam& p, int context, const Runtime& runtime, bool heard) {
+  if (!heard) log_warning("callback is NULL: runs keep their answers to themselves");
+  if (p.is_async) log_warning("is_async is ignored: rkllm_run blocks, rkllm_run_async does not");
+  const std::string said = "max_context_len " + std::to_string(context);
+  if (context > runtime.shape().context_length)
+    log_warning(said + " is above the " + std::to_string(runtime.shape().context_length) + " of the model");
+  if (context > kBoardContext)
+    log_warning(said + ": on an RK3588, answers degrade past " + std::to_string(kBoardContext) + " tokens");
+}
+
 int init(LLMHandle* handle, const RKLLMParam* param, LLMResultCallback callback) {
   if (handle) *handle = nullptr;
-  const char* missing = !handle              ? "handle"
-                        : !param             ? "param"
-                        : !callback          ? "callback"
-                        : !param->model_path ? "param->model_path"
-                                             : nullptr;
+  const char* missing = !handle ? "handle" : !param ? "param" : !param->model_path ? "param->model_path" : nullptr;
   if (missing) throw Error(std::string(missing) + " is NULL");
+  // First of all: a program may free or reuse its strings while the model loads, as garbage collectors do.
+  const RKLLMParam p = *param;
+  const std::string path = p.model_path;
+  const rksim::ImageFrame image{text_of(p.img_start), text_of(p.img_content), text_of(p.img_end)};
   const int threads = rksim::default_threads();
   say_hello(threads);
-  const rksim::RunParams params{context_setting(*param), param->max_new_tokens, param->skip_special_token,
-                                sampler_params(*param), rksim::faults_setting()};
+  is_running_by_header = rksim::is_running_by_header_setting();
+  const rksim::RunParams params{context_setting(p),
+                                p.max_new_tokens,
+                                p.skip_special_token,
+                                sampler_params(p),
+                                rksim::faults_setting(),
+                                image,
+                                rksim::past_context_setting(),
+                                rksim::figures_setting()};
   rksim::sleep_ms(params.faults.load_ms);
   if (params.faults.init_lies && rksim::claim(params.faults)) {
     rksim::say_load_failed();
-    *handle = new char;
-    std::lock_guard lock(registry().mutex);
-    registry().live[*handle] = nullptr;
+    *handle = rksim::enlist(nullptr);
     return 0;
   }
-  const auto runtime = std::make_shared<Runtime>(load(param->model_path, threads), params, callback);
-  if (param->is_async) log_warning("is_async is ignored: rkllm_run blocks, rkllm_run_async does not");
-  const std::string context = "max_context_len " + std::to_string(params.context);
-  if (params.context > runtime->shape().context_length)
-    log_warning(context + " is above the " + std::to_string(runtime->shape().context_length) + " of the model");
-  if (params.context > kBoardContext)
-    log_warning(context + ": on an RK3588, answers degrade past " + std::to_string(kBoardContext) + " tokens");
-  std::lock_guard lock(registry().mutex);
-  registry().live[runtime.get()] = runtime;
-  *handle = runtime.get();
+  auto runtime = std::make_shared<Runtime>(load(path, threads), params, callback);
+  warn(p, params.context, *runtime, callback != nullptr);
+  *handle = rksim::enlist(std::move(runtime));
   return 0;
 }
 
-// A caller's enum may hold any int, which C++ may not read as the enum.
-template <class E>
-int raw(const E& value) {
-  static_assert(sizeof(E) == sizeof(int));
-  int number;
-  std::memcpy(&number, &value, sizeof number);
-  return number;
-}
-
-void check_infer(const RKLLMInferParam& infer) {
-  if (raw(infer.mode) < RKLLM_INFER_GENERATE || raw(infer.mode) > RKLLM_INFER_GET_LAST_HIDDEN_LAYER)
-    throw Error("unknown infer mode " + std::to_string(raw(infer.mode)));
-}
-
-// Copies what the run needs. Throws Error on what no run could make sense of.
-Request read_request(const RKLLMInput* input, const RKLLMInferParam* infer, void* userdata, Runtime& runtime) {
-  if (!input || !infer) throw Error(std::string(input ? "infer_params" : "input") + " is NULL");
-  check_infer(*infer);
-  const int type = raw(input->input_type);
-  if (type < RKLLM_INPUT_PROMPT || type > RKLLM_INPUT_MULTIMODAL)
-    throw Error("unknown input type " + std::to_string(type));
-  Request r{input->input_type, infer->mode, userdata, {}, 0, {}, {}, nullptr, {}};
-  // A run that names an adapter must not answer without it.
-  if (infer->lora_params) {
-    if (!infer->lora_params->lora_adapter_name) throw Error("lora_params->lora_adapter_name is NULL");
-    r.lora = runtime.lora(infer->lora_params->lora_adapter_name);
-  }
-  if (infer->prompt_cache_params && infer->prompt_cache_params->save_prompt_cache) {
-    const char* path = infer->prompt_cache_params->prompt_cache_path;
-    if (!path || !*path) throw Error("prompt_cache_path is NULL or empty");
-    if (type == RKLLM_INPUT_EMBED)
-      throw Error("a prompt of embeddings has no tokens to find it by: it cannot be saved");
-    r.save_cache = path;
-  }
-  const auto most = static_cast<size_t>(runtime.context());
-  switch (input->input_type) {
-    case RKLLM_INPUT_PROMPT:
-      if (!input->prompt_input) throw Error("prompt_input is NULL");
-      r.prompt = input->prompt_input;
-      return r;
-    case RKLLM_INPUT_TOKEN: {
-      const RKLLMTokenInput& given = input->token_input;
-      if (!given.input_ids) throw Error("token_input.input_ids is NULL");
-      r.tokens = given.n_tokens;
-      r.ids.assign(given.input_ids, given.input_ids + std::min(r.tokens, most));
-      return r;
-    }
-    case RKLLM_INPUT_EMBED: {
-      const RKLLMEmbedInput& given = input->embed_input;
-      if (!given.embed) throw Error("embed_input.embed is NULL");
-      r.tokens = given.n_tokens;
-      const size_t size = std::min(r.tokens, most) * static_cast<size_t>(runtime.shape().hidden);
-      r.embeddings.assign(given.embed, given.embed + size);
-      return r;
-    }
-    case RKLLM_INPUT_MULTIMODAL: break;
-  }
-  return r;
-}
-
-int load_lora(Runtime& runtime, const RKLLMLoraAdapter* adapter) {
-  const char* missing = !adapter                      ? "lora_adapter"
-                        : !adapter->lora_adapter_path ? "lora_adapter_path"
-                        : !adapter->lora_adapter_name ? "lora_adapter_name"
+// What its caller gave, copied before the handle is looked for.
+struct Adapter {
+  explicit Adapter(const RKLLMLoraAdapter* given) {
+    const char* missing = !given                      ? "lora_adapter"
+                          : !given->lora_adapter_path ? "lora_adapter_path"
+                          : !given->lora_adapter_name ? "lora_adapter_name"
                                                       : nullptr;
-  if (missing) throw Error(std::string(missing) + " is NULL");
-  if (!*adapter->lora_adapter_name) throw Error("lora_adapter_name is empty: runs choose an adapter by its name");
-  if (!std::isfinite(adapter->scale)) throw Error("scale is not a finite number");
-  runtime.load_lora(adapter->lora_adapter_path, adapter->lora_adapter_name, adapter->scale);
-  return 0;
+    if (missing) throw Error(std::string(missing) + " is NULL");
+    path = given->lora_adapter_path;
+    name = given->lora_adapter_name;
+    scale = given->scale;
+    if (name.empty()) throw Error("lora_adapter_name is empty: runs choose an adapter by its name");
+    if (!std::isfinite(scale)) throw Error("scale is not a finite number");
+  }
+  std::string path, name;
+  float scale;
+};
+
+// A run that goes on in this very thread is aborted, so that destroying works once it is over.
+int destroy(LLMHandle handle) {
+  const rksim::Found found = look_up(handle);
+  if (found.standing == Standing::kUnknown) find(handle, "rkllm_destroy");  // says so
+  if (found.runtime && !found.runtime->close()) return kFailed;
+  return rksim::strike_out(handle) ? 0 : kFailed;
 }
 
 }  // namespace
@@ -247,18 +209,21 @@ RKLLMParam rkllm_createDefaultParam(void) {
 }
 
 int rkllm_init(LLMHandle* handle, RKLLMParam* param, LLMResultCallback callback) {
-  return guarded("rkllm_init", [&] { return init(handle, param, callback); });
+  return entered("rkllm_init", [&] { return init(handle, param, callback); });
 }
 
 int rkllm_load_lora(LLMHandle handle, RKLLMLoraAdapter* lora_adapter) {
-  return guarded("rkllm_load_lora", [&] {
+  return entered("rkllm_load_lora", [&] {
     const auto runtime = find_to_run(handle, "rkllm_load_lora");
-    return runtime ? load_lora(*runtime, lora_adapter) : kFailed;
+    if (!runtime) return kFailed;
+    const Adapter adapter(lora_adapter);
+    runtime->load_lora(adapter.path, adapter.name, adapter.scale);
+    return 0;
   });
 }
 
 int rkllm_load_prompt_cache(LLMHandle handle, const char* prompt_cache_path) {
-  return guarded("rkllm_load_prompt_cache", [&] {
+  return entered("rkllm_load_prompt_cache", [&] {
     const auto runtime = find_to_run(handle, "rkllm_load_prompt_cache");
     if (!runtime) return kFailed;
     if (!prompt_cache_path) throw Error("prompt_cache_path is NULL");
@@ -268,7 +233,7 @@ int rkllm_load_prompt_cache(LLMHandle handle, const char* prompt_cache_path) {
 }
 
 int rkllm_release_prompt_cache(LLMHandle handle) {
-  return guarded("rkllm_release_prompt_cache", [&] {
+  return entered("rkllm_release_prompt_cache", [&] {
     const auto runtime = find_to_run(handle, "rkllm_release_prompt_cache");
     if (!runtime) return kFailed;
     runtime->release_prompt_cache();
@@ -277,30 +242,25 @@ int rkllm_release_prompt_cache(LLMHandle handle) {
 }
 
 int rkllm_destroy(LLMHandle handle) {
-  return guarded("rkllm_destroy", [&] {
-    const auto runtime = find(handle, "rkllm_destroy");
-    if (runtime && !runtime->close()) return kFailed;
-    std::lock_guard lock(registry().mutex);
-    if (!registry().live.erase(handle)) return kFailed;
-    if (!runtime) delete static_cast<char*>(handle);
-    return 0;
-  });
+  if (Inside::here()) rkllm_abort(handle);  // so that it may be destroyed soon
+  return entered("rkllm_destroy", [&] { return destroy(handle); });
 }
 
 int rkllm_run(LLMHandle handle, RKLLMInput* input, RKLLMInferParam* infer_params, void* userdata) {
-  return guarded("rkllm_run", [&] {
+  return entered("rkllm_run", [&] {
     const auto runtime = find_to_run(handle, "rkllm_run");
-    return runtime ? runtime->run(read_request(input, infer_params, userdata, *runtime)) : kFailed;
+    return runtime ? runtime->run(rksim::read_request(input, infer_params, userdata, *runtime)) : kFailed;
   });
 }
 
 int rkllm_run_async(LLMHandle handle, RKLLMInput* input, RKLLMInferParam* infer_params, void* userdata) {
-  return guarded("rkllm_run_async", [&] {
+  return entered("rkllm_run_async", [&] {
     const auto runtime = find_to_run(handle, "rkllm_run_async");
-    return runtime ? runtime->run_async(read_request(input, infer_params, userdata, *runtime)) : kFailed;
+    return runtime ? runtime->run_async(rksim::read_request(input, infer_params, userdata, *runtime)) : kFailed;
   });
 }
 
+// These two may be called at any moment, also from a signal handler: they allocate nothing for a handle that lives.
 int rkllm_abort(LLMHandle handle) {
   return guarded("rkllm_abort", [&] {
     const auto runtime = find(handle, "rkllm_abort");
@@ -311,7 +271,8 @@ int rkllm_abort(LLMHandle handle) {
 int rkllm_is_running(LLMHandle handle) {
   return guarded("rkllm_is_running", [&] {
     const auto runtime = find(handle, "rkllm_is_running");
-    return runtime && runtime->running() ? 0 : 1;
+    const bool running = runtime && runtime->running();
+    return running != is_running_by_header ? 1 : 0;
   });
 }
 

@@ -1,6 +1,7 @@
 // librksim's door: rksim.h over the engine. No exception leaves it.
 #include "rksim.h"
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -13,6 +14,7 @@
 struct rksim_model {
   std::unique_ptr<rksim::Gguf> vocabulary;  // opened VOCAB_ONLY: this and `tokenizer_only`, no `model`
   std::unique_ptr<rksim::Tokenizer> tokenizer_only;
+  int32_t context_length = 0;  // what the vocabulary's file says of it; 0: nothing
   std::unique_ptr<rksim::Model> model;
   std::unique_ptr<rksim::Lora> lora;
   std::unique_ptr<rksim::Session> session;  // as long as the last sequence
@@ -71,6 +73,8 @@ rksim_model* rksim_open(const char* path, int n_threads, int flags) {
     if (flags & RKSIM_OPEN_VOCAB_ONLY) {
       m->vocabulary = std::make_unique<rksim::Gguf>(path, rksim::Gguf::Content::kVocabulary, threads);
       m->tokenizer_only = std::make_unique<rksim::Tokenizer>(*m->vocabulary);
+      m->context_length =
+          static_cast<int32_t>(std::min(m->vocabulary->u32("llama.context_length").value_or(0), 1u << 30));
     } else {
       m->model = std::make_unique<rksim::Model>(path, threads);
     }
@@ -88,7 +92,10 @@ int rksim_get_info(const rksim_model* m, rksim_info* out) {
     *out = {s.n_vocab, s.n_layers, s.hidden, s.intermediate, s.n_heads, s.n_kv_heads, s.head_dim, s.context_length,
             0,         0,          0};
   }
-  if (!m->model) out->n_vocab = t.size();  // a model may have more rows than its tokenizer has tokens
+  if (!m->model) {
+    out->n_vocab = t.size();  // a model may have more rows than its tokenizer has tokens
+    out->context_length = m->context_length;
+  }
   out->bos_id = t.bos_id();
   out->eos_id = t.eos_id();
   out->add_bos = t.add_bos();

@@ -1,18 +1,23 @@
 // What an LLMHandle stands for: a model, its parameters, and one run at a time that speaks to the callback.
 #pragma once
+#include <semaphore.h>
+
 #include <atomic>
-#include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "faults.h"
+#include "figures.h"
 #include "lora.h"
 #include "model.h"
+#include "process.h"
 #include "prompt_cache.h"
+#include "request.h"
 #include "rkllm.h"
 #include "sampler.h"
 
@@ -20,17 +25,9 @@ namespace rksim {
 
 constexpr int kAnswerReserve = 4;  // positions of the context that a prompt may not take
 
-// What a run needs of its caller's memory, copied: rkllm_run_async returns before it is used.
-struct Request {
-  RKLLMInputType type;
-  RKLLMInferMode mode;
-  void* userdata;
-  std::string prompt;
-  size_t tokens = 0;  // of ids or embeddings, of which no more are copied than the context holds
-  std::vector<int32_t> ids;
-  std::vector<float> embeddings;  // tokens x hidden
-  const Lora* lora = nullptr;     // of the runtime's own; nullptr: the model alone
-  std::string save_cache;         // where the prompt's keys and values go; empty: nowhere
+// The texts around an image and, on a board, in the place of each of its embeddings.
+struct ImageFrame {
+  std::string start, content, end;
 };
 
 struct RunParams {
@@ -39,13 +36,27 @@ struct RunParams {
   bool skip_special;
   SamplerParams sampler;
   Faults faults;
+  ImageFrame image;
+  std::optional<int64_t> past_context;  // tokens that an answer may outgrow the context by; none: without end
+  bool figures;                         // print them after each run
+};
+
+// Held for moments only, and never while a callback or a wait goes on.
+class Lock {
+ public:
+  explicit Lock(std::mutex& mutex) : lock_(mutex) {}
+
+ private:
+  SignalsHeld held_;  // first: a handler must not find this thread with the lock
+  std::lock_guard<std::mutex> lock_;
 };
 
 // The mutex guards who runs and which adapters there are; all else belongs to the run.
 class Runtime {
  public:
-  // Throws Error.
+  // callback NULL: nobody is told. Throws Error.
   Runtime(std::unique_ptr<Model> model, const RunParams& params, LLMResultCallback callback);
+  ~Runtime();
 
   const Shape& shape() const { return model_->shape; }
   int context() const { return params_.context; }
@@ -67,14 +78,26 @@ class Runtime {
   // or closed already.
   bool close();
 
+  // Around a fork: takes the lock (false: it was not to be had in a second), and gives it back on either side.
+  bool lock_for_fork() { return lock_within_a_second(mutex_); }
+  void unlock_after_fork() { mutex_.unlock(); }
+  // In the child, under that lock: whether its only thread may go on with this object. Not where another one was at it.
+  bool survives_fork();
+
  private:
   bool begin();
   void end();
   int work(const Request& request) noexcept;
   void generate(const Request& request);
-  std::vector<int32_t> prompt_ids(const Request& request) const;
+  size_t answer(const Request& request, int32_t& id);
+  bool past_context() const;
+  std::vector<int32_t> text_ids(const Request& request) const;
+  std::vector<int32_t> image_prompt(const Request& request) const;
   void check_room(size_t tokens) const;
   const float* prefill(const Request& request, std::vector<float>* all_hidden);
+  const float* prefill_tokens(const Request& request, std::vector<float>* all_hidden);
+  const float* prefill_embeddings(const std::vector<float>& x, std::vector<float>* all_hidden);
+  const float* prefill_images(const Request& request, std::vector<float>* all_hidden);
   size_t reuse_cache(const std::vector<int32_t>& ids, const Lora* lora);
   CacheKey cache_key(const Lora* lora) const;
   void check_idle() const;
@@ -87,14 +110,15 @@ class Runtime {
   const LLMResultCallback callback_;
   Session session_;
   Sampler sampler_;
+  Figures figures_;
 
   std::string held_;      // text that ends inside a character, until the token that completes it
   bool at_start_ = true;  // nothing of the answer was given yet
   bool over_ = false;     // FINISH or ERROR was given
 
   std::mutex mutex_;
-  std::condition_variable idle_;
-  std::thread worker_;
+  sem_t over_while_closing_;  // no condition variable: who waits for it holds no lock that a signal handler could want
+  std::shared_ptr<std::thread> worker_;
   std::thread::id runner_;
   bool running_ = false, closing_ = false;
   std::map<std::string, std::unique_ptr<Lora>> loras_;

@@ -88,11 +88,15 @@ void Session::load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t to
   });
 }
 
+void Session::embed(const int32_t* ids, size_t n, float* out) const {
+  impl_->net.embed(ids, static_cast<int64_t>(n), out);
+}
+
 const float* Session::last_hidden() const { return impl_->hidden.data(); }
 
 const float* Session::eval(const int32_t* ids, size_t n, float* all_hidden) {
   return impl_->eval(n, chunk, all_hidden,
-                     [&](size_t done, int64_t tokens) { impl_->net.embed(ids + done, tokens); });
+                     [&](size_t done, int64_t tokens) { impl_->net.set_input(ids + done, tokens); });
 }
 
 const float* Session::eval_embeddings(const float* x, size_t n, float* all_hidden) {
@@ -106,7 +110,7 @@ void Session::eval_all(const int32_t* ids, size_t n, float* logits) {
   int64_t tokens = 0;
   for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
     tokens = net.next_chunk(static_cast<int64_t>(n - done), chunk);
-    net.embed(ids + done, tokens);
+    net.set_input(ids + done, tokens);
     net.forward(tokens);
     impl_->norm_all(tokens, net.normed.data());
     net.logits(net.normed.data(), tokens, logits + done * static_cast<size_t>(net.shape.n_vocab));

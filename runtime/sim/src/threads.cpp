@@ -8,10 +8,13 @@
 #include <cstdlib>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "error.h"
+#include "process.h"
 
 namespace rksim {
 namespace {
@@ -47,6 +50,7 @@ int default_threads() {
 }
 
 struct ThreadPool::Impl {
+  const uint64_t born = forks();
   std::vector<std::thread> threads;
   std::mutex mutex;
   std::condition_variable wake;
@@ -62,6 +66,27 @@ struct ThreadPool::Impl {
 
   void work() {
     for (int64_t begin; (begin = next.fetch_add(chunk)) < n;) (*body)(begin, std::min(n, begin + chunk));
+  }
+
+  explicit Impl(int size) {
+    SignalsHeld held;
+    try {
+      for (int i = 1; i < size; i++) threads.emplace_back([this] { helper(); });
+    } catch (const std::system_error& error) {
+      end();
+      throw Error("cannot start " + std::to_string(size) + " threads (RKSIM_THREADS): " + error.what());
+    }
+  }
+  ~Impl() { end(); }
+
+  void end() {
+    {
+      std::lock_guard lock(mutex);
+      stop = true;
+    }
+    wake.notify_all();
+    for (auto& thread : threads) thread.join();
+    threads.clear();
   }
 
   void helper() {
@@ -89,24 +114,20 @@ struct ThreadPool::Impl {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : impl_(std::make_unique<Impl>()) {
-  for (int i = 1; i < threads; i++) impl_->threads.emplace_back([this] { impl_->helper(); });
-}
+ThreadPool::ThreadPool(int threads) : size_(threads), impl_(std::make_shared<Impl>(threads)) {}
 
+// The helpers of a process that forked are not there to be joined.
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(impl_->mutex);
-    impl_->stop = true;
-  }
-  impl_->wake.notify_all();
-  for (auto& thread : impl_->threads) thread.join();
+  if (impl_->born != forks()) abandon(std::move(impl_));
 }
-
-int ThreadPool::size() const { return static_cast<int>(impl_->threads.size()) + 1; }
 
 void ThreadPool::run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  if (impl_->born != forks()) {
+    auto anew = std::make_shared<Impl>(size_);
+    abandon(std::exchange(impl_, std::move(anew)));
+  }
   Impl& p = *impl_;
-  int64_t share = n / (size() * kChunksPerThread);
+  int64_t share = n / (size_ * kChunksPerThread);
   int64_t chunk = std::max(grain, share / grain * grain);
   if (p.threads.empty() || chunk >= n) {
     if (n > 0) body(0, n);

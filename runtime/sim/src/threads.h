@@ -10,16 +10,18 @@ int default_threads();
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // threads >= 1; the caller of run() is one of them
+  explicit ThreadPool(int threads);  // threads >= 1; the caller of run() is one of them. Throws Error
   ~ThreadPool();
-  int size() const;
+  int size() const { return size_; }
   // Calls body(begin, end) over [0, n) in chunks that are multiples of `grain` (but for the last); returns when all
   // are done. body must not throw. The split never changes a result: chunks write apart.
+  // In a forked child, where the threads are not, it starts them anew.
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
  private:
   struct Impl;
-  std::unique_ptr<Impl> impl_;
+  const int size_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace rksim

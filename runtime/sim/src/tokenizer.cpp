@@ -80,7 +80,7 @@ class Tokenizer::Encoder {
 Tokenizer::Tokenizer(const Gguf& file) : impl_(std::make_unique<Impl>(file)) {}
 Tokenizer::~Tokenizer() = default;
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, bool parse_special) const {
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, bool parse_special, bool first) const {
   if (text.size() > kMaxBytes) throw Error("a text of more than 512 MB cannot be tokenised at once; split it");
   std::string buffer;
   text = unicode::valid_utf8(text, buffer);
@@ -92,11 +92,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, bool
     if (impl_->is_special(static_cast<size_t>(match->id)) && !parse_special) continue;
     size_t end = match->begin;
     if (impl_->added.strip_left.count(match->id)) end = std::max(start, unicode::before_spaces(text, end));
-    if (start < end) encoder.part(text.substr(start, end - start), start == 0);
+    if (start < end) encoder.part(text.substr(start, end - start), first && start == 0);
     encoder.ids.push_back(match->id);
     start = impl_->added.strip_right.count(match->id) ? unicode::after_spaces(text, from) : from;
   }
-  encoder.part(text.substr(start), start == 0);
+  encoder.part(text.substr(start), first && start == 0);
   return std::move(encoder.ids);
 }
 

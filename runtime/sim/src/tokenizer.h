@@ -18,7 +18,8 @@ class Tokenizer {
 
   // Invalid UTF-8 is read as U+FFFD, one for each maximal invalid part, as Python's errors="replace" does.
   // parse_special: special tokens' texts in `text` become their ids. add_bos: puts bos_id() first if there is one.
-  std::vector<int32_t> encode(std::string_view text, bool add_bos, bool parse_special) const;
+  // first: nothing stands before it, where SentencePiece's models may put a space.
+  std::vector<int32_t> encode(std::string_view text, bool add_bos, bool parse_special, bool first = true) const;
 
   // The bytes one id stands for; empty for special tokens when skip_special and for ids out of range.
   // SentencePiece-style: the space that a text's first piece begins with is the caller's to drop (decode does).

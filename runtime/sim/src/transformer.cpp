@@ -116,21 +116,24 @@ void Transformer::adapt(const LoraPair& pair, const float* input, int64_t tokens
   });
 }
 
-void Transformer::embed(const int32_t* ids, int64_t tokens) {
-  grow(x, tokens * shape.hidden);
-  for (int64_t t = 0; t < tokens; t++) {
+void Transformer::embed(const int32_t* ids, int64_t tokens, float* out) const {
+  for (int64_t t = 0; t < tokens; t++, out += shape.hidden) {
     if (ids[t] < 0 || ids[t] >= shape.n_vocab)
       throw Error("token id " + std::to_string(ids[t]) + " is outside the vocabulary of " +
                   std::to_string(shape.n_vocab));
     const int64_t row = int64_t{ids[t]} * shape.hidden;
-    float* to = &x[static_cast<size_t>(t * shape.hidden)];
     if (model.embedding->type == GgmlType::F32)
-      std::memcpy(to, reinterpret_cast<const float*>(model.embedding->data) + row,
+      std::memcpy(out, reinterpret_cast<const float*>(model.embedding->data) + row,
                   static_cast<size_t>(shape.hidden) * sizeof(float));
     else
-      kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row, to, shape.hidden);
-    if (features.embedding_scale != 1) kernels.scale(to, shape.hidden, features.embedding_scale);
+      kernels.from_f16(reinterpret_cast<const uint16_t*>(model.embedding->data) + row, out, shape.hidden);
+    if (features.embedding_scale != 1) kernels.scale(out, shape.hidden, features.embedding_scale);
   }
+}
+
+void Transformer::set_input(const int32_t* ids, int64_t tokens) {
+  grow(x, tokens * shape.hidden);
+  embed(ids, tokens, x.data());
 }
 
 // What enters the first layer: an embedding scale has been applied to it by whoever made it.

@@ -28,8 +28,10 @@ class Transformer {
   // Throws Error on an RKSIM_ACT_SCALE that it does not know.
   Transformer(Model& model, int context);
 
-  // The rows of the embedding into `x`. Throws Error on an id outside the vocabulary.
-  void embed(const int32_t* ids, int64_t tokens);
+  // What ids become before the first layer, [tokens][hidden]. Throws Error on an id outside the vocabulary.
+  void embed(const int32_t* ids, int64_t tokens, float* out) const;
+  // The same into `x`, or what somebody else made of something.
+  void set_input(const int32_t* ids, int64_t tokens);
   void set_input(const float* embeddings, int64_t tokens);
   // `x` holds the input of `tokens` tokens; afterwards the output of the last layer, and position has moved on.
   void forward(int64_t tokens);

@@ -1,0 +1,188 @@
+"""Which librkllmrt.so there is, what it is, and which of a bundle's models it runs: decided here for every command.
+
+Nothing is loaded: a library may be built for another processor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
+from .errors import BundleError, LibraryError, NoSuchLibrary
+from .resources import packaged
+
+VARIABLE = "RKLLM_LIBRARY"
+SYSTEM = Path("/usr/lib/librkllmrt.so")
+SIM, NPU = "sim", "npu"
+_TARGETS = {SIM: "sim", NPU: "rk3588"}  # what a manifest calls what each runs
+_MODELS = {SIM: SIM_MODEL, NPU: NPU_MODEL}
+_MOST_BYTES = 256 << 20  # Rockchip's has 7 MB
+_MACHINES = {62: "x86_64", 183: "aarch64"}
+_SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
+_VERSION = re.compile(r"(?:rkllm-runtime|librkllmrt) version: (\d+\.\d+(?:\.\d+)?)")
+_SAID = re.compile(rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+")
+_OURS = re.compile(rb"RKSIM_|rksim_")
+
+
+@dataclass(frozen=True)
+class Library:
+    """A shared library on this host: ``version`` "1.1.1", or "1.1" where only its functions tell."""
+
+    path: Path
+    machine: str
+    version: str
+    simulated: bool
+    glibc: tuple[int, int]  # the newest it asks for
+
+
+class Choice(NamedTuple):
+    """A library and the model of a bundle that it runs. ``kind``: SIM or NPU."""
+
+    kind: str
+    library: Path
+    model: Path
+
+    @property
+    def simulated(self) -> bool:
+        return self.kind == SIM
+
+    def __str__(self) -> str:
+        where = "simulated, no NPU is used" if self.simulated else "on the NPU"
+        return f"{where}: {self.model.name} with {self.library}"
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"runtime": self.kind, "model_file": self.model.name}
+
+
+def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
+    """What runs ``bundle`` here. The library decides: Rockchip's runs model.rkllm, the simulated one the other.
+
+    ``asked``, or else RKLLM_LIBRARY, says which. Otherwise it is Rockchip's where it is installed and the bundle has a
+    model for it, and else the simulated one. LibraryError, BundleError: there is none, or it cannot run the bundle.
+    """
+    library = find(asked, npu=_TARGETS[NPU] in bundle.manifest["artifacts"], sim=bundle.sim_model is not None)
+    kind = SIM if is_simulated(library) else NPU
+    model = model_for(bundle, kind)
+    if model is None:
+        other = NPU if kind == SIM else SIM
+        if _TARGETS[other] not in bundle.manifest["artifacts"]:
+            raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
+        what = "the simulated runtime, which does not run it" if kind == SIM else "Rockchip's, for an NPU"
+        way = "--target rk3588" if kind == NPU else "--target sim"
+        raise BundleError(
+            f"{bundle.path} has only {_MODELS[other]}, and {library} is {what}: choose another library (--library or "
+            f"{VARIABLE}), or convert the model again with {way}"
+        )
+    return Choice(kind, library, model)
+
+
+def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -> Path:
+    """Path of a librkllmrt.so: ``asked``, else RKLLM_LIBRARY, else what runs a model for ``npu`` or ``sim`` here."""
+    said = asked or os.environ.get(VARIABLE)
+    if said:
+        path = Path(said)
+        if not path.is_file():
+            where = "" if asked else f" (from {VARIABLE})"
+            kind = NoSuchLibrary if asked else LibraryError
+            raise kind(f"there is no library {path}{where}: give the path of a librkllmrt.so")
+        return path
+    if npu and SYSTEM.is_file() and not (sim and (is_simulated(SYSTEM) or _foreign(SYSTEM))):
+        return SYSTEM
+    if sim:
+        with contextlib.suppress(LibraryError):
+            return simulated()
+        if SYSTEM.is_file():
+            return SYSTEM
+    what = "Rockchip's librkllmrt.so 1.1.1, which runs .rkllm models," if npu else "librkllmrt.so"
+    raise LibraryError(f"{what} was not found: install it as {SYSTEM} or set {VARIABLE} to its path")
+
+
+def simulated() -> Path:
+    """The simulated runtime of this installation; LibraryError where there is none, as in the zipapp."""
+    return packaged("lib/librkllmrt.so")
+
+
+def model_for(bundle: Bundle, kind: str) -> Optional[Path]:
+    return bundle.sim_model if kind == SIM else bundle.npu_model
+
+
+def adapter_for(lora: Lora, kind: str) -> Optional[Path]:
+    return lora.sim if kind == SIM else lora.npu
+
+
+def loras_for(bundle: Bundle, kind: str) -> dict[str, Lora]:
+    """The adapters that this kind of runtime can be given."""
+    return {name: lora for name, lora in bundle.loras.items() if adapter_for(lora, kind)}
+
+
+def manifest_for(bundle: Bundle, kind: str) -> dict[str, Any]:
+    """The bundle's manifest without what is for the other kind of runtime."""
+    other, manifest = _TARGETS[NPU if kind == SIM else SIM], dict(bundle.manifest)
+    left_out = {manifest["artifacts"].get(other)}
+    manifest["artifacts"] = {target: name for target, name in manifest["artifacts"].items() if target != other}
+    lora = manifest.get("lora")
+    if lora and lora["mode"] == "adapter":
+        left_out |= {entry["artifacts"].get(other) for entry in lora["adapters"]}
+        kept = [_without(entry, other) for entry in lora["adapters"]]
+        manifest["lora"] = {**lora, "adapters": [entry for entry in kept if entry["artifacts"]]}
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] not in left_out]
+    return manifest
+
+
+def _without(entry: dict[str, Any], target: str) -> dict[str, Any]:
+    return {**entry, "artifacts": {t: name for t, name in entry["artifacts"].items() if t != target}}
+
+
+def is_simulated(path: Path) -> bool:
+    """Whether a librkllmrt.so is ours: by the names in it. LibraryError where it cannot be read."""
+    data = _content(path)
+    if data[:4] != b"\x7fELF":
+        raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
+    return _OURS.search(data) is not None
+
+
+def _foreign(path: Path) -> bool:
+    """Built for another processor: a board's library on the machine that deploys it."""
+    data = _content(path)
+    here = _SAME_MACHINE.get(platform.machine(), platform.machine())
+    return data[:4] != b"\x7fELF" or _MACHINES.get(int.from_bytes(data[18:20], "little")) != here
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            raise LibraryError(f"{path} is no librkllmrt.so: give the path of one")
+        return path.read_bytes()
+    except OSError as error:
+        raise LibraryError(f"cannot read {path}: {error.strerror}") from error
+
+
+def version_in(text: str) -> str:
+    """The release, by its version string, else by the functions it exports; "?" for no librkllmrt."""
+    match = _VERSION.search(text)
+    if match:
+        return match[1]
+    if "rkllm_init" not in text:
+        return "?"
+    if "rkllm_clear_kv_cache" in text:
+        return "1.2 or newer"
+    return "1.1" if "rkllm_run_async" in text else "1.0"
+
+
+def read(path: Path) -> Library:
+    """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know."""
+    data = _content(path)
+    machine = _MACHINES.get(int.from_bytes(data[18:20], "little")) if data[:4] == b"\x7fELF" else None
+    if machine is None:
+        raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give Rockchip's librkllmrt.so")
+    said = {match.decode() for match in _SAID.findall(data)}
+    glibc = [(2, int(word[8:])) for word in said if word.startswith("GLIBC_2.")]
+    is_ours = _OURS.search(data) is not None
+    return Library(path, machine, version_in("\n".join(said)), is_ours, max(glibc, default=(2, 17)))

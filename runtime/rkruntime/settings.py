@@ -1,0 +1,137 @@
+"""How a bundle is run: one table, from which come the options of `run`, `chat` and `serve`, the keys of the daemon's
+file, what `/set` takes, and the frame that a worker is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import click
+
+from rk3588 import runtime
+from rk3588.errors import UsageError
+from rk3588.sampling import DEFAULTS, Sampling, settle
+
+
+class Number(click.FloatRange):
+    """A range of finite numbers: click's own takes nan."""
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number that can be used", param, ctx)
+        return number
+
+
+class _Library(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on
+    """A path, or ``sim`` for the simulated runtime of this installation."""
+
+    name = "file"
+
+    def convert(self, value: Any, _param: Optional[click.Parameter], _ctx: Optional[click.Context]) -> Path:
+        return runtime.simulated() if str(value) == runtime.SIM else Path(value)
+
+
+class Setting(NamedTuple):
+    """``name`` is the field of ``Settings``, the key in a file and, with dashes, the long option; ``flags`` are others
+    for it in a terminal."""
+
+    name: str
+    kind: Any  # click.ParamType, which is generic in some of its versions only
+    default: Any
+    help: str
+    flags: tuple[str, ...] = ()
+    metavar: Optional[str] = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+_PATH = click.Path(path_type=Path)
+_MODELS = "the model's own, else"
+
+TABLE = (
+    Setting("library", _Library(), None, "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, "
+            "else Rockchip's where it is installed and the bundle is for it, else the simulated].", metavar="FILE|sim"),
+    Setting("template", _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"),
+    Setting("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096.", ("-c",), "N"),
+    Setting("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
+    Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, unless a request has its own limit; -1: "
+            "the context's.", ("-n",), "N"),
+    Setting("temperature", Number(0), None, f"Temperature; 0: greedy [{_MODELS} {DEFAULTS.temperature:g}].",
+            ("--temp",), "T"),
+    Setting("top_k", click.IntRange(1), None, f"Draw from the K likeliest tokens; 1: greedy [{_MODELS} "
+            f"{DEFAULTS.top_k}].", metavar="K"),
+    Setting("top_p", Number(0, 1, min_open=True), None, f"Draw from this share of probability [{_MODELS} "
+            f"{DEFAULTS.top_p:g}].", metavar="P"),
+    Setting("repeat_penalty", Number(0, min_open=True), None, "Above 1 holds repetition down, 1 is none "
+            f"[{_MODELS} {DEFAULTS.repeat_penalty:g}].", metavar="X"),
+)  # fmt: skip
+BY_NAME = {setting.name: setting for setting in TABLE}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Values of ``TABLE``, and an adapter. Sampling that is None is the model's own, else ``DEFAULTS``."""
+
+    library: Optional[Path] = None
+    template: Optional[Path] = None
+    context: int = 0
+    beyond_board: bool = False
+    max_tokens: int = -1
+    temperature: Optional[float] = None
+    top_k: Optional[int] = None
+    top_p: Optional[float] = None
+    repeat_penalty: Optional[float] = None
+    lora: Optional[str] = None  # as Model.choose_lora takes it
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Out of a mapping that may have other keys too; UsageError for what no single value shows to be wrong."""
+        names = {field.name for field in fields(cls)}
+        found = cls(**{name: value for name, value in values.items() if name in names})
+        if found.max_tokens == 0:
+            raise UsageError("max_tokens 0 asks for no answers: give a number above 0, or -1")
+        return found
+
+    def sampling(self, own: Mapping[str, Any]) -> Sampling:
+        """How tokens are drawn from a model that asks for ``own`` (a bundle's ``sampling``)."""
+        return settle(own, {name: getattr(self, name) for name in Sampling._fields})
+
+    def frame(self) -> dict[str, Any]:
+        """As JSON, for a worker; ``from_frame`` reads it."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_frame(cls, frame: Mapping[str, Any]) -> Settings:
+        paths = {name: Path(frame[name]) for name in ("library", "template") if frame[name] is not None}
+        return cls(**{**frame, **paths})
+
+
+def options(*leave_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the table as options of a command, which takes them by name."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for each in reversed([setting for setting in TABLE if setting.name not in leave_out]):
+            shape: dict[str, Any] = {"type": each.kind, "metavar": each.metavar}
+            if each.kind is click.BOOL:
+                shape = {"is_flag": True}
+            default = f" [{each.default}]" if each.default not in (None, False) else ""
+            flags = (*each.flags, each.flag)
+            command = click.option(*flags, each.name, default=each.default, help=each.help + default, **shape)(command)
+        return command
+
+    return decorate
+
+
+def parse(name: str, text: str) -> Any:
+    """One setting's value from what was typed; UsageError where it cannot be one."""
+    try:
+        return BY_NAME[name].kind.convert(text, None, None)
+    except click.BadParameter as error:
+        raise UsageError(f"{name}: {error.message.rstrip('.')}") from error

@@ -1,0 +1,29 @@
+// Every live handle of this process, and what becomes of them where it forks.
+#pragma once
+#include <memory>
+
+#include "rkllm.h"
+#include "runtime.h"
+
+namespace rksim {
+
+enum class Standing {
+  kUnknown,  // not one of rkllm_init's, or destroyed
+  kLive,
+  kHollow,  // rkllm_init lied about it (RKSIM_FAULTS): it has no model behind it
+  kLost,    // of the process that forked, where another thread used it at that moment
+};
+
+struct Found {
+  Standing standing = Standing::kUnknown;
+  std::shared_ptr<Runtime> runtime;  // of a live one, kept alive as long as this
+};
+
+Found look_up(LLMHandle handle);
+
+// Under the runtime's own address; a hollow one (nullptr) under a new one.
+LLMHandle enlist(std::shared_ptr<Runtime> runtime);
+// False where it was not there. What is behind it is freed when the last call that uses it is over.
+bool strike_out(LLMHandle handle);
+
+}  // namespace rksim

@@ -1,0 +1,121 @@
+"""From a board's name to a connection: which name is meant, what is said about it, and how often ssh is asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("paramiko")
+
+from rk3588 import simboard
+from rk3588.boards import catalogue
+from rk3588.commands import doctor, target
+from rk3588.deploy import deployment
+from rk3588.deploy.local import LocalConnection
+from rk3588.deploy.ssh import connection, openssh
+from rk3588.errors import ConnectError, UsageError
+from rk3588.simboard import control
+from tests import deploying, plan_cases, ssh_client
+from tests.ssh_client import nobody
+
+home = ssh_client.home
+
+
+@pytest.fixture(autouse=True)
+def attic(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host `kitchen` and a simulated board `attic` are known."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
+    monkeypatch.setenv("RK3588_HOSTS", str(home / "hosts.yaml"))
+    (home / "hosts.yaml").write_text("hosts:\n  kitchen: {board: rock-5b, address: 192.0.2.7, jump: door}\n")
+    folder = home / "state" / "rk3588" / "boards" / "attic"
+    folder.mkdir(parents=True)
+    simboard.write(folder, "nspawn", os.getpid(), "127.0.0.1", 2222, "me", "ssh-ed25519 AAAA")
+    return home
+
+
+def nowhere(*_: Any) -> None:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("kitchn", "kitchen"), ("atic", "attic")])
+def test_a_mistyped_board_gets_the_nearest(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(ConnectError, match=f"{name} is not a name that can be resolved: did you mean '{meant}'"):
+        target.open_board(name, False, None, None)
+    with pytest.raises(ConnectError, match="give USER@ADDRESS"):
+        target.open_board("somewhere.invalid", False, None, None)
+
+
+@pytest.mark.parametrize("name", ["rock-5b", "orange-pi-5-8gb", "Radxa Rock 5B"])
+def test_a_type_is_no_board(name: str) -> None:
+    with pytest.raises(UsageError, match="is a type of board: give one of yours"):
+        target.open_board(name, False, None, None)
+
+
+def test_ssh_is_asked_once_for_each_host_and_what_is_left_out_is_said_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  RevokedHostKeys /dev/null\n")
+    asked: list[str] = []
+    real = openssh.asked
+
+    def counted(program: str, host: str, *more: Any) -> openssh.Said:
+        asked.append(host)
+        return real(program, host, *more)
+
+    def route(*given: Any) -> None:
+        aim, _, _, resolver = given
+        for _ in range(2):
+            connection._route(aim, resolver)
+
+    monkeypatch.setattr(openssh, "asked", counted)
+    monkeypatch.setattr(connection, "connect", route)
+    target.open_board("kitchen", False, None, None)
+    said = capsys.readouterr().err.splitlines()
+    if openssh.client():
+        assert asked == ["192.0.2.7", "door"]
+    assert [line for line in said if "warning: revokedhostkeys" in line] == said
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 0), (["--runtime", "sim"], 0), (["--runtime", "npu"], 1)])
+def test_a_simulated_board_is_not_refused_for_the_npu_it_cannot_have(
+    options: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = plan_cases.board("nspawn")
+    monkeypatch.setattr(target, "open_board", lambda *_: LocalConnection(nobody))
+    monkeypatch.setattr(deployment, "look", lambda *_, **__: (facts, "/opt/rkchatd"))
+    result = CliRunner().invoke(doctor.command, ["attic", *options], standalone_mode=False)
+    assert result.return_value == code, result.output
+    assert ("refuse" in result.output) == bool(code)
+    assert CliRunner().invoke(doctor.command, ["kitchen"], standalone_mode=False).return_value == 1
+
+
+def test_a_place_that_others_can_write_in_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    control.up("cellar", catalogue().board("rock-5b"))
+    board = deploying.Deployer("cellar", deploying.standin(tmp_path), tmp_path)
+    bundle = deploying.bundle(tmp_path, "one")
+    try:
+        refused(board, bundle)
+    finally:
+        control.down("cellar")
+
+
+def refused(board: deploying.Deployer, bundle: Path) -> None:
+    home = board.found().folder / "home"
+    (home / "shared").mkdir()
+    (home / "shared").chmod(0o777)
+    (home / "link").symlink_to("shared")
+    before = sorted(home.rglob("*"))
+    said = board.fail(bundle, "--prefix", home / "link" / "rkchatd")
+    assert f"everybody may write in {home}/shared" in said
+    assert f"chmod o-w {home}/shared" in said
+    assert sorted(home.rglob("*")) == before
