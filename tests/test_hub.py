@@ -346,8 +346,8 @@ def test_rope_factors_behind_the_header_are_asked_for(tmp_path: Path, monkeypatc
     found = peek(HubModel(repository, Origin("user/repo", "main", COMMIT, "m.gguf"), (), ("m.gguf",)))
     assert isinstance(found, Source)
     assert found.config == local.config
-    assert found.config.rope_factors
-    assert [size for _, size in repository.pieces] == [head, 4 * len(found.config.rope_factors)]
+    assert found.config.rope.scaling.factors
+    assert [size for _, size in repository.pieces] == [head, 4 * len(found.config.rope.scaling.factors)]
 
 
 @pytest.mark.parametrize(

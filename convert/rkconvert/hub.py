@@ -18,7 +18,7 @@ from rk3588 import files
 from rk3588.errors import CheckpointError, RkError, UsageError
 from rk3588.gguf import part_of
 
-from .config import ROPE_FACTORS
+from .architectures.model import ROPE_FACTORS
 from .hub_client import Repository
 from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
 from .sources.gguf_file import read_header

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from rk3588 import quant
 from rk3588.quant import Scheme
 
+from .architectures.model import EMBEDDING, OUTPUT
 from .block import Block
-from .config import EMBEDDING, OUTPUT
 from .lora import Pair
 from .pipeline import blocks
 from .plan import Artifact, Plan, make_artifact

@@ -13,8 +13,8 @@ from rk3588 import bundle, quant
 from rk3588.errors import TargetError, UsageError
 from rk3588.quant import Scheme
 
-from .calibration import Dataset
 from .architectures.model import EMBEDDING, OUTPUT, ModelConfig
+from .calibration import Dataset
 from .lora import Lora, facts
 from .sources.base import Checkpoint, Source, SourceTensor
 from .toolkit.install import Toolkit
@@ -289,7 +289,7 @@ def block_rows(tensor: SourceTensor) -> int:
     per_unit = unit * (tensor.nbytes // tensor.rows)
     bits = 8 * tensor.nbytes // (tensor.rows * tensor.columns)
     limit = BLOCK_BYTES * min(bits, 16) // 16  # as many weights of a packed type as of bf16
-    return min(max(limit // per_unit, 1) * unit, tensor.rows)
+    return min(max(limit // per_unit, 1) * unit, tensor.run or tensor.rows)
 
 
 def block_bytes(tensor: SourceTensor) -> int:

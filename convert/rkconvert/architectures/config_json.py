@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rk3588 import shape as shapes
 from rk3588.errors import CheckpointError
+from rkconvert.toolkit.options import ARCHITECTURES
 
 from . import rope as ropes
 from .families import FAMILIES, Family, converted
@@ -58,10 +60,22 @@ def family_of(settings: Mapping[str, Any], where: str) -> Family:
             if kind is not None and kind not in family.model_types:
                 break
             if family.refused:
-                raise CheckpointError(f"{where}: {family.title} is not converted: {family.refused}")
+                raise CheckpointError(
+                    f"{where}: {family.title} is not converted for the simulated runtime: {family.refused}"
+                )
             return family
-    raise CheckpointError(
-        f"{where}: {shown(name or kind)} is not an architecture this version converts: it takes {converted()}"
+    raise other_family(where, name or kind, ARCHITECTURES, kind)
+
+
+def other_family(where: str, name: Any, known: Sequence[str], model_type: Any) -> CheckpointError:
+    """What the simulated runtime lacks, rkllm-toolkit may take: then the way to a board is told."""
+    what = "is not an architecture this version converts for the simulated runtime"
+    told = f"{where}: {shown(name)} {what}: it takes {converted()}"
+    ways = ["--target rk3588 alone, without --lora, converts it for a board"] if name in known else []
+    if isinstance(model_type, str) and model_type in shapes.FAMILIES:
+        ways.append("rk3588 predict says how fast it would be there")
+    return CheckpointError(
+        f"{told}; {', and '.join(ways)}" if ways else f"{told}, and rkllm-toolkit 1.1.1 does not know it either"
     )
 
 
@@ -71,7 +85,7 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
     usual = {theirs: ours for ours, theirs in family.keys.items()}
     given = {usual.get(key, key): value for key, value in settings.items()}
     if "hidden_activation" in family.keys.values():  # Gemma's hidden_act was a mistake that hidden_activation mends
-        given = {**given, "hidden_act": settings.get("hidden_activation") or settings.get("hidden_act")}
+        given["hidden_act"] = settings.get("hidden_activation") or family.defaults["hidden_act"]
     fields = Fields({**family.defaults, **given}, where)
     refuse_quantised(fields)
     _refuse_unknown(fields, family)

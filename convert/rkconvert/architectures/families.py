@@ -64,6 +64,7 @@ class Family:
     post_norms: bool = False
     parallel: bool = False
     gated: bool = True
+    activation: str = "silu"  # of a GGUF file, which does not say it
     layer_kinds: str = "full"
     embedding_scale: str = ""  # "sqrt hidden", or the config's key
     residual_scale: str = ""  # the key of what is divided by sqrt(layers)
@@ -118,7 +119,7 @@ FAMILIES = (
     ),
     Family(
         "phi2", "Phi-1, Phi-1.5 and Phi-2", ("PhiForCausalLM",), ("phi",),
-        {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 10000.0,
+        {"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 10000.0,
          "partial_rotary_factor": 0.5},
         keys={"rms_norm_eps": "layer_norm_eps"},
         parts={
@@ -127,11 +128,13 @@ FAMILIES = (
         },
         top={**_LLAMA_TOP, "model.final_layernorm": "output_norm"},
         biases=(*ATTENTION, "ffn_up", "ffn_down", "output"), layer_norm=True, parallel=True, gated=False,
+        activation="gelu_tanh",
         gguf_fused={"attn_qkv": Fused(_QKV)},
     ),
     Family(
         "gemma", "Gemma 1", ("GemmaForCausalLM",), ("gemma",), {**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
-        bias_keys={"attention_bias": ATTENTION}, gain_plus_one=True, embedding_scale="sqrt hidden",
+        bias_keys={"attention_bias": ATTENTION}, gain_plus_one=True, activation="gelu_tanh",
+        embedding_scale="sqrt hidden",
     ),
     Family(
         "gemma2", "Gemma 2", ("Gemma2ForCausalLM",), ("gemma2",),
@@ -139,7 +142,7 @@ FAMILIES = (
          "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         keys={"hidden_act": "hidden_activation"}, parts={**_LLAMA_PARTS, **_POST_NORMS},
         bias_keys={"attention_bias": ATTENTION}, gain_plus_one=True, post_norms=True, layer_kinds="every 2",
-        embedding_scale="sqrt hidden",
+        activation="gelu_tanh", embedding_scale="sqrt hidden",
     ),
     Family(
         "gemma3", "Gemma 3 (text)", ("Gemma3ForCausalLM",), ("gemma3_text",),
@@ -148,7 +151,7 @@ FAMILIES = (
          "sliding_window_pattern": 6},
         keys={"hidden_act": "hidden_activation"}, parts={**_LLAMA_PARTS, **_POST_NORMS, **_HEAD_NORMS},
         bias_keys={"attention_bias": ATTENTION}, gain_plus_one=True, head_norms=True, post_norms=True,
-        layer_kinds="every 6", embedding_scale="sqrt hidden",
+        layer_kinds="every 6", activation="gelu_tanh", embedding_scale="sqrt hidden",
     ),
     Family(
         "smollm3", "SmolLM3", ("SmolLM3ForCausalLM",), ("smollm3",),

@@ -58,7 +58,7 @@ class Fields:
         """``count`` numbers above zero."""
         value = self._value(key, None)
         right = isinstance(value, list) and len(value) == count
-        if not right or not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 3e38 for v in value):
+        if not right or not all(type(v) in (int, float) and 0 < v < 3e38 for v in value):
             raise CheckpointError(f"{self.where}: {key!r} is {shown(value)}, expected {count} numbers above zero")
         return tuple(float(v) for v in value)
 

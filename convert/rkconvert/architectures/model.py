@@ -1,4 +1,4 @@
-"""One description of a transformer: its sizes and features, whatever family it is of (docs/sim-gguf.md has the keys)."""
+"""One description of a transformer: its sizes and features, whatever family it is of. docs/sim-gguf.md has the keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What the tensors of a Hugging Face checkpoint are called in ours: which layers each holds, and in which rows."""
+"""What the tensors of a checkpoint are called in ours: which layers each holds, and in which rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,64 +20,81 @@ class Part(NamedTuple):
 
     name: str
     rows: int
-    first: int = 0
-    run: int = 0  # 0: all in one run
-    step: int = 0
+    first: int
+    run: int
+    step: int
 
     @property
     def indices(self) -> npt.NDArray[np.int64]:
         """The rows in the checkpoint's tensor, in our order."""
-        run = self.run or self.rows
-        starts = self.first + (self.step or run) * np.arange(self.rows // run)
-        return (starts[:, None] + np.arange(run)).reshape(-1)
+        starts = self.first + self.step * np.arange(self.rows // self.run)
+        return (starts[:, None] + np.arange(self.run)).reshape(-1)
 
 
-def parts_of(name: str, family: Family, config: ModelConfig) -> list[Part]:
-    """Our tensors in the checkpoint's tensor ``name``; [] where it is none of a model of this family."""
-    module, _, ending = name.rpartition(".")
-    if ending not in ("weight", "bias"):
+class Names:
+    """The names of one model's tensors in a Hugging Face checkpoint or, with ``gguf``, in a GGUF file."""
+
+    def __init__(self, family: Family, config: ModelConfig, *, gguf: bool = False) -> None:
+        self._family, self._gguf = family, gguf
+        self._kv_heads = config.kv_heads
+        self._shapes: Mapping[str, tuple[int, ...]] = config.tensors()
+
+    def parts(self, name: str) -> list[Part]:
+        """Our tensors in the checkpoint's tensor ``name``; [] where it is none of this model's."""
+        module, _, ending = name.rpartition(".")
+        if ending not in ("weight", "bias"):
+            return []
+        if self._gguf:
+            block, kind = (module[: module.rfind(".") + 1], module.rpartition(".")[2])
+            fused = self._family.gguf_fused.get(kind)
+            whole = self._fused(fused, ending, block) if fused else []
+            return whole or self._stacked((kind,), ending, block)
+        if module in self._family.top:
+            return self._stacked((self._family.top[module],), ending, "")
+        layer, _, part = module.removeprefix(_LAYERS).partition(".")
+        if not module.startswith(_LAYERS) or not layer.isdecimal() or str(int(layer)) != layer:
+            return []
+        block = f"blk.{layer}."
+        if part in self._family.parts:
+            return self._stacked((self._family.parts[part],), ending, block)
+        if part in self._family.fused:
+            return self._fused(self._family.fused[part], ending, block)
         return []
-    if module in family.top:
-        return _known([family.top[module]], ending, config, "")
-    layer, _, part = module.removeprefix(_LAYERS).partition(".")
-    if not module.startswith(_LAYERS) or not layer.isdecimal() or str(int(layer)) != layer:
-        return []
-    block = f"blk.{layer}."
-    if part in family.parts:
-        return _known([family.parts[part]], ending, config, block)
-    if part in family.fused:
-        return fused_parts(family.fused[part], ending, config, block)
-    return []
 
-
-def fused_parts(fused: Fused, ending: str, config: ModelConfig, block: str) -> list[Part]:
-    """The layers in one tensor that holds several."""
-    found = _known(fused.parts, ending, config, block)
-    if fused.order == BY_KV_HEAD:
-        run = {part.name: part.rows // config.kv_heads for part in found}
-        step = sum(run.values())
-        firsts = np.cumsum([0, *run.values()])
+    def _fused(self, fused: Fused, ending: str, block: str) -> list[Part]:
+        found = self._stacked(fused.parts, ending, block)
+        if fused.order != BY_KV_HEAD:
+            return found
+        runs = [part.rows // self._kv_heads for part in found]
+        firsts = [sum(runs[:i]) for i in range(len(runs))]
         return [
-            part._replace(first=int(first), run=run[part.name], step=step)
-            for part, first in zip(found, firsts, strict=False)
+            part._replace(first=first, run=run, step=sum(runs))
+            for part, first, run in zip(found, firsts, runs, strict=True)
         ]
-    starts = np.cumsum([0, *(part.rows for part in found)])
-    return [part._replace(first=int(first)) for part, first in zip(found, starts, strict=False)]
 
+    def _stacked(self, kinds: tuple[str, ...], ending: str, block: str) -> list[Part]:
+        """One behind the other."""
+        names = [f"{block}{kind}.{ending}" for kind in kinds]
+        if not all(name in self._shapes for name in names):
+            return []
+        found, first = [], 0
+        for name in names:
+            rows = self._shapes[name][0]
+            found.append(Part(name, rows, first, rows, rows))
+            first += rows
+        return found
 
-def _known(kinds: list[str] | tuple[str, ...], ending: str, config: ModelConfig, block: str) -> list[Part]:
-    shapes = config.tensors()
-    names = [f"{block}{kind}.{ending}" for kind in kinds]
-    return [Part(name, shapes[name][0]) for name in names] if all(name in shapes for name in names) else []
-
-
-def checkpoint_name(name: str, family: Family) -> str:
-    """What our tensor ``name`` is called in a checkpoint, or the tensor that it is a part of."""
-    stem, _, ending = name.rpartition(".")
-    for theirs, ours in family.top.items():
-        if ours == stem:
-            return f"{theirs}.{ending}"
-    _, layer, kind = stem.split(".")
-    whole = {kind: theirs for theirs, fused in family.fused.items() for kind in fused.parts}
-    own = {ours: theirs for theirs, ours in family.parts.items()}
-    return f"{_LAYERS}{layer}.{own.get(kind) or whole[kind]}.{ending}"
+    def in_file(self, name: str) -> str:
+        """What our tensor ``name`` is called there, or the tensor that it is a part of."""
+        stem, _, ending = name.rpartition(".")
+        if self._gguf:
+            block, _, kind = stem.rpartition(".")
+            fused = next((t for t, f in self._family.gguf_fused.items() if kind in f.parts and t != kind), kind)
+            return ".".join(filter(None, (block, fused, ending)))
+        for theirs, ours in self._family.top.items():
+            if ours == stem:
+                return f"{theirs}.{ending}"
+        _, layer, kind = stem.split(".")
+        whole = {kind: theirs for theirs, fused in self._family.fused.items() for kind in fused.parts}
+        own = {ours: theirs for theirs, ours in self._family.parts.items()}
+        return f"{_LAYERS}{layer}.{own.get(kind) or whole[kind]}.{ending}"
