@@ -143,9 +143,9 @@ def _inside(path: Path, folder: Path, kind: type[RkError]) -> str:
 
 
 def _is_blob(root: str, real: str) -> bool:
-    """Whether ``root`` is a snapshot in the hub's cache, and ``real`` one of that repository's blobs."""
-    snapshots, repository = Path(root).parent, Path(root).parent.parent
-    return snapshots.name == "snapshots" and Path(real).parent == repository / "blobs"
+    """Whether ``root`` lies in a snapshot in the hub's cache, and ``real`` is one of that repository's blobs."""
+    snapshots = next((above for above in Path(root).parents if above.name == "snapshots"), None)
+    return snapshots is not None and Path(real).parent == snapshots.parent / "blobs"
 
 
 def _too_large(path: Path, size: int, most: int) -> str:

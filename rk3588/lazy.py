@@ -83,11 +83,11 @@ def main(command: click.Command, name: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except click.NoSuchOption as error:
-        _usage(error, _option_sentence(error))
-    except click.UsageError as error:
-        _usage(error, error.format_message())
+        click.UsageError(_option_sentence(error), error.ctx).show()
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        _fail(f"Error: {error.format_message()}", error.exit_code)
+        error.show()
+        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("Interrupted", INTERRUPTED)
     except RkError as error:
@@ -107,13 +107,6 @@ def _shortened(message: str) -> str:
     if len(message) <= _LONGEST_MESSAGE:
         return message
     return f"{message[: _LONGEST_MESSAGE * 3 // 4]} […] {message[-_LONGEST_MESSAGE // 4 :]}"
-
-
-def _usage(error: click.UsageError, message: str) -> NoReturn:
-    """As click shows it: the usage, where to find help, and last the sentence."""
-    if error.ctx is not None:
-        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
-    _fail(f"Error: {message}", error.exit_code)
 
 
 def _option_sentence(error: click.NoSuchOption) -> str:

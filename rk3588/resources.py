@@ -21,6 +21,11 @@ def packaged(name: str) -> Path:
     top = source_tree()
     if top and (top / name).is_file():
         return top / name
+    if top:
+        raise LibraryError(
+            f"{name} is not in {top}, a clone of rk3588 that is not installed: run `make quickstart` there, or, where "
+            "rk3588 is installed, call it from another folder"
+        )
     raise LibraryError(f"{name} is not in this installation of rk3588: reinstall it (pip install rk3588)")
 
 

@@ -72,7 +72,7 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
     model = model_for(bundle, kind)
     if model is None:
         other = NPU if kind == SIM else SIM
-        if _TARGETS[other] not in bundle.manifest["artifacts"]:
+        if model_for(bundle, other) is None:
             raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
         what = "the simulated runtime, which does not run it" if kind == SIM else "Rockchip's, for an NPU"
         way = "--target rk3588" if kind == NPU else "--target sim"

@@ -34,10 +34,9 @@ class Source(NamedTuple):
         """The bundle's template, or the one in ``file``; BundleError if there is none."""
         where = file or bundle.path / TEMPLATE
         try:
-            text = _read(file) if file else bundle.chat_template
+            text = read(file) if file else bundle.chat_template
         except UnicodeDecodeError as error:
-            remedy = "save it as such" if file else "convert the model again"
-            raise BundleError(f"{where} is not a text in UTF-8: {remedy}") from error
+            raise BundleError(f"{where} is not a text in UTF-8: convert the model again") from error
         if text is None:
             raise BundleError(
                 f"{bundle.path} has no {TEMPLATE}: give the model's own with --template FILE, or send single prompts "
@@ -94,14 +93,18 @@ def _said(error: Exception) -> str:
     return printable(" ".join(words[:_MOST_WORDS].split()))
 
 
-def _read(file: Path) -> str:
+def read(file: Path) -> str:
+    """The text of a template that somebody has; UsageError if it cannot be one."""
     if not file.is_file():  # a FIFO would be waited for
         raise UsageError(f"there is no template {file}: give the path of a Jinja file")
     with file.open("rb") as opened:
         raw = opened.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
         raise UsageError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: that is no chat template")
-    return raw.decode("utf-8")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not a text in UTF-8: save it as such") from error
 
 
 def check(source: str, where: str = TEMPLATE) -> None:
@@ -109,8 +112,7 @@ def check(source: str, where: str = TEMPLATE) -> None:
     try:
         _environment().parse(source)
     except (TemplateError, RecursionError, ValueError, OverflowError, MemoryError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise BundleError(f"{where} is not a Jinja template that can be used: {said}") from error
+        raise BundleError(f"{where} is not a Jinja template that can be used: {_said(error)}") from error
 
 
 class _Generation(Extension):

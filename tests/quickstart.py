@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -58,10 +60,30 @@ def run(*command: str) -> str:
 
 @contextmanager
 def step(number: int, of: int, what: str) -> Iterator[None]:
-    print(f"{number}/{of} {what} ".ljust(64, ".") + " ", end="", flush=True)
-    started = time.monotonic()
-    yield
-    print(f"{time.monotonic() - started:5.1f} s", flush=True)
+    line = f"{number}/{of} {what} ".ljust(64, ".") + " "
+    print(line, end="", flush=True)
+    started, ended = time.monotonic(), threading.Event()
+    clock = threading.Thread(target=tick, args=(line, started, LOG.stat().st_size, ended), daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        clock.join()
+    again = f"\r\x1b[K{line}" if sys.stdout.isatty() else ""
+    print(f"{again}{time.monotonic() - started:5.1f} s", flush=True)
+
+
+def tick(line: str, started: float, begin: int, ended: threading.Event) -> None:
+    """The seconds while a step goes on, and how far the compiler is: in place on a terminal, else each tenth."""
+    terminal = sys.stdout.isatty()
+    while not ended.wait(1.0 if terminal else 10.0):
+        passed = f"{time.monotonic() - started:.0f} s"
+        with LOG.open("rb") as log:
+            log.seek(begin)
+            counters = re.findall(rb"^setup: .*(\[\d+/\d+\])$", log.read(), re.MULTILINE)
+        counter = counters[-1].decode() if counters else ""
+        print(f"\r\x1b[K{line}{passed} {counter}" if terminal else f"{passed} {counter} … ", end="", flush=True)
 
 
 def bundle(dtype: str) -> Path:

@@ -85,10 +85,11 @@ static void print_hex(const void *data, size_t size) {
 static void ret(const char *call, int value) { printf("ret %s %d\n", call, value); }
 
 static void act(const char *what);
+static long child_offset; /* what a child's callbacks have their run's number raised by */
 
 static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
   flockfile(stdout);
-  printf("cb %ld %d ", (long)(intptr_t)userdata, state);
+  printf("cb %ld %d ", (long)(intptr_t)userdata + child_offset, state);
   if (result) printf("%d ", result->token_id);
   else printf("NULL ");
   const char *text = result ? result->text : NULL;
@@ -107,6 +108,8 @@ static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
   if (slow_us) usleep((useconds_t)slow_us);
 }
 
+#include "rkllm_driver_process.h"
+
 /* One call of the API, from wherever we are. */
 static void act(const char *what) {
   void *userdata = (void *)(intptr_t)run_number;
@@ -122,6 +125,7 @@ static void act(const char *what) {
     ret(what, api.load_lora(handle, &adapter));
   } else if (!strcmp(what, "load_prompt_cache")) ret(what, api.load_prompt_cache(handle, cache.prompt_cache_path));
   else if (!strcmp(what, "release_prompt_cache")) ret(what, api.release_prompt_cache(handle));
+  else if (!strcmp(what, "fork")) fork_here();
   else die("unknown call", what);
 }
 
@@ -150,50 +154,6 @@ static void *help(void *unused) {
   return unused;
 }
 
-/* What a signal handler does, and what came of it; printed later, as stdio is not for handlers. */
-static const char *handlers_call;
-static volatile sig_atomic_t handled, handlers_result;
-
-static void on_signal(int number) {
-  const int before = errno;
-  if (number == SIGALRM) { /* of a storm */
-    api.is_running(handle);
-    handlers_result = api.abort(handle);
-  } else if (!strcmp(handlers_call, "destroy")) {
-    handlers_result = api.destroy(handle);
-    if (handlers_result == 0) alive = 0;
-  } else {
-    handlers_result = !strcmp(handlers_call, "abort") ? api.abort(handle) : api.run(handle, &input, infer_given, NULL);
-  }
-  handled++;
-  errno = before;
-}
-
-static long signal_ms;
-
-static void *send_signal(void *unused) {
-  usleep((useconds_t)(signal_ms * 1000));
-  pthread_kill(main_thread, SIGUSR1);
-  return unused;
-}
-
-/* MS,CALL: so much later a signal interrupts the main thread, and its handler makes that call. */
-static void signal_in(char *text) {
-  char *call = strchr(text, ',');
-  if (!call) die("signal_in wants MS,CALL, not", text);
-  handlers_call = call + 1;
-  signal_ms = atol(text);
-  signal(SIGUSR1, on_signal);
-  if (pthread_create(&helper, NULL, send_signal, NULL)) die("cannot start", "a thread");
-}
-
-/* A signal each so many microseconds, whose handler calls is_running and abort; 0 ends it. */
-static void storm(long us) {
-  signal(SIGALRM, on_signal);
-  struct itimerval timer = {{0, us}, {0, us}};
-  setitimer(ITIMER_REAL, &timer, NULL);
-}
-
 static void overwrite(const char *text) {
   if (text) memset((char *)(uintptr_t)text, '#', strlen(text));
 }
@@ -218,25 +178,6 @@ static int init(char *path) {
   alive = result == 0;
   if (alive) idle = api.is_running(handle);
   return result;
-}
-
-/* The child does what follows, up to `parent`; the parent waits for it, then does what follows that. */
-static int forked(int argc, char **argv, int at) {
-  fflush(NULL);
-  const pid_t child = fork();
-  if (child == 0) {
-    run_number += 100;
-    return at;
-  }
-  int status = 0, waited = 0;
-  for (int i = 0; i < 20000 && !(waited = waitpid(child, &status, WNOHANG) == child); i++) usleep(1000);
-  if (!waited) {
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
-  }
-  printf("ret child %d\n", waited ? WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status) : -1000);
-  while (at < argc - 1 && strcmp(argv[at], "parent")) at++;
-  return at;
 }
 
 static void set(char *text) {

@@ -126,10 +126,12 @@ def test_rendering_leaves_the_messages_alone() -> None:
 
 
 def test_of_a_bundle(tmp_path: Path) -> None:
-    bundle = Bundle(tmp_path, {"tokenizer": {"bos_token": "<s>", "eos_token": None, "add_bos": True}})
+    tokens = {"bos_token": "<s>", "eos_token": None, "add_bos": True}
+    bundle = Bundle(tmp_path, {"tokenizer": tokens, "files": []})
     with pytest.raises(BundleError, match=r"has no chat_template.jinja: give the model's own with --template FILE"):
         ChatTemplate.of(bundle)
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token is defined }}")
+    bundle.manifest["files"].append({"path": "chat_template.jinja"})
     assert ChatTemplate.of(bundle).render(HELLO) == "<s>False"
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BundleError, match="is not a text in UTF-8"):

@@ -130,7 +130,8 @@ def test_max_tokens_end_the_answer(library: Path, tmp_path: Path) -> None:
     assert (facts["text"], facts["tokens"], facts["finish_reason"]) == ("aaa", 3, "length")
 
 
-STEERING = "banner\ntoken 1 1b5b324a\ntoken 2 c29b\ntoken 3 e280ae\ntoken 4 6f6b\nempty 2"  # ESC [2J, CSI, a bidi override
+# ESC [2J, CSI, a mark that turns the direction of text round
+STEERING = "banner\ntoken 1 1b5b324a\ntoken 2 c29b\ntoken 3 e280ae\ntoken 4 6f6b\nempty 2"
 
 
 def test_an_answer_does_not_steer_the_terminal(library: Path, tmp_path: Path) -> None:

@@ -213,3 +213,18 @@ def test_dry_run_over_a_bundle_that_exists(model: Path, tmp_path: Path) -> None:
     assert f"note: {tmp_path}/tiny-1-rk3588-w8a8 exists already: remove it, choose another -o, or give" in done.stdout
     assert "exists already" not in rkconvert(model, "-o", tmp_path, "--dry-run", "--overwrite").stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_template_for_a_model_without_one(tmp_path: Path) -> None:
+    """Of a GGUF file nothing can be put beside it."""
+    template = tmp_path / "own.jinja"
+    template.write_text("<{{ messages[0].content }}>")
+    model = models.tiny_gguf(tmp_path / "m.gguf")
+    done = rkconvert(model, "-o", tmp_path, "--name", "tiny", "--chat-template", template)
+    found = bundle.read(done.stdout.strip())
+    assert found.chat_template == template.read_text()
+    for text, message in {"{{": "is not a Jinja template that can be used", "\xff": "is not a text in UTF-8"}.items():
+        template.write_bytes(text.encode("latin-1"))
+        done = rkconvert(model, "-o", tmp_path / "no", "--chat-template", template)
+        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "no").exists()

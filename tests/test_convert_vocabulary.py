@@ -25,6 +25,14 @@ FAMILIES: dict[str, Callable[[], families.Family]] = {
         f"sentencepiece {lead}": lambda lead=lead: families.sentencepiece(lead)  # type: ignore[misc]
         for lead in ("normaliser", "first", "always", "none")
     },
+    **{
+        f"normalised {pre}": lambda pre=pre: families.normalised(families.byte_level(pre))  # type: ignore[misc]
+        for pre in ("gpt-2", "llama-bpe", "qwen2")
+    },
+    **{
+        f"normalised sentencepiece {lead}": lambda lead=lead: families.normalised(families.sentencepiece(lead))  # type: ignore[misc]
+        for lead in ("normaliser", "first", "always", "none")
+    },
     "phi-3": families.phi3,
     "gemma": families.gemma,
 }
@@ -133,6 +141,15 @@ def test_whether_a_prompt_begins_with_bos(
     edit(model / "tokenizer.json", post_processor=processor)
     edit(model / "tokenizer_config.json", add_bos_token=chosen)
     assert vocabulary(model).add_bos is expected
+
+
+@pytest.mark.parametrize("chosen", [True, None, False])
+def test_eos_behind_a_prompt_is_noted(model: Path, chosen: bool | None) -> None:
+    behind = [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "a"}}]
+    edit(model / "tokenizer.json", post_processor={"type": "TemplateProcessing", "single": behind})
+    edit(model / "tokenizer_config.json", add_eos_token=chosen)
+    told = "the tokenizer asks for EOS behind every prompt, and the runtime puts none there"
+    assert vocabulary(model).notes == (() if chosen is False else (told,))
 
 
 def test_where_the_chat_template_comes_from(model: Path) -> None:

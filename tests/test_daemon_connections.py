@@ -14,14 +14,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rk3588.errors import Unavailable
-from rkruntime.daemon import config, connections, server
+from rkruntime.daemon import config, connections, notify, server
 from tests import engines
 from tests.daemon_process import over_script, running
 from tests.daemon_server import WAIT_S, Service, served, until
@@ -325,6 +325,7 @@ def test_no_descriptor_for_a_connection_is_no_flood_and_no_spin(tiny_bundles: Ma
     with running(over_script(tiny_bundles["w8a8"])) as daemon, ExitStack() as stack:
         pid = daemon.process.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert before[0] == before[1]  # it took what it may have
         taken = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir())
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 2, before[1]))
         for _ in range(100):
@@ -344,17 +345,30 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing more can be opened in this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        most = max(int(file.name) for file in Path("/proc/self/fd").iterdir()) + 5
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        with suppress(OSError):
+            while True:
+                stack.enter_context(Path(os.devnull).open())
+        yield
+
+
+def test_the_watchdog_outlives_a_want_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with no_descriptors():
+        notify.tell("WATCHDOG=1")
+
+
 def test_a_worker_that_finds_no_descriptors_is_started_later(tiny_bundles: Mapping[str, Path]) -> None:
     async def scenario() -> None:
         engine = Flavour("fake", tiny_bundles["w8a8"]).engine()
-        before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with ExitStack() as stack:
-            most = max(int(file.name) for file in Path("/proc/self/fd").iterdir()) + 5
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
-            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
-            with suppress(OSError):
-                while True:
-                    stack.enter_context(Path(os.devnull).open())
+        with no_descriptors():
             await engine.start()
             await engines.until(lambda: engine.status.reason)
             assert engine.status.state == "loading"

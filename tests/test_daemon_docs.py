@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import click
 import pytest
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
-from rkruntime.daemon import config, replies
+from rkruntime.daemon import app, config, formats, replies, strictjson
 from rkruntime.daemon.config import Option
 from tests import sshd
 
@@ -53,6 +54,22 @@ def test_the_errors() -> None:
     ]
     for failure in map(replies.failure, raised):
         assert re.search(rf"^\| {failure.status} \| `{failure.code}` \|", table, re.MULTILINE), failure
+
+
+def test_the_formats() -> None:
+    rows = [row for row in PAGE.read_text().splitlines() if row.startswith("| `")]
+    told = next(row for row in rows if "`guided_json`" in row)
+    refused = next(row for row in rows if "`guided_regex`" in row)
+    schemas = json.loads(app.document())["components"]["schemas"]
+    for name in formats.SCHEMAS:
+        assert f"`{name}`" in told
+        assert name in schemas["ChatRequest"]["properties"]["response_format"]["description"]
+        assert schemas["CompletionRequest"]["properties"][name] == {"type": "null"}
+    for name in (*formats.UNSUPPORTED, "extra_body"):
+        assert f"`{name}`" in refused
+        for request in ("ChatRequest", "CompletionRequest"):
+            assert schemas[request]["properties"][name] == {"type": "null"}
+    assert f"more than {strictjson.MAX_DEPTH} levels" in PAGE.read_text()
 
 
 def test_what_the_readme_types_to_serve(tiny_bundles: Mapping[str, Path]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rk3588.errors import UsageError
-from rkruntime.daemon import config, hosts
+from rkruntime.daemon import app, config, hosts
 from rkruntime.daemon.config import Address
 from tests.daemon_server import WAIT_S, Reply, Service, served
 from tests.fake_engine import FakeEngine
@@ -29,7 +31,7 @@ def plain(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def open_to_a_page(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
-    cors = config.make(None, {"bundle": "x", "cors": (PAGE, "null")}).cors
+    cors = config.make(None, {"bundle": "x", "cors": (PAGE, "null", "file://")}).cors
     with served(
         tiny_bundles["w8a8"], FakeEngine, cors=cors, allowed_hosts=("chat.example", "*.lan.example")
     ) as running:
@@ -55,6 +57,7 @@ FOREIGN = {
     "a simple request": {"origin": "https://evil.example", "content-type": "text/plain"},
     "a form": {"origin": "http://evil.example", "content-type": "application/x-www-form-urlencoded"},
     "no origin to name": {"origin": "null"},
+    "a file": {"origin": "file://"},
     "another port here": {"origin": "http://localhost:1"},
     "another port, same site": {"origin": "http://127.0.0.1:1", "sec-fetch-site": "same-site"},
     "another scheme": {"origin": "https://127.0.0.1:{port}"},
@@ -122,7 +125,7 @@ def test_a_body_of_a_page_has_to_be_json(open_to_a_page: Service) -> None:
 
 
 def test_a_listed_page_may_call(open_to_a_page: Service) -> None:
-    for origin in (PAGE, "HTTPS://Page.example:443", "null"):
+    for origin in (PAGE, "HTTPS://Page.example:443", "null", "file://"):
         for headers in ({}, {"sec-fetch-site": "cross-site"}):
             reply = as_page(open_to_a_page, origin=origin, **headers)
             assert reply.status == 200
@@ -237,6 +240,30 @@ def test_where_keys_are_asked_for_beyond_this_machine_any_name_will_do(
         assert running.request("GET", "/v1/models", headers={"host": "0.0.0.0:8080"}).status == 200  # as it was told
 
 
+@pytest.mark.parametrize(("reached_at", "status"), [("127.0.0.1", 404), ("::1", 404), ("192.168.1.5", 403)])
+def test_localhost_is_the_visitors_unless_it_was_reached_so(
+    tiny_bundles: Mapping[str, Path], reached_at: str, status: int
+) -> None:
+    """A page of some other program, on the machine of who visits a daemon in the network, is not the daemon's own."""
+    settings = config.make(None, {"bundle": tiny_bundles["w8a8"], "insecure": True, "listen": Address("0.0.0.0", 80)})
+    application = app.make(FakeEngine(settings.engine()), settings)
+    scope = {
+        "type": "http", "method": "GET", "path": "/nothing", "raw_path": b"/nothing", "scheme": "http", "state": {},
+        "query_string": b"", "headers": [(b"host", b"192.168.1.5:80"), (b"origin", b"http://localhost")],
+        "server": (reached_at, 80), "client": ("192.168.1.9", 1),
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(application(scope, receive, send))
+    assert sent[0]["status"] == status
+
+
 def test_targets(plain: Service) -> None:
     for target in ("http://localhost/v1/models", "HTTP://127.0.0.1:8080/v1/models?x=http://y/", "http://[::1]/health"):
         status, answer = raw(plain, f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -300,8 +327,8 @@ def test_settings_that_would_never_match_are_refused(tmp_path: Path, option: str
 def test_settings_that_are_written_in_other_ways(tmp_path: Path) -> None:
     file = tmp_path / "rkchatd.yaml"
     file.write_text(
-        "bundle: b\ncors: [https://page.example/, app://obsidian.md]\nallowed_hosts: ['::1', '[fd00::2]']\n"
+        "bundle: b\ncors: [https://page.example/, app://obsidian.md, 'file://']\nallowed_hosts: ['::1', '[fd00::2]']\n"
     )
     found = config.make(file, {})
-    assert found.cors == ("https://page.example", "app://obsidian.md")
+    assert found.cors == ("https://page.example", "app://obsidian.md", "file://")
     assert hosts.Names(found.allowed_hosts).know("fd00::2", "127.0.0.1")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rkruntime.daemon import jsonformat, schemacheck
+from rkruntime.daemon import jsonformat, jsonshown, schemacheck
 from rkruntime.daemon.jsonformat import Checker, Format
 from rkruntime.daemon.jsonprefix import JsonPrefix
 from tests.daemon_server import Service, served
@@ -60,7 +63,7 @@ def test_an_answer_that_fits_comes_back_bare(service: Service) -> None:
     reply = service.chat(f" {ANN} ", None, **asking(PERSON))
     assert content(reply) == ANN
     told = service.engine.jobs[-1].messages[-1]["content"]
-    assert json.dumps(PERSON) in told
+    assert json.dumps({"name": "", "age": 0}) in told
 
 
 def test_a_second_try_shows_what_was_wrong(service: Service) -> None:
@@ -136,3 +139,111 @@ def test_fences_are_taken_off() -> None:
         prefix = JsonPrefix()
         prefix.feed(text)
         assert (prefix.text, prefix.whole, prefix.problem) == (ANN, True, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_cannot_become_json_is_stopped(tiny_bundles: Mapping[str, Path], stream: bool) -> None:
+    """At its first wrong character; this one would go on for ever."""
+    with served(tiny_bundles["w8a8"], FakeEngine) as running:
+        reply = running.chat("hang Sure! Here it is:", stream=stream, response_format={"type": "json_object"})
+        assert (reply.status, reply.error["code"]) == (422, "json_refused")
+        assert "'T' instead of '{' at character 1" in reply.error["message"]  # the second try repeats what it was told
+        assert running.engine.answers[0].closed.is_set()
+        assert running.engine.answers[0].completion_tokens == 1
+
+
+def test_what_follows_the_json_is_not_waited_for(tiny_bundles: Mapping[str, Path]) -> None:
+    with served(tiny_bundles["w8a8"], FakeEngine) as running:
+        reply = running.chat('hang {"a": "}"} I hope', response_format={"type": "json_object"})
+        assert content(reply) == '{"a": "}"}'
+        assert reply.json["choices"][0]["finish_reason"] == "stop"
+        assert running.engine.answers[0].closed.is_set()
+
+
+def test_an_answer_with_two_meanings_is_none(service: Service) -> None:
+    reply = service.chat('{"a": 1, "a": 2}\n{"a": 1}', None, response_format={"type": "json_object"})
+    assert content(reply) == '{"a": 1}'
+
+
+class Checks:
+    """Stands for the checker's processes: says of everything that it fits, and how many there were at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.running, self.most, self._seconds = 0, 0, seconds
+
+    async def __call__(self, _question: Any) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(self._seconds)
+        self.running -= 1
+
+
+def test_schemas_are_checked_a_few_at_a_time_and_count_as_waiting(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = Checks(0.3)
+    monkeypatch.setattr(jsonformat, "_ask", checks)
+    with served(tiny_bundles["w8a8"], FakeEngine, queue_length=5) as running, ThreadPoolExecutor(12) as clients:
+        replies = list(clients.map(lambda _: running.chat("say 5", **asking({"type": "integer"})), range(12)))
+        found = [reply.status for reply in replies]
+        assert set(found) == {200, 429}
+        assert found.count(200) >= 5
+        assert checks.most == jsonformat.AT_ONCE
+        assert next(r for r in replies if r.status == 429).error["code"] == "queue_full"
+
+
+def test_a_check_has_the_deadline_of_its_request(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonformat, "_ask", Checks(30))
+    with served(tiny_bundles["w8a8"], FakeEngine) as running:
+        reply = running.chat("say 5", {"x-rk-deadline-s": "0.3"}, **asking({"type": "integer"}))
+        assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
+
+
+def test_signs_of_life_while_an_answer_is_checked(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonformat, "_ask", Checks(0.3))
+    with served(tiny_bundles["w8a8"], FakeEngine, keep_alive_s=0.05) as running:
+        events = running.chat("say 5", stream=True, **asking({"type": "integer"})).events
+        assert sum(e != "[DONE]" and e["choices"][0]["delta"] == {} for e in events) >= 3
+
+
+def test_the_checker_has_little_memory_and_time() -> None:
+    """As a process of its own, by what it may use and not by what a schema happens to need."""
+    code = (
+        "import io, json, resource, sys; from rkruntime.daemon import schemacheck; "
+        "sys.stdin = io.StringIO(json.dumps({'schema': {'type': 'integer'}, 'answer': 5})); schemacheck.main(); "
+        "print(resource.getrlimit(resource.RLIMIT_AS)[0] >> 20, resource.getrlimit(resource.RLIMIT_CPU)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == '{"problem": null}256 5\n'
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"enum": ["x", "y"]}}},
+        {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "null"}]}},
+        {"$ref": "#"}, {"type": ["object", "null"], "properties": {"n": {"const": 5}, "b": {"type": "boolean"}}},
+        {"properties": {"a": {"$ref": "#/a~1b/%"}, "l": {"type": "array"}}, "a/b": {"%": True}}, {"type": {"x": []}},
+        {"enum": []}, {"properties": []}, {"anyOf": {}}, {},
+    ],
+)  # fmt: skip
+def test_an_example_of_any_schema(schema: Any) -> None:
+    """Sound or not: what is shown is JSON, and has the schema's names."""
+    shown = json.dumps(jsonshown.example(schema))
+    assert all(json.dumps(name) in shown for name in dict(schema.get("properties") or {}))
+    assert shown in Format(schema).instruction([])
+
+
+def test_what_an_example_cannot_show_is_told() -> None:
+    mood = {"enum": ["good", "bad"], "description": "How somebody feels."}
+    schema = {"properties": {"moods": {"type": "array", "items": {"$ref": "#/$defs/x"}}}, "$defs": {}}
+    schema["$defs"] = {"x": {"properties": {"mood": mood, "n": {"type": ["integer", "null"]}}}}
+    told = 'Answer with JSON like this, and nothing else. "mood" is one of "good", "bad". "mood": How somebody feels.'
+    assert Format(schema).instruction([]) == told + '\n{"moods": [{"mood": "good", "n": 0}]}\nJSON:'
+    asked = [{"role": "user", "content": "As JSON, please."}]
+    assert Format().instruction(asked) == "Answer with one JSON object and nothing else."
+    assert "like" in Format().instruction([{"role": "user", "content": "Please."}])

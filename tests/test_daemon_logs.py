@@ -41,7 +41,7 @@ def log() -> Iterator[Log]:
 
 
 def warn(number: int) -> None:
-    logs.event(f"bad {number}", logging.WARNING, client=str(number))
+    logs.event("bad", logging.WARNING, client=str(number))
 
 
 def request(status: int) -> None:

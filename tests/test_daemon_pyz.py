@@ -58,7 +58,7 @@ def test_it_holds_what_each_part_asks_for(pyz: Path, python: str) -> None:
     here = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     ours = [Requirement(line) for line in metadata.requires("rk3588") or []]
     asked = [wanted for wanted in ours if _applies(wanted, {**here, "extra": "daemon"})]
-    assert len(asked) == 6
+    assert len(asked) >= 6
     for part in parts:
         needed = [Requirement(line) for line in part.get_all("Requires-Dist", [])]
         asked += [wanted for wanted in needed if _applies(wanted, here)]

@@ -348,7 +348,7 @@ def test_doctor(board: Deployer, bundles: dict[str, Path]) -> None:
     assert any("the model needs" in finding["text"] for finding in said["findings"])
     tree = board.found().folder / "tree"
     (tree / "sys" / "kernel" / "debug" / "rknpu" / "version").write_text("RKNPU driver: v0.9.2\n")
-    assert "0.9.2 is too old" in board.run("doctor", "attic", code=1).stdout
+    assert "0.9.2 is too old" in board.run("doctor", "attic", "--runtime", "npu", code=1).stdout
 
 
 def test_deploy_to_this_machine(

@@ -79,6 +79,9 @@ def test_links_within_the_folder_and_the_hubs_cache_are_followed(folder: Path, t
     (folder / "blob").symlink_to("../../blobs/0123")
     assert read(folder / "inside", folder) == '{"a": 1}'
     assert read(folder / "blob", folder) == "blob"
+    (folder / "sub").mkdir()
+    (folder / "sub" / "blob").symlink_to("../../../blobs/0123")
+    assert read(folder / "sub" / "blob", folder / "sub") == "blob"
     (blobs / "4567").symlink_to(tmp_path / "secret")
     (folder / "again").symlink_to("../../blobs/4567")
     with pytest.raises(CheckpointError, match="leaves its folder"):

@@ -20,6 +20,7 @@ from rkconvert.commands import default_name
 from rkconvert.hub import HubModel, peek
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import Origin, open_checkpoint, open_source
+from rkconvert.toolkit.preflight import check_model
 from tests import models
 from tests.test_hub import LocalRepository
 
@@ -152,6 +153,13 @@ def test_a_folder_of_parts_names_one_for_each_model(tmp_path: Path) -> None:
     whole(tmp_path)
     with pytest.raises(CheckpointError, match=re.escape("give one of them: tiny-00001-of-00003.gguf, tiny.gguf")):
         open_source(tmp_path)
+
+
+def test_rkllm_toolkit_is_given_one_file(tmp_path: Path) -> None:
+    models.write_gguf(tmp_path / "tiny.gguf", TINY, TINY.weights(), "F16", split_max_tensors=8)
+    part = tmp_path / "tiny-00002-of-00003.gguf"
+    likely, _ = check_model(open_checkpoint(part), [quant.scheme("w8a8")])
+    assert any("in 3 parts, and rkllm-toolkit is given one file: join the parts" in str(one.error) for one in likely)
 
 
 def test_a_plan_from_the_hub_asks_for_the_heads_of_all_parts(tmp_path: Path) -> None:

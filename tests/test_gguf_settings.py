@@ -119,6 +119,31 @@ def test_what_would_change_the_answer_is_refused(tmp_path: Path, case: str) -> N
         open_source(file(tmp_path / "tiny.gguf", keys))
 
 
+@pytest.mark.parametrize(
+    ("count", "more", "sentence"),
+    [
+        ((1 << 24) + 1, 1 << 26, r"a list of 16777217 items, more than 16777216"),
+        (1 << 24, 1 << 26, r"a header of more than 128 MB"),
+    ],
+)
+def test_a_header_without_end(tmp_path: Path, count: int, more: int, sentence: str) -> None:
+    """What the file could hold, and no model needs: refused before it is in memory."""
+    path = tmp_path / "big.gguf"
+    key = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 10, count)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key)
+    with path.open("r+b") as sparse:
+        sparse.truncate(8 * (count + more))
+    with pytest.raises(CheckpointError, match=sentence):
+        read_file(path)
+
+
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    path = file(tmp_path / "tiny.gguf", {"rope.scale_lineax": 0.0, "rope.scale_linear": 2.0})
+    path.write_bytes(path.read_bytes().replace(b"scale_lineax", b"scale_linear"))
+    with pytest.raises(CheckpointError, match=r"the key 'llama.rope.scale_linear' is there twice"):
+        read_file(path)
+
+
 def test_factors_of_a_tensor_and_of_the_settings_multiply(tmp_path: Path) -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 64}  # fmt: skip

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, processors
 
 from rk3588.errors import CheckpointError
+from rk3588.gguf import read_file
+from rkconvert import vocabulary_hf
 from rkconvert.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from rkconvert.vocabulary_gguf import read_vocabulary
+from tests import tokenizers_reference as families
 
 WORDS = ["a", "b", "c", "ab", "<", ">"]
 GPT2: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": WORDS, "merges": ["a b"]}
@@ -137,6 +142,10 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a type that is none": (GPT2, {"types": [], "token_type": [1, 1, 0, 1, 1, 1]}, r"token 2 .* the unknown type 0"),
     "placeholders": (LLAMA, {"scores": [-1000.0] * 265}, r"all tokens have the score -1000 and there are no merges"),
     "a score that is none": (LLAMA, {"scores": [float("nan")] * 265}, r"the score of token 0 is nan"),
+    "a token without end": (
+        {**LLAMA, "tokens": [*LLAMA["tokens"][:-1], "a" * 1_000_000]}, {},
+        r"token 264 of the tokenizer has more than 1024 bytes",
+    ),
     "a merge of nothing": (GPT2, {"merges": ["a b", "b c"]}, r"merge 1 of the tokenizer is .b c., which makes no"),
     "a merge of one": (GPT2, {"merges": ["ab"]}, r"merge 0 of the tokenizer is 'ab', which makes no token"),
     "a pre-tokeniser": (GPT2, {"pre": "tekken"}, r"pre-tokeniser 'tekken' is not supported"),
@@ -150,3 +159,30 @@ def test_what_is_refused(case: str) -> None:
     keys = {k: v for k, v in keys.items() if k != "types"}
     with pytest.raises(CheckpointError, match=sentence):
         read(base, **keys)
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "sentencepiece"])
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_same_tokenizer_from_a_folder_and_a_file(tmp_path: Path, name: str, adds: bool) -> None:
+    """The folder says it by its post-processor, the file by a key, or by nothing where its kind implies it."""
+    family = families.sentencepiece() if name == "sentencepiece" else families.byte_level(name)
+    reference = Tokenizer.from_str(family.reference.to_str())
+    bos = family.special[1]
+    if adds:
+        begun = [(bos, reference.token_to_id(bos))]
+        reference.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=begun)
+    else:
+        reference.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    reference.save(str(tmp_path / "tokenizer.json"))
+    settings = {"bos_token_id": reference.token_to_id(bos), "eos_token_id": reference.token_to_id(family.special[2])}
+    size = reference.get_vocab_size() + 5
+    folder = vocabulary_hf.read_vocabulary(tmp_path, settings, size)
+
+    metadata = read_file(family.write(tmp_path / "t.gguf")).metadata
+    implied = adds == (name in ("llama-bpe", "sentencepiece"))
+    keys = {f"tokenizer.ggml.{key}": value for key, value in settings.items()}
+    keys |= {} if implied else {"tokenizer.ggml.add_bos_token": adds}
+    file = read_vocabulary({**metadata, **keys}, tmp_path, size)
+    # llama.cpp ends answers by their texts, too; scores are for readers that have no merges.
+    assert replace(file, eos_ids=folder.eos_ids, scores=folder.scores) == folder
+    assert set(folder.eos_ids) <= set(file.eos_ids)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import close_session
 
 from rk3588.errors import UsageError
@@ -385,17 +385,13 @@ def test_only_gguf_files_have_names() -> None:
 def test_an_etag_is_not_a_path(hub: Hub, home: Path, tmp_path: Path, file: str) -> None:
     hub.etags = {file: "../../../../escaped"}
     done = rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a")
-    sentence = done.stderr.splitlines()[-1]
-    assert done.returncode == 1
-    assert f"{hub.url} gives the ETag '../../../../escaped' for {file} of user/tiny: is HF_ENDPOINT a hub?" in sentence
-    assert not list(tmp_path.rglob("escaped*"))
+    assert f"{hub.url} gives the ETag '../../../../escaped' for {file} of user/tiny: is HF_" in done.stderr
+    assert done.returncode == 1 and not list(tmp_path.rglob("escaped*"))
 
 
 def test_what_is_downloaded_lies_where_other_tools_look_for_it(hub: Hub, home: Path, tmp_path: Path) -> None:
-    import huggingface_hub
-
     bundle_of(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"))
-    found = huggingface_hub.snapshot_download("user/tiny", cache_dir=home / "hub", local_files_only=True)
+    found = snapshot_download("user/tiny", cache_dir=home / "hub", local_files_only=True)
     assert (Path(found) / "config.json").read_bytes() == (hub.repositories["user/tiny"] / "config.json").read_bytes()
     assert all(file.is_symlink() for file in Path(found).iterdir())
 
@@ -413,8 +409,7 @@ def test_a_whole_file_beside_an_index(hub: Hub, home: Path, tmp_path: Path) -> N
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
     hub.repositories["user/both"] = folder
     done = rkconvert(hub, home, "user/both", "-o", tmp_path / "a")
-    assert "model.safetensors is converted, as transformers would load it" in done.stderr
-    assert bundle_of(done).is_dir()
+    assert bundle_of(done).is_dir() and "model.safetensors is converted, as transformers would" in done.stderr
 
 
 def test_the_size_of_what_is_not_here_yet(hub: Hub, home: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rk3588 import bundle
-from rk3588.errors import CheckpointError, RkError
-from rkconvert import lora
+from rk3588.errors import CheckpointError, RkError, UsageError
+from rkconvert import calibration, lora
 from rkconvert.cli import cli
 from rkconvert.front_matter import parsed
 from tests import loras, models
@@ -144,6 +144,25 @@ def test_what_else_is_given_for_a_model(model: Path, tmp_path: Path) -> None:
     folder, _ = made(model)
     done = rkconvert(folder, "-o", tmp_path / "again")
     assert "is a bundle, which is converted already" in str(done.exception)
+
+
+@pytest.mark.parametrize("what", ["/dev/zero", "fifo", "large"])
+def test_texts_that_the_user_names_are_files_of_some_size(model: Path, tmp_path: Path, what: str) -> None:
+    path = tmp_path / what.strip("/")
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path = Path(what)
+    sentence = {"fifo": "is a FIFO", "large": "are the most"}.get(what, "is a device")
+    with pytest.raises(UsageError, match=f"{path} .*{sentence}"):
+        calibration.load(path, None)
+    done = rkconvert("accuracy", made(model)[0], "--text", path)
+    assert isinstance(done.exception, UsageError) and sentence in str(done.exception)
+    done = rkconvert("sweep", path)
+    assert isinstance(done.exception, UsageError) and sentence in str(done.exception)
 
 
 # Which files have the weights ------------------------------------------------------------------------------------
@@ -347,9 +366,6 @@ def test_a_licence_that_a_gguf_file_states(tmp_path: Path) -> None:
     assert "The licence is the original model's: Apache License 2.0." in card and "license: apache-2.0" in card
 
 
-# The card command ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"dtype": "w9a9"}, {"model": {}}, {"model": {"parameters": "x"}}, {"source": {}}, {"converter": 3},
@@ -363,9 +379,6 @@ def test_a_card_of_a_manifest_that_is_not_ours(model: Path, changes: dict[str, A
     done = rkconvert("card", folder)
     assert isinstance(done.exception, RkError), done.exception
     assert str(folder) in str(done.exception) and done.stdout == ""
-
-
-# Families --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,13 @@ def test_accumulators_hold_the_largest_sums(kernel: str, a: int, b: int) -> None
     np.testing.assert_array_equal(sim.gemm_i8(w, x, kernel), np.full((5, 17), a * b * k, np.int32))
 
 
+def test_longer_rows_than_an_int32_holds_are_refused() -> None:
+    row = np.full((1, 131072), -128, np.int8)
+    assert sim.gemm_i8(row[:, :-1], row[:, :-1], "scalar")[0, 0] == 131071 * 128 * 128
+    with pytest.raises(SimError, match="at most 131071 products"):
+        sim.gemm_i8(row, row)
+
+
 @pytest.mark.parametrize("k", [1, 31, 64, 1023, 1024, 1025, 2500])
 def test_the_reference_accumulates_exactly(k: int) -> None:
     rng = np.random.default_rng(k)

@@ -136,8 +136,8 @@ def test_a_gguf_file_is_read_as_rkconvert_reads_it(folder: Path) -> None:
 def test_a_gguf_file_of_another_family(folder: Path) -> None:
     raw = models.tiny_gguf(folder / "m.gguf").read_bytes()
     length = b"\5\0\0\0\0\0\0\0"
-    other = raw.replace(b"llama.", b"qwen2.").replace(length + b"llama", length + b"qwen2", 1)
-    (folder / "m.gguf").write_bytes(other)
+    other = raw.replace(b"llama.", b"qwen2.")
+    (folder / "m.gguf").write_bytes(other.replace(length + b"llama", length + b"qwen2", 1))
     found = shapes.load(str(folder / "m.gguf"))
     assert (found.family, found.layers, found.hidden, found.vocab, found.kv_heads) == ("qwen2", 2, 64, 384, 2)
     (folder / "m.gguf").write_bytes(raw.replace(length + b"llama", length + b"mamba", 1))
@@ -157,8 +157,7 @@ def test_ram(folder: Path) -> None:
     assert found["fits"] == {"8": True}
     assert "--ram 3: a Radxa Rock 5B has 4, 8, 16" in said(run(folder, "--board", "rock-5b", "--ram", "3"), UsageError)
     assert "no board is known that has it" in said(run(folder, "--ram", "1000"), UsageError)
-    every = json.loads(run(folder, "--ram", "32", "--json").stdout)
-    assert every and all(list(one["fits"]) == ["32"] for one in every)
+    assert all(list(one["fits"]) == ["32"] for one in json.loads(run(folder, "--ram", "32", "--json").stdout))
 
 
 def test_a_bundle_is_read_from_its_manifest(tiny_bundles: Mapping[str, Path], folder: Path) -> None:

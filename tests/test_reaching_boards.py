@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def test_a_type_is_no_board(name: str) -> None:
         target.open_board(name, False, None, None)
 
 
+def test_a_host_and_a_simulated_board_of_one_name(home: Path) -> None:
+    """As from somebody's hosts.yaml in the current folder."""
+    (home / "hosts.yaml").write_text("hosts:\n  attic: {board: rock-5b, address: 203.0.113.9}\n")
+    with pytest.raises(UsageError, match=r"attic is a board in .*hosts\.yaml and a simulated one"):
+        target.open_board("attic", False, None, None)
+
+
 def test_ssh_is_asked_once_for_each_host_and_what_is_left_out_is_said_once(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +115,22 @@ def test_a_place_that_others_can_write_in_is_refused_before_anything_is_written(
         refused(board, bundle)
     finally:
         control.down("cellar")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_the_doctor_sees_what_a_deployment_would_refuse(
+    mode: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RKBOARD_SYSROOT", str(home / "tree"))
+    (home / "shared").mkdir()
+    (home / "shared").chmod(mode)
+    facts = replace(plan_cases.board("no-systemd"), python=(3, 11))
+    monkeypatch.setattr(target, "open_board", lambda *_: LocalConnection(nobody))
+    monkeypatch.setattr(deployment, "look", lambda *_, **__: (facts, str(home / "shared" / "rkchatd")))
+    result = CliRunner().invoke(doctor.command, ["attic"], standalone_mode=False)
+    assert result.return_value == (1 if mode == 0o777 else 0), result.output
+    assert result.output.startswith("refuse prefix      everybody may write in ") == (mode == 0o777)
+    assert (f"→ chmod o-w {home}/shared" in result.output) == (mode == 0o777)
 
 
 def refused(board: deploying.Deployer, bundle: Path) -> None:

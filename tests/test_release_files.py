@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rk3588 import resources
 from rk3588.deploy import release
 from rk3588.errors import DeployError, LibraryError
 
@@ -92,3 +93,10 @@ def test_libraries_of_another_machine_in_a_clone(clone: Path) -> None:
         release.find_library("librksim.so", OTHER)
     (clone / "build" / OTHER / "librksim.so").touch()
     assert release.find_library("librksim.so", OTHER) == clone / "build" / OTHER / "librksim.so"
+
+
+def test_a_clone_that_hides_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -c 'import rk3588…'` in a clone finds the clone's, which has no libraries."""
+    monkeypatch.setattr(resources, "source_tree", lambda: tmp_path)
+    with pytest.raises(LibraryError, match=r"lib/none\.so is not in /.*, a clone of rk3588 .* from another folder"):
+        resources.packaged("lib/none.so")

@@ -97,13 +97,25 @@ def test_content_that_is_no_token_is_only_warned_about(
 
 
 def test_many_tokens_in_several_chunks(driver: Driver, model: Path, tmp_path: Path) -> None:
-    """More than the prefill evaluates at once, and the penalties see the text, not the images."""
+    """More than the prefill evaluates at once."""
     many = (IMAGE * 50)[:290]
     image = embeddings(model, tmp_path, many)
     given = (f"image:290,{image}", "image_prompt:x<image>y")
     ids = ",".join(map(str, spliced(model, "x<image>y", 290, many, (START, CONTENT, END))))
     done = driver(*GREEDY, *FRAME, f"init:{model}", *given, "run", f"tokens:{ids}", "run")
     assert done.tokens(1) == done.tokens(2) != []
+
+
+def test_penalties_see_the_text_only(driver: Driver, model: Path, tmp_path: Path) -> None:
+    """One of -1000 lets only tokens win that were seen: among those of all the vocabulary, one of the image's would."""
+    many = list(range(3, 384))
+    image, prompt = embeddings(model, tmp_path, many), "ab<image>"
+    ids = spliced(model, prompt, len(many), many, (START, CONTENT, END))
+    text = [id_ for i, id_ in enumerate(ids) if not (ids.index(3) <= i < ids.index(3) + len(many))]
+    given = (f"image:{len(many)},{image}", f"image_prompt:{prompt}", "run")
+    sent = (f"tokens:{','.join(map(str, ids))}", "run")
+    done = driver(*GREEDY, "set:presence_penalty=-1000", *FRAME, f"init:{model}", *given, *sent)
+    assert set(done.tokens(1)) <= set(text) and not set(done.tokens(2)) <= set(text)
 
 
 @pytest.mark.parametrize("mode", [0, 1])

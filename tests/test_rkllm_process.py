@@ -33,6 +33,13 @@ def test_a_forked_child_runs_on_its_own(driver: Driver, model: Path, before: lis
     assert runs[0] == runs[1] == runs[2] != []
 
 
+def test_a_fork_in_the_callback_leaves_two_runs(driver: Driver, model: Path) -> None:
+    done = driver(*GREEDY, f"init:{model}", "tokens:70,5", "run", "at:2", "do:fork", "run", "at:-1", "destroy")
+    assert done.returned("child") == [0] and done.returned("run") == [0] * 3 and done.returned("destroy") == [0, 0]
+    assert done.tokens(2) == done.tokens(1) and done.tokens(102) == done.tokens(1)[3:] != []
+    assert done.states(2)[-1] == done.states(102)[-1] == FINISH and errors(done.log) == []
+
+
 def test_a_child_that_only_destroys_or_leaves(driver: Driver, model: Path) -> None:
     for child in (["destroy"], ["leave"], []):
         done = driver(*GREEDY, f"init:{model}", "tokens:70", "run", "fork", *child, "parent", "run")

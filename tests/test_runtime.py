@@ -13,10 +13,11 @@ import pytest
 from rk3588 import bundle as bundles
 from rk3588 import runtime
 from rk3588.deploy import deployment, release
-from rk3588.errors import BundleError, DeployError, LibraryError
+from rk3588.errors import BundleError, DeployError, LibraryError, UsageError
 from rkruntime.daemon import app, config
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import EngineSettings
+from rkruntime.model import Model
 from rkruntime.settings import Settings
 from tests.fake_engine import FakeEngine
 from tests.fakes import bundle_for_both, fake_rkllm, journal, scripted_bundle
@@ -138,3 +139,22 @@ def test_a_bundle_that_cannot_chat_is_not_deployed(tmp_path: Path, tiny_bundles:
         nothing: Any = None  # the board is not even looked at
         deployment.deploy(nothing, bare, deployment.Options(), nothing)
     release.check_template(bundles.read(tiny_bundles["w8a8"]))
+
+
+def test_the_context_is_the_models_own(tmp_path: Path, tiny_bundles: Mapping[str, Path]) -> None:
+    """It was 4096 whatever the model was trained for; of bundles whose manifest does not say, the file does."""
+    told: list[str] = []
+    model = {**bundles.read(tiny_bundles["w8a8"]).manifest["model"]}
+    del model["context_length"]
+    older = bundle_for_both(tmp_path / "older", tiny_bundles["w8a8"], ANSWER, model=model)
+    for path in (tiny_bundles["w8a8"], older):
+        with Model(path, Settings(), told.append) as loaded:
+            assert loaded.context == 512
+            with pytest.raises(UsageError, match="has 600 tokens, and a context of 512 takes 508"):
+                list(loaded.answer([3] * 600))
+    assert told == []
+    with Model(older, Settings(context=1000), told.append) as loaded:
+        assert loaded.context == 1000
+    assert told == ["the model was trained for 512 tokens of context: beyond them its answers are worth little"]
+    with pytest.raises(BundleError, match="context_length is '512', expected a number of tokens"):
+        bundles.read(bundle_for_both(tmp_path / "x", older, ANSWER, model={**model, "context_length": "512"}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -66,20 +68,25 @@ BESIDE = {
     "canonical names": "CanonicalizeHostname yes\nCanonicalDomains example.invalid\n" + KITCHEN,
     "canonical names, no domains": "CanonicalizeHostname yes\n" + KITCHEN,
     "jump": KITCHEN + "  ProxyJump a@10.0.0.1:2200,b@[::1]:23\n",
-    "jump after a command": KITCHEN + "  ProxyCommand nc %h %p\n  ProxyJump door\n",
+    "jump after a command": KITCHEN + "  ProxyCommand nc x 1\n  ProxyJump door\n",
     "no jump": KITCHEN + "  ProxyJump none\nHost *\n  ProxyJump door\n",
     "words for yes": KITCHEN + "  IdentitiesOnly true\n  HashKnownHosts yes\n",
     "known hosts": KITCHEN + '  UserKnownHostsFile ~/known_%h_%p_%%h "~/my hosts"\n  GlobalKnownHostsFile /dev/null\n',
     "known hosts, none": KITCHEN + "  UserKnownHostsFile none\n",
     "agent": KITCHEN + "  IdentityAgent ~/agent-%r-${BOARD_KEYS}\n",
     "alias": KITCHEN + "  HostKeyAlias Kitchen\n",
+    "a command with quotes": KITCHEN + "  ProxyCommand sh -c 'nc \"x\"'  # x\n",
     "the first counts": "Port 5\n" + KITCHEN + "  Port 6\n",
 }
 
 
-def of_ssh(file: Path, host: str = "kitchen") -> dict[str, str]:
-    """ssh's own word; its numbers and switches in one form."""
-    out = subprocess.run(["ssh", "-G", "-F", str(file), host], capture_output=True, check=True).stdout
+@functools.cache
+def of_ssh(text: bytes) -> dict[str, str]:
+    """ssh's own word."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(text)
+        command = ["ssh", "-G", "-F", file.name, "kitchen"]
+        out = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
     return dict(line.partition(" ")[::2] for line in os.fsdecode(out).splitlines())
 
 
@@ -95,6 +102,7 @@ def ours(target: Target) -> dict[str, str | None]:
         "hashknownhosts": "yes" if target.hash_names else "no",
         "identityagent": target.agent,
         "hostkeyalias": target.key_alias,
+        "proxycommand": target.proxy_command,
         "known": " ".join(map(str, target.known_hosts)),
     }
 
@@ -107,7 +115,9 @@ def test_a_configuration_is_read_as_ssh_reads_it(
     monkeypatch.setenv("BOARD_KEYS", "keys")
     monkeypatch.setenv("HOME", str(Path(f"~{getpass.getuser()}").expanduser()))
     file = own(tmp_path, text)
-    said = of_ssh(file)
+    said = dict(of_ssh(file.read_bytes()))
+    if way != "ssh" and b"GlobalKnownHostsFile" not in file.read_bytes():
+        said["globalknownhostsfile"] = config._KNOWN["globalknownhostsfile"]  # an ssh of one's own has another
     found = config.resolve("kitchen", file)
     known = " ".join(said[key] for key in ("userknownhostsfile", "globalknownhostsfile") if said.get(key) != "none")
     assert ours(found) == {**{key: said.get(key) for key in ours(found)}, "known": known}
@@ -157,11 +167,20 @@ def test_a_match_that_cannot_be_judged_is_named_and_left_out(way: str, text: str
     assert elsewhere.user != "away"
 
 
+def test_an_ssh_that_is_too_old_to_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'unknown option -- G\nusage: ssh' >&2\nexit 255\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = config.resolve("kitchen", own(tmp_path, KITCHEN))
+    assert (found.user, found.address) == ("rock", "192.0.2.7")
+    assert "older than 6.8" in found.remarks[0]
+
+
 def test_a_match_that_never_ends_is_not_waited_for(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from rk3588.deploy.ssh import reader
 
-    monkeypatch.setattr(openssh, "SECONDS", 0.5)
-    monkeypatch.setattr(reader, "_EXEC_SECONDS", 0.5)
+    monkeypatch.setattr(openssh, "SECONDS", 0.2)
+    monkeypatch.setattr(reader, "_EXEC_SECONDS", 0.2)
     file = own(tmp_path, 'Match exec "sleep 60"\n  User away\n' + KITCHEN)
     started = time.monotonic()
     if way == "ssh":

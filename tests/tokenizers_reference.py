@@ -219,6 +219,18 @@ def sentencepiece(lead: str = "normaliser", *, bytes_from: int = 0) -> Family:
     return Family(f"sentencepiece {lead}", reference, "llama", pre, special, added, keys)
 
 
+def normalised(plain: Family) -> Family:
+    """The same with added tokens that go through the normaliser, which is what transformers adds unless told otherwise;
+    some of them overlap with tokens that do not."""
+    reference = Tokenizer.from_str(plain.reference.to_str())
+    special, added = ["<|late|>", "<x>", "Å>"], ["<late>", "<|user|><", "a <b>", "the", "é"]
+    reference.add_special_tokens([AddedToken(text, normalized=True) for text in special])
+    reference.add_tokens([AddedToken(text, normalized=True, lstrip=text == "<late>") for text in added])
+    reference.add_special_tokens([AddedToken("<|wide|>", normalized=True, lstrip=True, rstrip=True)])
+    special, added = [*plain.special, *special, "<|wide|>"], [*plain.added, *added]
+    return replace(plain, name=f"{plain.name}, normalised", reference=reference, special=special, added=added)
+
+
 @functools.cache
 def phi3() -> Family:
     """Llama 2's, with special tokens that take the spaces after them along; one takes those before it, too."""

@@ -124,6 +124,6 @@ def record(found: Bundle, accuracy: Accuracy) -> None:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)

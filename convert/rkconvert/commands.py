@@ -58,6 +58,10 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     "--dataset", type=click.Path(path_type=Path), metavar="FILE",
     help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
 )  # fmt: skip
+@click.option(
+    "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
+    help="A Jinja template for a model that comes without one, or with another.",
+)  # fmt: skip
 @click.option("--device", metavar="cpu|cuda", help="What rkllm-toolkit computes on.  [default: cpu]")
 @click.option("--force", is_flag=True, help="Try what will likely fail in rkllm-toolkit.")
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
@@ -83,7 +87,8 @@ def build(
     """Convert MODEL into DIR/NAME-rk3588-DTYPE/.
 
     MODEL is a Hugging Face folder or a GGUF file, or one on the Hugging Face hub: USER/REPO[@REVISION] or
-    USER/REPO:FILE.gguf[@REVISION]. HF_TOKEN, HF_HOME and HF_ENDPOINT are honoured.
+    USER/REPO:FILE.gguf[@REVISION]. Of a GGUF in parts, name any; the others lie beside it. HF_TOKEN, HF_HOME and
+    HF_ENDPOINT are honoured.
 
     For the simulated runtime it has to be of the Llama family. For a board (--target rk3588), Rockchip's rkllm-toolkit
     does the work, and the model may be any that it knows: see `rkconvert toolkit`. Known mistakes are told before it

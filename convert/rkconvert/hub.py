@@ -22,7 +22,7 @@ from .architectures.model import ROPE_FACTORS
 from .hub_client import Repository
 from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
 from .sources.gguf_file import read_header
-from .sources.huggingface import CONFIGURATION, COPIED, INDEX, SINGLE
+from .sources.huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
@@ -172,7 +172,7 @@ def _write_head(model: HubModel, name: str, target: Path) -> None:
     most = _PART_HEAD if later else _GGUF_HEAD if gguf else _SAFETENSORS_HEAD
     head = repository.piece(name, 0, min(size, most))
     needed = 0 if gguf else 8 + int.from_bytes(head[:8], "little")
-    if len(head) < needed <= size:
+    if len(head) < needed <= min(size, MOST_HEADER):
         head = repository.piece(name, 0, needed)
     target.write_bytes(head)
     os.truncate(target, max(size, len(head)))

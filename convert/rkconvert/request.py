@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from rk3588 import files, quant
+from rk3588 import files, quant, templates
 from rk3588.errors import CheckpointError, UsageError
 
 from . import calibration, lora
@@ -36,6 +36,7 @@ class Request:
     algorithm: str | None = None
     extra_qparams: Path | None = None
     dataset: Path | None = None
+    chat_template: Path | None = None
     device: str | None = None
     force: bool = False
     community_names: bool = False
@@ -85,12 +86,26 @@ class Request:
             raise UsageError("--lora-mode says what to do with a LoRA: give one with --lora ADAPTER")
         return likely
 
+    def _with_template(self, source: Checkpoint) -> Checkpoint:
+        """``source`` with the chat template that was given, parsed to see that it is one."""
+        if self.chat_template is None:
+            return source
+        text = templates.read(self.chat_template)
+        if source.vocabulary is None:
+            raise UsageError(
+                f"--chat-template: the tokenizer of {source.path} is none that this version knows, so none is put into "
+                "a bundle; give the template when it is run (rk3588 run --template)"
+            )
+        templates.check(text, str(self.chat_template))
+        return replace(source, vocabulary=replace(source.vocabulary, chat_template=text))
+
     def plan(self, source: Checkpoint, name: str, out: Path, *, dry_run: bool = False) -> Plan:
         """The plan for ``source``, with all that can be known to go wrong told here.
 
         ``dry_run``: a bundle that exists already is only noted.
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
+        source = self._with_template(source)
         likely, remarks = self.check(), []
         options, board = self.board, None
         if options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from rk3588.errors import RkError
 
@@ -12,12 +13,13 @@ from .plan import Artifact, Plan
 from .writer import make_header, pack_vocabulary, vocabulary_file
 
 _DIGEST = "0" * 64  # as long as every SHA-256
+_packed = lru_cache(maxsize=1)(pack_vocabulary)  # once for all dtypes
 
 
 def model_bytes(plan: Plan, artifact: Artifact) -> int:
     """``model.sim.gguf``, to the byte."""
     source = plan.llama
-    packed = pack_vocabulary(source.vocabulary)
+    packed = _packed(source.vocabulary)
     header = make_header(plan.name, source.config, source.vocabulary, artifact, packed, plan.hybrid_rate)
     return len(header) + artifact.data_bytes
 

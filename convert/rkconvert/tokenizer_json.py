@@ -95,7 +95,8 @@ def _added(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[dict[str, Any
     return [
         {
             "id": i, "content": text, "single_word": False, "lstrip": i in vocabulary.lstrip,
-            "rstrip": i in vocabulary.rstrip, "normalized": False, "special": vocabulary.types[i] != USER_DEFINED,
+            "rstrip": i in vocabulary.rstrip, "normalized": i in vocabulary.normalised,
+            "special": vocabulary.types[i] != USER_DEFINED,
         }
         for text, i in ids.items()
         if vocabulary.types[i] in (CONTROL, UNKNOWN, USER_DEFINED)

@@ -30,6 +30,7 @@ class Vocabulary:
     chat_template: str | None = field(repr=False)
     lstrip: tuple[int, ...] = ()  # added tokens that take the spaces before them along
     rstrip: tuple[int, ...] = ()  # ... and those after them
+    normalised: tuple[int, ...] = ()  # those that are looked for in what the normaliser has made of a text
     notes: tuple[str, ...] = ()
 
     def text(self, token: int | None) -> str | None:

@@ -37,6 +37,7 @@ _FILL = {
     "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"),
     "fim_mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"),
 }
+_MOST_SCORED = 1024  # bytes of a token whose merges come from scores, as in the runtime
 _LOOKS_SPECIAL = re.compile(r"<\|.+\|>|<[\w/-]+>|\[[A-Z_]+\]")
 
 
@@ -83,8 +84,20 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
         raise CheckpointError(f"{path}: the tokenizer has no merges, which ByteLevel BPE needs")
     if model == "llama" and not (vocabulary.scores or merges):
         raise CheckpointError(f"{path}: the tokenizer has neither scores nor merges")
+    if not merges:
+        _check_lengths(tokens, path)
     _check_merges(merges, tokens, path)
     return checked(vocabulary, str(path))
+
+
+def _check_lengths(tokens: Sequence[str], path: Path) -> None:
+    """Merges that come from scores are found by cutting each token everywhere, here and in the runtime."""
+    for i, text in enumerate(tokens):
+        if len(text.encode("utf-8", "surrogateescape")) > _MOST_SCORED:
+            raise CheckpointError(
+                f"{path}: token {i} of the tokenizer has more than {_MOST_SCORED} bytes, which cannot be merged by "
+                "score: convert from the Hugging Face model instead"
+            )
 
 
 def _check_merges(merges: Sequence[str], tokens: Sequence[str], path: Path) -> None:

@@ -86,7 +86,8 @@ def _build(
         chat_template=_template(folder, options),
         lstrip=tuple(t["id"] for t in added if t.get("lstrip")),
         rstrip=tuple(t["id"] for t in added if t.get("rstrip")),
-        notes=_notes(pre, bool(model.get("ignore_merges"))),
+        normalised=tuple(t["id"] for t in added if t.get("normalized")),
+        notes=(*_notes(pre, bool(model.get("ignore_merges"))), *_ending(whole, options)),
     )
 
 
@@ -216,6 +217,16 @@ def _adds_bos(whole: Mapping[str, Any], options: Mapping[str, Any], kind: str) -
         if step.get("type") == "TemplateProcessing":
             return "SpecialToken" in step["single"][0]
     return kind == "llama"
+
+
+def _ending(whole: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The runtime puts BOS before a prompt where that is asked for, and never anything behind it."""
+    chosen = options.get("add_eos_token")
+    ends = bool(chosen)
+    if not isinstance(chosen, bool):
+        steps = _steps(whole.get("post_processor"), "processors")
+        ends = any("SpecialToken" in s["single"][-1] for s in steps if s.get("type") == "TemplateProcessing")
+    return ("the tokenizer asks for EOS behind every prompt, and the runtime puts none there",) if ends else ()
 
 
 def _template(folder: Path, options: Mapping[str, Any]) -> str | None:

@@ -264,7 +264,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
             writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    for key, ids in (("lstrip", vocabulary.lstrip), ("rstrip", vocabulary.rstrip)):
+    lists = {"lstrip": vocabulary.lstrip, "rstrip": vocabulary.rstrip, "normalised": vocabulary.normalised}
+    for key, ids in lists.items():
         if ids:
             writer.add_key_value(
                 f"rksim.{key}_token_ids", list(ids), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT32

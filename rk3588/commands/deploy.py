@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from rk3588 import bundle as bundles
 from rk3588 import runtime as runtimes
 from rk3588.commands import target
+from rk3588.commands.waiting import Clock
 from rk3588.deploy import deployment, judge, plan, release, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
@@ -87,11 +89,8 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
     with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         if expose == "lan" and not given["only_plan"] and not given["sure"]:
             _ask_exposure(connection, options)
-        drawn = Drawn(given["as_json"])
-        try:
+        with closing(Drawn(given["as_json"])) as drawn:
             outcome = deployment.deploy(connection, bundle, options, drawn, only_plan=given["only_plan"])
-        finally:
-            drawn.end()
         _report(name, connection, outcome, given["only_plan"], given["as_json"])
 
 
@@ -199,14 +198,16 @@ class Drawn(Watcher):
         self._size = self._there = self._sent = 0  # bytes of a file, those that were on the board before, and now
         self._started = self._drawn = 0.0
         self._what = ""
+        self._clock = Clock(self._out)
 
     def step(self, step: Step) -> None:
-        self.end()
+        self.close()
         if isinstance(step, Send):
             self._what, self._size, self._there, self._sent = printable(step.file.path), step.file.size, -1, 0
             self._started = time.monotonic()
         elif self._out and not isinstance(step, Activate):
             self._out.write(f"{printable(step.why)}\n")
+            self._clock.start()
 
     def sent(self, size: int) -> None:
         self._sent += size
@@ -225,11 +226,13 @@ class Drawn(Watcher):
         self._out.flush()
 
     def event(self, what: str) -> None:
-        self.end()
+        self.close()
         if self._out:
             self._out.write(f"{_EVENTS.get(what, printable(what))}\n")
+            self._clock.start()
 
-    def end(self) -> None:
+    def close(self) -> None:
+        self._clock.stop()
         if self._out and self._drawn:
             self._out.write("\r\x1b[K")
             self._out.flush()

@@ -52,7 +52,8 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
     with target.open_board(name, *reach) as connection, _told(name):
         facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
-    findings = judge.judge(facts, prefix, need, simulated)
+        weak = deployment.ground(connection, facts, prefix)
+    findings = [*weak, *judge.judge(facts, prefix, need, simulated)]
     if as_json:
         rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]
         click.echo(json.dumps({"host": name, "findings": rows, "facts": asdict(facts)}, indent=2, ensure_ascii=False))

@@ -13,7 +13,7 @@ import click
 from rk3588 import bundle, predict, shape
 from rk3588.boards import Board
 from rk3588.commands import known as inventories
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape
 
@@ -67,7 +67,7 @@ def command(
     if as_json:
         click.echo(json.dumps([_object(b, p) for b, p in found], indent=2, ensure_ascii=False))
     else:
-        click.echo(_text(sizes, work, found))
+        click.echo(printable(_text(sizes, work, found)))
     if plot is not None:
         click.echo(f"drew {plot}", err=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import Any
 
 import click
@@ -23,7 +24,8 @@ def command(name: str, sure: bool, as_json: bool, **given: Any) -> None:
     with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         if not sure and not target.yes(f"Remove the daemon and all its releases and keys from {name}?"):
             raise UsageError("not removed: say yes, or give --yes")
-        there = deployment.remove(connection, given["prefix"], Drawn(as_json))
+        with closing(Drawn(as_json)) as drawn:
+            there = deployment.remove(connection, given["prefix"], drawn)
     if as_json:
         click.echo(json.dumps([{"host": name, "removed": there}], indent=2))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import Any
 
 import click
@@ -21,8 +22,8 @@ from rk3588.deploy import deployment, plan
 def command(name: str, to: str | None, only_plan: bool, as_json: bool, **given: Any) -> None:
     """Go back on HOST to the release before, or to another one; it has to answer a chat, as after a deployment."""
     with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        drawn = Drawn(as_json)
-        steps, done = deployment.roll_back(connection, given["prefix"], to, drawn, only_plan=only_plan)
+        with closing(Drawn(as_json)) as drawn:
+            steps, done = deployment.roll_back(connection, given["prefix"], to, drawn, only_plan=only_plan)
         if as_json:
             row = {"host": name, "release": steps.release, "commands": done.commands, "healthy": not only_plan}
             click.echo(json.dumps([row], indent=2))

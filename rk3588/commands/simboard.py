@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from rk3588 import simboard
 from rk3588.commands import known as inventories
+from rk3588.commands import target
+from rk3588.commands.waiting import Clock
 from rk3588.deploy import shell
 from rk3588.errors import UsageError
+from rk3588.simboard import SimBoard
 
 
 @click.command()
@@ -27,7 +32,7 @@ def up(name: str, kind: str, systemd: bool) -> None:
         if systemd:
             from rk3588.simboard import nspawn
 
-            started = nspawn.up(name, board)
+            started = _with_progress(lambda tell: nspawn.up(name, board, progress=tell))
         else:
             from rk3588.simboard import control
 
@@ -39,6 +44,21 @@ def up(name: str, kind: str, systemd: bool) -> None:
     ssh = started.ssh
     click.echo(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}", err=True)
     click.echo(shell.command("ssh", *ssh["openssh"]))
+
+
+def _with_progress(start: Callable[[Callable[[str], None]], SimBoard]) -> SimBoard:
+    """Each thing it is at, a line on stderr; on a terminal with the seconds."""
+    clock = Clock(target.progress_stream())
+
+    def tell(what: str) -> None:
+        clock.stop()
+        click.echo(what, err=True)
+        clock.start()
+
+    try:
+        return start(tell)
+    finally:
+        clock.stop()
 
 
 @click.command()

@@ -81,7 +81,11 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
             click.echo(printable(f"warning: {remark}"), err=True)
         return found
 
-    simulated = None if name in known.hosts else simboard.find(name)
+    simulated = simboard.find(name)
+    if simulated and name in known.hosts:
+        if simboard.alive(simulated.pid):
+            raise UsageError(f"{name} is a board in {known.file} and a simulated one: end that one, or rename it")
+        simulated = None
     if simulated:
         if not simboard.alive(simulated.pid):
             raise ConnectError(f"the simulated board {name} runs no more: start it again with `rk3588 board up {name}`")

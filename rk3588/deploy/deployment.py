@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rk3588.bundle import Bundle
-from rk3588.errors import DeployError
+from rk3588.errors import DeployError, printable
 
 from . import agent, judge, plan, probes, release
 from .apply import Done, Watcher, apply
@@ -83,6 +83,18 @@ def look(connection: Connection, prefix: str | None = None, thorough: bool = Fal
         plan.check_prefix(prefix)
     found = probes.parse(probes.gather(connection, prefix, thorough))
     return found, plan.check_prefix(found.prefix)
+
+
+def ground(connection: Connection, found: Facts, prefix: str) -> list[Finding]:
+    """What is wrong with the folders on the way to ``prefix``, if that can be seen: a deployment refuses the same."""
+    if found.python is None or found.python < judge.OLDEST_PYTHON:
+        return []
+    try:
+        said = agent.ask(connection, "ground", prefix, root=found.systemd is not None)
+    except DeployError:
+        return []  # no rights: the facts say so
+    wrong, _, mend = str(said.get("wrong", "")).rpartition(": ")
+    return [Finding("refuse", "prefix", printable(wrong), printable(mend))] if wrong else []
 
 
 def look_to_change(connection: Connection, prefix: str | None) -> tuple[Facts, str]:

@@ -232,7 +232,7 @@ def check_template(bundle: Bundle) -> None:
     if bundle.chat_template is None:
         raise DeployError(
             f"{bundle.path} has no {bundles.TEMPLATE}, so the daemon could not chat with it: convert the model again "
-            f"with its {bundles.TEMPLATE} in its folder"
+            "with --chat-template FILE"
         )
 
 

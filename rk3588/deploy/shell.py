@@ -40,10 +40,10 @@ class Marks:
         return f"{self.token}end".encode()
 
     def around(self, line: str) -> str:
-        # In two words: a shell that prints what it runs (set -x) does not print a mark.
+        # In two words: a shell that prints what it runs (set -x) does not print a mark. On one line, for csh.
         begin = f"printf '%s%s\\n' {self.token} begin"
         end = f"printf '%s%s' {self.token} end"
-        return f"{begin}; {begin} >&2; ({line}\n); code=$?; {end}; {end} >&2; exit $code"
+        return f"{begin}; {begin} >&2; ({line} ); code=$?; {end}; {end} >&2; exit $code"
 
 
 def wrapped(line: str, marks: Marks) -> str:

@@ -18,6 +18,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from rk3588.boards import Board
@@ -26,6 +28,8 @@ from rk3588.resources import source_tree
 
 from . import SimBoard, alive, find, tree, write
 from .control import new_key, prepare
+
+Progress = Callable[[str], None]
 
 USER = "board"
 DISK = 32 << 30  # sparse
@@ -83,8 +87,11 @@ def image() -> Path:
     return cache() / f"board-{recipe}"
 
 
-def build() -> Path:
-    """The image, built if it is not there (about a minute); TargetError with mmdebstrap's last words."""
+def build(progress: Progress = lambda _: None) -> Path:
+    """The image, built if it is not there (about a minute); TargetError with mmdebstrap's last words.
+
+    ``progress`` is told what it is at.
+    """
     folder = image()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "board.lock").open("w") as lock:
@@ -94,18 +101,20 @@ def build() -> Path:
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={_PACKAGES}", _RELEASE, str(part)]
-        _run([*command, f'--customize-hook=chroot "$1" sh -ec {shlex.quote(_SETUP)}'])
+        progress("building its image, once: this takes a minute or two")
+        _follow([*command, f'--customize-hook=chroot "$1" sh -ec {shlex.quote(_SETUP)}'], progress)
         part.rename(folder)
     return folder
 
 
-def up(name: str, board: Board, disk: int = DISK) -> SimBoard:
+def up(name: str, board: Board, disk: int = DISK, progress: Progress = lambda _: None) -> SimBoard:
     """A board with ``disk`` bytes at /opt, reachable when this returns; TargetError or UsageError otherwise."""
     reason = missing()
     if reason:
         raise UsageError(reason)
-    lower = build()
+    lower = build(progress)
     folder = prepare(name)
+    progress("starting it")
     try:
         return _start(name, folder, lower, board, disk)
     except BaseException:
@@ -254,3 +263,19 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         words = done.stderr.strip().splitlines()
         raise TargetError(f"`{' '.join(command[:3])}` failed: {words[-1] if words else done.returncode}")
+
+
+def _follow(command: list[str], progress: Progress) -> None:
+    """Like ``_run``, telling each line that mmdebstrap marks as information."""
+    said: deque[str] = deque(maxlen=1)
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=pipe, text=True, errors="replace") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("I: "):
+                what = line[3:].strip().rstrip(".")
+                progress("setting it up" if what.startswith("running --customize-hook") else what)
+            if line.strip():
+                said.append(line.strip())
+    if process.returncode:
+        raise TargetError(f"`{' '.join(command[:3])}` failed: {said[0] if said else process.returncode}")

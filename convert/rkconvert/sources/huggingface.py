@@ -34,7 +34,7 @@ CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja", "tokenizer.model
 ADAPTER = "adapter_config.json"
 _MOST = {"tokenizer.json": reading.TOKENIZER, "tokenizer.model": reading.TOKENIZER, INDEX: reading.INDEX}
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2}
-_MOST_HEADER = 100_000_000  # the format's own limit
+MOST_HEADER = 100_000_000  # the format's own limit
 
 
 def read(folder: Path) -> Source:
@@ -247,7 +247,7 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
         with reading.opened(path, path.parent, CheckpointError) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MOST_HEADER):
+            if size < 8 or length > min(size - 8, MOST_HEADER):
                 raise CheckpointError(
                     f"{path} is truncated or not safetensors: its header should have {length} bytes, the file has "
                     f"{size}"

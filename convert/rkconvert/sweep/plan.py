@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rk3588 import bundle
+from rk3588 import bundle, files
 from rk3588.errors import BundleError, RkError, UsageError
 from rk3588.nearest import nearest
 from rkconvert import hub, lora
@@ -22,6 +22,7 @@ from rkconvert.request import NAME, TARGETS, Request
 from rkconvert.sources.base import Checkpoint
 
 NO_LORA = "none"
+_MOST = 1 << 20  # bytes of a sweep's file
 _AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras")
 _OPTIONS = ("lora_mode", "npu_cores", "algorithm", "extra_qparams", "dataset", "device")
 _FLAGS = ("force", "community_names", "follow_links")
@@ -127,10 +128,10 @@ class _Reader:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
+            found = yaml.safe_load(files.read_text(file, _MOST, None, UsageError))
+        except FileNotFoundError as error:
             raise UsageError(f"{file}: {error.strerror}") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise UsageError(f"{file} holds no mapping: it needs 'models' and whatever they are to be made into")

@@ -63,7 +63,12 @@ def state(prefix: str, rule: str) -> None:
     )
 
 
-COMMANDS = {f.__name__: f for f in (state, receive, finish, activate, guard, remove, lock)}
+def ground(prefix: str) -> None:
+    """For the doctor: what a deployment would be refused for."""
+    say(ok=True, wrong=wrong_at(prefix))
+
+
+COMMANDS = {f.__name__: f for f in (state, ground, receive, finish, activate, guard, remove, lock)}
 PREFIX_AT = {"state": 0, "finish": 0, "activate": 0, "remove": 0, "lock": 2}  # where in its words; receive looks itself
 
 
@@ -75,9 +80,14 @@ def main(words: list[str]) -> None:
     COMMANDS[name](*rest)
 
 
+def wrong_at(prefix: str, *more: str) -> str:
+    """Why others could put there what is run from a prefix; "" where nobody could."""
+    found = (weakness(f"{prefix}/{path}") for path in ("", "releases", "incoming", *more))
+    return next(filter(None, found), "")
+
+
 def firm(prefix: str, *more: str) -> None:
     """Refuse to do anything at a prefix where others could put what is run from there."""
-    for path in ("", "releases", "incoming", *more):
-        wrong = weakness(f"{prefix}/{path}")
-        if wrong:
-            refuse(wrong)
+    wrong = wrong_at(prefix, *more)
+    if wrong:
+        refuse(wrong)

@@ -141,8 +141,8 @@ def _said(host: str, user: Optional[str], port: Optional[int], config: Optional[
             for key in _KNOWN:
                 said[key] = [home_in(name) for name in _names(said.get(key, [""])[0])]
             return said, []
-        except openssh.UnknownMatch:
-            remarks.append(f"{program} cannot read its own configuration: it knows not all of its Match lines")
+        except openssh.CannotSay as error:
+            remarks.append(f"{program} cannot say how it is configured ({error}): its files are read without it")
     reader, home = Reader(host, user, port), Path.home() / ".ssh"
     reader.read([(config, home)] if config else [(home / "config", home), (SYSTEM_CONFIG, SYSTEM_CONFIG.parent)])
     said = reader.said

@@ -26,8 +26,8 @@ _DEPTH = 16  # of Include
 _PATHS = ("userknownhostsfile", "globalknownhostsfile", "identityagent")
 
 
-class UnknownMatch(Exception):
-    """This ssh does not know a word of a Match line, which a newer one may."""
+class CannotSay(Exception):
+    """This ssh is too old for its own configuration, or for the question; its text says which."""
 
 
 def client() -> Optional[str]:
@@ -44,14 +44,16 @@ def asked(
 ) -> Said:
     """What ssh has configured for ``host``; ConnectError with its own words, which name file and line."""
     with _file_to_read(config, system) as (file, names):
-        options = [*(("-F", str(file)) if file else ()), *(("-l", user) if user else ())]
+        options = [*(("-F", str(file.absolute())) if file else ()), *(("-l", user) if user else ())]
         options += ["-p", str(port)] if port else []
         code, out, err = _run([program, "-G", *options, "--", host], host)
     for temporary, real in names.items():
         err = err.replace(temporary, real)
     if code:
-        if "Unsupported Match attribute" in err:
-            raise UnknownMatch
+        if re.search(r"Unsupported Match attribute|missing argument for Match '!?\w+=", err):
+            raise CannotSay("it does not know a word of a Match line")
+        if re.match(r"(unknown|illegal) option -- G", err):
+            raise CannotSay("it is older than 6.8")
         reasons = [line.strip() for line in err.splitlines() if not line.startswith("Pseudo-terminal")]
         reason = reasons[0] if reasons else f"exit code {code}"
         raise ConnectError(f"cannot read ssh's configuration for {host}: {reason}")
@@ -130,7 +132,10 @@ class _Moved:
             return re.sub(r'(?<=[\s"=])~/', lambda _: f"{self._home}/", line)
         if key != "include" or not match:
             return line
-        found = [path for pattern in words(match[2]) for path in included(pattern, base)]
+        try:
+            found = [path for pattern in words(match[2]) for path in included(pattern, base)]
+        except ValueError:
+            return line  # ssh says what is wrong with it
         copies = [f'"{self.copy(path, base, depth + 1)}"' for path in found]
         return f"Include {' '.join(copies)}" if copies else ""
 

@@ -67,10 +67,11 @@ class Reader:
                 continue
             match = LINE.fullmatch(line)
             try:
+                key = match[1].lower() if match else ""
                 given = words(match[2]) if match else []
                 if not match or not given:
                     raise ValueError(f"{line.strip()!r} has no value")
-                key = match[1].lower()
+                given = [match[2]] if key == "proxycommand" else given
                 if key == "host":
                     active = outside and self._is_host(given)
                 elif key == "match":
@@ -79,12 +80,12 @@ class Reader:
                     for path in (path for pattern in given for path in included(pattern, base)):
                         self._file(path, base, active, depth + 1)
                 elif active:
-                    self._take(key, given, match[2], where)
+                    self._take(key, given, where)
             except ValueError as error:
                 raise ConnectError(f"cannot read ssh's configuration: {where}: {error}") from error
 
-    def _take(self, key: str, given: list[str], raw: str, where: str) -> None:
-        value = raw if key == "proxycommand" else given[0]
+    def _take(self, key: str, given: list[str], where: str) -> None:
+        value = given[0]
         if (key in _TIMES and value != "none") or key in _WHOLE:
             try:
                 seconds(value) if key in _TIMES else int(value)

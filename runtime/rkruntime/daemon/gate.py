@@ -34,7 +34,7 @@ class Gate:
         self._names = hosts.Names((*config.allowed_hosts, config.listen.host))
         self._any_page = "*" in config.cors
         self._pages = {hosts.origin(page) or page.strip().lower() for page in config.cors}
-        # Where a key is needed, and from other machines, a page that rebinds a name gains nothing by it.
+        # A name in the network may be any where a key is needed: a page that has its own lead here has none.
         self._guards_names = config.listen.is_loopback or config.keys is None
         self._most_bytes = max(config.max_bodies_kb, config.max_body_kb) << 10
         self._bytes = 0  # of bodies of requests under way
@@ -55,7 +55,7 @@ class Gate:
         except RequestRefused as error:
             failure = replies.failure(error)
             scope["state"]["facts"]["error"] = failure.code
-            extra = {"accept-encoding": "identity"} if error.status == 415 else {}
+            extra = {405: {"allow": f"{_METHODS}, OPTIONS"}, 415: {"accept-encoding": "identity"}}.get(error.status)
             return await JSONResponse(failure.body, failure.status, extra)(scope, receive, send)
         if welcome and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return await _preflight(headers)(scope, receive, send)
@@ -113,10 +113,11 @@ class Gate:
         """Whether the page comes from this daemon: from where it was reached, or by a loopback name from its port."""
         if page is None or page.scheme != scope["scheme"]:
             return False
-        if hosts.is_loopback(page.host) and page.port == _reached_at(scope)[1]:
+        here, port = _reached_at(scope)
+        if hosts.is_loopback(page.host) and hosts.is_loopback(here) and page.port == port:
             return True
-        here = scope["state"].get("named") or hosts.place(headers.get("host", ""))
-        return here is not None and page == hosts.origin(f"{page.scheme}://{_written(here)}")
+        named = scope["state"].get("named") or hosts.place(headers.get("host", ""))
+        return named is not None and page == hosts.origin(f"{page.scheme}://{_written(named)}")
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count the bytes of all bodies under way together; each has to come within its time."""

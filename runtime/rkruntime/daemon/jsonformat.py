@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -17,6 +17,8 @@ from rk3588 import children
 from rk3588.errors import AnswerFailed, RequestRefused
 
 from . import logs, strictjson
+from .jobs import Message
+from .jsonshown import example, remarks
 from .strictjson import BadJson
 
 CHECK_S = 20.0
@@ -30,16 +32,18 @@ class Format:
     schema: Optional[Mapping[str, Any]] = None
     field: str = "response_format"
 
-    @property
-    def instruction(self) -> str:
-        if self.schema is None:
-            return "Answer with one JSON object and nothing else."
-        schema = json.dumps(self.schema, ensure_ascii=False)
-        return f"Answer with JSON and nothing else. It has to fit this JSON Schema:\n{schema}"
+    def instruction(self, messages: Sequence[Message]) -> str:
+        """The wording with which SmolLM2 answers best (tests/bench/json_wording.py)."""
+        if self.schema is not None:
+            told = " ".join(["Answer with JSON like this, and nothing else.", *remarks(self.schema)])
+            return f"{told}\n{json.dumps(example(self.schema), ensure_ascii=False)}\nJSON:"
+        if any("json" in str(message["content"]).lower() for message in messages):
+            return "Answer with one JSON object and nothing else."  # an example would compete with what they ask for
+        return 'Answer with a JSON object, like {"answer": ""}, and nothing else.'
 
     async def check_schema(self, checker: Checker) -> None:
         """RequestRefused if the schema itself cannot be used."""
-        if self.schema is None:
+        if not self.schema:  # none, or one that everything fits
             return
         problem = await checker.ask({"schema": self.schema})
         if problem:
@@ -53,6 +57,8 @@ class Format:
             return f"it is {error}"
         if self.schema is None:
             return None if isinstance(value, dict) else "it is not a JSON object"
+        if not self.schema:
+            return None
         return await checker.ask({"schema": self.schema, "answer": value})
 
     @property

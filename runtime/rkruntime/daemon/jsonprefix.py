@@ -35,6 +35,7 @@ class JsonPrefix:
         self._end: Optional[int] = None
         self._read = 0  # characters before those that are under way
         self._head: Optional[str] = ""  # before the value: white space, a fence; None: it has begun
+        self._fenced = False
         self._open: list[str] = []  # brackets
         self._next = _VALUE
         self._word = ""  # a number or a literal under way
@@ -73,11 +74,14 @@ class JsonPrefix:
         if not self._head and sign.isspace():
             return at + 1
         self._head += sign
-        if sign == "\n" and self._head.startswith(FENCE):
+        if self._fenced:
+            self._fail(at, "a second code fence")
+        elif sign == "\n" and self._head.startswith(FENCE):
+            self._fenced = True
             if self._head[len(FENCE) :].strip().lower() in ("", "json"):
                 self._head = ""
-                return at + 1
-            self._fail(at, "a code fence of another language")
+            else:
+                self._fail(at, "a code fence of another language")
         elif not FENCE.startswith(self._head[: len(FENCE)]) or len(self._head) > 20:
             self._fail(at, f"{self._head[:20]!r}")
         return at + 1
@@ -123,7 +127,7 @@ class JsonPrefix:
         if len(grown) <= _MOST_DIGITS and _can_become_a_word(grown):
             self._word = grown
             return at + 1
-        if not (self._word in _LITERALS or _NUMBER.fullmatch(self._word)):
+        if not (self._word in _LITERALS or _NUMBER.fullmatch(self._word)) or sign.isalnum() or sign in "+-.":
             self._fail(at, f"{grown[-20:]!r}")
             return at + 1
         self._word = ""

@@ -42,7 +42,8 @@ class JsonLines(logging.Formatter):
 class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
     """Of lines of one kind it lets so many through in a while, and then says how many it left out.
 
-    A kind is a place in the code, and for requests their status: nothing that a client chooses makes more of them.
+    A kind is a place in the code, with an event's name and a request's status: nothing that a client chooses makes
+    more of them.
     """
 
     def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +56,9 @@ class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
     def emit(self, record: logging.LogRecord) -> None:
         self.say_what_was_left_out()
         if record.levelno > logging.DEBUG:  # who asks for those wants all
-            kind = record.levelno, record.pathname, record.lineno, getattr(record, "fields", {}).get("status")
+            fields: Optional[dict[str, Any]] = getattr(record, "fields", None)
+            named = () if fields is None else (record.msg, fields.get("status"))
+            kind = (record.levelno, record.pathname, record.lineno, *named)
             seen = self._seen[kind] = self._seen.get(kind, 0) + 1
             if seen > (MOST if record.levelno < logging.WARNING else MOST_WARNINGS):
                 self._left_out.setdefault(kind, record)

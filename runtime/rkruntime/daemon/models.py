@@ -8,6 +8,10 @@ from typing import Any, NamedTuple, Optional
 from rk3588.errors import RequestRefused
 
 BACKGROUND = "background"
+# How an answer comes to be JSON: a client can know before it asks.
+STRUCTURED_OUTPUT = {
+    "json_object": "prompted", "json_schema": "prompted", "checked": True, "constrained": False,
+}  # fmt: skip
 
 
 class Model(NamedTuple):
@@ -39,4 +43,5 @@ class Models:
         """For /v1/models; ``context`` in tokens, 0 where it is not known yet."""
         found: dict[str, Any] = {"id": model.id, "object": "model", "created": self._created, "owned_by": "rkchatd"}
         found["runtime"] = self._runtime  # sim or npu
+        found["structured_output"] = STRUCTURED_OUTPUT
         return {**found, "max_model_len": context} if context else found

@@ -14,8 +14,8 @@ def tell(*lines: str) -> None:
     if not path.startswith(("/", "@")):
         return
     address = "\0" + path[1:] if path.startswith("@") else path
-    # A lost message is no reason to stop serving.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door, contextlib.suppress(OSError):
+    # A lost message is no reason to stop serving, nor is a socket that cannot be had for one.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as door:
         door.connect(address)
         door.sendall("\n".join(lines).encode())
 

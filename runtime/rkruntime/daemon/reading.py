@@ -35,7 +35,7 @@ class Reading:
     async def start(self) -> None:
         """Into the queue; what raises here raises before any header has gone out."""
         format, job = self._wanted.format, self._wanted.job
-        if format is not None and format.schema is not None:
+        if format is not None and format.schema:
             self._check_queue()
             check = asyncio.ensure_future(format.check_schema(self._checker))
             async for _ in self._beats(check, None):

@@ -73,7 +73,7 @@ def chat(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wan
     format = formats.wanted(fields)
     messages = _messages(fields, config.max_messages)
     if format is not None:
-        messages = _instruct(messages, format.instruction)
+        messages = instruct(messages, format.instruction(messages))
     wanted = _common(fields, config, find, owner)
     limit = fields.whole("max_completion_tokens")
     job = replace(
@@ -275,7 +275,7 @@ def _template_variables(fields: Fields) -> Mapping[str, Any]:
     return found
 
 
-def _instruct(messages: Sequence[Message], instruction: str) -> list[Message]:
+def instruct(messages: Sequence[Message], instruction: str) -> list[Message]:
     """The conversation with ``instruction`` at the end of the user's last message, where small models heed it most."""
     for at in reversed(range(len(messages))):
         if messages[at]["role"] == "user":

@@ -59,6 +59,10 @@ def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None
     if greet is not None:
         greet(_address(door))
     logs.set_up(config.log)
+    most = connections.limits_of(config).connections
+    if most < config.max_connections:
+        why = "this process may open too few files for more (ulimit -n, or LimitNOFILE of its unit)"
+        logs.event("fewer connections", logging.WARNING, most=most, reason=why)
 
     async def live() -> int:
         return await _Daemon(config, engine, application, door).run()

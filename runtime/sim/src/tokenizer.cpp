@@ -17,17 +17,49 @@ constexpr size_t kMaxBytes = size_t{1} << 29;
 // One call of encode: the parts between added tokens go through it in order.
 class Tokenizer::Encoder {
  public:
-  explicit Encoder(const Impl& t) : t_(t), merger_(t.merges) {}
+  Encoder(const Impl& t, bool parse_special) : t_(t), merger_(t.merges), parse_special_(parse_special) {}
   std::vector<int32_t> ids;
 
-  void part(std::string_view text, bool first) {
-    if (text.empty()) return;
-    if (!t_.byte_level) return sentence(text, first);
-    if (t_.pre == Pre::Qwen2) text = unicode::nfc(text, buffer_);
-    split_words(t_.pre, text, [this](std::string_view w) { word(w); });
+  // `first`: nothing stands before it.
+  void text(std::string_view whole, bool first) {
+    split(t_.added, whole, [&](std::string_view part, bool begin) { between(part, first && begin); });
   }
 
  private:
+  // Cuts a text at the tokens in it, whose ids are written, and hands on what stands between them.
+  template <typename Between>
+  void split(const AddedTokens& tokens, std::string_view text, Between between) {
+    size_t start = 0;
+    for (size_t from = 0; auto match = tokens.find(text, from);) {
+      from = match->end;  // as in tokenizers, a token may begin in the spaces that the one before it takes along
+      if (t_.is_special(static_cast<size_t>(match->id)) && !parse_special_) continue;
+      size_t end = match->begin;
+      if (tokens.strip_left.count(match->id)) end = std::max(start, unicode::before_spaces(text, end));
+      if (start < end) between(text.substr(start, end - start), start == 0);
+      ids.push_back(match->id);
+      start = tokens.strip_right.count(match->id) ? unicode::after_spaces(text, from) : from;
+    }
+    if (start < text.size()) between(text.substr(start), start == 0);
+  }
+
+  void between(std::string_view text, bool first) {
+    if (t_.byte_level) {
+      text = t_.normalise(text, buffer_);
+      if (t_.normalised.empty()) return words(text);
+      return split(t_.normalised, text, [this](std::string_view part, bool) { words(part); });
+    }
+    if (t_.normalised.empty()) return sentence(text, first);
+    if (t_.lead == Impl::Lead::Always || t_.lead == Impl::Lead::None) {
+      text = t_.normalise(text, buffer_);
+      return split(t_.normalised, text, [this](std::string_view part, bool) { characters(part); });
+    }
+    split(t_.normalised, text, [&](std::string_view part, bool begin) { sentence(part, first && begin); });
+  }
+
+  void words(std::string_view text) {
+    split_words(t_.pre, text, [this](std::string_view w) { word(w); });
+  }
+
   void word(std::string_view text) {
     if (auto whole = t_.whole_words.find(text); whole != t_.whole_words.end()) return ids.push_back(whole->second);
     for (char c : text)
@@ -38,10 +70,13 @@ class Tokenizer::Encoder {
   // SentencePiece-style: the whole part is one word, its spaces marks.
   void sentence(std::string_view text, bool first) {
     bool spaced = text[0] == ' ' || text.substr(0, kSpaceMark.size()) == kSpaceMark;
-    unknown_ = false;
     if (t_.lead == Impl::Lead::Always || (t_.lead == Impl::Lead::UnlessSpace && !spaced) ||
         (t_.lead == Impl::Lead::FirstUnlessSpace && !spaced && first))
       character(kSpaceMark, kMark);
+    characters(text);
+  }
+
+  void characters(std::string_view text) {
     for (size_t at = 0; at < text.size();) {
       unicode::Decoded c = unicode::decode(text, at);
       c.cp == ' ' ? character(kSpaceMark, kMark) : character(text.substr(at, c.length), c.cp);
@@ -73,9 +108,17 @@ class Tokenizer::Encoder {
   static constexpr uint32_t kMark = 0x2581;
   const Impl& t_;
   Merger merger_;
-  bool unknown_ = false;
+  bool parse_special_, unknown_ = false;
   std::string buffer_;
 };
+
+std::string_view Tokenizer::Impl::normalise(std::string_view text, std::string& buffer) const {
+  if (byte_level) return pre == Pre::Qwen2 ? unicode::nfc(text, buffer) : text;
+  if (lead != Lead::Always && lead != Lead::None) return text;  // Metaspace, which is no normaliser
+  buffer = lead == Lead::Always ? kSpaceMark : "";
+  for (char c : text) c == ' ' ? buffer += kSpaceMark : buffer += c;
+  return buffer;
+}
 
 Tokenizer::Tokenizer(const Gguf& file) : impl_(std::make_unique<Impl>(file)) {}
 Tokenizer::~Tokenizer() = default;
@@ -84,19 +127,9 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, bool
   if (text.size() > kMaxBytes) throw Error("a text of more than 512 MB cannot be tokenised at once; split it");
   std::string buffer;
   text = unicode::valid_utf8(text, buffer);
-  Encoder encoder(*impl_);
+  Encoder encoder(*impl_, parse_special);
   if (add_bos && impl_->bos >= 0) encoder.ids.push_back(impl_->bos);
-  size_t start = 0;
-  for (size_t from = 0; auto match = impl_->added.find(text, from);) {
-    from = match->end;  // as in tokenizers, a token may begin in the spaces that the one before it takes along
-    if (impl_->is_special(static_cast<size_t>(match->id)) && !parse_special) continue;
-    size_t end = match->begin;
-    if (impl_->added.strip_left.count(match->id)) end = std::max(start, unicode::before_spaces(text, end));
-    if (start < end) encoder.part(text.substr(start, end - start), first && start == 0);
-    encoder.ids.push_back(match->id);
-    start = impl_->added.strip_right.count(match->id) ? unicode::after_spaces(text, from) : from;
-  }
-  encoder.part(text.substr(start), first && start == 0);
+  encoder.text(text, first);
   return std::move(encoder.ids);
 }
 

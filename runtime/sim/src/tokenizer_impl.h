@@ -28,6 +28,9 @@ struct Tokenizer::Impl {
   // a space unless there is one (Metaspace, before every part or before the text's first).
   enum class Lead { None, Always, UnlessSpace, FirstUnlessSpace };
 
+  // The text as the model's normaliser leaves it; `buffer` holds it where it has changed.
+  std::string_view normalise(std::string_view text, std::string& buffer) const;
+
   size_t n = 0;
   bool byte_level = false;  // else SentencePiece-style
   Pre pre = Pre::Gpt2;
@@ -40,6 +43,8 @@ struct Tokenizer::Impl {
   std::unordered_map<std::string_view, int32_t> whole_words;  // llama-bpe takes a word it knows whole
   MergeTable merges;
   AddedTokens added;
+  AddedTokens
+      normalised;  // those that are looked for in what the normaliser made of a text, by what it makes of theirs
   int32_t bos = -1, eos = -1, unknown = -1;
   bool add_bos = false;
   std::vector<int32_t> ends_of_answer;

@@ -125,8 +125,14 @@ void Tokenizer::Impl::load_tokens(const Gguf& file, const Texts& texts) {
       types[i] = static_cast<uint8_t>(type);
     }
   }
-  for (size_t i = 0; i < n; i++)
-    if (is_special(i) || types[i] == UserDefined) added.add(texts[i], static_cast<int32_t>(i));
+  std::unordered_set<int32_t> late;
+  if (auto ids = file.i32s("rksim.normalised_token_ids")) late.insert(ids->begin(), ids->end());
+  std::string buffer;
+  for (size_t i = 0; i < n; i++) {
+    if (!is_special(i) && types[i] != UserDefined) continue;
+    auto id = static_cast<int32_t>(i);
+    late.count(id) ? normalised.add(normalise(texts[i], buffer), id) : added.add(texts[i], id);
+  }
 }
 
 void Tokenizer::Impl::load_pieces(const Texts& texts) {
@@ -269,6 +275,8 @@ void Tokenizer::Impl::load_ids(const Gguf& file) {
   };
   read_all("rksim.lstrip_token_ids", added.strip_left);
   read_all("rksim.rstrip_token_ids", added.strip_right);
+  normalised.strip_left = added.strip_left;
+  normalised.strip_right = added.strip_right;
   if (eos < 0 && !ends_of_answer.empty()) eos = ends_of_answer[0];
 }
 

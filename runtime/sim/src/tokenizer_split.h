@@ -22,6 +22,7 @@ void split_words(Pre pre, std::string_view text, const std::function<void(std::s
 class AddedTokens {
  public:
   void add(std::string_view text, int32_t id);  // the empty text is never found
+  bool empty() const { return children_.empty(); }
   struct Match {
     size_t begin, end;
     int32_t id;
