@@ -26,6 +26,7 @@ constexpr std::string_view kKnown[] = {
     "eos_token_ids",
     "lstrip_token_ids",
     "rstrip_token_ids",
+    "normalised_token_ids",
     "block_count",
     "context_length",
     "embedding_length",
