@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from rk3588 import bundle, quant
-from rkconvert import lora
+from rkconvert.adapters import lora
 from rkconvert.architectures.families import FAMILIES
 from rkconvert.build import convert
+from rkconvert.cards.report import render
 from rkconvert.plan import CHECKSUMS, describe, make_plan
-from rkconvert.report import render
 from rkconvert.sources.base import Source, open_source
 from tests import loras, models
 from tests.reference import Reference

@@ -13,9 +13,9 @@ from rk3588 import bundle, quant
 from rk3588.errors import TargetError, UsageError
 from rk3588.quant import Scheme
 
+from .adapters.lora import Lora, facts
 from .architectures.model import EMBEDDING, OUTPUT, ModelConfig
 from .calibration import Dataset
-from .lora import Lora, facts
 from .sources.base import Checkpoint, Source, SourceTensor
 from .toolkit.install import Toolkit
 from .toolkit.options import PLATFORM, BoardOptions
@@ -349,7 +349,7 @@ def describe_source(plan: Plan) -> dict[str, Any]:
 
 
 def _describe_bundle(plan: Plan, artifact: Artifact) -> dict[str, Any]:
-    from .sizes import bundle_bytes  # which is made of what the plan is made into
+    from .sizes import bundle_bytes
 
     found: dict[str, Any] = {
         "dtype": artifact.scheme.name,

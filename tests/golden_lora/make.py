@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from rkconvert import lora
+from rkconvert.adapters import lora
 from rkconvert.architectures.names import Names
-from rkconvert.block import Block
+from rkconvert.artifact.block import Block
 from rkconvert.sources.base import Source, open_source
 from tests.golden_logits.make import TOLERANCE, logits, tiny_model
 from tests.golden_lora import cases

@@ -20,7 +20,7 @@ from rk3588.shape import Shape
 from rkconvert.architectures.families import Family
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names, Part
-from rkconvert.vocabulary import Vocabulary
+from rkconvert.tokenizers.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
 # Types that need no unpacking; bf16 stays bits.

@@ -21,9 +21,9 @@ from rkconvert.architectures import gguf_metadata
 from rkconvert.architectures.families import Family
 from rkconvert.architectures.model import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
 from rkconvert.architectures.names import Names
-from rkconvert.tokenizer_json import obstacle
-from rkconvert.vocabulary import Vocabulary
-from rkconvert.vocabulary_gguf import read_vocabulary
+from rkconvert.tokenizers.gguf_metadata import read_vocabulary
+from rkconvert.tokenizers.tokenizer_json import obstacle
+from rkconvert.tokenizers.vocabulary import Vocabulary
 
 from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
 

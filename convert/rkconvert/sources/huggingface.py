@@ -21,7 +21,7 @@ from rkconvert.architectures.families import Family
 from rkconvert.architectures.fields import Fields
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names
-from rkconvert.vocabulary_hf import read_vocabulary
+from rkconvert.tokenizers.huggingface import read_vocabulary
 
 from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from rk3588.errors import TargetError
 from rk3588.quant import mixed
+from rkconvert.architectures.model import ModelConfig
+from rkconvert.plan import ALIGNMENT, Artifact, OutTensor
+from rkconvert.sources.base import Array
+from rkconvert.tokenizers.vocabulary import Vocabulary
 
-from .architectures.model import ModelConfig
 from .crc import combine
 from .direct_file import DirectFile
-from .plan import ALIGNMENT, Artifact, OutTensor
 from .sha256 import Bytes, Sha256
-from .sources.base import Array
-from .vocabulary import Vocabulary
 
 VERSION = 3
 ARCHITECTURE = "rksim"  # a description of features, whatever family the model is of

@@ -21,12 +21,11 @@ from rk3588 import bundle
 from rk3588 import files as reading
 from rk3588 import lora as naming
 from rk3588.errors import CheckpointError, UsageError
-
-from .architectures.fields import Fields
-from .architectures.model import EMBEDDING, ModelConfig
-from .architectures.names import Names
-from .sources.base import Source, SourceTensor, as_float32, refuse_empty
-from .sources.huggingface import read_header, read_json
+from rkconvert.architectures.fields import Fields
+from rkconvert.architectures.model import EMBEDDING, ModelConfig
+from rkconvert.architectures.names import Names
+from rkconvert.sources.base import Source, SourceTensor, as_float32, refuse_empty
+from rkconvert.sources.huggingface import read_header, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODES = ("adapter", "merge")

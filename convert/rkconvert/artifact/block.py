@@ -10,9 +10,8 @@ import numpy.typing as npt
 from rk3588 import sim
 from rk3588.errors import CheckpointError
 from rk3588.quant import Scheme
-
-from .lora import Pair
-from .sources.base import SourceTensor, as_float32
+from rkconvert.adapters.lora import Pair
+from rkconvert.sources.base import SourceTensor, as_float32
 
 
 class Block:

@@ -28,12 +28,12 @@ import numpy as np
 
 from rk3588 import sim
 from rk3588.errors import CheckpointError
+from rkconvert.adapters.lora import Lora
+from rkconvert.plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
+from rkconvert.sources.base import Array, Source, SourceTensor
 
 from .block import Block
-from .lora import Lora
-from .plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
 from .sha256 import Bytes, update_together
-from .sources.base import Array, Source, SourceTensor
 from .writer import ArtifactWriter
 
 
