@@ -24,9 +24,9 @@ import xllamacpp.xllamacpp
 from transformers import AutoTokenizer
 
 from rk3588.gguf import read_file
-from rkconvert import tokenizer_json
 from rkconvert.sources.base import open_source
-from rkconvert.vocabulary import CONTROL, Vocabulary
+from rkconvert.tokenizers import tokenizer_json
+from rkconvert.tokenizers.vocabulary import CONTROL, Vocabulary
 from tests import models
 from tests import tokenizers_reference as families
 from tests.models import smollm2_gguf

@@ -16,7 +16,7 @@ import pytest
 
 from rk3588 import bundle, quant, sim
 from rk3588.errors import BundleError, ToolkitError
-from rkconvert import hybrid
+from rkconvert.artifact import hybrid
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
@@ -211,7 +211,7 @@ def test_a_lora_is_the_toolkits_too(toolkit: Installed, model: Path, tmp_path: P
 
 def test_a_lora_that_the_toolkit_did_not_export_ends_it(model: Path, tmp_path: Path) -> None:
     """It may say that all went well: what counts is the file."""
-    from rkconvert import lora
+    from rkconvert.adapters import lora
     from rkconvert.toolkit import build
 
     adapter = lora.read(lora.parse(str(loras.peft_lora(tmp_path / "tuned", TINY))), open_source(model))
@@ -222,7 +222,7 @@ def test_a_lora_that_the_toolkit_did_not_export_ends_it(model: Path, tmp_path: P
 
 
 def test_a_merged_folder_is_what_adding_gives(model: Path, tmp_path: Path) -> None:
-    from rkconvert import lora, merge
+    from rkconvert.adapters import lora, merge
 
     source = open_source(model)
     adapter = lora.read(lora.parse(f"{loras.peft_lora(tmp_path / 'a', TINY, seed=3)}:a:0.5"), source)

@@ -9,7 +9,7 @@ import pytest
 
 from rkconvert import calibration
 from rkconvert.sources.base import open_source
-from rkconvert.vocabulary import Vocabulary
+from rkconvert.tokenizers.vocabulary import Vocabulary
 from tests import models
 
 ANSWER = {"role": "assistant", "content": "Yo."}

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from rk3588 import bundle, quant
-from rkconvert import card, licences
 from rkconvert.build import convert
-from rkconvert.card import Variant, model_card, naming_note, read_base
-from rkconvert.front_matter import split
+from rkconvert.cards import card, licences
+from rkconvert.cards.card import Variant, model_card, naming_note, read_base
+from rkconvert.cards.front_matter import split
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
 from tests import loras, models
@@ -73,7 +73,7 @@ def test_a_card_keeps_and_extends_the_originals(model: Path, tmp_path: Path) -> 
 
 
 def test_a_lora_line_only_where_one_was_applied(model: Path, tmp_path: Path) -> None:
-    from rkconvert import lora
+    from rkconvert.adapters import lora
 
     source = open_source(model)
     adapter = lora.read(lora.parse(str(loras.peft_lora(tmp_path / "tuned", models.Tiny()))), source)

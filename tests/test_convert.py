@@ -122,7 +122,7 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sources = [models.tiny_llama(tmp_path / "m"), models.tiny_gguf(tmp_path / "g" / "tiny.gguf", dtype="Q8_0")]
     whole = [[b.sim_model for b in bundles(s, tmp_path / f"whole{i}", *quant.SCHEMES)] for i, s in enumerate(sources)]
     monkeypatch.setattr("rkconvert.plan.BLOCK_BYTES", 1500)
-    monkeypatch.setattr("rkconvert.pipeline.BLOCK_BYTES", 1500)
+    monkeypatch.setattr("rkconvert.artifact.pipeline.BLOCK_BYTES", 1500)
     for i, source in enumerate(sources):
         made = bundles(source, tmp_path / f"blocks{i}", *quant.SCHEMES, threads=5)
         for one, other in zip(whole[i], made, strict=True):

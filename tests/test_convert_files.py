@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from rk3588 import quant, sim
 from rk3588.errors import CheckpointError
-from rkconvert import direct_file, pipeline
+from rkconvert.artifact import direct_file, pipeline
+from rkconvert.artifact.direct_file import DirectFile
+from rkconvert.artifact.sha256 import Sha256, update_together
 from rkconvert.build import convert
-from rkconvert.direct_file import DirectFile
 from rkconvert.plan import make_plan
-from rkconvert.sha256 import Sha256, update_together
 from rkconvert.sources.base import open_source
 from tests import models
 

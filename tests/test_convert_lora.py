@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from rk3588 import bundle, quant
-from rkconvert import lora
+from rkconvert.adapters import lora
+from rkconvert.architectures.families import FAMILIES
 from rkconvert.build import convert
+from rkconvert.cards.report import render
 from rkconvert.plan import CHECKSUMS, describe, make_plan
-from rkconvert.report import render
 from rkconvert.sources.base import Source, open_source
-from rkconvert.sources.huggingface import huggingface_name
 from tests import loras, models
 from tests.reference import Reference
 
@@ -41,7 +41,9 @@ def read(folder: Path, source: Source, scale: float = 1.0) -> lora.Lora:
 
 def hf_name(name: str) -> str:
     """PEFT's name of a layer, without its half."""
-    return "base_model.model." + huggingface_name(name).removesuffix(".weight")
+    _, layer, kind, _ = name.split(".")
+    modules = {ours: theirs for theirs, ours in FAMILIES[0].parts.items()}
+    return f"base_model.model.model.layers.{layer}.{modules[kind]}"
 
 
 def build(source: Source, out: Path, adapters: list[lora.Lora], mode: str, *dtypes: str) -> list[Path]:

@@ -14,8 +14,8 @@ from rk3588.errors import CheckpointError
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
-from rkconvert.vocabulary import Vocabulary
-from rkconvert.vocabulary_hf import read_vocabulary
+from rkconvert.tokenizers.huggingface import read_vocabulary
+from rkconvert.tokenizers.vocabulary import Vocabulary
 from tests import models
 from tests import tokenizers_reference as families
 

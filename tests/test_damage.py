@@ -13,7 +13,7 @@ import pytest
 
 from rk3588 import bundle
 from rk3588.errors import BundleError
-from rkconvert import lora
+from rkconvert.adapters import lora
 from rkconvert.sources.base import open_source
 from tests import loras, models
 

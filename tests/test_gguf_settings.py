@@ -148,8 +148,8 @@ def test_factors_of_a_tensor_and_of_the_settings_multiply(tmp_path: Path) -> Non
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 64}  # fmt: skip
     tiny = models.Tiny(rope_scaling=scaling)
-    plain = open_source(file(tmp_path / "a.gguf", {}, tiny)).config.rope_factors
-    both = open_source(file(tmp_path / "b.gguf", {"rope.scale_linear": 2.0}, tiny)).config.rope_factors
+    plain = open_source(file(tmp_path / "a.gguf", {}, tiny)).config.rope.scaling.factors
+    both = open_source(file(tmp_path / "b.gguf", {"rope.scale_linear": 2.0}, tiny)).config.rope.scaling.factors
     assert plain and both
     assert both == tuple(2 * factor for factor in plain)
 

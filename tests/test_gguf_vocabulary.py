@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, processors
 
 from rk3588.errors import CheckpointError
 from rk3588.gguf import read_file
-from rkconvert import vocabulary_hf
-from rkconvert.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
-from rkconvert.vocabulary_gguf import read_vocabulary
+from rkconvert.tokenizers import huggingface as vocabulary_hf
+from rkconvert.tokenizers.gguf_metadata import read_vocabulary
+from rkconvert.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from tests import tokenizers_reference as families
 
 WORDS = ["a", "b", "c", "ab", "<", ">"]

@@ -23,10 +23,10 @@ from huggingface_hub.utils import close_session
 
 from rk3588.errors import UsageError
 from rkconvert.cli import main
-from rkconvert.hub import HubModel, HubName, parse, peek
-from rkconvert.hub_client import Repository
 from rkconvert.sources.base import Origin, Source, open_source
 from rkconvert.sources.gguf_file import read_header
+from rkconvert.sources.hub import HubModel, HubName, parse, peek
+from rkconvert.sources.hub_client import Repository
 from tests.hub_server import COMMIT, Hub, serve
 from tests.models import Tiny, tiny_gguf, tiny_llama, write_gguf
 
@@ -341,13 +341,13 @@ def test_rope_factors_behind_the_header_are_asked_for(tmp_path: Path, monkeypatc
                "original_max_position_embeddings": 64}  # fmt: skip
     local = open_source(tiny_gguf(tmp_path / "m.gguf", rope_scaling=scaling))
     head = read_header(tmp_path / "m.gguf").tensors["rope_freqs.weight"].offset
-    monkeypatch.setattr("rkconvert.hub._GGUF_HEAD", head)
+    monkeypatch.setattr("rkconvert.sources.hub._GGUF_HEAD", head)
     repository = LocalRepository(tmp_path)
     found = peek(HubModel(repository, Origin("user/repo", "main", COMMIT, "m.gguf"), (), ("m.gguf",)))
     assert isinstance(found, Source)
     assert found.config == local.config
-    assert found.config.rope_factors
-    assert [size for _, size in repository.pieces] == [head, 4 * len(found.config.rope_factors)]
+    assert found.config.rope.scaling.factors
+    assert [size for _, size in repository.pieces] == [head, 4 * len(found.config.rope.scaling.factors)]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 
 from rk3588 import bundle
 from rk3588.errors import CheckpointError, RkError, UsageError
-from rkconvert import calibration, lora
+from rkconvert import calibration
+from rkconvert.adapters import lora
+from rkconvert.cards.front_matter import parsed
 from rkconvert.cli import cli
-from rkconvert.front_matter import parsed
 from tests import loras, models
 
 TINY = models.Tiny()

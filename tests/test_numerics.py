@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rk3588 import bundle, quant, sim
 from rk3588.errors import SimError
-from rkconvert import lora
+from rkconvert.adapters import lora
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rk3588.sim import SimModel
-from rkconvert import lora
+from rkconvert.adapters import lora
 from rkconvert.sources.base import open_source
 from tests import loras, models
 from tests.rkllm_driver import FINISH, Driver

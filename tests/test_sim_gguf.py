@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rk3588 import quant
+from rkconvert.artifact.crc import combine
 from rkconvert.build import convert
-from rkconvert.crc import combine
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
 from tests import models

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rk3588 import bundle, gguf, quant, sim
-from rkconvert import tokenizer_json, writer
+from rkconvert.artifact import writer
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
-from rkconvert.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
-from rkconvert.vocabulary_gguf import read_vocabulary
+from rkconvert.tokenizers import tokenizer_json
+from rkconvert.tokenizers.gguf_metadata import read_vocabulary
+from rkconvert.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from tests import models, smollm2
 from tests import tokenizers_reference as families
 

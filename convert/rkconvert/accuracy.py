@@ -19,7 +19,7 @@ from rk3588 import bundle, sim
 from rk3588.bundle import Bundle
 from rk3588.errors import BundleError, UsageError
 
-from .card import Variant, model_card, original, read_base
+from .cards.card import Variant, model_card, original, read_base
 from .sources.base import CARD
 
 WINDOW = 512  # tokens read at a time, each window from an empty context

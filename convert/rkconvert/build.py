@@ -16,14 +16,16 @@ import rk3588
 from rk3588 import bundle, files, quant, sim
 from rk3588.errors import CheckpointError, TargetError
 
-from . import hybrid, lora, pipeline, tokenizer_json
-from .card import Variant, base_of, model_card
+from .adapters import lora
+from .artifact import hybrid, pipeline
+from .artifact.writer import ArtifactWriter, make_header, pack_vocabulary, write_error, write_vocabulary
+from .cards.card import Variant, base_of, model_card
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
 from .sources.base import CARD, Checkpoint, Source
+from .tokenizers import tokenizer_json
 from .toolkit import build as npu
 from .toolkit.options import PLATFORM
-from .writer import ArtifactWriter, make_header, pack_vocabulary, write_error, write_vocabulary
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 

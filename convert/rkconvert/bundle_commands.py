@@ -76,7 +76,7 @@ def _text(path: Path | None) -> tuple[str, str]:
 @_BUNDLES
 def card(paths: tuple[Path, ...]) -> None:
     """Print one model card for several bundles of one model, to publish them together."""
-    from .card import Variant, model_card, original, read_base
+    from .cards.card import Variant, model_card, original, read_base
 
     found = [bundle.read(path) for path in paths]
     names = dict.fromkeys(one.name for one in found)

@@ -24,7 +24,7 @@ from rk3588 import files
 from rk3588.errors import BundleError, UsageError
 from rk3588.templates import ChatTemplate
 
-from .vocabulary import CONTROL, Vocabulary
+from .tokenizers.vocabulary import CONTROL, Vocabulary
 
 BUILT_IN = "built-in"
 _MOST = 256 << 20  # bytes of a dataset, of which a few dozen samples are used

@@ -14,14 +14,15 @@ import click
 from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
-from . import hub, lora
 from . import plan as plans
+from .adapters import lora
 from .build import convert
-from .card import base_of, naming_note
+from .cards.card import base_of, naming_note
+from .cards.report import render
 from .plan import Plan
 from .progress import shown
-from .report import render
 from .request import NAME, TARGETS, Request
+from .sources import hub
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)

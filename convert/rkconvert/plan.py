@@ -13,9 +13,9 @@ from rk3588 import bundle, quant
 from rk3588.errors import TargetError, UsageError
 from rk3588.quant import Scheme
 
+from .adapters.lora import Lora, facts
+from .architectures.model import EMBEDDING, OUTPUT, ModelConfig
 from .calibration import Dataset
-from .config import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
-from .lora import Lora, facts
 from .sources.base import Checkpoint, Source, SourceTensor
 from .toolkit.install import Toolkit
 from .toolkit.options import PLATFORM, BoardOptions
@@ -257,8 +257,8 @@ def make_artifact(config: ModelConfig, scheme: Scheme, grouped: frozenset[str] |
             _add_linear(found, name, shape, name, plain.scheme_of(name))
     if config.tied and scheme.quantised:
         _add_linear(found, OUTPUT, (config.vocab_size, config.hidden), EMBEDDING, plain.scheme_of(OUTPUT))
-    if config.rope_factors:
-        _add(found, ROPE_FACTORS, "F32", (len(config.rope_factors),), "")
+    for name, values in config.rope_tensors().items():
+        _add(found, name, "F32", (len(values),), "")
     _add(found, CHECKSUMS, "I32", (len(found) + 1,), "")
     return Artifact(scheme, tuple(found), grouped)
 
@@ -289,7 +289,7 @@ def block_rows(tensor: SourceTensor) -> int:
     per_unit = unit * (tensor.nbytes // tensor.rows)
     bits = 8 * tensor.nbytes // (tensor.rows * tensor.columns)
     limit = BLOCK_BYTES * min(bits, 16) // 16  # as many weights of a packed type as of bf16
-    return min(max(limit // per_unit, 1) * unit, tensor.rows)
+    return min(max(limit // per_unit, 1) * unit, tensor.run or tensor.rows)
 
 
 def block_bytes(tensor: SourceTensor) -> int:
@@ -349,7 +349,7 @@ def describe_source(plan: Plan) -> dict[str, Any]:
 
 
 def _describe_bundle(plan: Plan, artifact: Artifact) -> dict[str, Any]:
-    from .sizes import bundle_bytes  # which is made of what the plan is made into
+    from .sizes import bundle_bytes
 
     found: dict[str, Any] = {
         "dtype": artifact.scheme.name,

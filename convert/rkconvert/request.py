@@ -10,8 +10,9 @@ from pathlib import Path
 from rk3588 import files, quant, templates
 from rk3588.errors import CheckpointError, UsageError
 
-from . import calibration, lora
-from .lora import LoraOption
+from . import calibration
+from .adapters import lora
+from .adapters.lora import LoraOption
 from .plan import Board, Plan, make_plan
 from .sources.base import Checkpoint, Source, open_checkpoint, open_source
 from .toolkit import install, preflight

@@ -9,7 +9,7 @@ from pathlib import Path
 from rk3588.errors import CheckpointError, UsageError
 from rk3588.shape import FAMILIES, Shape, from_config
 
-from . import hub
+from .sources import hub
 from .sources.base import Checkpoint, open_checkpoint
 from .sources.gguf_file import read_headers
 

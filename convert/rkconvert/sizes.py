@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from rk3588.errors import RkError
 
+from .artifact.writer import make_header, pack_vocabulary, vocabulary_file
 from .build import make_manifest, tokenizer_files
-from .card import Variant, base_of, model_card
+from .cards.card import Variant, base_of, model_card
 from .plan import Artifact, Plan
-from .writer import make_header, pack_vocabulary, vocabulary_file
 
 _DIGEST = "0" * 64  # as long as every SHA-256
 _packed = lru_cache(maxsize=1)(pack_vocabulary)  # once for all dtypes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xllamacpp
 
-from rkconvert import lora
+from rkconvert.adapters import lora
 from rkconvert.sources.base import open_source
 from tests import models
 from tests.golden_lora import cases

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from rkconvert import lora
-from rkconvert.block import Block
+from rkconvert.adapters import lora
+from rkconvert.architectures.names import Names
+from rkconvert.artifact.block import Block
 from rkconvert.sources.base import Source, open_source
-from rkconvert.sources.huggingface import huggingface_name
 from tests.golden_logits.make import TOLERANCE, logits, tiny_model
 from tests.golden_lora import cases
 from tests.loras import LINEAR
@@ -110,6 +110,7 @@ def merge_differences(kind: str, model: Any, option: lora.LoraOption, source: So
     """What rkconvert makes of each weight, against peft's merge_and_unload."""
     adapter = lora.read(option, source)
     merged = model.merge_and_unload().state_dict()
+    names = Names(source.family, source.config)
     wrong = []
     for name, tensor in source.tensors.items():
         with tensor.file.open("rb") as file:
@@ -118,7 +119,7 @@ def merge_differences(kind: str, model: Any, option: lora.LoraOption, source: So
         if name in adapter.pairs:
             block.add([(adapter.pairs[name], 1.0)])
         found = block.as_float32().reshape(tensor.shape)
-        most = float(np.abs(found - merged[huggingface_name(name)].numpy()).max())
+        most = float(np.abs(found - merged[names.in_file(name)].numpy()).max())
         if not most <= (MERGE_TOLERANCE if name in adapter.pairs else 0):
             wrong.append(f"{kind}: {name} merged is off by {most:.2g}")
     return wrong

@@ -17,8 +17,10 @@ from rk3588.errors import CheckpointError
 from rk3588.gguf import part_of
 from rk3588.mistaken import listed
 from rk3588.shape import Shape
-from rkconvert.config import ModelConfig
-from rkconvert.vocabulary import Vocabulary
+from rkconvert.architectures.families import Family
+from rkconvert.architectures.model import ModelConfig
+from rkconvert.architectures.names import Names, Part
+from rkconvert.tokenizers.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
 # Types that need no unpacking; bf16 stays bits.
@@ -31,7 +33,10 @@ LICENCE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor in a source file: ``name`` is the file's own, ``kind`` a ggml type's name."""
+    """One tensor in a source file, or rows of one: ``name`` is the file's own, ``kind`` a ggml type's name.
+
+    Rows come in runs of ``run``, each ``step`` rows after the one before; 0: all in one.
+    """
 
     name: str
     kind: str
@@ -40,6 +45,10 @@ class SourceTensor:
     offset: int
     nbytes: int
     heads: int = 0  # rows are in llama.cpp's order, permuted within each of so many heads; 0: as they are
+    plus_one: bool = False  # what is meant is 1 more than what is stored
+    run: int = 0
+    step: int = 0
+    stored: tuple[int, int] | None = None  # offset and bytes of the file's tensor that this is rows of; None: all of it
 
     @property
     def rows(self) -> int:
@@ -63,10 +72,34 @@ class SourceTensor:
             packed = np.frombuffer(raw, np.uint8).reshape(-1, self.nbytes // self.rows)
             values, kind = quants.dequantize(packed, GGMLQuantizationType[self.kind]), "F32"
         if self.heads:
-            half = self.shape[0] // self.heads // 2
-            pairs = values.reshape(-1, half, 2, self.columns)
+            half, width = self.shape[0] // self.heads // 2, self.columns if len(self.shape) == 2 else 1
+            pairs = values.reshape(-1, half, 2, width)
             values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1, self.columns)
+        if self.plus_one:
+            values, kind = 1 + as_float32(values, kind), "F32"
         return values, kind
+
+    def part(self, part: Part) -> SourceTensor:
+        """The rows of a tensor that holds several of ours."""
+        whole = part.rows == self.shape[0]
+        item = self.nbytes // self.shape[0]
+        return replace(
+            self,
+            shape=(part.rows, *self.shape[1:]),
+            offset=self.offset + part.first * item,
+            nbytes=part.rows * item,
+            run=part.run if part.run != part.rows else 0,
+            step=part.step if part.run != part.rows else 0,
+            stored=None if whole else (self.offset, self.nbytes),
+        )
+
+
+def as_float32(values: Array, kind: str) -> npt.NDArray[np.float32]:
+    """What ``SourceTensor.decode`` gave, bf16's bits too."""
+    if kind == "BF16":
+        wide: npt.NDArray[np.float32] = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide
+    return np.ascontiguousarray(values, np.float32)
 
 
 @dataclass(frozen=True)
@@ -142,38 +175,45 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Checkpoint):
-    """A Llama, checked through and through: what the simulated runtime's artifact is made from.
+    """A model whose every tensor is known: what the simulated runtime's artifact is made from.
 
     ``tensors`` goes by canonical name.
     """
 
+    family: Family
     config: ModelConfig
     vocabulary: Vocabulary
 
 
-def checked_tensors(
-    config: ModelConfig, found: Mapping[str, SourceTensor], where: Path, ignored: Iterable[str] = ()
+def our_tensors(
+    config: ModelConfig, names: Names, found: Mapping[str, SourceTensor], where: Path, ignored: Iterable[str] = ()
 ) -> dict[str, SourceTensor]:
-    """``found`` (by canonical name) when it is exactly what ``config`` asks for; else CheckpointError.
-
-    Q and K of a GGUF file come without ``heads``, which only the config knows: see ``with_heads``.
-    """
+    """What ``found``, by the names in the checkpoint, holds of a model of ``config``, by ours; CheckpointError where
+    that is not exactly what such a model has. Names in ``ignored`` are nothing of it."""
     expected = config.tensors()
-    for name, shape in expected.items():
-        tensor = found.get(name)
-        if tensor is None:
-            raise CheckpointError(f"{where} lacks the tensor {name}, which its configuration asks for")
+    ours: dict[str, SourceTensor] = {}
+    for name, tensor in found.items():
+        if name in ignored:
+            continue
         refuse_empty(tensor)
+        parts = names.parts(name)
+        if not parts:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} is not part of such a model as this version knows"
+            )
+        shape = (sum(part.rows for part in parts), *expected[parts[0].name][1:])
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{tensor.file}: tensor {tensor.name} has shape {list(tensor.shape)}, its configuration asks for "
                 f"{list(shape)}"
             )
-    for name in found.keys() - expected.keys() - set(ignored):
-        raise CheckpointError(
-            f"{found[name].file}: tensor {found[name].name} is not part of a Llama this version knows"
-        )
-    return {name: found[name] for name in expected}
+        ours |= {part.name: tensor.part(part) for part in parts}
+    for name in expected:
+        if name not in ours:
+            raise CheckpointError(
+                f"{where} lacks the tensor {names.in_file(name)}, which its configuration asks for"
+            )
+    return {name: ours[name] for name in expected}
 
 
 def refuse_empty(tensor: SourceTensor) -> None:
@@ -202,7 +242,7 @@ def vocabulary_or_note(read: Callable[[], Vocabulary]) -> tuple[Vocabulary | Non
 
 
 def open_source(path: Path) -> Source:
-    """The Llama at ``path``: a Hugging Face folder or a GGUF file."""
+    """The model at ``path``, as the simulated runtime computes it: a Hugging Face folder or a GGUF file."""
     from . import gguf_file, huggingface
 
     return huggingface.read(path) if is_folder(path) else gguf_file.read(path)

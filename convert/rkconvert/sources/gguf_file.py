@@ -1,4 +1,4 @@
-"""A GGUF file of the Llama family, whole or in parts, in every type that the ``gguf`` package dequantises.
+"""A GGUF file, whole or in parts, in every type that the ``gguf`` package dequantises.
 
 The header is read by ``rk3588.gguf`` and not with gguf.GGUFReader, which believes every count: a hostile one makes it
 loop or allocate without end.
@@ -17,12 +17,17 @@ import numpy as np
 from rk3588 import gguf as files
 from rk3588 import sampling
 from rk3588.errors import CheckpointError
-from rkconvert import config as configs
-from rkconvert.tokenizer_json import obstacle
-from rkconvert.vocabulary import Vocabulary
-from rkconvert.vocabulary_gguf import read_vocabulary
+from rkconvert.architectures import gguf_metadata
+from rkconvert.architectures.families import Family
+from rkconvert.architectures.model import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
+from rkconvert.architectures.names import Names
+from rkconvert.tokenizers.gguf_metadata import read_vocabulary
+from rkconvert.tokenizers.tokenizer_json import obstacle
+from rkconvert.tokenizers.vocabulary import Vocabulary
 
-from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note, with_heads
+from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
+
+_ROPE_TENSORS = (ROPE_FACTORS, "rope_factors_short.weight", "rope_factors_long.weight")
 
 
 class Header(NamedTuple):
@@ -36,48 +41,45 @@ class Header(NamedTuple):
 def read(path: Path) -> Source:
     """The model in ``path``; CheckpointError says what is wrong with it or not supported."""
     metadata, found, parts = read_headers(path)
-    embedding = found.get(configs.EMBEDDING)
+    family = gguf_metadata.family_of(metadata.get("general.architecture"), str(path))
+    embedding = found.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(f"{path} lacks the tensor {configs.EMBEDDING}: is it a language model?")
-    tied = configs.OUTPUT not in found
-    config = configs.from_gguf(metadata, str(path), vocab_size=embedding.shape[0], tied=tied)
-    tensors = with_heads(config, checked_tensors(config, found, path, {configs.ROPE_FACTORS}))
-    if configs.ROPE_FACTORS in found:
-        factors = _factors(found[configs.ROPE_FACTORS], config.head_dim)
-        linear = config.rope_factors or (1.0,) * len(factors)
-        config = replace(config, rope_factors=tuple(f * s for f, s in zip(factors, linear, strict=True)))
+        raise CheckpointError(f"{path} lacks the tensor {EMBEDDING}: is it a language model?")
+    config = _config(metadata, found, path, embedding.shape[0])
     vocabulary = read_vocabulary(metadata, path, config.vocab_size)
     wishes, remarks = sampling.of_gguf(metadata, str(path))
     return Source(
         path=path,
         kind="gguf",
-        architecture="llama",
+        architecture=family.name,
+        family=family,
         config=config,
         vocabulary=vocabulary,
-        tensors=tensors,
+        tensors=_known(family, config, found, path),
         files=parts,
         shape=config.shape(path.name),
-        licence=configs.stated_licence(metadata),
+        licence=gguf_metadata.stated_licence(metadata),
         notes=(*vocabulary.notes, *_not_written(vocabulary), *remarks),
         sampling=wishes,
     )
 
 
 def read_any(path: Path) -> Checkpoint:
-    """The model in ``path``, whatever its architecture; of a Llama, what ``read`` would say without refusing."""
+    """The model in ``path``, whatever its architecture; of a known family, what ``read`` would say without refusing."""
     metadata, found, parts = read_headers(path)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not found:
         raise CheckpointError(f"{path} holds no model: it names no architecture, or has no tensors")
-    embedding = found.get(configs.EMBEDDING)
+    embedding = found.get(EMBEDDING)
     rows = embedding.rows if embedding else 0
     vocabulary, notes = vocabulary_or_note(lambda: read_vocabulary(metadata, path, rows))
     notes += _not_written(vocabulary) if vocabulary else ()
-    shape = None
-    if architecture == "llama":
-        tied = configs.OUTPUT not in found
-        config = configs.from_gguf(metadata, str(path), vocab_size=rows, tied=tied)
-        shape = config.shape(path.name)
+    try:
+        shape = _config(metadata, found, path, rows).shape(path.name)
+    except CheckpointError:
+        if architecture == "llama":  # rkllm-toolkit would convert it without what is refused here
+            raise
+        shape = None  # a family that is not known here is no reason to refuse a model
     wishes, remarks = sampling.of_gguf(metadata, str(path))
     return Checkpoint(
         path=path,
@@ -87,10 +89,25 @@ def read_any(path: Path) -> Checkpoint:
         files=parts,
         vocabulary=vocabulary,
         shape=shape,
-        licence=configs.stated_licence(metadata),
+        licence=gguf_metadata.stated_licence(metadata),
         notes=(*notes, *remarks),
         sampling=wishes,
     )
+
+
+def _config(metadata: dict[str, Any], found: dict[str, SourceTensor], path: Path, rows: int) -> ModelConfig:
+    config = gguf_metadata.read_config(metadata, str(path), vocab_size=rows, tied=OUTPUT not in found)
+    half = config.rope.dims // 2
+    factors = {name: _factors(found[name], half) for name in _ROPE_TENSORS if name in found}
+    return gguf_metadata.with_rope_factors(gguf_metadata.with_biases(config, found), factors)
+
+
+def _known(family: Family, config: ModelConfig, found: dict[str, SourceTensor], path: Path) -> dict[str, SourceTensor]:
+    """Our tensors in those of the file, those whose rows llama.cpp interleaves marked as such."""
+    ours = our_tensors(config, Names(family, config, gguf=True), found, path, _ROPE_TENSORS)
+    if not family.gguf_interleaved:
+        return ours
+    return {name: replace(tensor, heads=config.heads_of(name)) for name, tensor in ours.items()}
 
 
 def _not_written(vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -98,10 +115,10 @@ def _not_written(vocabulary: Vocabulary) -> tuple[str, ...]:
     return (f"no tokenizer.json is written, for it would give other tokens: {reason}",) if reason else ()
 
 
-def _factors(tensor: SourceTensor, head_dim: int) -> tuple[float, ...]:
-    if tensor.kind != "F32" or tensor.shape != (head_dim // 2,):
+def _factors(tensor: SourceTensor, count: int) -> tuple[float, ...]:
+    if tensor.kind != "F32" or tensor.shape != (count,):
         raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name} is {tensor.kind} {list(tensor.shape)}, expected F32 [{head_dim // 2}]"
+            f"{tensor.file}: tensor {tensor.name} is {tensor.kind} {list(tensor.shape)}, expected F32 [{count}]"
         )
     with tensor.file.open("rb") as file:
         file.seek(tensor.offset)

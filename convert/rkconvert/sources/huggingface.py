@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,14 @@ from rk3588 import sampling
 from rk3588 import shape as shapes
 from rk3588.errors import CheckpointError
 from rk3588.mistaken import listed
-from rkconvert import config as configs
-from rkconvert.config import ModelConfig
-from rkconvert.vocabulary_hf import read_vocabulary
+from rkconvert.architectures import config_json
+from rkconvert.architectures.families import Family
+from rkconvert.architectures.fields import Fields
+from rkconvert.architectures.model import ModelConfig
+from rkconvert.architectures.names import Names
+from rkconvert.tokenizers.huggingface import read_vocabulary
 
-from .base import Checkpoint, Source, SourceTensor, checked_tensors, vocabulary_or_note
+from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
 
 GENERATION = "generation_config.json"
 COPIED = (
@@ -27,11 +31,6 @@ COPIED = (
 )  # fmt: skip
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja", "tokenizer.model")  # what is read beside the weights
-_PARTS = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
 ADAPTER = "adapter_config.json"
 _MOST = {"tokenizer.json": reading.TOKENIZER, "tokenizer.model": reading.TOKENIZER, INDEX: reading.INDEX}
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2}
@@ -41,21 +40,19 @@ MOST_HEADER = 100_000_000  # the format's own limit
 def read(folder: Path) -> Source:
     """The model in ``folder``; CheckpointError says what is missing or not supported."""
     settings = _settings(folder)
-    config = configs.from_huggingface(settings, str(folder / "config.json"))
+    where = str(folder / "config.json")
+    family, config = config_json.family_of(settings, where), config_json.read_config(settings, where)
     weights = _weights(folder)
-    found = {canonical(name): tensor for name, tensor in _tensors(weights.files).items()}
-    ignored = {n for n in found if n.endswith("rotary_emb.inv_freq")}  # old checkpoints carry it; it follows from theta
-    if config.tied:
-        ignored.add(configs.OUTPUT)  # a copy of the embedding, or not used
     vocabulary = read_vocabulary(folder, settings, config.vocab_size)
     wishes, remarks = _sampling(folder)
     return Source(
         path=folder,
         kind="huggingface",
-        architecture="LlamaForCausalLM",
+        architecture=str((settings.get("architectures") or family.classes)[0]),
+        family=family,
         config=config,
         vocabulary=vocabulary,
-        tensors=_checked(config, found, folder, ignored),
+        tensors=_known(family, config, _tensors(weights.files), folder),
         files=tuple(weights.files),
         shape=config.shape(folder.absolute().name),
         extras=_there(folder, *CONFIGURATION, *weights.indices),
@@ -69,7 +66,7 @@ def read_any(folder: Path) -> Checkpoint:
     """The model in ``folder``, whatever its architecture, without a look at how its tensors fit together."""
     where = folder / "config.json"
     settings = _settings(folder)
-    configs.refuse_quantised(configs.Fields(settings, str(where)))
+    config_json.refuse_quantised(Fields(settings, str(where)))
     names = settings.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(f"{where} names no architecture: it is not the config.json of a model")
@@ -143,13 +140,17 @@ def _tensors(files: Mapping[Path, list[str] | None]) -> dict[str, SourceTensor]:
     return found
 
 
-def _checked(
-    config: ModelConfig, found: dict[str, SourceTensor], folder: Path, ignored: set[str]
+def _known(
+    family: Family, config: ModelConfig, found: dict[str, SourceTensor], folder: Path
 ) -> dict[str, SourceTensor]:
-    for name in config.tensors():
-        if name not in found:
-            raise CheckpointError(f"{folder} lacks the tensor {huggingface_name(name)}, which its config.json asks for")
-    return checked_tensors(config, found, folder, ignored)
+    """Our tensors in those of the checkpoint."""
+    ignored = {n for n in found if n.endswith("rotary_emb.inv_freq")}  # old checkpoints carry it; it follows from theta
+    if config.tied:
+        ignored |= {n for n in found if family.top.get(n.rpartition(".")[0]) == "output"}  # the embedding, or not used
+    ours = our_tensors(config, Names(family, config), found, folder, ignored)
+    if not family.gain_plus_one:
+        return ours
+    return {n: replace(t, plus_one=n.endswith("norm.weight")) for n, t in ours.items()}
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:
@@ -161,28 +162,6 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"cannot read {path}: it holds no JSON object")
     return value
-
-
-def canonical(name: str) -> str:
-    """llama.cpp's name of a Hugging Face tensor; a name that is not a Llama's stays as it is."""
-    top = {"model.embed_tokens.weight": configs.EMBEDDING, "model.norm.weight": configs.OUTPUT_NORM,
-           "lm_head.weight": configs.OUTPUT}  # fmt: skip
-    if name in top:
-        return top[name]
-    pieces = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-    if name.startswith("model.layers.") and name.endswith(".weight") and len(pieces) == 2 and pieces[1] in _PARTS:
-        return f"blk.{pieces[0]}.{_PARTS[pieces[1]]}.weight"
-    return name
-
-
-def huggingface_name(name: str) -> str:
-    """The inverse of ``canonical``."""
-    top = {configs.EMBEDDING: "model.embed_tokens.weight", configs.OUTPUT_NORM: "model.norm.weight",
-           configs.OUTPUT: "lm_head.weight"}  # fmt: skip
-    if name in top:
-        return top[name]
-    _, layer, part, _ = name.split(".")
-    return f"model.layers.{layer}.{next(hf for hf, ours in _PARTS.items() if ours == part)}.weight"
 
 
 class _Weights(NamedTuple):

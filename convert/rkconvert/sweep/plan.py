@@ -15,10 +15,11 @@ import yaml
 from rk3588 import bundle, files
 from rk3588.errors import BundleError, RkError, UsageError
 from rk3588.nearest import nearest
-from rkconvert import hub, lora
+from rkconvert.adapters import lora
 from rkconvert.commands import default_name
 from rkconvert.plan import Plan, variant_name
 from rkconvert.request import NAME, TARGETS, Request
+from rkconvert.sources import hub
 from rkconvert.sources.base import Checkpoint
 
 NO_LORA = "none"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rk3588.errors import ToolkitError
-from rkconvert import lora, merge
-from rkconvert.lora import Lora
+from rkconvert.adapters import lora, merge
+from rkconvert.adapters.lora import Lora
 from rkconvert.plan import Artifact, Board, Plan
 
 from . import driver, install

@@ -26,7 +26,7 @@ constexpr bool kCompareChecksums = true;
 // GGUF's own numbers for value types.
 enum : uint32_t { U8, I8T, U16, I16, U32, I32, F32T, BOOL, STRING, ARRAY, U64, I64, F64 };
 constexpr uint64_t kAlignment = 64, kForeignAlignment = 32, kMaxDims = 4;
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kOldestVersion = 2, kVersion = 3;
 constexpr const char* kChecksums = "rksim.tensor_crc32";
 
 size_t scalar_size(uint32_t type) {
@@ -215,13 +215,17 @@ void Gguf::check_header(size_t header_end) const {
     throw Error(path_ + " has changed: the checksum of its header does not match; copy or convert it again");
 }
 
-void Gguf::check_version() const {
+void Gguf::check_version() {
   const std::optional<uint32_t> version = u32("rksim.version");
   if (!version)
     throw Error(path_ + " was not written for this runtime (it has no rksim.version): convert it with rkconvert");
-  if (*version != kVersion)
+  if (*version < kOldestVersion)
     throw Error(path_ + " is of rksim.version " + std::to_string(*version) + ", this runtime reads " +
-                std::to_string(kVersion) + ": convert the model again");
+                std::to_string(kOldestVersion) + " and " + std::to_string(kVersion) + ": convert the model again");
+  if (*version > kVersion)
+    throw Error(path_ + " is of rksim.version " + std::to_string(*version) + ", this runtime reads " +
+                std::to_string(kOldestVersion) + " and " + std::to_string(kVersion) + ": update rk3588");
+  version_ = *version;
 }
 
 uint32_t Gguf::checksum() const {
@@ -337,6 +341,22 @@ T needed(std::optional<T> value, const std::string& path, std::string_view key) 
 std::string_view Gguf::need_string(std::string_view key) const { return needed(string(key), path_, key); }
 uint32_t Gguf::need_u32(std::string_view key) const { return needed(u32(key), path_, key); }
 float Gguf::need_f32(std::string_view key) const { return needed(f32(key), path_, key); }
+
+std::vector<std::string> Gguf::keys() const {
+  std::vector<std::string> found;
+  for (const auto& [key, _] : values_) found.push_back(key);
+  return found;
+}
+
+const Tensor& Gguf::need_tensor(const std::string& name, GgmlType type, const std::vector<uint64_t>& dims) const {
+  const Tensor* found = tensor(name);
+  if (!found) throw Error(path_ + " lacks the tensor " + name + "; convert the model again");
+  if (found->type != type || found->dims != dims)
+    throw Error(path_ + ": tensor " + name + " is " + listed(found->dims) + " of type " +
+                std::to_string(static_cast<uint32_t>(found->type)) + ", expected " + listed(dims) + " of type " +
+                std::to_string(static_cast<uint32_t>(type)));
+  return *found;
+}
 
 const Tensor* Gguf::tensor(std::string_view name) const {
   auto it = by_name_.find(name);

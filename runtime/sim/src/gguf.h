@@ -47,8 +47,12 @@ class Gguf {
   float need_f32(std::string_view key) const;
 
   const Tensor* tensor(std::string_view name) const;  // nullptr: absent
+  // Of exactly this type and these dims; else Error.
+  const Tensor& need_tensor(const std::string& name, GgmlType type, const std::vector<uint64_t>& dims) const;
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::string& path() const { return path_; }
+  uint32_t version() const { return version_; }  // of our own form; an adapter's is 0
+  std::vector<std::string> keys() const;
   uint32_t checksum() const;  // of a model: differs where anything in its file does
 
  private:
@@ -61,7 +65,7 @@ class Gguf {
   void parse();
   size_t aligned(size_t n) const { return (n + alignment_ - 1) / alignment_ * alignment_; }
   void parse_tensors(Cursor& at, uint64_t count);
-  void check_version() const;
+  void check_version();
   void check_header(size_t header_end) const;
   void check_data(int threads) const;
   const Value* find(std::string_view key, uint32_t type) const;
@@ -69,7 +73,7 @@ class Gguf {
 
   std::string path_;
   Content content_;
-  uint32_t alignment_ = 0;
+  uint32_t alignment_ = 0, version_ = 0;
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
   std::map<std::string, Value, std::less<>> values_;

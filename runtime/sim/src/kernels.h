@@ -30,6 +30,7 @@ struct Linear {
   GgmlType type = GgmlType::I8;
   const uint8_t* data = nullptr;  // packed int8, or rows of fp16 or fp32
   const float* scales = nullptr;  // packed [N / 16][groups][16]
+  const float* bias = nullptr;    // [N]; nullptr: none
   int64_t blocks() const { return ceil_div(n, kRows); }
   int64_t quads() const { return ceil_div(k, kQuad); }
 };
@@ -50,6 +51,8 @@ struct KvView {
   const void *k, *v;  // [context][head_dim], fp16 or fp32
   int64_t first, length, context, head_dim;
   bool fp32;
+  float scale;     // of q . k
+  float soft_cap;  // 0: none
 };
 
 struct Kernels {
@@ -66,9 +69,15 @@ struct Kernels {
   // One token's amax, and its bytes, scales and corrections from an amax that may be that of several.
   void (*measure)(const float* x, int64_t token, Activations& out);
   void (*quantise)(const float* x, int64_t token, Activations& out);
+  // y may be x. `bias` nullptr: none.
   void (*rms_norm)(const float* x, const float* gain, float* y, int64_t n, float eps);
-  void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);
+  void (*layer_norm)(const float* x, const float* gain, const float* bias, float* y, int64_t n, float eps);
+  // y = activation(gate) * up, or activation(gate) where `up` is nullptr; y may be gate.
+  void (*silu)(const float* gate, const float* up, float* y, int64_t n);
+  void (*gelu_tanh)(const float* gate, const float* up, float* y, int64_t n);
+  void (*soft_cap)(float* x, int64_t n, float cap);  // x = cap * tanh(x / cap)
   void (*add)(const float* x, float* y, int64_t n);  // y += x
+  void (*scale)(float* x, int64_t n, float factor);  // x *= factor
   void (*rope)(float* head, const float* cos, const float* sin, int64_t half);
   void (*to_f16)(const float* x, uint16_t* y, int64_t n);
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);

@@ -52,8 +52,14 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
 #include "tile_driver.inc"
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512vnni", 0x80,   linear_i8, accumulate_i8, linear_float, measure,  quantise,
-                                rms_norm,     swiglu, add,       rope,          to_f16,       from_f16, attend};
+constexpr Kernels kAvx512Kernels = [] {
+  Kernels k = with_float_kernels({});
+  k.name = "avx512vnni";
+  k.flip = 0x80;
+  k.linear_i8 = linear_i8;
+  k.accumulate_i8 = accumulate_i8;
+  return k;
+}();
 
 }  // namespace rksim
 #endif

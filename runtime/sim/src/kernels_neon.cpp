@@ -48,8 +48,14 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
 #include "tile_driver.inc"
 }  // namespace
 
-const Kernels kNeonKernels = {"neon",   0,      linear_i8, accumulate_i8, linear_float, measure,  quantise,
-                              rms_norm, swiglu, add,       rope,          to_f16,       from_f16, attend};
+constexpr Kernels kNeonKernels = [] {
+  Kernels k = with_float_kernels({});
+  k.name = "neon";
+  k.flip = 0;
+  k.linear_i8 = linear_i8;
+  k.accumulate_i8 = accumulate_i8;
+  return k;
+}();
 
 }  // namespace rksim
 #endif

@@ -55,7 +55,13 @@ void accumulate_i8(const Linear& w, const Activations& x, int64_t b0, int64_t b1
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", 0,      linear_i8, accumulate_i8, linear_float, measure,  quantise,
-                                rms_norm, swiglu, add,       rope,          to_f16,       from_f16, attend};
+constexpr Kernels kScalarKernels = [] {
+  Kernels k = with_float_kernels({});
+  k.name = "scalar";
+  k.flip = 0;
+  k.linear_i8 = linear_i8;
+  k.accumulate_i8 = accumulate_i8;
+  return k;
+}();
 
 }  // namespace rksim

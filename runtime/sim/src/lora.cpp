@@ -56,8 +56,11 @@ void check_shapes(const Gguf& file, const std::string& name, const Halves& halve
                 "]: is it for another one?");
 }
 
-// llama.cpp interleaves the two halves of each head in the rows of Q and K; ours stand one after the other.
-int permuted_heads(const std::string& layer, const Shape& shape) {
+// Of some families llama.cpp interleaves the two halves of each head in the rows of Q and K; ours stand one after the
+// other. 0: the rows are as ours.
+int permuted_heads(const std::string& layer, const Description& model) {
+  if (!model.adapters_interleaved) return 0;
+  const Shape& shape = model.shape;
   const auto ends = [&](std::string_view end) {
     return layer.size() > end.size() && layer.compare(layer.size() - end.size(), end.size(), end) == 0;
   };
@@ -70,7 +73,7 @@ Lora::Lora(const std::string& path, const Model& model, float scale) {
   const Gguf file(path, Gguf::Content::kAdapter, 1);
   expect(file, "general.type", "adapter");
   expect(file, "adapter.type", "lora");
-  expect(file, "general.architecture", "llama");
+  expect(file, "general.architecture", model.description.family);
   const float alpha = file.f32("adapter.lora.alpha").value_or(0.0f);
   if (!std::isfinite(alpha)) throw Error(path + ": adapter.lora.alpha is not a finite number");
   for (const auto& [name, halves] : halves_by_layer(file)) {
@@ -78,7 +81,7 @@ Lora::Lora(const std::string& path, const Model& model, float scale) {
     check_shapes(file, name, halves, layer);
     LoraPair& pair = pairs_[layer.id];
     pair.a = load(file, *halves.a, model, 0);
-    pair.b = load(file, *halves.b, model, permuted_heads(name, model.shape));
+    pair.b = load(file, *halves.b, model, permuted_heads(name, model.description));
     pair.scale = alpha != 0 ? scale * (alpha / static_cast<float>(pair.a.n)) : scale;
     checksum_ = crc32(checksum_, reinterpret_cast<const uint8_t*>(name.data()), name.size());
     checksum_ = crc32(checksum_, reinterpret_cast<const uint8_t*>(&pair.scale), sizeof pair.scale);

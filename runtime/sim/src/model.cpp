@@ -13,16 +13,8 @@
 namespace rksim {
 namespace {
 
-// Far above any model, far below what could overflow a product of two of them.
-constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096;
-
-int bounded(const Gguf& file, const char* key, uint32_t most) {
-  uint32_t value = file.need_u32(key);
-  if (value == 0 || value > most)
-    throw Error(file.path() + ": " + key + " is " + std::to_string(value) + ", not between 1 and " +
-                std::to_string(most));
-  return static_cast<int>(value);
-}
+// The widest layer whose inputs are counted in 32 bits everywhere.
+constexpr uint32_t kMaxSide = 1u << 20;
 
 // The file's pages have been copied: give them back, so that a model is not in memory twice.
 void drop_pages(const uint8_t* data, size_t bytes) {
@@ -51,38 +43,50 @@ Pages& Pages::operator=(Pages&& other) noexcept {
 }
 
 Model::Model(const std::string& path, int threads)
-    : kernels(rksim::kernels()), file(path, Gguf::Content::kModel, threads), pool(threads), tokenizer(file) {
-  read_shape();
+    : kernels(rksim::kernels()), file(path, Gguf::Content::kModel, threads), pool(threads), tokenizer(file),
+      description(describe(file)), shape(description.shape), features(description.features) {
+  read_dtype();
   const Shape& s = shape;
-  const int64_t heads = int64_t{s.n_heads} * s.head_dim, kv = int64_t{s.n_kv_heads} * s.head_dim;
+  if (tokenizer.size() > s.n_vocab)
+    throw Error(file.path() + ": it has " + std::to_string(tokenizer.size()) + " tokens for a vocabulary of " +
+                std::to_string(s.n_vocab));
   embedding = &need("token_embd.weight", dtype == "fp32" ? GgmlType::F32 : GgmlType::F16,
                     {static_cast<uint64_t>(s.hidden), static_cast<uint64_t>(s.n_vocab)});
-  for (int i = 0; i < s.n_layers; i++) {
-    const std::string b = "blk." + std::to_string(i) + ".";
-    Layer layer;
-    layer.attn_norm = load_vector(b + "attn_norm.weight", s.hidden);
-    layer.q = load_linear(b + "attn_q.weight", heads, s.hidden);
-    layer.k = load_linear(b + "attn_k.weight", kv, s.hidden);
-    layer.v = load_linear(b + "attn_v.weight", kv, s.hidden);
-    layer.output = load_linear(b + "attn_output.weight", s.hidden, heads);
-    layer.ffn_norm = load_vector(b + "ffn_norm.weight", s.hidden);
-    layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
-    layer.up = load_linear(b + "ffn_up.weight", s.intermediate, s.hidden);
-    layer.down = load_linear(b + "ffn_down.weight", s.hidden, s.intermediate);
-    check_alike(layer.q, layer.k, b + "attn");
-    check_alike(layer.q, layer.v, b + "attn");
-    check_alike(layer.gate, layer.up, b + "ffn");
-    layers.push_back(layer);
-  }
-  output_norm = load_vector("output_norm.weight", s.hidden);
+  for (int i = 0; i < s.n_layers; i++) layers.push_back(load_layer(i));
+  output_norm = load_norm("output_norm", s.hidden);
   const bool tied = weight_type_ != GgmlType::I8 && !file.tensor("output.weight");
   output = load_linear(tied ? "token_embd.weight" : "output.weight", s.n_vocab, s.hidden);
+  check_nothing_else();
 }
 
-void Model::read_shape() {
-  if (file.need_string("general.architecture") != "llama")
-    throw Error(file.path() + ": architecture " + std::string(file.need_string("general.architecture")) +
-                " is not one this runtime knows (llama)");
+// Norms, biases and the MLP's gate are there or not: their tensors say so.
+Layer Model::load_layer(int index) {
+  const Shape& s = shape;
+  const int64_t heads = int64_t{s.n_heads} * s.head_dim, kv = int64_t{s.n_kv_heads} * s.head_dim;
+  const std::string b = "blk." + std::to_string(index) + ".";
+  Layer layer;
+  layer.attn_norm = load_norm(b + "attn_norm", s.hidden);
+  layer.q_norm = load_norm(b + "attn_q_norm", s.head_dim);
+  layer.k_norm = load_norm(b + "attn_k_norm", s.head_dim);
+  layer.attn_post_norm = load_norm(b + "post_attention_norm", s.hidden);
+  layer.ffn_norm = load_norm(b + "ffn_norm", s.hidden);
+  layer.ffn_post_norm = load_norm(b + "post_ffw_norm", s.hidden);
+  layer.q = load_linear(b + "attn_q.weight", heads, s.hidden);
+  layer.k = load_linear(b + "attn_k.weight", kv, s.hidden);
+  layer.v = load_linear(b + "attn_v.weight", kv, s.hidden);
+  layer.output = load_linear(b + "attn_output.weight", s.hidden, heads);
+  if (file.tensor(b + "ffn_gate.weight")) layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
+  layer.up = load_linear(b + "ffn_up.weight", s.intermediate, s.hidden);
+  layer.down = load_linear(b + "ffn_down.weight", s.hidden, s.intermediate);
+  check_alike(layer.q, layer.k, b + "attn");
+  check_alike(layer.q, layer.v, b + "attn");
+  if (layer.gate.n) check_alike(layer.gate, layer.up, b + "ffn");
+  if (features.parallel && (!layer.attn_norm.gain || layer.ffn_norm.gain))
+    throw Error(file.path() + ": " + b + "attn_norm is the one norm that attention and MLP side by side can have");
+  return layer;
+}
+
+void Model::read_dtype() {
   dtype = file.need_string("rksim.dtype");
   group_size_ = file.need_u32("rksim.group_size");
   hybrid_ = file.f32("rksim.hybrid_rate").has_value();
@@ -93,45 +97,37 @@ void Model::read_shape() {
     throw Error(file.path() + ": rksim.group_size must be a multiple of 32, not " + std::to_string(group_size_));
   weight_type_ = dtype == "fp32" ? GgmlType::F32 : dtype == "fp16" ? GgmlType::F16 : GgmlType::I8;
   kv_fp32 = dtype == "fp32";
-  shape = {bounded(file, "llama.block_count", kMaxLayers),
-           bounded(file, "llama.embedding_length", kMaxSide),
-           bounded(file, "llama.feed_forward_length", kMaxSide),
-           bounded(file, "llama.attention.head_count", 4096),
-           bounded(file, "llama.attention.head_count_kv", 4096),
-           bounded(file, "llama.attention.key_length", 4096),
-           bounded(file, "llama.vocab_size", 1u << 24),
-           bounded(file, "llama.context_length", 1u << 30),
-           file.need_f32("llama.attention.layer_norm_rms_epsilon"),
-           file.need_f32("llama.rope.freq_base")};
-  if (shape.n_heads % shape.n_kv_heads || shape.head_dim % 2)
-    throw Error(file.path() + ": " + std::to_string(shape.n_heads) + " heads cannot share " +
-                std::to_string(shape.n_kv_heads) + " KV heads of size " + std::to_string(shape.head_dim));
-  if (tokenizer.size() > shape.n_vocab)
-    throw Error(file.path() + ": it has " + std::to_string(tokenizer.size()) + " tokens for a vocabulary of " +
-                std::to_string(shape.n_vocab));
-  const float* factors =
-      file.tensor("rope_freqs.weight") ? load_vector("rope_freqs.weight", shape.head_dim / 2) : nullptr;
-  for (int i = 0; i < shape.head_dim / 2; i++)
-    inverse_frequencies.push_back(std::pow(double{shape.rope_base}, -2.0 * i / shape.head_dim) /
-                                  (factors ? double{factors[i]} : 1.0));
 }
 
-const Tensor& Model::need(const std::string& name, GgmlType type, std::vector<uint64_t> dims) const {
-  const Tensor* tensor = file.tensor(name);
-  if (!tensor) throw Error(file.path() + " lacks the tensor " + name + "; convert the model again");
-  if (tensor->type != type || tensor->dims != dims)
-    throw Error(file.path() + ": tensor " + name + " is " + listed(tensor->dims) + " of type " +
-                std::to_string(static_cast<uint32_t>(tensor->type)) + ", expected " + listed(dims) + " of type " +
-                std::to_string(static_cast<uint32_t>(type)));
-  return *tensor;
+// A tensor that nothing here reads would have changed the answers.
+void Model::check_nothing_else() const {
+  for (const Tensor& tensor : file.tensors()) {
+    const std::string& name = tensor.name;
+    if (!read_.count(name) && name.rfind("rope_f", 0) != 0 && name != "rksim.tensor_crc32")
+      throw Error(file.path() + " has the tensor " + name + ", which this runtime does not know: update rk3588");
+  }
 }
 
-const float* Model::load_vector(const std::string& name, int64_t n) const {
-  const Tensor& tensor = need(name, GgmlType::F32, {static_cast<uint64_t>(n)});
-  const float* values = reinterpret_cast<const float*>(tensor.data);
-  for (int64_t i = 0; i < n; i++)
-    if (!std::isfinite(values[i])) throw Error(file.path() + ": tensor " + name + " has a value that is not finite");
-  return values;
+const Tensor& Model::need(const std::string& name, GgmlType type, const std::vector<uint64_t>& dims) {
+  read_.insert(name);
+  return file.need_tensor(name, type, dims);
+}
+
+const float* Model::load_vector(const std::string& name, int64_t n) {
+  read_.insert(name);
+  return need_vector(file, name, n);
+}
+
+const float* Model::load_bias(const std::string& name, int64_t n) {
+  return file.tensor(name) ? load_vector(name, n) : nullptr;
+}
+
+Norm Model::load_norm(const std::string& name, int64_t n) {
+  if (!file.tensor(name + ".weight")) return {};
+  const Norm norm{load_vector(name + ".weight", n), load_bias(name + ".bias", n)};
+  if (norm.bias && features.norm == NormKind::kRms)
+    throw Error(file.path() + ": " + name + " has a bias, and RMSNorm knows none");
+  return norm;
 }
 
 Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
@@ -148,6 +144,7 @@ Linear Model::load_linear(const std::string& name, int64_t n, int64_t k) {
                 " inputs, and int32 sums hold " + std::to_string(kMaxSum) + ": convert it with groups");
   linear.data = need(name, weight_type_, {static_cast<uint64_t>(k), static_cast<uint64_t>(n)}).data;
   if (weight_type_ == GgmlType::I8) pack(name, linear);
+  linear.bias = load_bias(name.substr(0, name.rfind('.')) + ".bias", n);
   linears_[name] = linear;
   return linear;
 }

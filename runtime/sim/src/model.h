@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "description.h"
 #include "gguf.h"
 #include "kernels.h"
 #include "threads.h"
@@ -13,16 +15,19 @@
 
 namespace rksim {
 
-struct Shape {
-  int n_layers, hidden, intermediate, n_heads, n_kv_heads, head_dim, n_vocab, context_length;
-  float norm_eps, rope_base;
+// Of a layer without this norm there is no gain.
+struct Norm {
+  const float *gain = nullptr, *bias = nullptr;
 };
 
 struct Layer {
-  const float* attn_norm;
+  Norm attn_norm;       // [hidden], as all but the next two
+  Norm q_norm, k_norm;  // [head_dim], of each head before RoPE
+  Norm attn_post_norm;  // of what attention adds
+  Norm ffn_norm;        // none where attention and MLP read the same norm
+  Norm ffn_post_norm;   // of what the MLP adds
   Linear q, k, v, output;
-  const float* ffn_norm;
-  Linear gate, up, down;
+  Linear gate, up, down;  // an MLP that is not gated has no gate (n is 0)
 };
 
 // Zeroed pages straight from the kernel: memory is taken as it is touched, in huge pages where `huge`.
@@ -49,19 +54,24 @@ class Model {
   Gguf file;
   ThreadPool pool;
   Tokenizer tokenizer;
-  Shape shape;
   std::string dtype;
   bool kv_fp32;  // fp32 models keep the cache in fp32: they are the reference
+  const Description description;
+  const Shape& shape;
+  const Features& features;
   const Tensor* embedding;
   std::vector<Layer> layers;
-  const float* output_norm;
+  Norm output_norm;
   Linear output;
-  std::vector<double> inverse_frequencies;  // [head_dim / 2], radians per position
 
  private:
-  void read_shape();
-  const Tensor& need(const std::string& name, GgmlType type, std::vector<uint64_t> dims) const;
-  const float* load_vector(const std::string& name, int64_t n) const;
+  void read_dtype();
+  void check_nothing_else() const;
+  Layer load_layer(int index);
+  const Tensor& need(const std::string& name, GgmlType type, const std::vector<uint64_t>& dims);
+  Norm load_norm(const std::string& name, int64_t n);
+  const float* load_vector(const std::string& name, int64_t n);
+  const float* load_bias(const std::string& name, int64_t n);
   Linear load_linear(const std::string& name, int64_t n, int64_t k);
   bool has_one_scale(const std::string& name) const;
   void check_alike(const Linear& a, const Linear& b, const std::string& block) const;
@@ -71,6 +81,7 @@ class Model {
   uint32_t group_size_ = 0;
   bool hybrid_ = false;  // some layers have groups, some one scale a row
   std::map<std::string, Linear> linears_;
+  std::set<std::string> read_;  // tensors by name
   std::vector<Pages> packed_;
 };
 

@@ -17,9 +17,9 @@ from rk3588.bundle import NPU_MODEL, SIM_MODEL, Bundle
 from rk3588.errors import BundleError, CheckpointError
 from rk3588.predict import MAX_CONTEXT, Estimate, Prediction, Workload
 from rk3588.shape import Shape
+from rkconvert.sources.base import CARD, LICENCE, Checkpoint
 
 from . import front_matter, licences
-from .sources.base import CARD, LICENCE, Checkpoint
 
 _SOC = "RK3588"
 _GB = 1e9

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .huggingface import SPACES_TO_MARKS, WORDS
 from .vocabulary import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, is_byte
-from .vocabulary_hf import SPACES_TO_MARKS, WORDS
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MARK = "▁"  # a space in SentencePiece's vocabularies

@@ -17,16 +17,17 @@ import numpy as np
 
 from rk3588.errors import TargetError
 from rk3588.quant import mixed
+from rkconvert.architectures.model import ModelConfig
+from rkconvert.plan import ALIGNMENT, Artifact, OutTensor
+from rkconvert.sources.base import Array
+from rkconvert.tokenizers.vocabulary import Vocabulary
 
-from .config import ModelConfig
 from .crc import combine
 from .direct_file import DirectFile
-from .plan import ALIGNMENT, Artifact, OutTensor
 from .sha256 import Bytes, Sha256
-from .sources.base import Array
-from .vocabulary import Vocabulary
 
-VERSION = 2
+VERSION = 3
+ARCHITECTURE = "rksim"  # a description of features, whatever family the model is of
 _KEY_COUNT = 16  # where a GGUF file has it
 _HEADER_CRC = "rksim.header_crc32"
 
@@ -129,7 +130,7 @@ def pack_vocabulary(vocabulary: Vocabulary) -> Packed:
     import gguf
     from gguf.gguf_writer import WriterState
 
-    writer = gguf.GGUFWriter(None, "llama")
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
     writer.kv_data[0].clear()  # the architecture
     _add_vocabulary(writer, vocabulary)
     buffer = io.BytesIO()
@@ -183,7 +184,7 @@ def _new_writer() -> Any:
     import gguf
 
     logging.getLogger("gguf").setLevel(logging.WARNING)
-    writer = gguf.GGUFWriter(None, "llama")
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
     writer.add_custom_alignment(ALIGNMENT)
     writer.add_uint32("rksim.version", VERSION)
     writer.add_uint32(_HEADER_CRC, 0)
@@ -217,6 +218,7 @@ def _assembled(writer: Any, packed: Packed) -> bytes:
 
 
 def _add_shape(writer: Any, config: ModelConfig) -> None:
+    writer.add_string(f"{ARCHITECTURE}.family", config.family)
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.hidden)
@@ -225,9 +227,21 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
     writer.add_head_count(config.heads)
     writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.rope.dims)
+    (writer.add_layer_norm_eps if config.layer_norm else writer.add_layer_norm_rms_eps)(config.norm_eps)
+    writer.add_rope_freq_base(config.rope.theta)
+    for key, value in config.features().items():
+        _add_feature(writer, f"{ARCHITECTURE}.{key}", value)
+
+
+def _add_feature(writer: Any, key: str, value: Any) -> None:
+    import gguf
+
+    if isinstance(value, tuple):
+        writer.add_key_value(key, list(value), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.UINT32)
+    else:
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](key, value)
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:

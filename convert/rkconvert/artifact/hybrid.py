@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from rk3588 import quant
 from rk3588.quant import Scheme
+from rkconvert.adapters.lora import Pair
+from rkconvert.architectures.model import EMBEDDING, OUTPUT
+from rkconvert.plan import Artifact, Plan, make_artifact
+from rkconvert.sources.base import SourceTensor
 
 from .block import Block
-from .config import EMBEDDING, OUTPUT
-from .lora import Pair
 from .pipeline import blocks
-from .plan import Artifact, Plan, make_artifact
-from .sources.base import SourceTensor
 
 _TOGETHER = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
 Sums = npt.NDArray[np.float64]  # per scheme the squared error, and last the squared weights

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rk3588.quant import mixed
-
-from .lora import Lora, bundle_file
-from .plan import Artifact, Board, Plan, describe_source, linear_kinds, model_facts, toolkit_obstacle
-from .sizes import bundle_bytes
+from rkconvert.adapters.lora import Lora, bundle_file
+from rkconvert.plan import Artifact, Board, Plan, describe_source, linear_kinds, model_facts, toolkit_obstacle
+from rkconvert.sizes import bundle_bytes
 
 
 def render(plan: Plan) -> str:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from rk3588 import bundle
 from rk3588 import files as reading
 from rk3588 import lora as naming
 from rk3588.errors import CheckpointError, UsageError
-
-from .config import EMBEDDING, OUTPUT, Fields, ModelConfig
-from .sources.base import Source, SourceTensor, refuse_empty
-from .sources.huggingface import canonical, huggingface_name, read_header, read_json
+from rkconvert.architectures.fields import Fields
+from rkconvert.architectures.model import EMBEDDING, ModelConfig
+from rkconvert.architectures.names import Names
+from rkconvert.sources.base import Source, SourceTensor, as_float32, refuse_empty
+from rkconvert.sources.huggingface import read_header, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODES = ("adapter", "merge")
@@ -136,10 +137,10 @@ def read(option: LoraOption, source: Source) -> Lora:
     _refuse_others(settings, where)
     try:
         header = _header(folder)
-        pairs = _pairs(settings, header, source.config, where)
+        pairs = _pairs(settings, header, source, where)
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename or folder / WEIGHTS}: {error.strerror}") from error
-    _check_complete(settings, pairs, source.config, folder)
+    _check_complete(settings, pairs, source, folder)
     base = _base_name(settings.get("base_model_name_or_path"))
     return Lora(
         option=option,
@@ -167,7 +168,7 @@ def _refuse_others(settings: Mapping[str, Any], where: str) -> None:
         )
     if settings.get("bias") not in (None, "none"):
         raise CheckpointError(
-            f"{where}: bias is {settings['bias']!r}: a Llama has none, and only 'none' can be converted"
+            f"{where}: bias is {settings['bias']!r}: a LoRA that trains biases too cannot be converted, only 'none'"
         )
 
 
@@ -184,12 +185,13 @@ def _header(folder: Path) -> dict[str, SourceTensor]:
 
 
 def _pairs(
-    settings: Mapping[str, Any], header: Mapping[str, SourceTensor], config: ModelConfig, where: str
+    settings: Mapping[str, Any], header: Mapping[str, SourceTensor], source: Source, where: str
 ) -> dict[str, Pair]:
+    names = Names(source.family, source.config)
     sides: dict[str, dict[str, SourceTensor]] = {}
     for name, tensor in header.items():
         match = _TENSOR.fullmatch(name)
-        if _is_base_copy(name, tensor, config):
+        if _is_base_copy(name, tensor, names):
             continue
         refuse_empty(tensor)
         if whole := _WHOLE.fullmatch(name):
@@ -203,23 +205,41 @@ def _pairs(
         sides.setdefault(match[1], {})[match[2]] = tensor
     if not sides:
         raise CheckpointError(f"{where}: the adapter changes no layer")
-    return {
-        canonical(f"{module}.weight"): _pair(settings, module, both, config, where) for module, both in sides.items()
-    }
+    found: dict[str, Pair] = {}
+    for module, both in sides.items():
+        found |= _split(settings, module, both, source, names, where)
+    return found
 
 
-def _is_base_copy(name: str, tensor: SourceTensor, config: ModelConfig) -> bool:
-    own = canonical(name.removeprefix("base_model.model.").removesuffix(_BASE_COPY) + ".weight")
-    return name.endswith(_BASE_COPY) and config.tensors().get(own) == tensor.shape
+def _is_base_copy(name: str, tensor: SourceTensor, names: Names) -> bool:
+    parts = names.parts(name.removeprefix("base_model.model.").removesuffix(_BASE_COPY) + ".weight")
+    return name.endswith(_BASE_COPY) and bool(parts) and tensor.shape[:1] == (sum(part.rows for part in parts),)
 
 
-def _pair(
-    settings: Mapping[str, Any], module: str, both: Mapping[str, SourceTensor], config: ModelConfig, where: str
-) -> Pair:
+def _split(
+    settings: Mapping[str, Any],
+    module: str,
+    both: Mapping[str, SourceTensor],
+    source: Source,
+    names: Names,
+    where: str,
+) -> dict[str, Pair]:
+    """What an adapter of one module adds to our layers: several where the checkpoint has them in one tensor."""
     file = next(iter(both.values())).file
     if len(both) < 2:
         raise CheckpointError(f"{file}: {module} has lora_{next(iter(both))} but not the other half: save it again")
-    n, k = _layer_shape(module, config, file)
+    parts = names.parts(f"{module}.weight")
+    shape = _layer_shape(module, [part.name for part in parts], source.config, file)
+    pair = _pair(settings, module, both, (sum(part.rows for part in parts), shape[1]), where)
+    if len(parts) == 1:
+        return {parts[0].name: pair}
+    return {part.name: replace(pair, b=np.ascontiguousarray(pair.b[part.indices])) for part in parts}
+
+
+def _pair(
+    settings: Mapping[str, Any], module: str, both: Mapping[str, SourceTensor], shape: tuple[int, int], where: str
+) -> Pair:
+    file, (n, k) = both["A"].file, shape
     fields = Fields(settings, where)
     rank = _for_layer(settings, "rank_pattern", module, fields.whole("r"), where)
     alpha = _for_layer(settings, "alpha_pattern", module, fields.number("lora_alpha"), where)
@@ -233,10 +253,10 @@ def _pair(
     return Pair(_values(both["A"]), _values(both["B"]), factor)
 
 
-def _layer_shape(module: str, config: ModelConfig, file: Path) -> tuple[int, ...]:
-    name = canonical(f"{module}.weight")
+def _layer_shape(module: str, ours: Sequence[str], config: ModelConfig, file: Path) -> tuple[int, ...]:
+    name = ours[0] if ours else ""
     shape = config.tensors().get(name, ())
-    if name == OUTPUT and config.tied:
+    if module == "lm_head" and config.tied:
         raise CheckpointError(
             f"{file}: the adapter changes lm_head, which this base shares with its embedding: train it without lm_head"
         )
@@ -265,10 +285,7 @@ def _for_layer(settings: Mapping[str, Any], key: str, module: str, default: floa
 def _values(tensor: SourceTensor) -> Floats:
     with tensor.file.open("rb") as file:
         file.seek(tensor.offset)
-        values, kind = tensor.decode(file.read(tensor.nbytes))
-    if kind == "BF16":
-        values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    found = np.ascontiguousarray(values, np.float32)
+        found = as_float32(*tensor.decode(file.read(tensor.nbytes)))
     if not np.isfinite(found).all():
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name} has a value that is not finite: train or save it again"
@@ -276,14 +293,15 @@ def _values(tensor: SourceTensor) -> Floats:
     return found
 
 
-def _check_complete(settings: Mapping[str, Any], pairs: Mapping[str, Pair], config: ModelConfig, folder: Path) -> None:
+def _check_complete(settings: Mapping[str, Any], pairs: Mapping[str, Pair], source: Source, folder: Path) -> None:
     """Half an adapter looks like a whole one of fewer layers; what it says it targets tells them apart."""
     if settings.get("layers_to_transform") is not None or settings.get("exclude_modules"):
         return
-    for name, shape in config.tensors().items():
+    names = Names(source.family, source.config)
+    for name, shape in source.config.tensors().items():
         if len(shape) != 2 or name == EMBEDDING or name in pairs:
             continue
-        module = huggingface_name(name).removesuffix(".weight")
+        module = names.in_file(name).removesuffix(".weight")
         if _targets(settings.get("target_modules"), module):
             raise CheckpointError(
                 f"{folder / WEIGHTS} has nothing for {module}, which {CONFIG} targets: save or download it again"
@@ -328,7 +346,7 @@ def write_gguf(lora: Lora, config: ModelConfig, path: Path) -> None:
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, config.family)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(lora.name)
     if lora.base_model:
@@ -336,14 +354,13 @@ def write_gguf(lora: Lora, config: ModelConfig, path: Path) -> None:
         writer.add_base_model_name(0, lora.base_model)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora.alpha)
-    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
     for name, pair in lora.pairs.items():
         b, own = pair.b, pair.factor * pair.rank / lora.alpha
         if own != 1:
             b = (b * own).astype(np.float32)
-        kind = name.split(".")[-2]
+        heads = config.heads_of(name) if config.adapters_interleaved else 0
         writer.add_tensor(f"{name}.lora_a", pair.a)
-        writer.add_tensor(f"{name}.lora_b", permuted(b, heads[kind]) if kind in heads else b)
+        writer.add_tensor(f"{name}.lora_b", permuted(b, heads) if heads else b)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,11 +10,11 @@ import numpy as np
 
 from rk3588 import files
 from rk3588.errors import CheckpointError
+from rkconvert.artifact.block import Block
+from rkconvert.artifact.pipeline import blocks
+from rkconvert.sources.base import Array, Source
 
-from .block import Block
 from .lora import Lora
-from .pipeline import blocks
-from .sources.base import Array, Source
 
 
 def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check: Callable[[], None]) -> Path:

@@ -17,12 +17,12 @@ from pathlib import Path
 from rk3588 import files
 from rk3588.errors import CheckpointError, RkError, UsageError
 from rk3588.gguf import part_of
+from rkconvert.architectures.model import ROPE_FACTORS
 
-from .config import ROPE_FACTORS
+from .base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
+from .gguf_file import read_header
 from .hub_client import Repository
-from .sources.base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
-from .sources.gguf_file import read_header
-from .sources.huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE
+from .huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository

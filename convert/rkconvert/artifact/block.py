@@ -10,9 +10,8 @@ import numpy.typing as npt
 from rk3588 import sim
 from rk3588.errors import CheckpointError
 from rk3588.quant import Scheme
-
-from .lora import Pair
-from .sources.base import SourceTensor
+from rkconvert.adapters.lora import Pair
+from rkconvert.sources.base import SourceTensor, as_float32
 
 
 class Block:
@@ -40,10 +39,7 @@ class Block:
 
     def as_float32(self) -> npt.NDArray[np.float32]:
         if self._float32 is None:
-            if self.kind == "BF16":
-                self._float32 = (self.values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            else:
-                self._float32 = np.ascontiguousarray(self.values, np.float32)
+            self._float32 = as_float32(self.values, self.kind)
             finite = np.isfinite(self._float32)
             if not finite.all():
                 raise self._not_finite(*np.argwhere(~finite)[0])

@@ -28,13 +28,12 @@ import numpy as np
 
 from rk3588 import sim
 from rk3588.errors import CheckpointError
+from rkconvert.adapters.lora import Lora
+from rkconvert.plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
+from rkconvert.sources.base import Array, Source, SourceTensor
 
 from .block import Block
-from .config import ROPE_FACTORS
-from .lora import Lora
-from .plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
 from .sha256 import Bytes, update_together
-from .sources.base import Array, Source, SourceTensor
 from .writer import ArtifactWriter
 
 
@@ -110,15 +109,10 @@ def run(
                 done += piece.size
                 step(done, total)
         flight.drain()
-        factors = np.array(source.config.rope_factors or (), "<f4")
-        output.append(
-            [
-                Made(writer, tensor, factors, sim.crc32(factors))
-                for writer in writers
-                for tensor in writer.artifact.tensors
-                if tensor.name == ROPE_FACTORS
-            ]
-        )
+        for name, values in source.config.rope_tensors().items():
+            factors = np.array(values, "<f4")
+            made = ((writer, tensor) for writer in writers for tensor in writer.artifact.tensors)
+            output.append([Made(w, tensor, factors, sim.crc32(factors)) for w, tensor in made if tensor.name == name])
         output.put([(writer, data) for writer in writers for data in writer.checksums()])
         output.finish()
     return {file: digest.hexdigest() for file, digest in digests.items()}
@@ -205,10 +199,11 @@ class _Flight:
 
 def _check_places(source: Source) -> None:
     ends: dict[Path, int] = {}
-    for tensor in sorted(source.tensors.values(), key=lambda t: t.offset):
-        if tensor.offset < ends.get(tensor.file, 0):
-            raise CheckpointError(f"{tensor.file}: tensor {tensor.name} overlaps the one before it: get the file again")
-        ends[tensor.file] = tensor.offset + tensor.nbytes
+    places = {(t.file, *(t.stored or (t.offset, t.nbytes)), t.name) for t in source.tensors.values()}
+    for file, offset, nbytes, name in sorted(places):
+        if offset < ends.get(file, 0):
+            raise CheckpointError(f"{file}: tensor {name} overlaps the one before it: get the file again")
+        ends[file] = offset + nbytes
 
 
 def blocks(tensor: SourceTensor) -> Iterator[tuple[int, bytes]]:
@@ -254,9 +249,11 @@ class _Original(NamedTuple):
 
 def _rows(tensor: SourceTensor, file: _File) -> Iterator[tuple[int, Piece]]:
     """The tensor by blocks, each with its first row."""
-    rows, row_bytes = block_rows(tensor), tensor.nbytes // tensor.rows
-    for row in range(0, tensor.rows, rows):
-        yield row, Piece(file, tensor.offset + row * row_bytes, min(rows, tensor.rows - row) * row_bytes)
+    most, row_bytes, run = block_rows(tensor), tensor.nbytes // tensor.rows, tensor.run or tensor.rows
+    for start in range(0, tensor.rows, run):
+        at = tensor.offset + start // run * tensor.step * row_bytes
+        for row in range(0, run, most):
+            yield start + row, Piece(file, at + row * row_bytes, min(most, run - row) * row_bytes)
 
 
 def _whole(file: _File) -> Iterator[Piece]:

@@ -1,0 +1,1 @@
+"""Model cards: what a bundle says of itself to people."""
