@@ -20,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rk3588 import quant
+from rkconvert.artifact import gguf_writer
 from rkconvert.artifact.crc import combine
+from rkconvert.artifact.gguf_writer import Metadata, TensorInfo
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
@@ -66,6 +68,41 @@ def table() -> dict[str, Entry]:
 
 def test_the_writer_reproduces_the_golden_file(tmp_path: Path) -> None:
     assert write(tmp_path).read_bytes() == GOLDEN_FILE.read_bytes()
+
+
+def test_a_header_is_as_the_gguf_package_writes_it(tmp_path: Path) -> None:
+    theirs, kinds = gguf.GGUFWriter(tmp_path / "theirs.gguf", "rksim"), gguf.GGUFValueType
+    theirs.add_uint32("whole", 2**32 - 1)
+    theirs.add_float32("number", 0.1)
+    theirs.add_bool("yes", True)
+    theirs.add_string("text", "Straße 你好")
+    theirs.add_key_value("ids", [-1, 2], kinds.ARRAY, sub_type=kinds.INT32)
+    theirs.add_array("merges", ["a b", "", "ä ö"])
+    types = gguf.GGMLQuantizationType
+    tensors = [("a", "I8", (3, 5), 0), ("b", "F16", (2, 7), 32), ("c", "F32", (9,), 64), ("d", "I32", (1,), 128)]
+    for name, kind, shape, _ in tensors:
+        size = {"I8": 1, "F16": 2}.get(kind, 4) * int(np.prod(shape))
+        theirs.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[kind])
+    theirs.write_header_to_file()
+    theirs.write_kv_data_to_file()
+    theirs.write_ti_data_to_file()
+    theirs.close()
+    ours = Metadata()
+    ours.add("general.architecture", gguf_writer.STRING, "rksim")
+    whole = ours.add("whole", gguf_writer.UINT32, 2**32 - 1)
+    ours.add("number", gguf_writer.FLOAT32, 0.1)
+    ours.add("yes", gguf_writer.BOOL, True)
+    ours.add("text", gguf_writer.STRING, "Straße 你好")
+    ours.add_list("ids", gguf_writer.INT32, [-1, 2])
+    ours.add_list("merges", gguf_writer.STRING, ["a b", "", "ä ö"])
+    ours.add_list("none", gguf_writer.STRING, [])
+    made = gguf_writer.header(ours, [TensorInfo(*tensor) for tensor in tensors])
+    assert bytes(made) == (tmp_path / "theirs.gguf").read_bytes()
+    assert made[gguf_writer.METADATA_AT + whole :].startswith(b"\xff\xff\xff\xff\x06\0\0\0")
+    with pytest.raises(ValueError, match="twice: text"):
+        ours.add("text", gguf_writer.STRING, "")
+    with pytest.raises(ValueError, match="given twice: .*'text'"):
+        ours.extend(ours)
 
 
 def test_golden_metadata(metadata: dict[str, Any]) -> None:

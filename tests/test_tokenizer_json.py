@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rk3588 import bundle, gguf, quant, sim
-from rkconvert.artifact import writer
+from rkconvert.artifact import header
 from rkconvert.build import convert
 from rkconvert.plan import make_plan
 from rkconvert.sources.base import open_source
@@ -63,7 +63,7 @@ def opened(found: Vocabulary) -> tuple[sim.SimModel, Tokenizer]:
     """The runtime's tokenizer, and that of the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.gguf"
-        writer.write_vocabulary(path, "x", found)
+        header.write_tokenizer(path, "x", found)
         model = sim.SimModel(path, vocab_only=True)
     return model, Tokenizer.from_str(tokenizer_json.files(found, 0)["tokenizer.json"])
 

@@ -18,7 +18,8 @@ from rk3588.errors import CheckpointError, TargetError
 
 from .adapters import lora
 from .artifact import hybrid, pipeline
-from .artifact.writer import ArtifactWriter, make_header, pack_vocabulary, write_error, write_vocabulary
+from .artifact.header import make_header, tokenizer_metadata, write_tokenizer
+from .artifact.writer import ArtifactWriter, write_error
 from .cards.card import Variant, base_of, model_card
 from .plan import Artifact, Plan, model_facts
 from .signals import deferred_interrupts
@@ -93,9 +94,9 @@ def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check:
         progress("convert", done, total)
 
     with ExitStack() as stack:
-        writers, packed = [], pack_vocabulary(source.vocabulary)
+        writers, tokenizer = [], tokenizer_metadata(source.vocabulary)
         for artifact, folder in zip(plan.artifacts, folders, strict=True):
-            header = make_header(plan.name, source.config, source.vocabulary, artifact, packed, plan.hybrid_rate)
+            header = make_header(plan.name, source.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
             writers.append(ArtifactWriter(folder / bundle.SIM_MODEL, artifact, header))
             stack.callback(writers[-1].close)
             check()
@@ -148,7 +149,7 @@ def _finish_bundle(
     if vocabulary and vocabulary.chat_template:
         (folder / bundle.TEMPLATE).write_text(vocabulary.chat_template, encoding="utf-8")
     if vocabulary and plan.board:
-        write_vocabulary(folder / bundle.VOCABULARY, plan.name, vocabulary)
+        write_tokenizer(folder / bundle.VOCABULARY, plan.name, vocabulary)
     for adapter in plan.kept if plan.for_sim else ():
         path = folder / lora.bundle_file(adapter)
         path.parent.mkdir(exist_ok=True)

@@ -7,20 +7,20 @@ from functools import lru_cache
 
 from rk3588.errors import RkError
 
-from .artifact.writer import make_header, pack_vocabulary, vocabulary_file
+from .artifact.header import make_header, tokenizer_file, tokenizer_metadata
 from .build import make_manifest, tokenizer_files
 from .cards.card import Variant, base_of, model_card
 from .plan import Artifact, Plan
 
 _DIGEST = "0" * 64  # as long as every SHA-256
-_packed = lru_cache(maxsize=1)(pack_vocabulary)  # once for all dtypes
+_tokenizer_metadata = lru_cache(maxsize=1)(tokenizer_metadata)  # once for all dtypes
 
 
 def model_bytes(plan: Plan, artifact: Artifact) -> int:
     """``model.sim.gguf``, to the byte."""
     source = plan.llama
-    packed = _packed(source.vocabulary)
-    header = make_header(plan.name, source.config, source.vocabulary, artifact, packed, plan.hybrid_rate)
+    tokenizer = _tokenizer_metadata(source.vocabulary)
+    header = make_header(plan.name, source.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
     return len(header) + artifact.data_bytes
 
 
@@ -37,7 +37,7 @@ def bundle_bytes(plan: Plan, artifact: Artifact) -> int:
         total += len(vocabulary.chat_template.encode("utf-8"))
     total += sum(len(text.encode("utf-8")) for text in tokenizer_files(plan).values())
     if vocabulary and plan.board:
-        total += len(vocabulary_file(plan.name, vocabulary))
+        total += len(tokenizer_file(plan.name, vocabulary))
     return total + _texts(plan, artifact, total)
 
 
