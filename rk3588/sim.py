@@ -234,9 +234,10 @@ def bf16_to_float16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float16] | N
     return None if library().rksim_bf16_to_f16(bits.ctypes.data, bits.size, halves.ctypes.data) else halves
 
 
-def crc32(values: npt.NDArray[np.generic]) -> int:
-    """zlib's CRC-32 of a contiguous array's bytes, several times as fast as zlib's own."""
-    return int(library().rksim_crc32(0, values.ctypes.data, values.nbytes))
+def crc32(values: npt.NDArray[np.generic], before: int = 0) -> int:
+    """zlib's CRC-32 of a contiguous array's bytes behind those with the CRC-32 ``before``, several times as fast as
+    zlib's own."""
+    return int(library().rksim_crc32(before, values.ctypes.data, values.nbytes))
 
 
 def has_sha256() -> bool:

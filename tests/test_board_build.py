@@ -18,9 +18,9 @@ from rk3588 import bundle, quant, sim
 from rk3588.errors import BundleError, ToolkitError
 from rkconvert.artifact import hybrid
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models, toolkit_double
+from tests.plans import make_plan
 from tests.test_toolkit import waited
 from tests.toolkit_double import Installed
 
@@ -257,7 +257,8 @@ def test_a_hybrid_groups_the_layers_that_gain_most(model: Path, tmp_path: Path, 
     assert facts["rate"] == rate and facts["sim"]["group_size"] == grouped.group_size
 
     gains = {}
-    units = hybrid._units(n for n, s in source.config.tensors().items() if len(s) == 2 and n != "token_embd.weight")
+    linear = [n for n, s in source.config.tensors().items() if len(s) == 2 and n != "token_embd.weight"]
+    units = hybrid._layers_of_one_input(linear)
     for unit in units:
         errors = np.zeros(3)
         for name in unit:
@@ -286,7 +287,7 @@ def test_a_hybrid_file_that_mixes_within_one_input_is_refused(model: Path, tmp_p
     """Q, K and V share what their input was quantised to: the runtime believes no file that says otherwise."""
     from dataclasses import replace
 
-    from rkconvert.plan import make_artifact
+    from rkconvert.artifact.layout import make_artifact
 
     source = open_source(model)
     plan = make_plan(source, "tiny", tmp_path, [quant.scheme("w8a8")], hybrid_rate=0.5)
@@ -298,7 +299,7 @@ def test_a_hybrid_file_that_mixes_within_one_input_is_refused(model: Path, tmp_p
 
 def _convert_as_planned(plan: Any) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybrid, "settled", lambda plan, _: plan)
+        patch.setattr(hybrid, "choose_grouped_layers", lambda plan, _: plan)
         return convert(plan)
 
 

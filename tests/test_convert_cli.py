@@ -127,8 +127,9 @@ def test_a_reader_that_leaves(model: Path) -> None:
 SLOW = """
 import sys, time
 from rk3588 import bundle, sim
-from rkconvert import build, pipeline, plan
-plan.BLOCK_BYTES = pipeline.BLOCK_BYTES = 1000
+from rkconvert import build
+from rkconvert.artifact import reading
+reading.BLOCK_BYTES = 1000
 def slow(function):
     def call(*args, **kwargs):
         sys.stderr.write("here\\n")  # in one piece, from any thread

@@ -22,9 +22,9 @@ from rkconvert.artifact import direct_file, pipeline
 from rkconvert.artifact.direct_file import DirectFile
 from rkconvert.artifact.sha256 import Sha256, update_together
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
+from tests.plans import make_plan
 
 SIZES = st.one_of(st.integers(0, 3).map(lambda n: 64 * n), st.integers(0, 300))
 

@@ -12,12 +12,12 @@ import pytest
 from rk3588 import quant, sim
 from rk3588.errors import CheckpointError
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers.huggingface import read_vocabulary
 from rkconvert.tokenizers.vocabulary import Vocabulary
 from tests import models
 from tests import tokenizers_reference as families
+from tests.plans import make_plan
 
 FAMILIES: dict[str, Callable[[], families.Family]] = {
     **{pre: lambda pre=pre: families.byte_level(pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},  # type: ignore[misc]

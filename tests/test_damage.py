@@ -14,7 +14,7 @@ import pytest
 from rk3588 import bundle
 from rk3588.errors import BundleError
 from rkconvert.adapters import lora
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
 
 DTYPE = "w8a8_g128"

@@ -13,10 +13,11 @@ import pytest
 from rk3588 import quant, sim
 from rkconvert.architectures.model import BASE_ROPE, ModelConfig, RopeScaling
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_families import cases
+from tests.plans import make_plan
 
 TOLERANCE = 1e-4  # of the logits' standard deviation
 

@@ -17,11 +17,11 @@ from rk3588 import bundle, quant, sim
 from rk3588.errors import SimError
 from rkconvert.adapters import lora
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import digests, loras, models
 from tests.digests import Job
 from tests.models import Tiny
+from tests.plans import make_plan
 from tests.reference import Reference, accumulate
 
 Floats = npt.NDArray[np.float32]

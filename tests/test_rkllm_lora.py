@@ -12,7 +12,7 @@ import pytest
 
 from rk3588.sim import SimModel
 from rkconvert.adapters import lora
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
 from tests.rkllm_driver import FINISH, Driver
 from tests.test_rkllm_refusals import errors

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 from rk3588 import bundle, gguf, quant, sim
 from rkconvert.artifact import header
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers import tokenizer_json
 from rkconvert.tokenizers.gguf_metadata import read_vocabulary
 from rkconvert.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from tests import models, smollm2
 from tests import tokenizers_reference as families
+from tests.plans import make_plan
 
 FAMILIES: dict[str, Callable[[], families.Family]] = {
     **{pre: functools.partial(families.byte_level, pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},

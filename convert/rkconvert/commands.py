@@ -14,11 +14,10 @@ import click
 from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
-from . import plan as plans
 from .adapters import lora
 from .build import convert
 from .cards.card import base_of, naming_note
-from .cards.report import render
+from .dry_run import describe, render
 from .plan import Plan
 from .progress import shown
 from .request import NAME, TARGETS, Request
@@ -116,7 +115,7 @@ def build(
     source = hub.peek(remote, request.opener) if remote else request.open(path)
     plan = request.plan(source, chosen, out or Path(), dry_run=dry_run)
     if dry_run:
-        click.echo(printable_json(plans.describe(plan)) if as_json else printable(render(plan)))
+        click.echo(printable_json(describe(plan)) if as_json else printable(render(plan)))
         return
     for note in plan.notes:
         _note(note)

@@ -23,7 +23,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rkconvert.adapters import lora
 from rkconvert.architectures.names import Names
 from rkconvert.artifact.block import Block
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests.golden_logits.make import TOLERANCE, logits, tiny_model
 from tests.golden_lora import cases
 from tests.loras import LINEAR

@@ -11,7 +11,7 @@ import numpy as np
 from rk3588 import files
 from rk3588.errors import CheckpointError
 from rkconvert.artifact.block import Block
-from rkconvert.artifact.pipeline import blocks
+from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Array, Source
 
 from .lora import Lora

@@ -9,11 +9,11 @@ from typing import Any
 
 from rk3588.quant import mixed
 from rkconvert.architectures.model import ModelConfig
-from rkconvert.plan import ALIGNMENT, Artifact, OutTensor
 from rkconvert.tokenizers.vocabulary import Vocabulary
 
 from . import gguf_writer
 from .gguf_writer import BOOL, FLOAT32, INT32, METADATA_AT, STRING, UINT32, Metadata, TensorInfo
+from .layout import ALIGNMENT, Artifact, ArtifactTensor
 
 VERSION = 3
 ARCHITECTURE = "rksim"  # a description of features, whatever family the model is of
@@ -56,7 +56,7 @@ def write_tokenizer(path: Path, name: str, vocabulary: Vocabulary) -> None:
     path.write_bytes(tokenizer_file(name, vocabulary))
 
 
-def _with_checksum(own: Metadata, tensors: Sequence[OutTensor]) -> bytes:
+def _with_checksum(own: Metadata, tensors: Sequence[ArtifactTensor]) -> bytes:
     """``own`` behind the keys of every file of ours, among which is the CRC-32 of the header with a zero there."""
     metadata = Metadata()
     metadata.add("general.architecture", STRING, ARCHITECTURE)

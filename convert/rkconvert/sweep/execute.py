@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 from rk3588.errors import RkError, UsageError
 from rkconvert import memory
+from rkconvert.estimate import memory_bytes
 
-from .cell import Result, Running, run
-from .plan import Cell, Sources, Sweep, is_made
+from .cell_process import CellProcess, Result, run
+from .cells import Cell, OpenedModels, is_made
+from .sweep_file import Sweep
 
 _POLL_SECONDS = 0.05
 _PATIENCE = 90.0  # seconds that the processes of a killed sweep may take to end
@@ -22,7 +24,7 @@ Check = Callable[[], None]
 
 
 @contextmanager
-def alone(sweep: Sweep) -> Iterator[int]:
+def locked(sweep: Sweep) -> Iterator[int]:
     """One sweep of a file at a time. The processes of one that was killed hold the lock until they are gone, too."""
     fd = os.open(sweep.file, os.O_RDONLY)
     try:
@@ -40,7 +42,7 @@ def alone(sweep: Sweep) -> Iterator[int]:
         os.close(fd)
 
 
-def sort_out(sweep: Sweep, sources: Sources, tell: Tell) -> list[tuple[Cell, int]]:
+def unmade_cells(sweep: Sweep, models: OpenedModels, tell: Tell) -> list[tuple[Cell, int]]:
     """The cells still to be made, with the memory each takes; ``tell`` hears of those that are there or refused."""
     todo = []
     for cell in sweep.cells:
@@ -48,16 +50,16 @@ def sort_out(sweep: Sweep, sources: Sources, tell: Tell) -> list[tuple[Cell, int
             if is_made(cell):
                 tell(cell, Result("there"))
             else:
-                todo.append((cell, sources.plan(cell).memory_bytes))
+                todo.append((cell, memory_bytes(models.plan(cell))))
         except RkError as error:
             tell(cell, Result("failed", str(error)))
     return todo
 
 
-def locally(todo: Sequence[tuple[Cell, int]], jobs: int, lock: int, tell: Tell, check: Check) -> None:
+def run_here(todo: Sequence[tuple[Cell, int]], jobs: int, lock: int, tell: Tell, check: Check) -> None:
     """Processes on this machine: ``jobs`` at the most, and no more than memory takes; one always runs."""
-    waiting, going = list(todo), dict[Cell, tuple[Running, int]]()
-    room = memory.machine().most
+    waiting, going = list(todo), dict[Cell, tuple[CellProcess, int]]()
+    available = memory.machine().most
     try:
         while waiting or going:
             check()
@@ -67,11 +69,11 @@ def locally(todo: Sequence[tuple[Cell, int]], jobs: int, lock: int, tell: Tell, 
                     tell(cell, process.result())
             taken = sum(size for _, size in going.values())
             while waiting and len(going) < jobs:
-                fits = next((i for i, (_, size) in enumerate(waiting) if not going or taken + size <= room), None)
+                fits = next((i for i, (_, size) in enumerate(waiting) if not going or taken + size <= available), None)
                 if fits is None:
                     break
                 cell, size = waiting.pop(fits)
-                going[cell] = Running(cell.arguments(), (lock,)), size
+                going[cell] = CellProcess(cell.arguments(), (lock,)), size
                 taken += size
             time.sleep(_POLL_SECONDS)
     finally:
@@ -79,7 +81,7 @@ def locally(todo: Sequence[tuple[Cell, int]], jobs: int, lock: int, tell: Tell, 
             process.stop()
 
 
-def on_dask(todo: Sequence[tuple[Cell, int]], address: str, tell: Tell, check: Check) -> None:
+def run_on_dask(todo: Sequence[tuple[Cell, int]], address: str, tell: Tell, check: Check) -> None:
     """Each cell on a machine of the cluster, where rkconvert is installed and the same folders are mounted."""
     try:
         from distributed import Client
