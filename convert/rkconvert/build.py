@@ -46,7 +46,8 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
         try:
             digests: dict[Path, str] = {}  # SHA-256 of what was hashed on the way
             if plan.for_sim:
-                plan = hybrid.choose_grouped_layers(plan, _counted("measure", plan.source.nbytes, progress, check))
+                step = _progress_counter("measure", plan.source.nbytes, progress, check)
+                plan = hybrid.choose_grouped_layers(plan, step)
                 digests = _write_artifacts(plan, folders, progress, check)
             if plan.board:
                 for artifact, folder in zip(plan.artifacts, folders, strict=True):
@@ -67,7 +68,7 @@ def _check_space(plan: Plan) -> None:
         )
 
 
-def _counted(what: str, total: int, progress: Progress, check: Callable[[], None]) -> Callable[[int], None]:
+def _progress_counter(what: str, total: int, progress: Progress, check: Callable[[], None]) -> Callable[[int], None]:
     """Told the sizes of pieces, from any thread, it reports how much is done, and raises when asked to stop."""
     done, lock = 0, threading.Lock()
 
@@ -96,14 +97,14 @@ def _write_artifacts(plan: Plan, folders: list[Path], progress: Progress, check:
             made.append(ArtifactFile(folder / bundle.SIM_MODEL, artifact, header))
             stack.callback(made[-1].close)
             check()
-        before = _stamps(source)
+        before = _sizes_and_times(source)
         digests = pipeline.run(source, made, plan.threads, step, plan.merged_loras)
-        if _stamps(source) != before:
+        if _sizes_and_times(source) != before:
             raise CheckpointError(f"{source.path} changed while it was read: leave it alone and convert again")
         return digests | {file.path: file.finish() for file in made}
 
 
-def _stamps(source: Source) -> list[tuple[int, int]]:
+def _sizes_and_times(source: Source) -> list[tuple[int, int]]:
     """What is different when a file was written to: it is read twice, to be converted and to be hashed."""
     return [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in source.files)]
 
@@ -118,7 +119,7 @@ def _finish_bundles(
     """
     hashed = sum(file.stat().st_size for file in digests if file.parent in folders)
     total = sum(bundle.size(folder) for folder in folders) - hashed
-    step = _counted("hash", total, progress, check)
+    step = _progress_counter("hash", total, progress, check)
     texts = tokenizer_files(plan.source)
     with ThreadPoolExecutor(len(folders)) as pool:
         jobs = [

@@ -38,11 +38,11 @@ def disk_bytes(plan: Plan) -> int:
 
 def memory_bytes(plan: Plan) -> int:
     """Estimated peak. rkllm-toolkit is a process of its own, and counted where it is the larger one."""
-    own = _own_memory(plan) if plan.for_sim else _BASE_MEMORY
+    own = _converter_memory(plan) if plan.for_sim else _BASE_MEMORY
     return max(own, LEAST * plan.source.nbytes) if plan.board else own
 
 
-def _own_memory(plan: Plan) -> int:
+def _converter_memory(plan: Plan) -> int:
     """Blocks read ahead, those being worked on, what waits for the disk, and the tokenizer."""
     tensors, threads = plan.source.tensors.values(), plan.threads
     made = sum(1 if a.scheme.quantised else 2 for a in plan.artifacts)

@@ -24,7 +24,7 @@ from .block import Block
 from .layout import make_artifact
 from .reading import blocks
 
-_TOGETHER = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
+_SAME_INPUT = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
 Sums = npt.NDArray[np.float64]  # per scheme the squared error, and last the squared weights
 Changes = list[tuple[Pair, float]]
 
@@ -55,7 +55,7 @@ def _layers_of_one_input(names: Iterable[str]) -> list[tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for name in names:
         kind = name.split(".")[-2]
-        found.setdefault(name.replace(kind, _TOGETHER.get(kind, kind)), []).append(name)
+        found.setdefault(name.replace(kind, _SAME_INPUT.get(kind, kind)), []).append(name)
     return [tuple(unit) for unit in found.values()]
 
 
@@ -91,7 +91,7 @@ def _layer_errors(
 def _measure(tensor: SourceTensor, row: int, raw: bytes, changes: Changes, schemes: list[Scheme]) -> Sums:
     block = Block(tensor, row, raw)
     if changes:
-        block.add(changes)
+        block.merge(changes)
     weights = block.as_float32()
     squared = [np.square(weights - quant.dequantise(*block.quantised(s), s), dtype=np.float64).sum() for s in schemes]
     return np.array([*squared, np.square(weights, dtype=np.float64).sum()])

@@ -140,7 +140,7 @@ def _convert(
 ) -> list[Rows]:
     block = Block(tensor, row, piece.read())
     if merged:
-        block.add([(lora.pairs[name], lora.option.scale) for lora in merged])
+        block.merge([(lora.pairs[name], lora.option.scale) for lora in merged])
     return [rows for conversion in conversions for rows in conversion.of(block)]
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from rk3588 import children
 
-_PATIENCE = 60.0  # seconds to clean up in
+_SECONDS_TO_CLEAN_UP = 60.0  # seconds to clean up in
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CellProcess:
         """Ask it to end, and wait until it has."""
         self._close_lifeline()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_SECONDS_TO_CLEAN_UP)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

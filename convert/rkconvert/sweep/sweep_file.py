@@ -86,7 +86,7 @@ class _Reader:
             adapters = request.adapters
             chosen = f"{name}-{adapters[0].name}" if adapters else name
             cells.append(Cell(model, chosen, request, place.absolute()))
-        return Sweep(self.file, tuple(_distinct(self.file, cells)))
+        return Sweep(self.file, tuple(_without_clashes(self.file, cells)))
 
     def _common(self, community_names: bool) -> Request:
         found: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def _name(model: str) -> str:
     return default_name(Path(wanted.file) if wanted and wanted.file else path)
 
 
-def _distinct(file: Path, cells: list[Cell]) -> list[Cell]:
+def _without_clashes(file: Path, cells: list[Cell]) -> list[Cell]:
     seen: dict[Path, Cell] = {}
     for cell in cells:
         if cell.folder in seen:
