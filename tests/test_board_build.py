@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, hostlib, quant
 from rk3588.errors import BundleError, ToolkitError
 from rkconvert.artifact import hybrid
 from rkconvert.build import convert
@@ -83,7 +83,8 @@ def test_both_targets_in_one_bundle(toolkit: Installed, model: Path, tmp_path: P
     assert not {str(tmp_path), str(model.parent)} & set((folder / "rkbundle.json").read_text().split('"'))
 
     text = "Hello <|im_end|> world 123"
-    with sim.SimModel(folder / "tokenizer.gguf", vocab_only=True) as alone, sim.SimModel(found.path / SIM) as whole:
+    alone = hostlib.SimModel(folder / "tokenizer.gguf", vocab_only=True)
+    with alone, hostlib.SimModel(found.path / SIM) as whole:
         assert alone.tokenise(text) == whole.tokenise(text)
 
 
@@ -272,7 +273,7 @@ def test_a_hybrid_groups_the_layers_that_gain_most(model: Path, tmp_path: Path, 
     assert set(facts["sim"]["grouped"]) == {name for unit in best for name in unit}
 
     ids = list(range(10, 60))
-    with sim.SimModel(folder / SIM) as mixed:
+    with hostlib.SimModel(folder / SIM) as mixed:
         logits = mixed.logits(ids)
         for unit in units:  # the runtime computes each layer with the scales that the file has
             scheme = grouped if unit in best else plain
@@ -294,7 +295,7 @@ def test_a_hybrid_file_that_mixes_within_one_input_is_refused(model: Path, tmp_p
     wrong = make_artifact(source.config, quant.scheme("w8a8"), frozenset({"blk.0.attn_q.weight"}))
     (folder,) = _convert_as_planned(replace(plan, artifacts=(wrong,)))
     with pytest.raises(Exception, match=r"blk\.0\.attn mixes groups between layers of one input"):
-        sim.SimModel(folder / SIM)
+        hostlib.SimModel(folder / SIM)
 
 
 def _convert_as_planned(plan: Any) -> list[Path]:

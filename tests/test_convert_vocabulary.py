@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rk3588.errors import CheckpointError
 from rkconvert.build import convert
 from rkconvert.sources.opening import open_source
@@ -49,7 +49,7 @@ def test_the_runtime_gives_the_same_ids(tmp_path: Path, name: str) -> None:
     assert found.notes == ()
     (folder,) = convert(make_plan(found, "tiny", tmp_path, [quant.scheme("fp16")]))
     texts = families.random_texts(7, 1500, [*family.special, *family.added])
-    with sim.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
+    with hostlib.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
         assert model.info.n_vocab == rows
         for text in texts:
             expected = family.reference.encode(text, add_special_tokens=False).ids

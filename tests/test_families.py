@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rkconvert.architectures.model import BASE_ROPE, ModelConfig, RopeScaling
 from rkconvert.build import convert
 from rkconvert.sources.base import Source
@@ -29,7 +29,7 @@ def folder_of(name: str, folder: Path) -> Path:
 
 def logits(source: Source, folder: Path, count: int = cases.TOKENS, dtype: str = "fp32") -> npt.NDArray[np.float32]:
     (bundle,) = convert(make_plan(source, "tiny", folder, [quant.scheme(dtype)], threads=1, overwrite=True))
-    with sim.SimModel(bundle / "model.sim.gguf") as model:
+    with hostlib.SimModel(bundle / "model.sim.gguf") as model:
         return model.logits(cases.ids(count))
 
 

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from rkconvert.adapters import lora
 from rkconvert.sources.opening import open_source
 from tests import loras, models

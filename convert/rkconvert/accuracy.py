@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import bundle, sim
+from rk3588 import bundle
 from rk3588.bundle import Bundle
 from rk3588.errors import BundleError, UsageError
+from rk3588.hostlib import SimModel
 
 from .cards.card import Variant, model_card, original_card, read_base
 from .sources.base import CARD
@@ -50,7 +51,7 @@ def windows(ids: list[int], size: int = WINDOW) -> list[list[int]]:
 
 
 def compare(
-    reference: sim.SimModel, model: sim.SimModel, parts: Sequence[list[int]], text: str, step: Step = lambda _: None
+    reference: SimModel, model: SimModel, parts: Sequence[list[int]], text: str, step: Step = lambda _: None
 ) -> Accuracy:
     """Both models read the same windows; one window's logits are in memory at a time. ``step`` is told its tokens."""
     loss, reference_loss, divergence, same = [], [], [], []
@@ -98,7 +99,7 @@ def measure(found: Bundle, reference: Bundle, text: str, name: str, tokens: int,
     if found.sim_model is None:
         raise BundleError(f"{found.path} has no {bundle.SIM_MODEL} to measure: convert with --target sim as well")
     assert reference.sim_model is not None
-    with sim.SimModel(reference.sim_model) as truth, sim.SimModel(found.sim_model) as model:
+    with SimModel(reference.sim_model) as truth, SimModel(found.sim_model) as model:
         size = min(WINDOW, truth.info.context_length)
         parts = windows(truth.tokenise(text)[:tokens], size)
         if not parts:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from rk3588 import bundle, files, sim
+from rk3588 import bundle, files, hostlib
 from rk3588.errors import CheckpointError, TargetError
 
 from .adapters import lora
@@ -38,7 +38,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
     written to. Ctrl-C is KeyboardInterrupt. In all cases nothing half-written stays behind.
     """
     if plan.for_sim:
-        sim.library()  # a missing quantiser should not show after minutes of reading
+        hostlib.library()  # a missing quantiser should not show after minutes of reading
     finals = [plan.folder(artifact) for artifact in plan.artifacts]
     with deferred_interrupts() as check, ExitStack() as stack:
         folders = [stack.enter_context(bundle.new_folder(final, replace=plan.overwrite)) for final in finals]

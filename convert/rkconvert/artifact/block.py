@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import sim
+from rk3588 import hostlib
 from rk3588.errors import CheckpointError
 from rk3588.quant import Scheme
 from rkconvert.adapters.lora import Pair
@@ -33,7 +33,7 @@ class Block:
 
     def quantised(self, scheme: Scheme) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
         try:
-            return sim.quantise(self.values, self.kind, scheme)
+            return hostlib.quantise(self.values, self.kind, scheme)
         except ValueError as error:
             raise self._not_finite(*error.args) from None
 
@@ -47,7 +47,7 @@ class Block:
 
     def as_float16(self) -> npt.NDArray[np.float16]:
         if self._float16 is None:
-            halves = sim.bf16_to_float16(self.values) if self.kind == "BF16" else None
+            halves = hostlib.bf16_to_float16(self.values) if self.kind == "BF16" else None
             self._float16 = self._checked_float16() if halves is None else halves
         return self._float16
 

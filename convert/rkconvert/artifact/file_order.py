@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from rk3588 import sim
+from rk3588 import hostlib
 from rkconvert.sources.base import Array
 
 from .layout import ALIGNMENT, Artifact, ArtifactTensor
@@ -26,7 +26,7 @@ class FileOrder:
     def add(self, tensor: ArtifactTensor, values: Array) -> list[Bytes]:
         """What can be written now that the next rows of ``tensor`` are there."""
         data = values.reshape(-1).view(np.uint8)
-        self._checksums[tensor.name] = sim.crc32(data, self._checksums[tensor.name])
+        self._checksums[tensor.name] = hostlib.crc32(data, self._checksums[tensor.name])
         self._kept.setdefault(tensor.name, []).append(data)
         ready: list[Bytes] = []
         while self._missing or self._begin_next():
