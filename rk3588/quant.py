@@ -70,12 +70,10 @@ def scheme(name: str) -> Scheme:
         raise UsageError(f"unknown dtype {name!r}: choose one of {', '.join(SCHEMES)}") from None
 
 
-def quantise(
-    weight: npt.NDArray[np.float32], spec: Scheme
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def quantise(weight: npt.NDArray[np.float32], spec: Scheme) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Reference quantiser: float32 (N, K) to int8 (N, K) and float32 scales (N, groups).
 
-    Written to be read; ``rk3588.sim.quantise`` is the fast path and equals it bit for bit.
+    Written to be read; ``rk3588.hostlib.quantise`` is the fast path and equals it bit for bit.
     """
     import numpy as np
 
@@ -94,9 +92,7 @@ def quantise(
     return q, scales
 
 
-def dequantise(
-    q: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], spec: Scheme
-) -> npt.NDArray[np.float32]:
+def dequantise(q: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], spec: Scheme) -> npt.NDArray[np.float32]:
     """Inverse of ``quantise`` up to rounding: float32 (N, K); the error is at most scale / 2 per weight."""
     import numpy as np
 

@@ -118,9 +118,7 @@ def load(path: Path) -> Shape:
     return from_config(config, where)
 
 
-def from_config(
-    config: Any, where: Path, *, names: Mapping[str, str] | None = None, name: str | None = None
-) -> Shape:
+def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = None, name: str | None = None) -> Shape:
     """Shape out of a parsed ``config.json``, whose path is ``where``; ``names``: what its usual keys are called."""
     if not isinstance(config, dict):
         raise CheckpointError(f"{where} holds no JSON object: it is not the config.json of a model")

@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from rk3588.sim import SimModel, kernel
+from rk3588.hostlib import SimModel, kernel
 from tests import models, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from rk3588 import sim
+from rk3588 import resources
 from rk3588.errors import LibraryError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _choose(name: str, variable: str) -> None:
     """Point `variable` at the newer of the installed library and the one in build/dev, unless it is set already."""
     found = [ROOT / "build" / "dev" / name]
     with contextlib.suppress(LibraryError):
-        found.append(sim.packaged(f"lib/{name}"))
+        found.append(resources.packaged(f"lib/{name}"))
     there = [path for path in found if path.is_file()]
     if there:
         os.environ.setdefault(variable, str(max(there, key=lambda path: path.stat().st_mtime)))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import sim
+from rk3588 import hostlib
 
 
 class Job(NamedTuple):
@@ -49,7 +49,7 @@ def main() -> None:
     jobs: list[dict[str, Any]] = json.load(sys.stdin)
     found = []
     for job in jobs:
-        with sim.SimModel(job["model"], threads=job["threads"]) as model:
+        with hostlib.SimModel(job["model"], threads=job["threads"]) as model:
             model.use_lora(job["lora"])
             found.append(digest(model.logits(job["ids"], chunk=job["chunk"])))
-    json.dump({"kernel": sim.kernel(), "digests": found}, sys.stdout)
+    json.dump({"kernel": hostlib.kernel(), "digests": found}, sys.stdout)

@@ -24,7 +24,7 @@ import xllamacpp.xllamacpp
 from transformers import AutoTokenizer
 
 from rk3588.gguf import read_file
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers import tokenizer_json
 from rkconvert.tokenizers.vocabulary import CONTROL, Vocabulary
 from tests import models

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rk3588 import sim
+from rk3588 import hostlib
 from tests.models import smollm2_gguf
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def _key() -> str:
     """Changes with whatever a bundle is made from: converter, core, quantiser and model."""
     digest = hashlib.sha256()
     sources = sorted([*(ROOT / "convert").rglob("*.py"), *(ROOT / "rk3588").glob("*.py")])
-    for path in [*sources, Path(sim.library()._name)]:
+    for path in [*sources, Path(hostlib.library()._name)]:
         digest.update(path.read_bytes())
     model = smollm2_gguf().stat()
     digest.update(f"{model.st_size} {model.st_mtime_ns}".encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rk3588 import bundle, sim
+from rk3588 import bundle, hostlib
 from tests import models
 from tests.toolkit_double import rkconvert
 
@@ -34,7 +34,7 @@ def test_measured_noted_and_shown(bundles: Path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
 
-    truth, own = (sim.SimModel(bundles / f"Tiny-rk3588-{dtype}" / "model.sim.gguf") for dtype in ("fp32", "w8a8"))
+    truth, own = (hostlib.SimModel(bundles / f"Tiny-rk3588-{dtype}" / "model.sim.gguf") for dtype in ("fp32", "w8a8"))
     with truth, own:
         ids = truth.tokenise((bundles / "read.txt").read_text())[:200]
         logits = own.logits(ids)[:-1].astype(np.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rk3588.errors import RuntimeFailure
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from rkruntime.binding import RKLLM
 
 PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"

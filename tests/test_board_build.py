@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, hostlib, quant
 from rk3588.errors import BundleError, ToolkitError
 from rkconvert.artifact import hybrid
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models, toolkit_double
+from tests.plans import make_plan
 from tests.test_toolkit import waited
 from tests.toolkit_double import Installed
 
@@ -83,7 +83,8 @@ def test_both_targets_in_one_bundle(toolkit: Installed, model: Path, tmp_path: P
     assert not {str(tmp_path), str(model.parent)} & set((folder / "rkbundle.json").read_text().split('"'))
 
     text = "Hello <|im_end|> world 123"
-    with sim.SimModel(folder / "tokenizer.gguf", vocab_only=True) as alone, sim.SimModel(found.path / SIM) as whole:
+    alone = hostlib.SimModel(folder / "tokenizer.gguf", vocab_only=True)
+    with alone, hostlib.SimModel(found.path / SIM) as whole:
         assert alone.tokenise(text) == whole.tokenise(text)
 
 
@@ -257,7 +258,8 @@ def test_a_hybrid_groups_the_layers_that_gain_most(model: Path, tmp_path: Path, 
     assert facts["rate"] == rate and facts["sim"]["group_size"] == grouped.group_size
 
     gains = {}
-    units = hybrid._units(n for n, s in source.config.tensors().items() if len(s) == 2 and n != "token_embd.weight")
+    linear = [n for n, s in source.config.tensors().items() if len(s) == 2 and n != "token_embd.weight"]
+    units = hybrid._layers_of_one_input(linear)
     for unit in units:
         errors = np.zeros(3)
         for name in unit:
@@ -271,7 +273,7 @@ def test_a_hybrid_groups_the_layers_that_gain_most(model: Path, tmp_path: Path, 
     assert set(facts["sim"]["grouped"]) == {name for unit in best for name in unit}
 
     ids = list(range(10, 60))
-    with sim.SimModel(folder / SIM) as mixed:
+    with hostlib.SimModel(folder / SIM) as mixed:
         logits = mixed.logits(ids)
         for unit in units:  # the runtime computes each layer with the scales that the file has
             scheme = grouped if unit in best else plain
@@ -286,19 +288,19 @@ def test_a_hybrid_file_that_mixes_within_one_input_is_refused(model: Path, tmp_p
     """Q, K and V share what their input was quantised to: the runtime believes no file that says otherwise."""
     from dataclasses import replace
 
-    from rkconvert.plan import make_artifact
+    from rkconvert.artifact.layout import make_artifact
 
     source = open_source(model)
     plan = make_plan(source, "tiny", tmp_path, [quant.scheme("w8a8")], hybrid_rate=0.5)
     wrong = make_artifact(source.config, quant.scheme("w8a8"), frozenset({"blk.0.attn_q.weight"}))
     (folder,) = _convert_as_planned(replace(plan, artifacts=(wrong,)))
     with pytest.raises(Exception, match=r"blk\.0\.attn mixes groups between layers of one input"):
-        sim.SimModel(folder / SIM)
+        hostlib.SimModel(folder / SIM)
 
 
 def _convert_as_planned(plan: Any) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybrid, "settled", lambda plan, _: plan)
+        patch.setattr(hybrid, "choose_grouped_layers", lambda plan, _: plan)
         return convert(plan)
 
 

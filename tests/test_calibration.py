@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rkconvert import calibration
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers.vocabulary import Vocabulary
 from tests import models
 

@@ -16,9 +16,9 @@ from rkconvert.build import convert
 from rkconvert.cards import card, licences
 from rkconvert.cards.card import Variant, model_card, naming_note, read_base
 from rkconvert.cards.front_matter import split
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
+from tests.plans import make_plan
 
 BASE = """---
 license: llama3.2

@@ -162,8 +162,9 @@ CHILDREN = {
         assert asyncio.run(Format({"type": "object"}).problem("3", Checker())) == "3 is not of type 'object'"
     """,
     "sweep cell": """
-        from rkconvert.sweep import cell
-        assert cell.run(["/nowhere", "-o", "/nowhere", "--dtype", "w8a8"])["reason"].startswith("/nowhere"), "reason"
+        from rkconvert.sweep import cell_process
+        result = cell_process.run(["/nowhere", "-o", "/nowhere", "--dtype", "w8a8"])
+        assert result["reason"].startswith("/nowhere"), "reason"
     """,
     "simulated board": """
         from rk3588 import boards

@@ -14,10 +14,12 @@ import numpy.typing as npt
 import pytest
 
 from rk3588 import bundle, quant
+from rkconvert.artifact.reading import BLOCK_BYTES, block_rows
 from rkconvert.build import convert
-from rkconvert.plan import BLOCK_BYTES, block_rows, make_plan
-from rkconvert.sources.base import SourceTensor, open_source
+from rkconvert.sources.base import SourceTensor
+from rkconvert.sources.opening import open_source
 from tests import models
+from tests.plans import make_plan
 
 Array = npt.NDArray[Any]
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -121,8 +123,7 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Blocks of a few rows, many threads, and groups of heads that must stay whole: the same bytes."""
     sources = [models.tiny_llama(tmp_path / "m"), models.tiny_gguf(tmp_path / "g" / "tiny.gguf", dtype="Q8_0")]
     whole = [[b.sim_model for b in bundles(s, tmp_path / f"whole{i}", *quant.SCHEMES)] for i, s in enumerate(sources)]
-    monkeypatch.setattr("rkconvert.plan.BLOCK_BYTES", 1500)
-    monkeypatch.setattr("rkconvert.artifact.pipeline.BLOCK_BYTES", 1500)
+    monkeypatch.setattr("rkconvert.artifact.reading.BLOCK_BYTES", 1500)
     for i, source in enumerate(sources):
         made = bundles(source, tmp_path / f"blocks{i}", *quant.SCHEMES, threads=5)
         for one, other in zip(whole[i], made, strict=True):

@@ -126,9 +126,10 @@ def test_a_reader_that_leaves(model: Path) -> None:
 # Slows one step down to a crawl and says when it is reached, so that a signal can be sent right there.
 SLOW = """
 import sys, time
-from rk3588 import bundle, sim
-from rkconvert import build, pipeline, plan
-plan.BLOCK_BYTES = pipeline.BLOCK_BYTES = 1000
+from rk3588 import bundle, hostlib
+from rkconvert import build
+from rkconvert.artifact import reading
+reading.BLOCK_BYTES = 1000
 def slow(function):
     def call(*args, **kwargs):
         sys.stderr.write("here\\n")  # in one piece, from any thread
@@ -137,7 +138,7 @@ def slow(function):
     return call
 """
 STEPS = {
-    "quantising": "sim.quantise = slow(sim.quantise)",
+    "quantising": "hostlib.quantise = slow(hostlib.quantise)",
     "writing the header": "build.make_header = slow(build.make_header)",
     "hashing": "bundle.sha256 = slow(bundle.sha256)",
     "making the folder": "bundle.tempfile.mkdtemp = slow(bundle.tempfile.mkdtemp)",

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from rk3588 import quant
 from rk3588.errors import CheckpointError, RkError, TargetError, UsageError
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
 from rkconvert.sources import gguf_file, huggingface
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
+from tests.plans import make_plan
 
 
 def run(model: Path, out: Path, *dtypes: str) -> list[Path]:
@@ -189,7 +189,7 @@ def test_not_finite(tmp_path: Path, kind: str, value: str, name: str, place: str
 
 def test_the_first_of_several_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads finish in any order; what is reported is the first in the file."""
-    monkeypatch.setattr("rkconvert.plan.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("rkconvert.artifact.reading.BLOCK_BYTES", 1000)
     tiny = models.Tiny()
     weights = tiny.weights()
     weights["lm_head.weight"][7, 3] = weights["lm_head.weight"][300, 1] = np.nan

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rk3588.errors import CheckpointError
 from rkconvert.artifact import direct_file, pipeline
 from rkconvert.artifact.direct_file import DirectFile
 from rkconvert.artifact.sha256 import Sha256, update_together
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
+from tests.plans import make_plan
 
 SIZES = st.one_of(st.integers(0, 3).map(lambda n: 64 * n), st.integers(0, 300))
 
@@ -37,7 +37,7 @@ def some(size: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def hashing(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "hashlib":
-            patch.setattr(sim, "has_sha256", lambda: False)
+            patch.setattr(hostlib, "has_sha256", lambda: False)
         yield
 
 
@@ -63,12 +63,12 @@ def test_long_messages_hashed_side_by_side() -> None:
 @given(st.integers(0, 1000), st.integers(0, 16))
 def test_crc32_is_that_of_zlib(size: int, start: int) -> None:
     data = some(size + start)[start:]
-    assert sim.crc32(data) == zlib.crc32(data.data)
+    assert hostlib.crc32(data) == zlib.crc32(data.data)
 
 
 def test_crc32_of_much() -> None:
     data = some((1 << 20) + 77)
-    assert sim.crc32(data) == zlib.crc32(data.data)
+    assert hostlib.crc32(data) == zlib.crc32(data.data)
 
 
 def written(path: Path, pieces: list[int]) -> bytes:

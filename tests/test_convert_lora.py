@@ -14,11 +14,13 @@ import pytest
 from rk3588 import bundle, quant
 from rkconvert.adapters import lora
 from rkconvert.architectures.families import FAMILIES
+from rkconvert.artifact.layout import CHECKSUMS
 from rkconvert.build import convert
-from rkconvert.cards.report import render
-from rkconvert.plan import CHECKSUMS, describe, make_plan
-from rkconvert.sources.base import Source, open_source
+from rkconvert.dry_run import describe, render
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
+from tests.plans import make_plan
 from tests.reference import Reference
 
 TINY = models.Tiny()
@@ -129,7 +131,7 @@ def test_blocks_of_rows_are_merged_as_the_whole_is(
 ) -> None:
     adapters = [read(loras.peft_lora(tmp_path / "a", TINY), source)]
     (whole,) = build(source, tmp_path / "whole", adapters, "merge", "w8a8_g128")
-    monkeypatch.setattr("rkconvert.plan.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("rkconvert.artifact.reading.BLOCK_BYTES", 1000)
     (pieces,) = build(source, tmp_path / "pieces", adapters, "merge", "w8a8_g128")
     assert (whole / bundle.SIM_MODEL).read_bytes() == (pieces / bundle.SIM_MODEL).read_bytes()
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from rk3588 import bundle
 from rk3588.errors import CheckpointError, RkError, UsageError
 from rkconvert.adapters import lora
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
 from tests.test_convert_cli import rkconvert
 from tests.test_convert_lora import build, read

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rk3588.errors import CheckpointError
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers.huggingface import read_vocabulary
 from rkconvert.tokenizers.vocabulary import Vocabulary
 from tests import models
 from tests import tokenizers_reference as families
+from tests.plans import make_plan
 
 FAMILIES: dict[str, Callable[[], families.Family]] = {
     **{pre: lambda pre=pre: families.byte_level(pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},  # type: ignore[misc]
@@ -49,7 +49,7 @@ def test_the_runtime_gives_the_same_ids(tmp_path: Path, name: str) -> None:
     assert found.notes == ()
     (folder,) = convert(make_plan(found, "tiny", tmp_path, [quant.scheme("fp16")]))
     texts = families.random_texts(7, 1500, [*family.special, *family.added])
-    with sim.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
+    with hostlib.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
         assert model.info.n_vocab == rows
         for text in texts:
             expected = family.reference.encode(text, add_special_tokens=False).ids

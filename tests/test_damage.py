@@ -14,7 +14,7 @@ import pytest
 from rk3588 import bundle
 from rk3588.errors import BundleError
 from rkconvert.adapters import lora
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
 
 DTYPE = "w8a8_g128"
@@ -24,7 +24,7 @@ ARTIFACTS, MANIFESTS = 10_000, 10_000
 ATTACK = """
 import os, random, resource, sys
 from rk3588.errors import SimError
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 
 path, work, count, header, *adapter = sys.argv[1:]
 victim = adapter[0] if adapter else path
@@ -125,7 +125,7 @@ def test_a_damaged_manifest_is_refused_in_one_sentence(tiny_bundles: Mapping[str
 @pytest.mark.parametrize("count", [2**63, 2**64 - 1, 2**40])
 def test_absurd_counts_in_the_header_are_refused(tiny_bundles: Mapping[str, Path], tmp_path: Path, count: int) -> None:
     from rk3588.errors import SimError
-    from rk3588.sim import SimModel
+    from rk3588.hostlib import SimModel
 
     model = bundle.read(tiny_bundles[DTYPE]).sim_model
     assert model

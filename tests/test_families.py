@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rkconvert.architectures.model import BASE_ROPE, ModelConfig, RopeScaling
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_families import cases
+from tests.plans import make_plan
 
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
@@ -28,7 +29,7 @@ def folder_of(name: str, folder: Path) -> Path:
 
 def logits(source: Source, folder: Path, count: int = cases.TOKENS, dtype: str = "fp32") -> npt.NDArray[np.float32]:
     (bundle,) = convert(make_plan(source, "tiny", folder, [quant.scheme(dtype)], threads=1, overwrite=True))
-    with sim.SimModel(bundle / "model.sim.gguf") as model:
+    with hostlib.SimModel(bundle / "model.sim.gguf") as model:
         return model.logits(cases.ids(count))
 
 

@@ -17,11 +17,12 @@ from rk3588.errors import CheckpointError
 from rk3588.gguf import shape_of
 from rkconvert.build import convert
 from rkconvert.commands import default_name
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import Origin, open_checkpoint, open_source
+from rkconvert.sources.base import Origin
 from rkconvert.sources.hub import HubModel, peek
+from rkconvert.sources.opening import open_checkpoint, open_source
 from rkconvert.toolkit.preflight import check_model
 from tests import models
+from tests.plans import make_plan
 from tests.test_hub import LocalRepository
 
 TINY = models.Tiny()

@@ -18,9 +18,9 @@ from rk3588 import quant
 from rk3588.errors import CheckpointError
 from rk3588.gguf import read_file
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
+from tests.plans import make_plan
 
 TINY = models.Tiny()
 DROP = object()

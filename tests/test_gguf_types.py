@@ -13,10 +13,10 @@ import pytest
 from rk3588 import quant
 from rk3588.errors import CheckpointError
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
 from tests.packed import PACKED, blocks
+from tests.plans import make_plan
 
 # K = 256 throughout, which is the width of the larger blocks.
 TINY = models.Tiny(layers=1, hidden=256, heads=4, kv_heads=2, head_dim=64, intermediate=256, vocab_size=320)
@@ -58,7 +58,7 @@ def unpermuted(weight: Array, heads: int) -> Array:
 @pytest.mark.parametrize("name", PACKED)
 def test_a_model_of_each_type(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of a few rows, as a large one is read."""
-    monkeypatch.setattr("rkconvert.plan.BLOCK_BYTES", 20_000)
+    monkeypatch.setattr("rkconvert.artifact.reading.BLOCK_BYTES", 20_000)
     path, weights = write(tmp_path / "tiny.gguf", name)
     source = open_source(path)
     assert {t.kind for t in source.tensors.values()} == {name, "F32"}
@@ -89,7 +89,7 @@ def test_a_row_that_is_no_whole_number_of_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["IQ1_S", "Q2_K", "Q4_K"])
 def test_a_small_type_takes_no_more_memory(name: str) -> None:
     """As many weights are unpacked at a time as of a type of 16 bits, at the most."""
-    from rkconvert.plan import BLOCK_BYTES, block_rows
+    from rkconvert.artifact.reading import BLOCK_BYTES, block_rows
     from rkconvert.sources.base import SourceTensor
 
     width, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]

@@ -23,10 +23,11 @@ from huggingface_hub.utils import close_session
 
 from rk3588.errors import UsageError
 from rkconvert.cli import main
-from rkconvert.sources.base import Origin, Source, open_source
+from rkconvert.sources.base import Origin, Source
 from rkconvert.sources.gguf_file import read_header
 from rkconvert.sources.hub import HubModel, HubName, parse, peek
 from rkconvert.sources.hub_client import Repository
+from rkconvert.sources.opening import open_source
 from tests.hub_server import COMMIT, Hub, serve
 from tests.models import Tiny, tiny_gguf, tiny_llama, write_gguf
 

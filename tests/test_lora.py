@@ -13,7 +13,7 @@ import pytest
 
 from rk3588 import bundle
 from rk3588.errors import RuntimeFailure, UsageError
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from rkruntime.binding import RKLLM
 from rkruntime.model import Model, Settings
 from tests.golden_lora import cases

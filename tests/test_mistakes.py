@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rkconvert import memory
-from rkconvert.sources.base import Checkpoint, open_checkpoint
+from rkconvert.sources.base import Checkpoint
+from rkconvert.sources.opening import open_checkpoint
 from rkconvert.toolkit import preflight
 from tests import loras, models
 from tests.toolkit_double import Installed, environment, rkconvert

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, hostlib, quant
 from rk3588.errors import SimError
 from rkconvert.adapters import lora
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import digests, loras, models
 from tests.digests import Job
 from tests.models import Tiny
+from tests.plans import make_plan
 from tests.reference import Reference, accumulate
 
 Floats = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ def why_not(kernel: str) -> str:
     """Why this machine cannot run ``kernel``; empty: it can."""
     one = np.ones((1, 1), np.int8)
     try:
-        sim.gemm_i8(one, one, kernel)
+        hostlib.gemm_i8(one, one, kernel)
     except SimError as error:
         assert "cannot run" in str(error) or "unknown kernel" in str(error)
         return str(error)
@@ -125,21 +125,21 @@ def operands(draw: st.DrawFn) -> tuple[Bytes, Bytes]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_accumulators_are_exact(kernel: str, pair: tuple[Bytes, Bytes]) -> None:
     w, x = pair
-    np.testing.assert_array_equal(sim.gemm_i8(w, x, kernel), x.astype(np.int64) @ w.astype(np.int64).T)
+    np.testing.assert_array_equal(hostlib.gemm_i8(w, x, kernel), x.astype(np.int64) @ w.astype(np.int64).T)
 
 
 @pytest.mark.parametrize(("a", "b"), [(127, 127), (127, -127), (-127, 127), (-127, -127)])
 def test_accumulators_hold_the_largest_sums(kernel: str, a: int, b: int) -> None:
     k = 65541  # rows longer than any model's: half of what an int32 holds
     w, x = np.full((17, k), a, np.int8), np.full((5, k), b, np.int8)
-    np.testing.assert_array_equal(sim.gemm_i8(w, x, kernel), np.full((5, 17), a * b * k, np.int32))
+    np.testing.assert_array_equal(hostlib.gemm_i8(w, x, kernel), np.full((5, 17), a * b * k, np.int32))
 
 
 def test_longer_rows_than_an_int32_holds_are_refused() -> None:
     row = np.full((1, 131072), -128, np.int8)
-    assert sim.gemm_i8(row[:, :-1], row[:, :-1], "scalar")[0, 0] == 131071 * 128 * 128
+    assert hostlib.gemm_i8(row[:, :-1], row[:, :-1], "scalar")[0, 0] == 131071 * 128 * 128
     with pytest.raises(SimError, match="at most 131071 products"):
-        sim.gemm_i8(row, row)
+        hostlib.gemm_i8(row, row)
 
 
 @pytest.mark.parametrize("k", [1, 31, 64, 1023, 1024, 1025, 2500])
@@ -156,7 +156,7 @@ def test_linear_layers_equal_the_reference(built: Mapping[tuple[str, str], Path]
     path = built[shape, dtype]
     reference = Reference(path)
     names = ["blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_output.weight", "blk.0.ffn_down.weight"]
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         for name in names:
             n, k = reference.tensors[name].shape
             x = hard_inputs(13, k)
@@ -170,7 +170,7 @@ def test_linear_layers_equal_the_reference(built: Mapping[tuple[str, str], Path]
 def test_blocks_equal_the_reference(built: Mapping[tuple[str, str], Path], shape: str, dtype: str) -> None:
     reference = Reference(built[shape, dtype])
     x = reference.embed(tokens(35)) * np.float32(4)
-    with sim.SimModel(built[shape, dtype], threads=2) as model:
+    with hostlib.SimModel(built[shape, dtype], threads=2) as model:
         for index in range(reference.layers):
             np.testing.assert_array_equal(model.layer(index, x), reference.layer(index, x), err_msg=f"block {index}")
 
@@ -179,7 +179,7 @@ def test_blocks_equal_the_reference(built: Mapping[tuple[str, str], Path], shape
 @pytest.mark.parametrize("shape", SHAPES)
 def test_models_equal_the_reference(built: Mapping[tuple[str, str], Path], shape: str, dtype: str) -> None:
     reference = Reference(built[shape, dtype])
-    with sim.SimModel(built[shape, dtype], threads=2) as model:
+    with hostlib.SimModel(built[shape, dtype], threads=2) as model:
         for n in (1, 50):
             np.testing.assert_array_equal(model.logits(tokens(n)), reference.logits(tokens(n)), err_msg=f"{n} tokens")
 
@@ -187,7 +187,7 @@ def test_models_equal_the_reference(built: Mapping[tuple[str, str], Path], shape
 def test_long_prompts_equal_the_reference(built: Mapping[tuple[str, str], Path]) -> None:
     """Over the edges of chunks (128 tokens) and of the sums in attention."""
     path, ids = built["llama32", "w8a8_g128"], tokens(291)
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         np.testing.assert_array_equal(model.logits(ids), Reference(path).logits(ids))
 
 
@@ -213,7 +213,7 @@ def test_any_shape_equals_the_reference(
     tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, dtype: str, n: int
 ) -> None:
     path = build(tmp_path_factory.mktemp("any"), tiny, dtype)[dtype]
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         np.testing.assert_array_equal(model.logits(tokens(n)), Reference(path).logits(tokens(n)))
 
 
@@ -241,7 +241,7 @@ def test_adapters_equal_the_reference(
     path, file = built[shape, dtype], adapter(tmp_path, SHAPES[shape], rank=rank, alpha=5)
     reference = Reference(path)
     plain = reference.logits(tokens(35))
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         for scale in (1.0, -0.3):
             reference.use_lora(file, scale)
             wanted = reference.logits(tokens(35))
@@ -274,7 +274,7 @@ def test_shared_activation_scales_equal_the_reference(
 ) -> None:
     monkeypatch.setenv("RKSIM_ACT_SCALE", setting)
     path, ids = built["odd", "w8a8_g128"], tokens(150)
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         found = model.logits(ids)
     np.testing.assert_array_equal(found, Reference(path, setting).logits(ids))
     if setting != "token":  # or the setting does nothing
@@ -287,7 +287,7 @@ def test_what_is_no_number_counts_as_nothing(
 ) -> None:
     """Embeddings and adapters may bring it. (Its integer, and the sum of two, have no meaning: see the sanitisers.)"""
     monkeypatch.setenv("RKSIM_ACT_SCALE", setting)
-    with sim.SimModel(built["gqa", "w8a8"], threads=1) as model:
+    with hostlib.SimModel(built["gqa", "w8a8"], threads=1) as model:
         hidden, name = model.info.hidden, "blk.0.attn_q.weight"
         x = np.linspace(-1, 1, 3 * hidden, dtype=np.float32).reshape(3, hidden)
         x[0, ::2] = x[1] = np.nan
@@ -301,12 +301,12 @@ def test_an_unknown_setting_is_one_sentence(
     built: Mapping[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RKSIM_ACT_SCALE", "tile65")
-    with sim.SimModel(built["gqa", "w8a8"]) as model, pytest.raises(SimError, match="'tile65': there are token"):
+    with hostlib.SimModel(built["gqa", "w8a8"]) as model, pytest.raises(SimError, match="'tile65': there are token"):
         model.logits([1])
 
 
 def test_tokens_outside_the_vocabulary_are_refused(built: Mapping[tuple[str, str], Path]) -> None:
-    with sim.SimModel(built["gqa", "w8a8"]) as model:
+    with hostlib.SimModel(built["gqa", "w8a8"]) as model:
         for bad in (384, -1, 2**31 - 1):
             with pytest.raises(SimError, match="outside the vocabulary of 384"):
                 model.logits([1, bad])
@@ -331,7 +331,7 @@ def test_smollm2_equals_the_reference(
 ) -> None:
     """Equality stands for a KL divergence of 0 and the same best token everywhere."""
     path, ids = smollm2_bundles[dtype] / bundle.SIM_MODEL, smollm2_ids[:n]
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         np.testing.assert_array_equal(model.logits(ids), Reference(path).logits(ids))
 
 
@@ -342,6 +342,6 @@ def test_smollm2_has_the_same_bits_on_every_kernel(
     path = smollm2_bundles["w8a8_g128"] / bundle.SIM_MODEL
     ways = [(1, 0), (2, 1), (2, 7)]
     found = digests.run(kernel, [Job(path, smollm2_ids[:20], threads, chunk) for threads, chunk in ways])
-    with sim.SimModel(path, threads=2) as model:
+    with hostlib.SimModel(path, threads=2) as model:
         wanted = digests.digest(model.logits(smollm2_ids)[:20])  # a longer prompt does not change its beginning
     assert found == [wanted] * len(ways)

@@ -23,7 +23,7 @@ WHEELS = ROOT / "build" / "pyz-wheels"  # what rkchatd.pyz is made of, fetched w
 PROBE = f"""
 import ctypes
 from importlib import resources
-import rk3588.sim, rkconvert, rkruntime
+import rk3588.hostlib, rk3588.resources, rk3588.sim, rkconvert, rkruntime
 for name in {PACKAGED!r}:
     assert resources.files("rk3588").joinpath(name).is_file(), name
 for package in ("rkconvert", "rkruntime"):
@@ -31,7 +31,7 @@ for package in ("rkconvert", "rkruntime"):
 for name in ("data/calibration.json", "toolkit/toolkit_worker.py"):
     assert resources.files("rkconvert").joinpath(name).is_file(), name
 assert ctypes.CDLL(str(rk3588.sim.packaged("lib/librkllmrt.so"))).rkllm_init
-print(rk3588.__file__, rk3588.sim.packaged("lib/librksim.so"), rk3588.sim.kernel(), sep="\\n")
+print(rk3588.__file__, rk3588.resources.packaged("lib/librksim.so"), rk3588.hostlib.kernel(), sep="\\n")
 """
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rk3588.errors import UsageError
 from rk3588.quant import SCHEMES, Scheme
 
@@ -52,7 +52,7 @@ def finite_bits(draw: st.DrawFn) -> tuple[str, Array]:
 def test_fast_equals_reference(source: tuple[str, Array], spec: Scheme) -> None:
     kind, bits = source
     weight = to_float32(bits, kind)
-    q, scales = sim.quantise(bits, kind, spec)
+    q, scales = hostlib.quantise(bits, kind, spec)
     q_reference, scales_reference = quant.quantise(weight, spec)
     np.testing.assert_array_equal(scales.view(np.uint32), scales_reference.view(np.uint32))
     np.testing.assert_array_equal(q, q_reference)
@@ -62,7 +62,7 @@ def test_fast_equals_reference(source: tuple[str, Array], spec: Scheme) -> None:
 def test_range_and_error(source: tuple[str, Array], spec: Scheme) -> None:
     kind, bits = source
     weight = to_float32(bits, kind)
-    q, scales = sim.quantise(bits, kind, spec)
+    q, scales = hostlib.quantise(bits, kind, spec)
     assert q.min() >= -127
     assert np.isfinite(scales).all()
     assert ((scales == 0) | (scales >= quant.MIN_SCALE)).all()
@@ -78,7 +78,7 @@ def test_every_group_uses_the_whole_range(source: tuple[str, Array]) -> None:
     """The largest weight of a group is +-127, unless the group is too small to be scaled."""
     kind, bits = source
     spec = SCHEMES["w8a8_g128"]
-    q, scales = sim.quantise(bits, kind, spec)
+    q, scales = hostlib.quantise(bits, kind, spec)
     for g in range(scales.shape[1]):
         largest = np.abs(q[:, g * 128 : (g + 1) * 128].astype(int)).max(axis=1)
         np.testing.assert_array_equal(largest, np.where(scales[:, g] == 0, 0, 127))
@@ -88,7 +88,7 @@ def test_halves_round_to_even() -> None:
     # The scale is exactly 1, so each weight is its own quotient.
     weight = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]], np.float32)
     spec = SCHEMES["w8a8"]
-    for q, scales in (quant.quantise(weight, spec), sim.quantise(weight, "F32", spec)):
+    for q, scales in (quant.quantise(weight, spec), hostlib.quantise(weight, "F32", spec)):
         assert q.tolist() == [[127, 0, 2, 2, 0, -2, -2, 126]]
         assert scales.tolist() == [[1.0]]
 
@@ -103,7 +103,7 @@ def test_the_first_value_that_is_not_finite_is_named(kind: str, payload: int) ->
     bits[4, 0] = _EXPONENT[kind] | payload | sign
     for spec in QUANTISED:
         with pytest.raises(ValueError) as caught:
-            sim.quantise(bits, kind, spec)
+            hostlib.quantise(bits, kind, spec)
         assert caught.value.args == (3, 299)
 
 
@@ -111,9 +111,9 @@ def test_the_first_value_that_is_not_finite_is_named(kind: str, payload: int) ->
 def test_a_short_last_group_is_its_own(weight: npt.NDArray[np.float32]) -> None:
     """576 = 4 x 128 + 64: the last 64 inputs quantise as a row of their own."""
     spec = SCHEMES["w8a8_g128"]
-    q, scales = sim.quantise(weight, "F32", spec)
+    q, scales = hostlib.quantise(weight, "F32", spec)
     assert scales.shape == (3, 5)
-    q_alone, scale_alone = sim.quantise(weight[:, 512:], "F32", SCHEMES["w8a8"])
+    q_alone, scale_alone = hostlib.quantise(weight[:, 512:], "F32", SCHEMES["w8a8"])
     np.testing.assert_array_equal(q[:, 512:], q_alone)
     np.testing.assert_array_equal(scales[:, 4:], scale_alone)
 
@@ -131,11 +131,11 @@ def test_dequantise_inverts_up_to_rounding() -> None:
 def test_every_bf16_becomes_the_nearest_float16() -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     held = bits[(bits & 0x7FFF) < 0x4780]  # 65536: as infinity, it would not be kept
-    halves = sim.bf16_to_float16(held)
+    halves = hostlib.bf16_to_float16(held)
     assert halves is not None
     np.testing.assert_array_equal(halves.view(np.uint16), to_float32(held, "BF16").astype(np.float16).view(np.uint16))
     for refused in (0x4780, 0x7F80, 0xFF80, 0x7FC1):
-        assert sim.bf16_to_float16(np.array([0, refused, 0], np.uint16)) is None
+        assert hostlib.bf16_to_float16(np.array([0, refused, 0], np.uint16)) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from tests.rkllm_driver import FINISH, HIDDEN, INCLUDE, NORMAL, WAITING, Driver
 
 GREEDY = ("set:top_k=1", "set:repeat_penalty=1")

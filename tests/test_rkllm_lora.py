@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from rkconvert.adapters import lora
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
 from tests.rkllm_driver import FINISH, Driver
 from tests.test_rkllm_refusals import errors

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from tests.rkllm_driver import ERROR, FINISH, HIDDEN, Driver
 from tests.test_rkllm_refusals import errors
 from tests.test_rkllm_sentencepiece import model as sentencepiece_model

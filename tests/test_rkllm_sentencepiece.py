@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from tests import models, smollm2
 from tests.rkllm_driver import Driver
 from tests.tokenizers_reference import sentencepiece

@@ -16,7 +16,7 @@ from rk3588 import sampling
 from rk3588.commands.bundle import describe
 from rk3588.errors import BundleError
 from rk3588.sampling import DEFAULTS, Sampling, settle
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkruntime.model import Model
 from rkruntime.settings import Settings
 from tests import models, quickstart

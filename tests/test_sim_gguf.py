@@ -20,11 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rk3588 import quant
-from rkconvert.artifact.crc import combine
+from rkconvert.architectures import config_json
+from rkconvert.artifact import gguf_writer
+from rkconvert.artifact.file_order import FileOrder
+from rkconvert.artifact.gguf_writer import Metadata, TensorInfo
+from rkconvert.artifact.layout import make_artifact
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
+from tests.plans import make_plan
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILE, GOLDEN_TOKENIZER = GOLDEN / "two_layers.sim.gguf", GOLDEN / "two_layers.tokenizer.json"
@@ -66,6 +70,41 @@ def table() -> dict[str, Entry]:
 
 def test_the_writer_reproduces_the_golden_file(tmp_path: Path) -> None:
     assert write(tmp_path).read_bytes() == GOLDEN_FILE.read_bytes()
+
+
+def test_a_header_is_as_the_gguf_package_writes_it(tmp_path: Path) -> None:
+    theirs, kinds = gguf.GGUFWriter(tmp_path / "theirs.gguf", "rksim"), gguf.GGUFValueType
+    theirs.add_uint32("whole", 2**32 - 1)
+    theirs.add_float32("number", 0.1)
+    theirs.add_bool("yes", True)
+    theirs.add_string("text", "Straße 你好")
+    theirs.add_key_value("ids", [-1, 2], kinds.ARRAY, sub_type=kinds.INT32)
+    theirs.add_array("merges", ["a b", "", "ä ö"])
+    types = gguf.GGMLQuantizationType
+    tensors = [("a", "I8", (3, 5), 0), ("b", "F16", (2, 7), 32), ("c", "F32", (9,), 64), ("d", "I32", (1,), 128)]
+    for name, kind, shape, _ in tensors:
+        size = {"I8": 1, "F16": 2}.get(kind, 4) * int(np.prod(shape))
+        theirs.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[kind])
+    theirs.write_header_to_file()
+    theirs.write_kv_data_to_file()
+    theirs.write_ti_data_to_file()
+    theirs.close()
+    ours = Metadata()
+    ours.add("general.architecture", gguf_writer.STRING, "rksim")
+    whole = ours.add("whole", gguf_writer.UINT32, 2**32 - 1)
+    ours.add("number", gguf_writer.FLOAT32, 0.1)
+    ours.add("yes", gguf_writer.BOOL, True)
+    ours.add("text", gguf_writer.STRING, "Straße 你好")
+    ours.add_list("ids", gguf_writer.INT32, [-1, 2])
+    ours.add_list("merges", gguf_writer.STRING, ["a b", "", "ä ö"])
+    ours.add_list("none", gguf_writer.STRING, [])
+    made = gguf_writer.header(ours, [TensorInfo(*tensor) for tensor in tensors])
+    assert bytes(made) == (tmp_path / "theirs.gguf").read_bytes()
+    assert made[gguf_writer.METADATA_AT + whole :].startswith(b"\xff\xff\xff\xff\x06\0\0\0")
+    with pytest.raises(ValueError, match="twice: text"):
+        ours.add("text", gguf_writer.STRING, "")
+    with pytest.raises(ValueError, match=r"given twice: .*'text'"):
+        ours.extend(ours)
 
 
 def test_golden_metadata(metadata: dict[str, Any]) -> None:
@@ -187,10 +226,30 @@ def test_golden_values() -> None:
     np.testing.assert_array_equal(data("rope_freqs.weight"), models.llama3_factors(SCALING, 16, 10000.0))
 
 
-@given(st.binary(max_size=300), st.binary(max_size=300), st.binary(max_size=300))
-def test_checksums_combine(a: bytes, b: bytes, c: bytes) -> None:
-    left = combine(combine(zlib.crc32(a), zlib.crc32(b), len(b)), zlib.crc32(c), len(c))
-    assert left == zlib.crc32(a + b + c)
+@given(st.data())
+def test_rows_come_out_in_file_order(data: st.DataObject) -> None:
+    """Rows in pieces of any size, their scales with them: the file's bytes, padded, and zlib's checksums last."""
+    config = config_json.read_config(models.config(models.Tiny(layers=1, tied=True), "bf16"), "config.json")
+    artifact = make_artifact(config, quant.scheme("w8a8_g128"))
+    random, made = np.random.default_rng(0), {}
+    for tensor in artifact.tensors[:-1]:
+        rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+        made[tensor] = random.integers(0, 256, (rows, tensor.nbytes // rows), np.uint8)
+    order, found = FileOrder(artifact), []
+    scales = {tensor.name: tensor for tensor in made if tensor.name.endswith(".scale")}
+    for tensor, values in made.items():
+        at = 0
+        while at < len(values) and tensor not in scales.values():
+            count = data.draw(st.integers(1, len(values)))
+            for part in filter(None, (tensor, scales.get(f"{tensor.name}.scale"))):
+                found += order.add(part, made[part][at : at + count])
+            at += count
+    assert b"".join(piece.tobytes() for piece in found) == b"".join(
+        values.tobytes() + bytes(-values.nbytes % 64) for values in made.values()
+    )
+    sums = b"".join(zlib.crc32(values.tobytes()).to_bytes(4, "little") for values in made.values())
+    sums += zlib.crc32(sums).to_bytes(4, "little")
+    assert b"".join(piece.tobytes() for piece in order.checksums()) == sums + bytes(-len(sums) % 64)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from rk3588 import bundle
 from rk3588.errors import UsageError
 from rkconvert import memory
 from rkconvert.request import Request
-from rkconvert.sweep import execute, plan
-from rkconvert.sweep.cell import Result
+from rkconvert.sweep import execute, sweep_file
+from rkconvert.sweep.cell_process import Result
+from rkconvert.sweep.cells import Cell
 from tests import loras, models, toolkit_double
 from tests.test_toolkit import waited
 from tests.toolkit_double import Installed
@@ -184,7 +185,7 @@ def test_what_is_in_the_way_is_not_touched(toolkit: Installed, place: Path, tmp_
 )
 def test_files_that_are_wrong(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        plan.load(written(tmp_path, text), None)
+        sweep_file.load(written(tmp_path, text), None)
 
 
 def test_no_more_at_once_than_memory_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,15 +210,15 @@ def test_no_more_at_once_than_memory_takes(tmp_path: Path, monkeypatch: pytest.M
         def stop(self) -> None:
             pass
 
-    monkeypatch.setattr(execute, "Running", Running)
+    monkeypatch.setattr(execute, "CellProcess", Running)
     monkeypatch.setattr(memory, "machine", lambda: memory.Memory(ram=10, swap=0, free=10))
-    cells = [(plan.Cell(name, name, Request(), tmp_path), size) for name, size in (("6", 6), ("5", 5), ("4", 4))]
+    cells = [(Cell(name, name, Request(), tmp_path), size) for name, size in (("6", 6), ("5", 5), ("4", 4))]
     told: list[str] = []
-    execute.locally(cells, 8, 0, lambda cell, _: told.append(cell.name), lambda: None)
+    execute.run_here(cells, 8, 0, lambda cell, _: told.append(cell.name), lambda: None)
     assert sorted(told) == ["4", "5", "6"]
     assert at_once == [{"6"}, {"6", "4"}, {"5"}]
     at_once.clear()
-    execute.locally([(cells[0][0], 99), (cells[1][0], 99)], 8, 0, lambda *_: None, lambda: None)
+    execute.run_here([(cells[0][0], 99), (cells[1][0], 99)], 8, 0, lambda *_: None, lambda: None)
     assert at_once == [{"6"}, {"5"}]
 
 

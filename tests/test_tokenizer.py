@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from tests.tokenizers_reference import (
     NORMAL,
     UNUSED,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rk3588.errors import SimError
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from tests.tokenizers_reference import (
     BYTE,
     CONTROL,

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rk3588 import bundle, gguf, quant, sim
-from rkconvert.artifact import writer
+from rk3588 import bundle, gguf, hostlib, quant
+from rkconvert.artifact import header
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers import tokenizer_json
 from rkconvert.tokenizers.gguf_metadata import read_vocabulary
 from rkconvert.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 from tests import models, smollm2
 from tests import tokenizers_reference as families
+from tests.plans import make_plan
 
 FAMILIES: dict[str, Callable[[], families.Family]] = {
     **{pre: functools.partial(families.byte_level, pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},
@@ -55,16 +55,16 @@ def families_tokens(metadata: dict[str, Any]) -> list[str]:
 
 
 @functools.cache
-def pair(name: str, by_score: bool = False) -> tuple[sim.SimModel, Tokenizer]:
+def pair(name: str, by_score: bool = False) -> tuple[hostlib.SimModel, Tokenizer]:
     return opened(vocabulary(name, by_score))
 
 
-def opened(found: Vocabulary) -> tuple[sim.SimModel, Tokenizer]:
+def opened(found: Vocabulary) -> tuple[hostlib.SimModel, Tokenizer]:
     """The runtime's tokenizer, and that of the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.gguf"
-        writer.write_vocabulary(path, "x", found)
-        model = sim.SimModel(path, vocab_only=True)
+        header.write_tokenizer(path, "x", found)
+        model = hostlib.SimModel(path, vocab_only=True)
     return model, Tokenizer.from_str(tokenizer_json.files(found, 0)["tokenizer.json"])
 
 
@@ -115,7 +115,7 @@ def test_smollm2s_bundle() -> None:
     assert {"<|im_start|>", "<|im_end|>"} <= {
         t.content for t in reader.get_added_tokens_decoder().values() if t.special
     }
-    with sim.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
+    with hostlib.SimModel(folder / "model.sim.gguf", vocab_only=True) as model:
         for text in families.random_texts(3, 1500, ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]):
             assert reader.encode(text).ids == model.tokenise(text), repr(text)
     listed = {file["path"] for file in bundle.read(folder).manifest["files"]}
@@ -133,7 +133,7 @@ def test_rows_without_a_token_are_left_out(tmp_path: Path) -> None:
     (made,) = convert(make_plan(source, "tiny", folder, [quant.scheme("fp16")]))
     reader = Tokenizer.from_file(str(made / "tokenizer.json"))
     assert reader.token_to_id("[PAD899]") is None
-    with sim.SimModel(made / "model.sim.gguf", vocab_only=True) as model:
+    with hostlib.SimModel(made / "model.sim.gguf", vocab_only=True) as model:
         assert reader.encode("a [PAD899]").ids == model.tokenise("a [PAD899]")
 
 

@@ -21,7 +21,7 @@ DTYPES = ["w8a8", "w8a8_g128", "fp16", "fp32"]
 IDS = [1, 5, 9, 44, 7, 7, 120, 3, 88]
 LOGITS = """
 import sys
-from rk3588.sim import SimModel, kernel
+from rk3588.hostlib import SimModel, kernel
 print(kernel(), file=sys.stderr)
 with SimModel(sys.argv[1]) as model:
     sys.stdout.buffer.write(model.logits([int(word) for word in sys.argv[2:]]).tobytes())

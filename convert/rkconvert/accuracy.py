@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import bundle, sim
+from rk3588 import bundle
 from rk3588.bundle import Bundle
 from rk3588.errors import BundleError, UsageError
+from rk3588.hostlib import SimModel
 
-from .cards.card import Variant, model_card, original, read_base
+from .cards.card import Variant, model_card, original_card, read_base
 from .sources.base import CARD
 
 WINDOW = 512  # tokens read at a time, each window from an empty context
@@ -50,7 +51,7 @@ def windows(ids: list[int], size: int = WINDOW) -> list[list[int]]:
 
 
 def compare(
-    reference: sim.SimModel, model: sim.SimModel, parts: Sequence[list[int]], text: str, step: Step = lambda _: None
+    reference: SimModel, model: SimModel, parts: Sequence[list[int]], text: str, step: Step = lambda _: None
 ) -> Accuracy:
     """Both models read the same windows; one window's logits are in memory at a time. ``step`` is told its tokens."""
     loss, reference_loss, divergence, same = [], [], [], []
@@ -76,9 +77,9 @@ def reference_for(found: Bundle, others: Sequence[Bundle]) -> Bundle:
     """The fp32 bundle of the same model, among ``others`` or beside it; BundleError says how to get one."""
     beside = found.path.absolute().parent / f"{found.name}-rk3588-{REFERENCE}"
     candidates = [*others, *([bundle.read(beside)] if (beside / bundle.MANIFEST).is_file() else [])]
-    files = _weights(found)
+    files = _weight_sources(found)
     for other in candidates:
-        if other.dtype == REFERENCE and other.sim_model and _weights(other) == files:
+        if other.dtype == REFERENCE and other.sim_model and _weight_sources(other) == files:
             return other
     raise BundleError(
         f"{found.path} has no {REFERENCE} bundle of the same model beside it to compare with: make one with "
@@ -86,7 +87,7 @@ def reference_for(found: Bundle, others: Sequence[Bundle]) -> Bundle:
     )
 
 
-def _weights(found: Bundle) -> tuple[Any, ...]:
+def _weight_sources(found: Bundle) -> tuple[Any, ...]:
     """What the weights are made of: the source's files, and adapters merged into them."""
     lora = found.manifest.get("lora", {})
     merged = lora.get("adapters", []) if lora.get("mode") == "merge" else []
@@ -98,7 +99,7 @@ def measure(found: Bundle, reference: Bundle, text: str, name: str, tokens: int,
     if found.sim_model is None:
         raise BundleError(f"{found.path} has no {bundle.SIM_MODEL} to measure: convert with --target sim as well")
     assert reference.sim_model is not None
-    with sim.SimModel(reference.sim_model) as truth, sim.SimModel(found.sim_model) as model:
+    with SimModel(reference.sim_model) as truth, SimModel(found.sim_model) as model:
         size = min(WINDOW, truth.info.context_length)
         parts = windows(truth.tokenise(text)[:tokens], size)
         if not parts:
@@ -113,16 +114,16 @@ def record(found: Bundle, accuracy: Accuracy) -> None:
             target = folder / entry["path"]
             target.parent.mkdir(exist_ok=True)
             if entry["path"] != CARD:
-                _link(found.path / entry["path"], target)
+                _link_or_copy(found.path / entry["path"], target)
         manifest = {key: value for key, value in found.manifest.items() if key not in ("schema", "files")}
         manifest["accuracy"] = asdict(accuracy)
         named = {**manifest, "files": found.manifest["files"]}
-        card = model_card([Variant.of(Bundle(found.path, named))], original(read_base(found.path)))
+        card = model_card([Variant.of(Bundle(found.path, named))], original_card(read_base(found.path)))
         (folder / CARD).write_text(card, encoding="utf-8")
         bundle.write_manifest(folder, manifest)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:  # a file system without hard links

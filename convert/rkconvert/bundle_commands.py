@@ -76,7 +76,7 @@ def _text(path: Path | None) -> tuple[str, str]:
 @_BUNDLES
 def card(paths: tuple[Path, ...]) -> None:
     """Print one model card for several bundles of one model, to publish them together."""
-    from .cards.card import Variant, model_card, original, read_base
+    from .cards.card import Variant, model_card, original_card, read_base
 
     found = [bundle.read(path) for path in paths]
     names = dict.fromkeys(one.name for one in found)
@@ -87,7 +87,7 @@ def card(paths: tuple[Path, ...]) -> None:
         click.echo(printable(f"Note: {note}"), err=True)
     variants = [Variant.of(one) for one in found]
     try:
-        text = model_card(variants, original(base))
+        text = model_card(variants, original_card(base))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(
             f"{bundle.MANIFEST} of {' or '.join(map(str, paths))} is not as rkconvert writes it ({error!r}): convert "

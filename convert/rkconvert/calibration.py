@@ -85,7 +85,7 @@ class _Renderer:
             return "\n".join(message["content"] for message in messages)
         return self._template.render(messages)
 
-    def rendered(self, text: str) -> bool:
+    def is_rendered(self, text: str) -> bool:
         """Whether somebody has put the text into a template before."""
         return any(token in text for token in self._special)
 
@@ -113,7 +113,7 @@ def _entries(path: Path) -> list[Entry]:
             raise UsageError(f"--dataset {path} holds a {what}, expected a list of objects with {_FORMS}")
         return [(f"entry {i}", entry) for i, entry in enumerate(found, 1)]
     paragraphs = [p.strip() for p in re.split(r"\n\s*\n", text) if p.strip()]
-    return [(f"paragraph {i}", dict(zip(("prompt", "answer"), _halves(p)))) for i, p in enumerate(paragraphs, 1)]
+    return [(f"paragraph {i}", dict(zip(("prompt", "answer"), _cut_in_halves(p)))) for i, p in enumerate(paragraphs, 1)]
 
 
 def _json(text: str, where: str) -> Any:
@@ -123,11 +123,11 @@ def _json(text: str, where: str) -> Any:
         raise UsageError(f"{where} is not JSON: {error}") from error
 
 
-def _halves(paragraph: str) -> Pair:
+def _cut_in_halves(paragraph: str) -> Pair:
     """Cut at the end of the sentence, else of the word, that is nearest the middle."""
-    ends = [m.end() for m in _SENTENCE.finditer(paragraph) if 0 < m.end() < len(paragraph)]
-    ends = ends or [m.end() for m in re.finditer(r"\s+", paragraph)] or [len(paragraph) // 2]
-    cut = min(ends, key=lambda end: abs(end - len(paragraph) / 2))
+    breaks = [m.end() for m in _SENTENCE.finditer(paragraph) if 0 < m.end() < len(paragraph)]
+    breaks = breaks or [m.end() for m in re.finditer(r"\s+", paragraph)] or [len(paragraph) // 2]
+    cut = min(breaks, key=lambda end: abs(end - len(paragraph) / 2))
     return paragraph[:cut].strip(), paragraph[cut:].strip()
 
 
@@ -139,11 +139,11 @@ def _sample(where: str, entry: Any, render: _Renderer | None) -> Pair:
             *asked, last = _messages(where, entry["messages"])
             return (render(asked) if render else asked[-1]["content"]), last["content"]
         if "input" in entry or "target" in entry:
-            question, answer = _text(where, entry, ("input",)), _text(where, entry, ("target",))
-            if render is None or render.rendered(question):
+            question, answer = _required_text(where, entry, ("input",)), _required_text(where, entry, ("target",))
+            if render is None or render.is_rendered(question):
                 return question, answer
         else:
-            question, answer = _text(where, entry, _QUESTIONS), _text(where, entry, _ANSWERS)
+            question, answer = _required_text(where, entry, _QUESTIONS), _required_text(where, entry, _ANSWERS)
         return (render([{"role": "user", "content": question}]) if render else question), answer
     except BundleError as error:
         raise UsageError(f"--dataset {where}: {error}") from error
@@ -161,7 +161,7 @@ def _messages(where: str, value: Any) -> list[dict[str, str]]:
     return list(value)
 
 
-def _text(where: str, entry: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def _required_text(where: str, entry: Mapping[str, Any], names: tuple[str, ...]) -> str:
     value = next((entry[name] for name in names if name in entry), None)
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"--dataset {where}: {' or '.join(map(repr, names))} is missing, empty or not a text")

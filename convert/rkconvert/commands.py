@@ -14,11 +14,10 @@ import click
 from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
-from . import plan as plans
 from .adapters import lora
 from .build import convert
 from .cards.card import base_of, naming_note
-from .cards.report import render
+from .dry_run import describe, render
 from .plan import Plan
 from .progress import shown
 from .request import NAME, TARGETS, Request
@@ -116,30 +115,30 @@ def build(
     source = hub.peek(remote, request.opener) if remote else request.open(path)
     plan = request.plan(source, chosen, out or Path(), dry_run=dry_run)
     if dry_run:
-        click.echo(printable_json(plans.describe(plan)) if as_json else printable(render(plan)))
+        click.echo(printable_json(describe(plan)) if as_json else printable(render(plan)))
         return
     for note in plan.notes:
-        _note(note)
+        _print_note(note)
     if remote:
         with shown() as progress:
             plan = replace(plan, source=hub.download(remote, progress, request.opener))
     base = base_of(plan.source)
     naming = naming_note(plan.name, base)
     for note in (*base.notes, *([naming] if naming else ())):
-        _note(note)
-    _run(plan, as_json)
+        _print_note(note)
+    _convert_and_print(plan, as_json)
 
 
-def _note(text: str) -> None:
+def _print_note(text: str) -> None:
     click.echo(printable(f"Note: {text}"), err=True)
 
 
-def _run(plan: Plan, as_json: bool) -> None:
+def _convert_and_print(plan: Plan, as_json: bool) -> None:
     done = []
-    for part in _parts(plan):
+    for run in _runs(plan):
         with shown() as progress:
-            folders = convert(part, progress)
-        for artifact, folder in zip(part.artifacts, folders, strict=True):
+            folders = convert(run, progress)
+        for artifact, folder in zip(run.artifacts, folders, strict=True):
             done.append({"dtype": artifact.scheme.name, "path": str(folder), "bytes": bundle.size(folder)})
             if not as_json:
                 click.echo(folder)
@@ -147,7 +146,7 @@ def _run(plan: Plan, as_json: bool) -> None:
         click.echo(json.dumps({"name": plan.name, "bundles": done}, indent=2))
 
 
-def _parts(plan: Plan) -> list[Plan]:
+def _runs(plan: Plan) -> list[Plan]:
     """All in one pass over the model; for a board one by one: what took an hour shall not be lost with the next."""
     return [replace(plan, artifacts=(artifact,)) for artifact in plan.artifacts] if plan.board else [plan]
 

@@ -30,17 +30,17 @@ def machine() -> Memory:
         name, _, rest = line.partition(":")
         facts[name] = int(rest.split()[0]) << 10
     ram, free, swap = facts["MemTotal"], facts["MemAvailable"], facts.get("SwapFree", 0)
-    limit = _limit("memory.max", "memory/memory.limit_in_bytes")
+    limit = _cgroup_value("memory.max", "memory/memory.limit_in_bytes")
     if limit is not None and limit < ram:
-        used = _limit("memory.current", "memory/memory.usage_in_bytes")
+        used = _cgroup_value("memory.current", "memory/memory.usage_in_bytes")
         ram = limit
         free = min(free, max(limit - (used or 0), 0))
-        swap_limit = _limit("memory.swap.max", "")
+        swap_limit = _cgroup_value("memory.swap.max", "")
         swap = min(swap, swap_limit if swap_limit is not None else swap)
     return Memory(ram, swap, free)
 
 
-def _limit(version2: str, version1: str) -> int | None:
+def _cgroup_value(version2: str, version1: str) -> int | None:
     for name in filter(None, (version2, version1)):
         try:
             text = (_CGROUP / name).read_text().strip()

@@ -8,14 +8,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rk3588 import files, quant, templates
-from rk3588.errors import CheckpointError, UsageError
+from rk3588.errors import CheckpointError, TargetError, UsageError
 
 from . import calibration
 from .adapters import lora
 from .adapters.lora import LoraOption
-from .plan import Board, Plan, make_plan
-from .sources.base import Checkpoint, Source, open_checkpoint, open_source
+from .plan import Plan, plan_artifacts
+from .sources.base import Checkpoint, Source
+from .sources.opening import open_checkpoint, open_source
 from .toolkit import install, preflight
+from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM, BoardOptions
 from .toolkit.preflight import Likely
 
@@ -54,7 +56,7 @@ class Request:
 
     @property
     def opener(self) -> Callable[[Path], Checkpoint]:
-        """The simulated runtime and the checks of a LoRA want a Llama, a board takes what the toolkit does."""
+        """The simulated runtime and the checks of a LoRA want a family known here; the toolkit takes others, too."""
         return open_source if "sim" in self.targets or self.loras else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
@@ -108,7 +110,7 @@ class Request:
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         source = self._with_template(source)
         likely, remarks = self.check(), []
-        options, board = self.board, None
+        options, job = self.board, None
         if options:
             for found, notes in (
                 preflight.check_model(source, schemes),
@@ -118,25 +120,25 @@ class Request:
                 remarks += notes
             dataset = calibration.load(options.dataset, source.vocabulary)
             remarks += preflight.settle(likely, self.force)
-            board = Board(options, dataset, install.needed())
+            job = ToolkitJob(options, dataset, install.needed())
         for adapter in self.adapters if self.follow_links else ():
             files.follow_links(adapter.path)
         adapters = [lora.read(adapter, source) for adapter in self.adapters if isinstance(source, Source)]
-        plan = make_plan(
-            source,
-            name,
-            out,
-            schemes,
+        plan = Plan(
+            source=source,
+            name=name,
+            out=out,
+            artifacts=plan_artifacts(source, schemes, for_sim="sim" in self.targets, hybrid_rate=self.hybrid_rate),
             overwrite=self.overwrite,
-            dry_run=dry_run,
-            loras=adapters,
+            loras=tuple(adapters),
             lora_mode=self.lora_mode or lora.MODES[0],
-            sim="sim" in self.targets,
-            board=board,
             hybrid_rate=self.hybrid_rate,
+            board=job,
             community_names=self.community_names,
-            remarks=remarks,
         )
-        if board:
+        in_the_way = plan.folders_in_the_way
+        if in_the_way and not dry_run:
+            raise TargetError(in_the_way[0])
+        if job:
             preflight.check_loras(plan.source, [adapter.name for adapter in adapters])
-        return plan
+        return replace(plan, remarks=(*remarks, *in_the_way))

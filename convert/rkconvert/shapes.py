@@ -10,8 +10,9 @@ from rk3588.errors import CheckpointError, UsageError
 from rk3588.shape import FAMILIES, Shape, from_config
 
 from .sources import hub
-from .sources.base import Checkpoint, open_checkpoint
+from .sources.base import Checkpoint
 from .sources.gguf_file import read_headers
+from .sources.opening import open_checkpoint
 
 # config.json's keys, as GGUF has them behind the architecture's name.
 _KEYS = {

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Optional, Protocol, Union
 
 from rk3588.bundle import VOCABULARY, Bundle
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 from rk3588.templates import ChatTemplate, Message, Source
 
 from .specials import Specials

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
-from rk3588.sim import SimModel
+from rk3588.hostlib import SimModel
 
 # Noncharacters, which no template looks for. They frame the number of what they stand for.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from pydoc_data import topics
 
-from rk3588 import bundle, quant, sim
+from rk3588 import bundle, hostlib, quant
 from rkconvert.accuracy import WINDOW, compare, windows
 from tests import smollm2
 
@@ -37,15 +37,15 @@ def main() -> None:
         sys.exit(f"cannot read {options.text} as UTF-8 text: {error}")
     dtypes = options.dtype or list(quant.SCHEMES)
     made = smollm2.bundles(dict.fromkeys([*dtypes, "fp32"]))
-    with sim.SimModel(made["fp32"] / bundle.SIM_MODEL, threads=options.threads) as reference:
+    with hostlib.SimModel(made["fp32"] / bundle.SIM_MODEL, threads=options.threads) as reference:
         parts = windows(reference.tokenise(text)[: max(options.tokens, 0)])
         if not parts:
             sys.exit("the text is too short: there is no token to predict")
         read = sum(map(len, parts))
-        print(f"{smollm2.NAME}, {read} tokens in windows of {WINDOW}, kernel {sim.kernel()}", file=sys.stderr)
+        print(f"{smollm2.NAME}, {read} tokens in windows of {WINDOW}, kernel {hostlib.kernel()}", file=sys.stderr)
         print(f"{'dtype':<10} {'perplexity':>10} {'KL to fp32':>11} {'top-1':>7}")
         for dtype in dtypes:
-            with sim.SimModel(made[dtype] / bundle.SIM_MODEL, threads=options.threads) as model:
+            with hostlib.SimModel(made[dtype] / bundle.SIM_MODEL, threads=options.threads) as model:
                 found = compare(reference, model, parts, "")
             row = f"{dtype:<10} {found.perplexity:>10.3f} {found.divergence:>11.6f} {found.agreement:>7.1%}"
             print(row, flush=True)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from rk3588 import runtime, sim
+from rk3588 import hostlib, runtime
 from rkruntime import abi, loader
 
 
@@ -52,7 +52,7 @@ def main(path: str, threads: str) -> None:
     os.environ["RKSIM_THREADS"] = threads
     sys.stdout.flush()
     engine: Engine | None = None
-    print(json.dumps({"about": f"simulated runtime {sim.kernel()}"}), flush=True)
+    print(json.dumps({"about": f"simulated runtime {hostlib.kernel()}"}), flush=True)
     for line in sys.stdin:
         prompt, new = json.loads(line)
         engine = engine or Engine(path, new)

@@ -16,7 +16,7 @@ from pathlib import Path
 import xllamacpp
 
 from rkconvert.adapters import lora
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_lora import cases
 

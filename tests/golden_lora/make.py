@@ -23,7 +23,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rkconvert.adapters import lora
 from rkconvert.architectures.names import Names
 from rkconvert.artifact.block import Block
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests.golden_logits.make import TOLERANCE, logits, tiny_model
 from tests.golden_lora import cases
 from tests.loras import LINEAR
@@ -117,7 +118,7 @@ def merge_differences(kind: str, model: Any, option: lora.LoraOption, source: So
             file.seek(tensor.offset)
             block = Block(tensor, 0, file.read(tensor.nbytes))
         if name in adapter.pairs:
-            block.add([(adapter.pairs[name], 1.0)])
+            block.merge([(adapter.pairs[name], 1.0)])
         found = block.as_float32().reshape(tensor.shape)
         most = float(np.abs(found - merged[names.in_file(name)].numpy()).max())
         if not most <= (MERGE_TOLERANCE if name in adapter.pairs else 0):

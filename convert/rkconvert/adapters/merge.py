@@ -11,7 +11,7 @@ import numpy as np
 from rk3588 import files
 from rk3588.errors import CheckpointError
 from rkconvert.artifact.block import Block
-from rkconvert.artifact.pipeline import blocks
+from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Array, Source
 
 from .lora import Lora
@@ -40,7 +40,7 @@ def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check:
         with (folder / tensor.file.name).open("r+b") as target:
             for row, raw in blocks(tensor):
                 block = Block(tensor, row, raw)
-                block.add(changes)
+                block.merge(changes)
                 target.seek(tensor.offset + row * (tensor.nbytes // tensor.rows))
                 target.write(_encoded(block, tensor.kind).tobytes())
                 check()

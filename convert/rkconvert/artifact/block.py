@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import sim
+from rk3588 import hostlib
 from rk3588.errors import CheckpointError
 from rk3588.quant import Scheme
 from rkconvert.adapters.lora import Pair
@@ -23,7 +23,7 @@ class Block:
         self._float32: npt.NDArray[np.float32] | None = None
         self._float16: npt.NDArray[np.float16] | None = None
 
-    def add(self, changes: Sequence[tuple[Pair, float]]) -> None:
+    def merge(self, changes: Sequence[tuple[Pair, float]]) -> None:
         """Merge what adapters change in these rows. Summed in float64, so that the sum's order hardly ever shows."""
         rows = slice(self.row, self.row + len(self.values))
         wide = self.as_float32().astype(np.float64)
@@ -33,7 +33,7 @@ class Block:
 
     def quantised(self, scheme: Scheme) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
         try:
-            return sim.quantise(self.values, self.kind, scheme)
+            return hostlib.quantise(self.values, self.kind, scheme)
         except ValueError as error:
             raise self._not_finite(*error.args) from None
 
@@ -47,7 +47,7 @@ class Block:
 
     def as_float16(self) -> npt.NDArray[np.float16]:
         if self._float16 is None:
-            halves = sim.bf16_to_float16(self.values) if self.kind == "BF16" else None
+            halves = hostlib.bf16_to_float16(self.values) if self.kind == "BF16" else None
             self._float16 = self._checked_float16() if halves is None else halves
         return self._float16
 
@@ -59,8 +59,8 @@ class Block:
         if infinite.any():
             row, column = np.argwhere(infinite)[0]
             raise CheckpointError(
-                f"{self._at(row, column)} is {values[row, column]:g}, more than fp16 holds (65504): only --dtype fp32 "
-                "can keep it"
+                f"{self._place(row, column)} is {values[row, column]:g}, more than fp16 holds (65504): only --dtype "
+                "fp32 can keep it"
             )
         return halves
 
@@ -68,8 +68,8 @@ class Block:
         value = self.values[row, column]
         if self.kind == "BF16":
             value = np.array([value], np.uint16).astype(np.uint32).__lshift__(16).view(np.float32)[0]
-        return CheckpointError(f"{self._at(row, column)} is {value}: the model is damaged, get it again")
+        return CheckpointError(f"{self._place(row, column)} is {value}: the model is damaged, get it again")
 
-    def _at(self, row: int, column: int) -> str:
+    def _place(self, row: int, column: int) -> str:
         place = f"row {self.row + row}, column {column}" if len(self.tensor.shape) == 2 else f"position {column}"
         return f"{self.tensor.file}: tensor {self.tensor.name}, {place}"

@@ -1,7 +1,8 @@
 """A file that is written past the page cache, where the file system allows.
 
 A gigabyte copied into the page cache costs the kernel a second or two of a core, several times what quantising it
-does; and it pushes out the source, which is read twice.
+does; and it pushes out the source, which is read twice. Whole conversions took 16 to 19 s with this and with SHA-256
+side by side (sha256.py), and 22 to 35 s without.
 """
 
 from __future__ import annotations

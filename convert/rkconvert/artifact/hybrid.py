@@ -17,52 +17,53 @@ from rk3588 import quant
 from rk3588.quant import Scheme
 from rkconvert.adapters.lora import Pair
 from rkconvert.architectures.model import EMBEDDING, OUTPUT
-from rkconvert.plan import Artifact, Plan, make_artifact
+from rkconvert.plan import Plan
 from rkconvert.sources.base import SourceTensor
 
 from .block import Block
-from .pipeline import blocks
+from .layout import make_artifact
+from .reading import blocks
 
-_TOGETHER = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
+_SAME_INPUT = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
 Sums = npt.NDArray[np.float64]  # per scheme the squared error, and last the squared weights
 Changes = list[tuple[Pair, float]]
 
 
-def settled(plan: Plan, step: Callable[[int], None]) -> Plan:
+def choose_grouped_layers(plan: Plan, step: Callable[[int], None]) -> Plan:
     """``plan`` with the layers chosen that get groups. ``step`` is told the bytes of each piece read."""
     if not plan.hybrid_rate or not plan.for_sim:
         return plan
     schemes = {s for artifact in plan.artifacts for s in quant.mixed(artifact.scheme)}
-    errors = _errors(plan, sorted(schemes, key=lambda s: s.group_size), step)
+    errors = _layer_errors(plan, sorted(schemes, key=lambda s: s.group_size), step)
     artifacts = []
     for artifact in plan.artifacts:
         plain, grouped = quant.mixed(artifact.scheme)
         gains = {unit: error[plain] - error[grouped] for unit, error in errors.items()}
-        artifacts.append(make_artifact(plan.llama.config, artifact.scheme, _chosen(gains, plan.hybrid_rate)))
+        artifacts.append(make_artifact(plan.sim_source.config, artifact.scheme, _most_gaining(gains, plan.hybrid_rate)))
     return replace(plan, artifacts=tuple(artifacts))
 
 
-def _chosen(gains: dict[tuple[str, ...], float], rate: float) -> frozenset[str]:
+def _most_gaining(gains: dict[tuple[str, ...], float], rate: float) -> frozenset[str]:
     """The names in the units that gain most: ``rate`` of the units, one at the least."""
     count = max(round(rate * len(gains)), 1)
     best = sorted(gains, key=lambda unit: (-gains[unit], unit))[:count]
     return frozenset(name for unit in best for name in unit)
 
 
-def _units(names: Iterable[str]) -> list[tuple[str, ...]]:
+def _layers_of_one_input(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Canonical names of linear layers, those that share an input together."""
     found: dict[str, list[str]] = {}
     for name in names:
         kind = name.split(".")[-2]
-        found.setdefault(name.replace(kind, _TOGETHER.get(kind, kind)), []).append(name)
+        found.setdefault(name.replace(kind, _SAME_INPUT.get(kind, kind)), []).append(name)
     return [tuple(unit) for unit in found.values()]
 
 
-def _errors(
+def _layer_errors(
     plan: Plan, schemes: list[Scheme], step: Callable[[int], None]
 ) -> dict[tuple[str, ...], dict[Scheme, float]]:
     """The relative squared error of every unit under every scheme."""
-    source = plan.llama
+    source = plan.sim_source
     layers = {name: name for name, shape in source.config.tensors().items() if len(shape) == 2 and name != EMBEDDING}
     if source.config.tied:
         layers[OUTPUT] = EMBEDDING
@@ -70,10 +71,10 @@ def _errors(
     with ThreadPoolExecutor(plan.threads) as pool:
         for name, origin in layers.items():
             tensor = source.tensors[origin]
-            changes = [(lora.pairs[name], lora.option.scale) for lora in plan.merged if name in lora.pairs]
+            changes = [(lora.pairs[name], lora.option.scale) for lora in plan.merged_loras if name in lora.pairs]
 
             def measure(piece: tuple[int, bytes], tensor: SourceTensor = tensor, changes: Changes = changes) -> Sums:
-                return _measured(tensor, *piece, changes, schemes)
+                return _measure(tensor, *piece, changes, schemes)
 
             total = np.zeros(len(schemes) + 1)
             for part in pool.map(measure, blocks(tensor)):
@@ -81,23 +82,16 @@ def _errors(
             step(tensor.nbytes)
             sums[name] = total
     found = {}
-    for unit in _units(layers):
+    for unit in _layers_of_one_input(layers):
         *squared, weights = np.sum([sums[name] for name in unit], axis=0)
         found[unit] = {s: float(e / weights) if weights else 0.0 for s, e in zip(schemes, squared, strict=True)}
     return found
 
 
-def _measured(tensor: SourceTensor, row: int, raw: bytes, changes: Changes, schemes: list[Scheme]) -> Sums:
+def _measure(tensor: SourceTensor, row: int, raw: bytes, changes: Changes, schemes: list[Scheme]) -> Sums:
     block = Block(tensor, row, raw)
     if changes:
-        block.add(changes)
+        block.merge(changes)
     weights = block.as_float32()
-    squared = [
-        np.square(weights - quant.dequantise(*block.quantised(s), s), dtype=np.float64).sum() for s in schemes
-    ]
+    squared = [np.square(weights - quant.dequantise(*block.quantised(s), s), dtype=np.float64).sum() for s in schemes]
     return np.array([*squared, np.square(weights, dtype=np.float64).sum()])
-
-
-def grouped_layers(artifact: Artifact) -> list[str]:
-    """The layers with groups, in file order."""
-    return [t.name for t in artifact.tensors if artifact.grouped is not None and t.name in artifact.grouped]

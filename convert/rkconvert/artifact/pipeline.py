@@ -1,12 +1,14 @@
-"""One pass over the source: blocks of rows are made into every artifact's tensors, in the artifacts' order, and each
-file is hashed and written as it grows. Nothing is read back.
+"""One pass over the source, and every artifact is written. The data go one way:
 
-Beside it the source's own files are read in their order, for their SHA-256: a hash begins at the beginning of a file,
-and tensors rarely lie in it as they do in an artifact.
+1. read: each tensor of the source, in the artifacts' order, a block of rows at a time (reading.py);
+2. convert: a block into the rows of each artifact's tensors (block.py), by a pool of threads, which reads it as well,
+   so that the bytes are in the core's cache;
+3. order: the rows of each artifact as its file has them, with their checksums (file_order.py);
+4. hash: the next bytes of all artifacts, on one thread, for that is faster side by side (sha256.py);
+5. write: them, on a thread for each artifact (artifact_file.py).
 
-A pool quantises. What has to go in order has a thread of its own: the hashing of the source, that of the artifacts,
-which is faster side by side, and the writing of each artifact. Whoever needs bytes of the source reads them, so that
-they are in its core's cache.
+Nothing is read back. Beside it the source's own files are read from their beginning, for their SHA-256, on a thread of
+its own: tensors rarely lie in a file as they do in an artifact.
 """
 
 from __future__ import annotations
@@ -15,9 +17,8 @@ import ctypes
 import functools
 import hashlib
 import itertools
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,132 +27,170 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rk3588 import sim
-from rk3588.errors import CheckpointError
 from rkconvert.adapters.lora import Lora
-from rkconvert.plan import AHEAD, BLOCK_BYTES, OutTensor, block_rows
 from rkconvert.sources.base import Array, Source, SourceTensor
 
+from .artifact_file import ArtifactFile
 from .block import Block
+from .file_order import FileOrder
+from .layout import ArtifactTensor
+from .reading import OpenFile, Piece, file_pieces, opened, refuse_overlaps, tensor_pieces
 from .sha256 import Bytes, update_together
-from .writer import ArtifactWriter
+
+WAITING_FOR_DISK = 4  # converted blocks that may wait to be hashed and written; more of them only leave the caches
 
 
-class Made(NamedTuple):
-    """Rows of a tensor of one artifact, and their CRC-32."""
+class Rows(NamedTuple):
+    """The next rows of a tensor of an artifact."""
 
-    writer: ArtifactWriter
-    tensor: OutTensor
+    file: ArtifactFile
+    tensor: ArtifactTensor
     values: Array
-    crc: int
 
 
 @dataclass(frozen=True)
-class Sink:
+class Conversion:
     """A tensor to make from a source tensor; ``scale`` beside it where it is quantised."""
 
-    writer: ArtifactWriter
-    tensor: OutTensor
-    scale: OutTensor | None
+    file: ArtifactFile
+    tensor: ArtifactTensor
+    scale: ArtifactTensor | None
 
-    def make(self, block: Block) -> list[Made]:
+    def of(self, block: Block) -> list[Rows]:
         """What the rows of ``block`` become."""
         if self.scale is None:
             values = block.as_float32() if self.tensor.kind == "F32" else block.as_float16()
-            return [self._made(self.tensor, values)]
-        q, scales = block.quantised(self.writer.artifact.scheme_of(self.tensor.name))
-        return [self._made(self.tensor, q), self._made(self.scale, scales)]
-
-    def _made(self, tensor: OutTensor, values: Array) -> Made:
-        return Made(self.writer, tensor, values, sim.crc32(values))
-
-
-def sinks_in_order(writers: Sequence[ArtifactWriter]) -> list[list[Sink]]:
-    """The sinks that are filled together, those of one tensor name, in an order that is every artifact's own."""
-    # Where the others lack a tensor of the longest, the rest is in the same order.
-    found: dict[str, list[Sink]] = {}
-    for writer in sorted(writers, key=lambda w: -len(w.artifact.tensors)):
-        tensors = {t.name: t for t in writer.artifact.tensors}
-        for tensor in writer.artifact.tensors:
-            if tensor.source and not tensor.name.endswith(".scale"):
-                found.setdefault(tensor.name, []).append(Sink(writer, tensor, tensors.get(f"{tensor.name}.scale")))
-    return list(found.values())
+            return [Rows(self.file, self.tensor, values)]
+        weights, scales = block.quantised(self.file.artifact.scheme_of(self.tensor.name))
+        return [Rows(self.file, self.tensor, weights), Rows(self.file, self.scale, scales)]
 
 
 def run(
     source: Source,
-    writers: Sequence[ArtifactWriter],
+    files: Sequence[ArtifactFile],
     threads: int,
     step: Callable[[int, int], None],
     merged: Sequence[Lora] = (),
 ) -> dict[Path, str]:
-    """Fill the writers from ``source`` with ``merged`` added; returns the SHA-256 of each source file.
+    """Fill the files from ``source`` with ``merged`` added; returns the SHA-256 of each source file.
 
     ``step`` is told the bytes read so far and in all, and may raise to end the run.
     """
     _keep_memory()
-    _check_places(source)
-    order = sinks_in_order(writers)
-    done, total = 0, sum(source.tensors[sinks[0].tensor.source].nbytes for sinks in order)
-    digests = {file: hashlib.sha256() for file in source.files}
+    refuse_overlaps(source)
+    orders = {file: FileOrder(file.artifact) for file in files}
     with ExitStack() as stack:
-        opened = {file: stack.enter_context(_opened(file)) for file in source.files}
-        originals = (_Original(digests[file], piece) for file in source.files for piece in _whole(opened[file]))
+        inputs = {path: stack.enter_context(opened(path)) for path in source.files}
+        hashes = SourceHashes(inputs)
         workers = stack.enter_context(_pool(threads))
-        output = _Output(stack, writers, originals)
-        output.put([(writer, writer.header) for writer in writers])
-        flight = _Flight(2 * threads, output.append)
-        for sinks in order:
-            name = sinks[0].tensor.source
-            tensor, changes = source.tensors[name], [lora for lora in merged if name in lora.pairs]
-            for row, piece in _rows(tensor, opened[tensor.file]):
-                flight.add([workers.submit(_convert, name, tensor, row, piece, sinks, changes)])
-                done += piece.size
-                step(done, total)
-        flight.drain()
+        output = Output(stack, files, hashes)
+        output.append((file, file.header) for file in files)
+        for rows in _converted(source, inputs, files, workers, 2 * threads, step, merged):
+            output.append((r.file, data) for r in rows for data in orders[r.file].add(r.tensor, r.values))
         for name, values in source.config.rope_tensors().items():
             factors = np.array(values, "<f4")
-            made = ((writer, tensor) for writer in writers for tensor in writer.artifact.tensors)
-            output.append([Made(w, tensor, factors, sim.crc32(factors)) for w, tensor in made if tensor.name == name])
-        output.put([(writer, data) for writer in writers for data in writer.checksums()])
+            places = [(file, tensor) for file in files for tensor in file.artifact.tensors if tensor.name == name]
+            output.append((file, data) for file, tensor in places for data in orders[file].add(tensor, factors))
+        output.append((file, data) for file in files for data in orders[file].checksums())
         output.finish()
-    return {file: digest.hexdigest() for file, digest in digests.items()}
+    return hashes.hexdigests()
+
+
+def _converted(
+    source: Source,
+    inputs: dict[Path, OpenFile],
+    files: Sequence[ArtifactFile],
+    workers: ThreadPoolExecutor,
+    ahead: int,
+    step: Callable[[int, int], None],
+    merged: Sequence[Lora],
+) -> Iterator[list[Rows]]:
+    """Steps 1 and 2: block after block in order, ``ahead`` of them in work. Errors come in that order, too."""
+    order = conversions_in_order(files)
+    done, total = 0, sum(source.tensors[group[0].tensor.source].nbytes for group in order)
+    in_work: deque[Future[list[Rows]]] = deque()
+    for conversions in order:
+        name = conversions[0].tensor.source
+        tensor, changes = source.tensors[name], [lora for lora in merged if name in lora.pairs]
+        for row, piece in tensor_pieces(tensor, inputs[tensor.file]):
+            in_work.append(workers.submit(_convert, name, tensor, row, piece, conversions, changes))
+            if len(in_work) > ahead:
+                yield in_work.popleft().result()
+            done += piece.size
+            step(done, total)
+    while in_work:
+        yield in_work.popleft().result()
+
+
+def conversions_in_order(files: Sequence[ArtifactFile]) -> list[list[Conversion]]:
+    """What is made together, the tensors of one name, in an order that is every artifact's own."""
+    # Where the others lack a tensor of the longest, the rest is in the same order.
+    found: dict[str, list[Conversion]] = {}
+    for file in sorted(files, key=lambda file: -len(file.artifact.tensors)):
+        tensors = {t.name: t for t in file.artifact.tensors}
+        for tensor in file.artifact.tensors:
+            if tensor.source and not tensor.name.endswith(".scale"):
+                scale = tensors.get(f"{tensor.name}.scale")
+                found.setdefault(tensor.name, []).append(Conversion(file, tensor, scale))
+    return list(found.values())
 
 
 def _convert(
-    name: str, tensor: SourceTensor, row: int, piece: Piece, sinks: list[Sink], merged: Sequence[Lora]
-) -> list[Made]:
+    name: str, tensor: SourceTensor, row: int, piece: Piece, conversions: list[Conversion], merged: Sequence[Lora]
+) -> list[Rows]:
     block = Block(tensor, row, piece.read())
     if merged:
-        block.add([(lora.pairs[name], lora.option.scale) for lora in merged])
-    return [made for sink in sinks for made in sink.make(block)]
+        block.merge([(lora.pairs[name], lora.option.scale) for lora in merged])
+    return [rows for conversion in conversions for rows in conversion.of(block)]
 
 
-class _Output:
-    """What becomes of finished blocks: hashed and written. A piece of the source is hashed with each of them."""
+class SourceHashes:
+    """The SHA-256 of the source's files, a piece of one at a time."""
 
-    def __init__(self, stack: ExitStack, writers: Sequence[ArtifactWriter], source: Iterator[_Original]) -> None:
-        self._source = source
+    def __init__(self, inputs: dict[Path, OpenFile]) -> None:
+        self._digests = {path: hashlib.sha256() for path in inputs}
+        pieces = ((path, piece) for path, file in inputs.items() for piece in file_pieces(file))
+        self.jobs = (functools.partial(self._hash, path, piece) for path, piece in pieces)
+
+    def _hash(self, path: Path, piece: Piece) -> None:
+        self._digests[path].update(piece.read())
+
+    def hexdigests(self) -> dict[Path, str]:
+        return {path: digest.hexdigest() for path, digest in self._digests.items()}
+
+
+class Output:
+    """Steps 4 and 5, and with each call of ``append`` a piece of the source is hashed."""
+
+    def __init__(self, stack: ExitStack, files: Sequence[ArtifactFile], source: SourceHashes) -> None:
+        self._source_jobs = iter(source.jobs)
         self._source_hasher, self._hasher = stack.enter_context(_pool(1)), stack.enter_context(_pool(1))
-        self._disks = {writer: stack.enter_context(_pool(1)) for writer in writers}
-        self._flight = _Flight(AHEAD, lambda _: None)
+        self._writers = {file: stack.enter_context(_pool(1)) for file in files}
+        self._in_work: deque[list[Future[Any]]] = deque()
 
-    def append(self, made: list[Made]) -> None:
-        """The next rows of tensors; what has to wait for its turn in the file waits in the writer."""
-        self.put([(m.writer, data) for m in made for data in m.writer.in_order(m.tensor, m.values, m.crc)])
-
-    def put(self, pieces: list[tuple[ArtifactWriter, Bytes]]) -> None:
-        """The next bytes of files."""
-        jobs = [self._source_hasher.submit(original.hash) for original in itertools.islice(self._source, 1)]
-        jobs.append(self._hasher.submit(update_together, [(writer.sha256, data) for writer, data in pieces]))
-        jobs += [self._disks[writer].submit(writer.put, data) for writer, data in pieces]
-        self._flight.add(jobs)
+    def append(self, pieces: Iterable[tuple[ArtifactFile, Bytes]]) -> None:
+        """The next bytes of files. Waits while there is too much that waits for the disk."""
+        pieces = list(pieces)
+        jobs: list[Future[Any]] = [self._source_hasher.submit(job) for job in itertools.islice(self._source_jobs, 1)]
+        jobs.append(self._hasher.submit(update_together, [(file.sha256, data) for file, data in pieces]))
+        jobs += [self._writers[file].submit(file.append, data) for file, data in pieces]
+        self._add(jobs)
 
     def finish(self) -> None:
         """Wait for the disk, and hash what is left of the source."""
-        for original in self._source:
-            self._flight.add([self._source_hasher.submit(original.hash)])
-        self._flight.drain()
+        for job in self._source_jobs:
+            self._add([self._source_hasher.submit(job)])
+        while self._in_work:
+            self._wait_for_oldest()
+
+    def _add(self, jobs: list[Future[Any]]) -> None:
+        self._in_work.append(jobs)
+        if len(self._in_work) > WAITING_FOR_DISK:
+            self._wait_for_oldest()
+
+    def _wait_for_oldest(self) -> None:
+        for job in self._in_work.popleft():
+            job.result()
 
 
 @functools.cache
@@ -173,103 +212,3 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Flight:
-    """Jobs under way, at most ``limit`` groups. What they return is handed to ``take`` in the order they came in: the
-    checksums and the files need that, and so do errors."""
-
-    def __init__(self, limit: int, take: Callable[[Any], None]) -> None:
-        self._limit, self._take = limit, take
-        self._jobs: deque[list[Future[Any]]] = deque()
-
-    def add(self, jobs: list[Future[Any]]) -> None:
-        self._jobs.append(jobs)
-        if len(self._jobs) > self._limit:
-            self._land()
-
-    def drain(self) -> None:
-        while self._jobs:
-            self._land()
-
-    def _land(self) -> None:
-        for job in self._jobs.popleft():
-            self._take(job.result())
-
-
-def _check_places(source: Source) -> None:
-    ends: dict[Path, int] = {}
-    places = {(t.file, *(t.stored or (t.offset, t.nbytes)), t.name) for t in source.tensors.values()}
-    for file, offset, nbytes, name in sorted(places):
-        if offset < ends.get(file, 0):
-            raise CheckpointError(f"{file}: tensor {name} overlaps the one before it: get the file again")
-        ends[file] = offset + nbytes
-
-
-def blocks(tensor: SourceTensor) -> Iterator[tuple[int, bytes]]:
-    """The rows of one tensor, a block at a time: (first row, bytes)."""
-    with _opened(tensor.file) as file:
-        for row, piece in _rows(tensor, file):
-            yield row, piece.read()
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    fd: int
-
-
-class Piece(NamedTuple):
-    """Bytes of a file of the source, not yet read."""
-
-    file: _File
-    at: int
-    size: int
-
-    def read(self) -> bytes:
-        path = self.file.path
-        try:
-            raw = os.pread(self.file.fd, self.size, self.at)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        if len(raw) < self.size:
-            raise CheckpointError(f"{path} became shorter while it was read: leave it alone and convert again")
-        return raw
-
-
-class _Original(NamedTuple):
-    """The next piece of a file that is being hashed."""
-
-    digest: hashlib._Hash
-    piece: Piece
-
-    def hash(self) -> None:
-        self.digest.update(self.piece.read())
-
-
-def _rows(tensor: SourceTensor, file: _File) -> Iterator[tuple[int, Piece]]:
-    """The tensor by blocks, each with its first row."""
-    most, row_bytes, run = block_rows(tensor), tensor.nbytes // tensor.rows, tensor.run or tensor.rows
-    for start in range(0, tensor.rows, run):
-        at = tensor.offset + start // run * tensor.step * row_bytes
-        for row in range(0, run, most):
-            yield start + row, Piece(file, at + row * row_bytes, min(most, run - row) * row_bytes)
-
-
-def _whole(file: _File) -> Iterator[Piece]:
-    """A file from its beginning to its end."""
-    size = os.fstat(file.fd).st_size
-    for at in range(0, size, BLOCK_BYTES):
-        yield Piece(file, at, min(BLOCK_BYTES, size - at))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[_File]:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        yield _File(path, fd)
-    finally:
-        os.close(fd)

@@ -1,4 +1,7 @@
-"""SHA-256 of several files that grow side by side: with librksim faster than hashlib can go, else with hashlib."""
+"""SHA-256 of several files that grow side by side: with librksim faster than hashlib can go, else with hashlib.
+
+direct_file.py says what whole conversions gain by it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import sim
+from rk3588 import hostlib
 
 # FIPS 180-4, 5.3.3.
 _START = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
@@ -22,11 +25,11 @@ class Sha256:
 
     def __init__(self) -> None:
         self._state = np.array(_START, np.uint32)
-        self._plain = None if sim.has_sha256() else hashlib.sha256()
+        self._plain = None if hostlib.has_sha256() else hashlib.sha256()
         self._tail = np.empty(0, np.uint8)  # less than a block
         self._size = 0
 
-    def _take(self, data: Bytes) -> list[Bytes]:
+    def _whole_blocks(self, data: Bytes) -> list[Bytes]:
         """What there is to be hashed now, in whole blocks; the rest waits for the next bytes."""
         self._size += len(data)
         whole = []
@@ -56,7 +59,7 @@ def update_together(pieces: Iterable[tuple[Sha256, Bytes]]) -> None:
         if message._plain:
             message._plain.update(data.data)
         else:
-            waiting.setdefault(message, deque()).extend(message._take(data))
+            waiting.setdefault(message, deque()).extend(message._whole_blocks(data))
     while waiting:
         waiting = {message: queue for message, queue in waiting.items() if queue}
-        sim.sha256_blocks([(message._state, queue.popleft()) for message, queue in waiting.items()])
+        hostlib.sha256_blocks([(message._state, queue.popleft()) for message, queue in waiting.items()])

@@ -38,7 +38,7 @@ class Base:
 
     @property
     def licence(self) -> licences.Licence | None:
-        return licences.find(_text(self.facts.get("license")), _text(self.facts.get("license_name")))
+        return licences.find(_as_text(self.facts.get("license")), _as_text(self.facts.get("license_name")))
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ def base_of(source: Checkpoint) -> Base:
     return replace(base, facts={**base.facts, "license": found}) if found else base
 
 
-def original(own: Base) -> Base:
+def original_card(own: Base) -> Base:
     """The original's card out of a bundle's own."""
     _, mark, text = own.text.partition(f"\n{_ORIGINAL}\n")
     text = text.split("\n\n", 1)[1] if mark else ""  # past the line that says whose it is
     return Base(own.facts, text)
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """A text, or several; of anything else, nothing."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
@@ -130,7 +130,7 @@ def _text(value: Any) -> str:
 
 def model_card(variants: list[Variant], base: Base) -> str:
     """``README.md`` for one bundle, or for several of one model."""
-    parts = [_title(variants), _what(variants), _table(variants), *_loras(variants), _use(variants)]
+    parts = [_title(variants), _description(variants), _table(variants), *_loras(variants), _usage(variants)]
     parts.append(_licence(variants, base))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
@@ -165,7 +165,7 @@ def _title(variants: list[Variant]) -> str:
     return f"# {title}"
 
 
-def _what(variants: list[Variant]) -> str:
+def _description(variants: list[Variant]) -> str:
     first = variants[0].manifest
     model, source = first["model"], first["source"]
     targets = {target for v in variants for target in v.sizes}
@@ -228,11 +228,11 @@ def _rows(variant: Variant, accuracy: dict[str, Any] | None, column: bool) -> li
     found = variant.predictions()
     memory = max((p.memory.total for p in found), default=0)
     on_board = [
-        f"about {_worth(memory / _GB)} GB" if found else "not known",
+        f"about {_significant(memory / _GB)} GB" if found else "not known",
         _speed([p.decode_tok_s for p in found]),
         _speed([p.prefill_tok_s for p in found]),
     ]
-    name = f"{variant.dtype}{_unusual(variant)}"
+    name = f"{variant.dtype}{_unusual_options(variant)}"
     rows = []
     for target, size in variant.sizes.items():
         file = variant.manifest["artifacts"][target]
@@ -243,7 +243,7 @@ def _rows(variant: Variant, accuracy: dict[str, Any] | None, column: bool) -> li
     return rows
 
 
-def _unusual(variant: Variant) -> str:
+def _unusual_options(variant: Variant) -> str:
     level = variant.manifest.get("toolkit", {}).get("optimization_level", 1)
     rate = variant.manifest.get("hybrid", {}).get("rate")
     return (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
@@ -253,11 +253,11 @@ def _speed(found: list[Estimate]) -> str:
     if not found:
         return "not known"
     low, high = min(e.low for e in found), max(e.high for e in found)
-    likely = f"{_worth(found[0].value)}, " if len(found) == 1 else ""
-    return f"{likely}{_worth(low)} to {_worth(high)} tok/s"
+    likely = f"{_significant(found[0].value)}, " if len(found) == 1 else ""
+    return f"{likely}{_significant(low)} to {_significant(high)} tok/s"
 
 
-def _worth(value: float, digits: int = 2) -> str:
+def _significant(value: float, digits: int = 2) -> str:
     """Two digits that count: predictions are off by tenths, and more digits would say otherwise."""
     if not value:
         return "0"
@@ -267,8 +267,8 @@ def _worth(value: float, digits: int = 2) -> str:
 
 def _accuracy(found: dict[str, Any]) -> str:
     return (
-        f"perplexity {_worth(found['perplexity'], 4)} (fp32: {_worth(found['reference_perplexity'], 4)}), "
-        f"KL {_worth(found['divergence'])}, same best token {found['agreement']:.0%}, "
+        f"perplexity {_significant(found['perplexity'], 4)} (fp32: {_significant(found['reference_perplexity'], 4)}), "
+        f"KL {_significant(found['divergence'])}, same best token {found['agreement']:.0%}, "
         f"over {found['tokens']} tokens of {found['text']}"
     )
 
@@ -300,7 +300,7 @@ def _loras(variants: list[Variant]) -> list[str]:
     return ["## LoRA\n\n" + "\n".join(dict.fromkeys(lines))] if lines else []
 
 
-def _use(variants: list[Variant]) -> str:
+def _usage(variants: list[Variant]) -> str:
     folder = variants[0].folder
     sim = f"`{SIM_MODEL}` also runs in any program that speaks RKLLM 1.1.1, over this toolkit's `librkllmrt.so`."
     ask = f'    rk3588 run {folder} "What is the capital of France?"\n    rk3588 chat {folder}'
@@ -332,7 +332,7 @@ Runtime 1.1.x applies no chat template and keeps no history{render}."""
 
 def _licence(variants: list[Variant], base: Base) -> str:
     lines = ["## Licence\n"]
-    known, stated = base.licence, _text(base.facts.get("license_name")) or _text(base.facts.get("license"))
+    known, stated = base.licence, _as_text(base.facts.get("license_name")) or _as_text(base.facts.get("license"))
     if known is None:
         what = f"is stated as `{stated}`" if stated else "is not stated in what this was made from"
         lines.append(f"The licence is the original model's. It {what}: look it up before you pass this on.")

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import bundle
 from rk3588 import files as reading
 from rk3588.errors import CheckpointError
-from rk3588.gguf import part_of
-from rk3588.mistaken import listed
 from rk3588.shape import Shape
 from rkconvert.architectures.families import Family
 from rkconvert.architectures.model import ModelConfig
@@ -210,9 +207,7 @@ def our_tensors(
         ours |= {part.name: tensor.part(part) for part in parts}
     for name in expected:
         if name not in ours:
-            raise CheckpointError(
-                f"{where} lacks the tensor {names.in_file(name)}, which its configuration asks for"
-            )
+            raise CheckpointError(f"{where} lacks the tensor {names.in_file(name)}, which its configuration asks for")
     return {name: ours[name] for name in expected}
 
 
@@ -239,43 +234,3 @@ def vocabulary_or_note(read: Callable[[], Vocabulary]) -> tuple[Vocabulary | Non
     except CheckpointError as error:
         return None, (f"no tokenizer.gguf is written, so prompts are sent as text and not counted: {error}",)
     return vocabulary, vocabulary.notes
-
-
-def open_source(path: Path) -> Source:
-    """The model at ``path``, as the simulated runtime computes it: a Hugging Face folder or a GGUF file."""
-    from . import gguf_file, huggingface
-
-    return huggingface.read(path) if is_folder(path) else gguf_file.read(path)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The model at ``path``, of whatever architecture: a Hugging Face folder or a GGUF file."""
-    from . import gguf_file, huggingface
-
-    return huggingface.read_any(path) if is_folder(path) else gguf_file.read_any(path)
-
-
-def whole_models(names: Iterable[str]) -> list[str]:
-    """The GGUF files to choose from among ``names``: of those in parts, the first part."""
-    parts = {name: part_of(name) for name in names}
-    return sorted({part.name(1) if part else name for name, part in parts.items()})
-
-
-def is_folder(path: Path) -> bool:
-    """Whether ``path`` is a Hugging Face folder, and not a GGUF file; CheckpointError when it is neither."""
-    if path.is_dir():
-        ggufs = whole_models(file.name for file in path.glob("*.gguf"))
-        if (path / bundle.MANIFEST).exists():
-            raise CheckpointError(f"{path} is a bundle, which is converted already: give the model it was made from")
-        if ggufs and not (path / "config.json").exists():
-            raise CheckpointError(f"{path} is a folder with GGUF files: give one of them: {listed(ggufs)}")
-        return True
-    with reading.opened(path, None, CheckpointError) as file:
-        magic = file.read(4)
-    if magic == b"GGUF":
-        return False
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} is one file of a model: give the folder that holds it and its config.json")
-    if path.suffix == ".rkllm":
-        raise CheckpointError(f"{path} is a .rkllm, which is converted already: give the model that it was made from")
-    raise CheckpointError(f"{path} is neither a Hugging Face folder nor a GGUF file")

@@ -19,10 +19,11 @@ from rk3588.errors import CheckpointError, RkError, UsageError
 from rk3588.gguf import part_of
 from rkconvert.architectures.model import ROPE_FACTORS
 
-from .base import CARD, LICENCE, Checkpoint, Origin, open_source, whole_models
+from .base import CARD, LICENCE, Checkpoint, Origin
 from .gguf_file import read_header
 from .hub_client import Repository
 from .huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE
+from .opening import open_source, whole_models
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository

@@ -1,4 +1,4 @@
-"""``rkconvert sweep``: a parser over plan and execution, and the table at the end."""
+"""``rkconvert sweep``: a parser over its file and execution, and the table at the end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from rkconvert.plan import available_cores
 from rkconvert.signals import deferred_interrupts
 
-from . import execute, plan
-from .cell import Result
-from .plan import Cell, Sources
+from . import execute, sweep_file
+from .cell_process import Result
+from .cells import Cell, OpenedModels
 
 _SHOWN = {"made": "made", "there": "there already", "failed": "failed"}
 
@@ -48,25 +49,25 @@ def sweep(
 
     A cell that fails stops no other; exit code 1 tells that one did. Interrupted at any moment, the same call goes on.
     """
-    whole, sources, results = plan.load(file, out, community_names), Sources(), dict[Cell, Result]()
+    whole, models, results = sweep_file.load(file, out, community_names), OpenedModels(), dict[Cell, Result]()
     count = len(whole.cells)
 
-    def tell(cell: Cell, result: Result) -> None:
+    def report(cell: Cell, result: Result) -> None:
         results[cell] = result
         if not dry_run and result.state != "there":
             reason = f": {result.reason}" if result.reason else ""
             click.echo(f"[{len(results)}/{count}] {cell.folder.name}: {_SHOWN[result.state]}{reason}", err=True)
 
     if dry_run:
-        todo = dict(execute.sort_out(whole, sources, tell))
+        todo = dict(execute.unmade_cells(whole, models, report))
         rows = [_planned(cell, results.get(cell), todo.get(cell, 0)) for cell in whole.cells]
     else:
-        with deferred_interrupts() as check, execute.alone(whole) as lock:
-            waiting = execute.sort_out(whole, sources, tell)
+        with deferred_interrupts() as check, execute.locked(whole) as lock:
+            waiting = execute.unmade_cells(whole, models, report)
             if address:
-                execute.on_dask(waiting, address, tell, check)
+                execute.run_on_dask(waiting, address, report, check)
             else:
-                execute.locally(waiting, jobs or execute.default_jobs(), lock, tell, check)
+                execute.run_here(waiting, jobs or available_cores(), lock, report, check)
         rows = [_done(cell, results[cell]) for cell in whole.cells]
     click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
     if any(row["state"] == "failed" for row in rows):

@@ -10,23 +10,25 @@ from contextlib import contextmanager
 
 from rk3588.errors import RkError, UsageError
 from rkconvert import memory
+from rkconvert.estimate import memory_bytes
 
-from .cell import Result, Running, run
-from .plan import Cell, Sources, Sweep, is_made
+from .cell_process import CellProcess, Result, run
+from .cells import Cell, OpenedModels, is_made
+from .sweep_file import Sweep
 
 _POLL_SECONDS = 0.05
-_PATIENCE = 90.0  # seconds that the processes of a killed sweep may take to end
+_SECONDS_TO_END = 90.0  # that the processes of a killed sweep may take
 
-Tell = Callable[[Cell, Result], None]
+Report = Callable[[Cell, Result], None]
 Check = Callable[[], None]
 
 
 @contextmanager
-def alone(sweep: Sweep) -> Iterator[int]:
+def locked(sweep: Sweep) -> Iterator[int]:
     """One sweep of a file at a time. The processes of one that was killed hold the lock until they are gone, too."""
     fd = os.open(sweep.file, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _SECONDS_TO_END
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,46 +42,47 @@ def alone(sweep: Sweep) -> Iterator[int]:
         os.close(fd)
 
 
-def sort_out(sweep: Sweep, sources: Sources, tell: Tell) -> list[tuple[Cell, int]]:
-    """The cells still to be made, with the memory each takes; ``tell`` hears of those that are there or refused."""
+def unmade_cells(sweep: Sweep, models: OpenedModels, report: Report) -> list[tuple[Cell, int]]:
+    """The cells still to be made, with the memory each takes; ``report`` hears of those that are there or refused."""
     todo = []
     for cell in sweep.cells:
         try:
             if is_made(cell):
-                tell(cell, Result("there"))
+                report(cell, Result("there"))
             else:
-                todo.append((cell, sources.plan(cell).memory_bytes))
+                todo.append((cell, memory_bytes(models.plan(cell))))
         except RkError as error:
-            tell(cell, Result("failed", str(error)))
+            report(cell, Result("failed", str(error)))
     return todo
 
 
-def locally(todo: Sequence[tuple[Cell, int]], jobs: int, lock: int, tell: Tell, check: Check) -> None:
+def run_here(todo: Sequence[tuple[Cell, int]], jobs: int, lock: int, report: Report, check: Check) -> None:
     """Processes on this machine: ``jobs`` at the most, and no more than memory takes; one always runs."""
-    waiting, going = list(todo), dict[Cell, tuple[Running, int]]()
-    room = memory.machine().most
+    waiting, running = list(todo), dict[Cell, tuple[CellProcess, int]]()
+    available = memory.machine().most
     try:
-        while waiting or going:
+        while waiting or running:
             check()
-            for cell, (process, _) in list(going.items()):
+            for cell, (process, _) in list(running.items()):
                 if process.ended():
-                    del going[cell]
-                    tell(cell, process.result())
-            taken = sum(size for _, size in going.values())
-            while waiting and len(going) < jobs:
-                fits = next((i for i, (_, size) in enumerate(waiting) if not going or taken + size <= room), None)
-                if fits is None:
+                    del running[cell]
+                    report(cell, process.result())
+            taken = sum(size for _, size in running.values())
+            while waiting and len(running) < jobs:
+                fitting = (i for i, (_, size) in enumerate(waiting) if taken + size <= available or not running)
+                first = next(fitting, None)
+                if first is None:
                     break
-                cell, size = waiting.pop(fits)
-                going[cell] = Running(cell.arguments(), (lock,)), size
+                cell, size = waiting.pop(first)
+                running[cell] = CellProcess(cell.arguments(), (lock,)), size
                 taken += size
             time.sleep(_POLL_SECONDS)
     finally:
-        for process, _ in going.values():
+        for process, _ in running.values():
             process.stop()
 
 
-def on_dask(todo: Sequence[tuple[Cell, int]], address: str, tell: Tell, check: Check) -> None:
+def run_on_dask(todo: Sequence[tuple[Cell, int]], address: str, report: Report, check: Check) -> None:
     """Each cell on a machine of the cluster, where rkconvert is installed and the same folders are mounted."""
     try:
         from distributed import Client
@@ -90,17 +93,14 @@ def on_dask(todo: Sequence[tuple[Cell, int]], address: str, tell: Tell, check: C
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(f"no Dask scheduler answers at {address}: {error}") from error
     with client:
-        going = {client.submit(run, cell.arguments(), pure=False): cell for cell, _ in todo}
+        running = {client.submit(run, cell.arguments(), pure=False): cell for cell, _ in todo}
         try:
-            while going:
+            while running:
                 check()
-                for future in [future for future in going if future.done()]:
+                for future in [future for future in running if future.done()]:
                     failure = future.exception()
-                    tell(going.pop(future), Result("failed", str(failure)) if failure else Result(**future.result()))
+                    result = Result("failed", str(failure)) if failure else Result(**future.result())
+                    report(running.pop(future), result)
                 time.sleep(_POLL_SECONDS)
         finally:
-            client.cancel(list(going))  # those at work end by themselves
-
-
-def default_jobs() -> int:
-    return len(os.sched_getaffinity(0))
+            client.cancel(list(running))  # those at work end by themselves

@@ -10,9 +10,11 @@ from typing import Any
 from rk3588.errors import ToolkitError
 from rkconvert.adapters import lora, merge
 from rkconvert.adapters.lora import Lora
-from rkconvert.plan import Artifact, Board, Plan
+from rkconvert.artifact.layout import Artifact
+from rkconvert.plan import Plan
 
 from . import driver, install
+from .job import ToolkitJob
 from .options import PLATFORM
 
 _SCRATCH = ".toolkit"  # inside the unfinished bundle: it goes when that goes
@@ -20,7 +22,12 @@ _LORA_SUFFIX = "_lora"  # what the toolkit puts behind the name of an export for
 
 
 def write_model(
-    plan: Plan, board: Board, artifact: Artifact, folder: Path, progress: driver.Progress, check: Callable[[], None]
+    plan: Plan,
+    job: ToolkitJob,
+    artifact: Artifact,
+    folder: Path,
+    progress: driver.Progress,
+    check: Callable[[], None],
 ) -> None:
     """Write the ``.rkllm`` of ``artifact`` into ``folder``, and one for each adapter that is kept.
 
@@ -30,27 +37,27 @@ def write_model(
     scratch.mkdir()
     try:
         dataset = scratch / "dataset.json"
-        dataset.write_text(board.dataset.text(), encoding="utf-8")
+        dataset.write_text(job.dataset.text(), encoding="utf-8")
         model = plan.source.path
-        if plan.merged:
-            model = merge.write_checkpoint(plan.llama, plan.merged, scratch / "merged", check)
+        if plan.merged_loras:
+            model = merge.write_checkpoint(plan.sim_source, plan.merged_loras, scratch / "merged", check)
         exports, calls = {}, []
-        for number, adapter in enumerate(plan.kept or (None,)):
+        for number, adapter in enumerate(plan.kept_loras or (None,)):
             export = scratch / f"{number}.rkllm"
             exports[export] = adapter
-            calls += calls_for(plan, board, artifact, model, adapter, dataset, export)
+            calls += calls_for(plan, job, artifact, model, adapter, dataset, export)
         log = install.log_file(plan.variant(artifact))
-        driver.run(board.toolkit.interpreter, calls, log, progress, check)
+        driver.run(job.toolkit.interpreter, calls, log, progress, check)
         _adopt(exports, folder / plan.npu_model(artifact), folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def calls_for(
-    plan: Plan, board: Board, artifact: Artifact, model: Path, adapter: Lora | None, dataset: Path, export: Path
+    plan: Plan, job: ToolkitJob, artifact: Artifact, model: Path, adapter: Lora | None, dataset: Path, export: Path
 ) -> list[driver.Call]:
     """Every argument of rkllm-toolkit's three calls, none left to its defaults."""
-    options = board.options
+    options = job.options
     path = str(model.absolute())
     if plan.source.kind == "gguf":
         load: driver.Call = ("load_gguf", {"model": path})

@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from rk3588 import children
 
-_PATIENCE = 60.0  # seconds to clean up in
+_SECONDS_TO_CLEAN_UP = 60.0  # seconds to clean up in
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Result:
     bytes: int | None = None
 
 
-class Running:
+class CellProcess:
     """A cell at work."""
 
-    def __init__(self, arguments: list[str], keep: tuple[int, ...] = ()) -> None:
-        """``keep``: descriptors the process shall hold open for as long as it lives."""
+    def __init__(self, arguments: list[str], inherited: tuple[int, ...] = ()) -> None:
+        """``inherited``: descriptors the process shall hold open for as long as it lives."""
         self._stdout: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in result()
         self._stderr: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         theirs, self._lifeline = os.pipe()
@@ -45,7 +44,7 @@ class Running:
             # A session of its own: Ctrl-C is the sweep's to handle.
             self._process = subprocess.Popen(
                 child.command, env=child.environment, stdin=subprocess.DEVNULL, stdout=self._stdout,
-                stderr=self._stderr, pass_fds=(theirs, *keep), start_new_session=True,
+                stderr=self._stderr, pass_fds=(theirs, *inherited), start_new_session=True,
             )  # fmt: skip
         finally:
             os.close(theirs)
@@ -58,16 +57,16 @@ class Running:
 
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
-        self._cut()
+        self._close_lifeline()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_SECONDS_TO_CLEAN_UP)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def result(self) -> Result:
         """How it ended, after it has."""
-        self._cut()
+        self._close_lifeline()
         code = self._process.wait()
         with self._stdout as out, self._stderr as err:
             out.seek(0)
@@ -81,7 +80,7 @@ class Running:
         how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Result("failed", said[-1] if said and code > 0 else how)
 
-    def _cut(self) -> None:
+    def _close_lifeline(self) -> None:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
@@ -89,7 +88,7 @@ class Running:
 
 def run(arguments: list[str]) -> dict[str, Any]:
     """A whole cell, for a machine of a Dask cluster; plain data, since it travels."""
-    cell = Running(arguments)
+    cell = CellProcess(arguments)
     try:
         cell.wait()
         return asdict(cell.result())
@@ -97,16 +96,16 @@ def run(arguments: list[str]) -> dict[str, Any]:
         cell.stop()
 
 
-def _watch(lifeline: int, end: Callable[[], None]) -> None:
+def _end_with(lifeline: int) -> None:
+    """Wait until the sweep is gone, and end this process as SIGTERM does."""
     with contextlib.suppress(OSError):
         os.read(lifeline, 1)
-    end()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
     lifeline = int(sys.argv.pop(1))
-    end = threading.Thread(target=_watch, args=(lifeline, lambda: os.kill(os.getpid(), signal.SIGTERM)), daemon=True)
-    end.start()
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     from rkconvert.cli import main as rkconvert
 
     rkconvert()

@@ -1,11 +1,67 @@
-"""The plan as text, for ``--dry-run``."""
+"""A plan told, for ``--dry-run``: as text, and as the plain data of ``--json``."""
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 from rk3588.quant import mixed
-from rkconvert.adapters.lora import Lora, bundle_file
-from rkconvert.plan import Artifact, Board, Plan, describe_source, linear_kinds, model_facts, toolkit_obstacle
-from rkconvert.sizes import bundle_bytes
+
+from .adapters.lora import Lora, bundle_file
+from .adapters.lora import facts as lora_facts
+from .artifact.layout import Artifact, linear_kinds, toolkit_obstacle
+from .bundle_texts import model_facts
+from .estimate import bundle_bytes, memory_bytes, npu_bytes
+from .plan import Plan
+from .toolkit.job import ToolkitJob
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data: what ``--dry-run --json`` prints."""
+    vocabulary = plan.source.vocabulary
+    loras = {"mode": plan.lora_mode, "adapters": [lora_facts(lora) for lora in plan.loras]}
+    return {
+        "name": plan.name,
+        "source": describe_source(plan),
+        "model": model_facts(plan.source),
+        "tokenizer": {"model": vocabulary.model, "pre": vocabulary.pre} if vocabulary else None,
+        "sampling": dict(plan.source.sampling),
+        "bundles": [_describe_bundle(plan, artifact) for artifact in plan.artifacts],
+        **({"board": plan.board.facts()} if plan.board else {}),
+        "threads": plan.threads,
+        "memory_bytes": memory_bytes(plan),
+        **({"lora": loras} if plan.loras else {}),
+        "notes": list(plan.notes),
+    }
+
+
+def describe_source(plan: Plan) -> dict[str, Any]:
+    return {
+        "path": str(plan.source.origin or plan.source.path),
+        "kind": plan.source.kind,
+        "types": dict(Counter(t.kind for t in plan.source.tensors.values())),
+        "bytes": plan.source.nbytes,
+    }
+
+
+def _describe_bundle(plan: Plan, artifact: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "dtype": artifact.scheme.name,
+        "path": str(plan.folder(artifact)),
+        "targets": plan.targets,
+    }
+    if plan.hybrid_rate:
+        found["hybrid_rate"] = plan.hybrid_rate
+    if artifact.tensors:
+        # Of a hybrid, the layers are not chosen yet: these are the most it can take.
+        found |= {
+            "bytes": bundle_bytes(plan, artifact),
+            "linear": linear_kinds(artifact),
+            "toolkit_obstacle": toolkit_obstacle(artifact),
+        }
+    if plan.board:
+        found["npu_bytes_about"] = npu_bytes(plan)
+    return found
 
 
 def render(plan: Plan) -> str:
@@ -22,7 +78,7 @@ def render(plan: Plan) -> str:
         lines.append(_toolkit(plan.board))
     for artifact in plan.artifacts:
         lines += ["", *_bundle(plan, artifact)]
-    lines += ["", f"peak memory: about {_mb(plan.memory_bytes)} with {plan.threads} threads"]
+    lines += ["", f"peak memory: about {_mb(memory_bytes(plan))} with {plan.threads} threads"]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 
@@ -45,11 +101,11 @@ def _tokenizer(plan: Plan) -> str:
     return f"tokenizer: {' / '.join(filter(None, (vocabulary.model, vocabulary.pre)))}, {len(vocabulary.tokens)} tokens"
 
 
-def _toolkit(board: Board) -> str:
-    options, data = board.options, board.dataset
-    known = "" if board.toolkit.known else ", from a wheel that is not known here"
+def _toolkit(job: ToolkitJob) -> str:
+    options, data = job.options, job.dataset
+    known = "" if job.toolkit.known else ", from a wheel that is not known here"
     return (
-        f"rkllm-toolkit {board.toolkit.version}{known}: optimization level {options.optimization_level}, "
+        f"rkllm-toolkit {job.toolkit.version}{known}: optimization level {options.optimization_level}, "
         f"{options.npu_cores} cores, {options.algorithm}, on {options.device}, "
         f"calibrated with {len(data.samples)} samples ({data.name})"
     )
@@ -66,7 +122,7 @@ def _lora(lora: Lora, mode: str) -> str:
 def _bundle(plan: Plan, artifact: Artifact) -> list[str]:
     scheme = artifact.scheme
     sizes = [_mb(bundle_bytes(plan, artifact))] if artifact.tensors else []
-    sizes += [f"and a .rkllm of about {_mb(plan.npu_bytes())}"] if plan.board else []
+    sizes += [f"and a .rkllm of about {_mb(npu_bytes(plan))}"] if plan.board else []
     lines = [f"{scheme.name}: {plan.folder(artifact)}, {' '.join(sizes).removeprefix('and ')}"]
     if plan.hybrid_rate:
         groups = mixed(scheme)[1].group_size

@@ -1,0 +1,92 @@
+"""What a conversion takes, told before anything is written: memory, room on the disk, and how large bundles become."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+from rk3588.errors import RkError
+
+from .artifact.header import make_header, tokenizer_file, tokenizer_metadata
+from .artifact.layout import Artifact
+from .artifact.pipeline import WAITING_FOR_DISK
+from .artifact.reading import BLOCK_BYTES, block_bytes, block_rows
+from .bundle_texts import make_card, make_manifest, tokenizer_files
+from .plan import Plan
+from .toolkit.preflight import LEAST
+
+_BASE_MEMORY = 45 << 20  # the interpreter, NumPy and gguf, as measured
+_DIGEST = "0" * 64  # as long as every SHA-256
+_tokenizer_metadata = lru_cache(maxsize=1)(tokenizer_metadata)  # once for all dtypes
+
+
+def npu_bytes(plan: Plan) -> int:
+    """About what a ``.rkllm`` takes: a byte a weight, two for each of the embedding."""
+    return sum(t.rows * t.columns * (1 if len(t.shape) == 2 else 4) for t in plan.source.tensors.values()) * 5 // 4
+
+
+def disk_bytes(plan: Plan) -> int:
+    """On the disk, with what is made on the way and goes again."""
+    kept = sum(adapter.nbytes for adapter in plan.kept_loras)
+    total = sum(artifact.data_bytes + kept for artifact in plan.artifacts)
+    if plan.board:
+        # One adapter is built at a time, and each build writes the model again.
+        copies = 2 if len(plan.kept_loras) > 1 else 1
+        total += len(plan.artifacts) * copies * npu_bytes(plan) + (plan.source.nbytes if plan.merged_loras else 0)
+    return total
+
+
+def memory_bytes(plan: Plan) -> int:
+    """Estimated peak. rkllm-toolkit is a process of its own, and counted where it is the larger one."""
+    own = _converter_memory(plan) if plan.for_sim else _BASE_MEMORY
+    return max(own, LEAST * plan.source.nbytes) if plan.board else own
+
+
+def _converter_memory(plan: Plan) -> int:
+    """Blocks read ahead, those being worked on, what waits for the disk, and the tokenizer."""
+    tensors, threads = plan.source.tensors.values(), plan.threads
+    made = sum(1 if a.scheme.quantised else 2 for a in plan.artifacts)
+    ahead = (2 * threads + 2) * max(map(block_bytes, tensors))
+    weights = max(block_rows(t) * t.columns for t in tensors)
+    work = weights * ((24 if plan.merged_loras else 4) * threads + made * (2 * threads + WAITING_FOR_DISK))
+    hashed = (WAITING_FOR_DISK + 2) * BLOCK_BYTES
+    vocabulary = plan.sim_source.vocabulary
+    loras = sum(lora.nbytes for lora in plan.loras)
+    return _BASE_MEMORY + loras + ahead + work + hashed + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
+
+
+def model_bytes(plan: Plan, artifact: Artifact) -> int:
+    """``model.sim.gguf``, to the byte."""
+    source = plan.sim_source
+    tokenizer = _tokenizer_metadata(source.vocabulary)
+    header = make_header(plan.name, source.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
+    return len(header) + artifact.data_bytes
+
+
+def bundle_bytes(plan: Plan, artifact: Artifact) -> int:
+    """All of a bundle but its ``.rkllm``: exact, but for adapters and for what still lies on the hub."""
+    source, vocabulary = plan.source, plan.source.vocabulary
+    total = model_bytes(plan, artifact) if artifact.tensors else 0
+    total += sum(adapter.nbytes for adapter in plan.kept_loras if artifact.tensors)
+    if source.copied_bytes is not None:
+        return total + source.copied_bytes
+    total += sum(file.stat().st_size for file in (*source.copies, *source.license_files))
+    if vocabulary and vocabulary.chat_template:
+        total += len(vocabulary.chat_template.encode("utf-8"))
+    total += sum(len(text.encode("utf-8")) for text in tokenizer_files(source).values())
+    if vocabulary and plan.board:
+        total += len(tokenizer_file(plan.name, vocabulary))
+    return total + _manifest_and_card_bytes(plan, artifact, total)
+
+
+def _manifest_and_card_bytes(plan: Plan, artifact: Artifact, model: int) -> int:
+    source = plan.source
+    try:
+        manifest = make_manifest(plan, artifact, dict.fromkeys((*source.files, *source.extras), _DIGEST))
+        card = make_card(plan, artifact, manifest, dict.fromkeys(manifest["artifacts"], model))
+    except (RkError, OSError):
+        return 0
+    names = ["README.md", "chat_template.jinja", "model.sim.gguf", *tokenizer_files(source)]
+    names += [file.name for file in source.copies]
+    files = [{"path": name, "size": model, "sha256": _DIGEST} for name in names]
+    return len(card.encode("utf-8")) + len(json.dumps({**manifest, "files": files}, indent=2))
