@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rk3588 import bundle, quant
+from rk3588.families import FAMILIES
 from rkconvert.adapters import lora
-from rkconvert.architectures.families import FAMILIES
 from rkconvert.build import convert
 from rkconvert.cards.report import render
 from rkconvert.plan import CHECKSUMS, describe, make_plan

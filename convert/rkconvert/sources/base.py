@@ -14,10 +14,10 @@ import numpy.typing as npt
 from rk3588 import bundle
 from rk3588 import files as reading
 from rk3588.errors import CheckpointError
+from rk3588.families import Family
 from rk3588.gguf import part_of
 from rk3588.mistaken import listed
 from rk3588.shape import Shape
-from rkconvert.architectures.families import Family
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names, Part
 from rkconvert.tokenizers.vocabulary import Vocabulary
@@ -129,6 +129,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # those with weights
     vocabulary: Vocabulary | None = None  # None: its tokenizer is none that the simulated runtime knows
     shape: Shape | None = None  # None: its family is not known here
+    long_rope: bool = False  # its RoPE is scaled by LongRoPE's factors
     extras: tuple[Path, ...] = ()  # configuration that was read as well
     copies: tuple[Path, ...] = ()
     licence: str = ""  # what the file itself says of it, an identifier as the hub has them
@@ -199,7 +200,8 @@ def our_tensors(
         parts = names.parts(name)
         if not parts:
             raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name} is not part of such a model as this version knows"
+                f"{tensor.file}: tensor {tensor.name} is not part of such a model as its configuration describes "
+                f"({names.family.title})"
             )
         shape = (sum(part.rows for part in parts), *expected[parts[0].name][1:])
         if tensor.shape != shape:
@@ -210,9 +212,7 @@ def our_tensors(
         ours |= {part.name: tensor.part(part) for part in parts}
     for name in expected:
         if name not in ours:
-            raise CheckpointError(
-                f"{where} lacks the tensor {names.in_file(name)}, which its configuration asks for"
-            )
+            raise CheckpointError(f"{where} lacks the tensor {names.in_file(name)}, which its configuration asks for")
     return {name: ours[name] for name in expected}
 
 
