@@ -52,11 +52,17 @@ class SourceTensor:
 
     @property
     def rows(self) -> int:
-        return self.shape[0] if len(self.shape) == 2 else 1
+        """Of a vector 1; its elements are rows where they come in runs."""
+        return self.shape[0] if len(self.shape) == 2 or self.run else 1
 
     @property
     def columns(self) -> int:
-        return self.shape[-1]
+        return 1 if self.run and len(self.shape) == 1 else self.shape[-1]
+
+    def place(self, row: int) -> int:
+        """Where a row begins in the file."""
+        width, run = self.nbytes // self.rows, self.run or self.rows
+        return self.offset + (row // run * (self.step or run) + row % run) * width
 
     def decode(self, raw: bytes) -> tuple[Array, str]:
         """Whole rows as they stand in the file to (rows, K) in Hugging Face's order, as F32, F16 or BF16 bits.

@@ -159,18 +159,14 @@ def _known(
 
 def _language_model(found: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
     """Of a model with images its language model's tensors, by the names they have in one of their own."""
-    inside = ("language_model.model.", "model.language_model.", "language_model.lm_head.")
-    if not any(name.startswith(inside) for name in found):
-        return found
-    beside = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-    ours = {}
-    for name, tensor in found.items():
-        if name.startswith(beside):
-            continue
-        short = name.removeprefix("model.") if name.startswith("model.language_model.") else name
-        short = short.removeprefix("language_model.")
-        ours[short if short.startswith(("model.", "lm_head.")) else f"model.{short}"] = tensor
-    return ours
+    images = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+    return {in_language_model(name): tensor for name, tensor in found.items() if not images.match(name)}
+
+
+def in_language_model(name: str) -> str:
+    """What a tensor or a module of a model with images is called in its language model by itself."""
+    inside = re.fullmatch(r"(?:language_model|model\.language_model)\.(?:(model|lm_head)\.)?(.+)", name)
+    return f"{inside[1] or 'model'}.{inside[2]}" if inside else name
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:
