@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import bundle, files
+from . import bundle, families, files
 from .errors import CheckpointError, UsageError
+from .families import Family
 
 _MOST = 1 << 31  # no size in a config.json is larger; what is, is damage
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder of the Llama family. All counts are of parameters."""
+    """Sizes of a decoder. All counts are of parameters."""
 
     name: str
     layers: int
@@ -29,13 +30,15 @@ class Shape:
     context: int = 0  # the longest the model was trained for; 0: not said
     extras: int = 0  # biases and norms inside one layer
     family: str = "llama"  # its model_type
+    gated: bool = True  # two matrices before the MLP's activation, not one
+    top_extras: int = 0  # parameters outside the layers beside the matrices and one norm
 
     @property
     def linear_params(self) -> int:
         """Weights of all linear layers, without embedding and lm_head."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (2 * q + 2 * kv)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (attention + (2 + self.gated) * self.hidden * self.intermediate)
 
     @property
     def lm_head_params(self) -> int:
@@ -45,7 +48,7 @@ class Shape:
     def total_params(self) -> int:
         """What ``model.num_parameters()`` of transformers says: a tied lm_head counts once."""
         embeddings = self.lm_head_params * (1 if self.tied else 2)
-        return self.linear_params + embeddings + self.layers * self.extras + self.hidden
+        return self.linear_params + embeddings + self.layers * self.extras + self.hidden + self.top_extras
 
     @property
     def attention_width(self) -> int:
@@ -58,26 +61,6 @@ class Shape:
         return self.layers * 2 * self.kv_heads * self.head_dim * 2
 
 
-@dataclass(frozen=True)
-class _Family:
-    """How one ``model_type`` differs: what its config leaves unsaid, and its parameters outside the matrices."""
-
-    tied: bool = False  # where the config does not say
-    qkv_bias: bool | None = False  # None: the config's attention_bias says, for the output projection as well
-    norms: int = 2  # RMSNorms over the hidden size in a layer
-    head_norms: int = 0  # RMSNorms over head_dim in a layer
-    head_dim: int = 0  # where the config does not say; 0: hidden / heads
-    names: Mapping[str, str] = field(default_factory=dict)  # the usual key, the config's key
-
-
-_CHATGLM = {
-    "num_hidden_layers": "num_layers",
-    "intermediate_size": "ffn_hidden_size",
-    "num_key_value_heads": "multi_query_group_num",
-    "head_dim": "kv_channels",
-    "vocab_size": "padded_vocab_size",
-    "max_position_embeddings": "seq_length",
-}
 _MANIFEST = {
     "hidden_size": "hidden",
     "num_attention_heads": "heads",
@@ -87,17 +70,6 @@ _MANIFEST = {
     "max_position_embeddings": "context_length",
     "tie_word_embeddings": "tied",
 }  # what rkbundle.json calls them
-FAMILIES: dict[str, _Family] = {
-    "llama": _Family(qkv_bias=None),
-    "mistral": _Family(),
-    "qwen2": _Family(qkv_bias=True),
-    "qwen3": _Family(qkv_bias=None, head_norms=2),
-    "phi3": _Family(),
-    "gemma": _Family(tied=True, qkv_bias=None, head_dim=256),
-    "gemma2": _Family(tied=True, qkv_bias=None, norms=4, head_dim=256),
-    "internlm2": _Family(),
-    "chatglm": _Family(qkv_bias=True, names=_CHATGLM),
-}
 
 
 def load(path: Path) -> Shape:
@@ -122,20 +94,28 @@ def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = N
     """Shape out of a parsed ``config.json``, whose path is ``where``; ``names``: what its usual keys are called."""
     if not isinstance(config, dict):
         raise CheckpointError(f"{where} holds no JSON object: it is not the config.json of a model")
+    config = _language_model(config, where)
     kind = config.get("model_type")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    if family is None:
-        raise CheckpointError(f"{where}: model_type {kind!r} is not known here; known are {', '.join(FAMILIES)}")
-    read = _Reader(config, where, family.names if names is None else names)
+    family = families.of_model_type(kind) or families.of_gguf(kind)
+    if family is None or family.unpredicted:
+        raise CheckpointError(f"{where}: model_type {kind!r} is not known here; known are {families.predicted()}")
+    read = _Reader(config, where, family.keys if names is None else names, family.defaults)
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = read.size("num_key_value_heads", heads)
-    head_dim = read.size("head_dim", family.head_dim or hidden // heads)
+    head_dim = read.size("head_dim", hidden // heads)
     if not head_dim:
         raise CheckpointError(f"{where}: {heads} attention heads do not go into a hidden_size of {hidden}")
     if kv_heads > heads or heads % kv_heads:
         raise CheckpointError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
     intermediate = read.size("intermediate_size")
-    extras = _extras(family, read, hidden, intermediate, heads * head_dim, kv_heads * head_dim)
+    vocab, tied = read.size("vocab_size"), read.flag("tie_word_embeddings", False)
+    rows = {
+        "attn_q": heads * head_dim, "attn_k": kv_heads * head_dim, "attn_v": kv_heads * head_dim,
+        "attn_output": hidden, "ffn_gate": intermediate, "ffn_up": intermediate, "ffn_down": hidden, "output": vocab,
+    }  # fmt: skip
+    biased = _biased(family, read, said=names is None)
+    norms = (1 if family.parallel else 2) + 2 * family.post_norms
+    extras = norms * hidden * (1 + family.layer_norm) + 2 * family.head_norms * head_dim
     return Shape(
         name=name or where.resolve().parent.name,
         layers=read.size("num_hidden_layers"),
@@ -144,24 +124,37 @@ def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = N
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=read.size("vocab_size"),
-        tied=read.flag("tie_word_embeddings", family.tied),
+        vocab=vocab,
+        tied=tied,
         context=read.size("max_position_embeddings", 0),
-        extras=extras + family.head_norms * head_dim,
+        extras=extras + sum(rows[kind] for kind in biased - {"output"}),
         family=str(kind),
+        gated=family.gated,
+        top_extras=family.layer_norm * hidden + ("output" in biased and not tied) * vocab,
     )
 
 
-def _extras(family: _Family, read: _Reader, hidden: int, intermediate: int, q: int, kv: int) -> int:
-    """Parameters of a layer outside its matrices: norms over the hidden size, and biases."""
-    count = family.norms * hidden
-    if family.qkv_bias is None and read.flag("attention_bias", False):
-        count += q + 2 * kv + hidden
-    elif family.qkv_bias:
-        count += q + 2 * kv
-    if read.flag("mlp_bias", False):
-        count += 2 * intermediate + hidden
-    return count
+def _language_model(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Of a model with images the settings of its language model."""
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    family = families.of_class(name)
+    if family is None or name not in family.text_of:
+        return config
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise CheckpointError(f"{where}: {name} has no text_config, which would say what its language model is")
+    return {"model_type": family.model_types[0], **text}
+
+
+def _biased(family: Family, read: _Reader, said: bool) -> set[str]:
+    """The kinds of layers that have a bias; ``said``: the settings are a config.json's, which tells more of them."""
+    found = set(family.biases)
+    if not said:
+        return found
+    for key, kinds in family.bias_keys.items():
+        found |= set(kinds) if read.flag(key, False) else set()
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,8 +162,11 @@ class _Reader:
     config: dict[str, Any]
     where: Path
     names: Mapping[str, str]
+    defaults: Mapping[str, Any]  # by the usual keys
 
     def size(self, key: str, default: int | None = None) -> int:
+        if key != "max_position_embeddings":  # what the model was trained for is not to be guessed
+            default = self.defaults.get(key, default)
         key = self.names.get(key, key)
         value = self.config.get(key)
         if value is None:
@@ -182,6 +178,7 @@ class _Reader:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
+        default = self.defaults.get(key, default)
         key = self.names.get(key, key)
         value = self.config.get(key, default)
         if not isinstance(value, bool):

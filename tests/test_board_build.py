@@ -114,13 +114,13 @@ def test_other_files_under_the_name_of_a_rkllm(tmp_path: Path, start: bytes, wha
 
 def test_models_that_only_the_toolkit_takes(toolkit: Installed, model: Path, tmp_path: Path) -> None:
     """Another architecture, with a tokenizer of its own kind, is the toolkit's business."""
-    other = tmp_path / "qwen"
+    other = tmp_path / "minicpm3"
     other.mkdir()
     for file in model.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     settings = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(
-        json.dumps({**settings, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})
+        json.dumps({**settings, "architectures": ["MiniCPM3ForCausalLM"], "model_type": "minicpm3"})
     )
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
@@ -129,10 +129,11 @@ def test_models_that_only_the_toolkit_takes(toolkit: Installed, model: Path, tmp
     assert done.returncode == 0, done.stderr
     assert "no tokenizer.gguf is written, so prompts are sent as text" in done.stderr
     found = bundle.read(Path(done.stdout.strip()))
-    assert found.manifest["model"]["architecture"] == "qwen2" and found.manifest["tokenizer"] == {}
+    assert found.manifest["model"]["architecture"] == "MiniCPM3ForCausalLM" and found.manifest["tokenizer"] == {}
     refused = toolkit.rkconvert(other, "-o", tmp_path / "sim")
     assert refused.returncode == 1
-    assert "'Qwen2ForCausalLM' is not an architecture this version converts" in refused.stderr
+    assert "MiniCPM3 is not converted for the simulated runtime: its latent attention" in refused.stderr
+    assert "--target rk3588 alone, without --lora, converts it for a board" in refused.stderr
 
 
 def test_gguf_goes_in_as_the_file_it_is(toolkit: Installed, tmp_path: Path) -> None:

@@ -52,14 +52,41 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "other family": ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, r"'Qwen2ForCausalLM' .*Llama 2"),
+    "other family": (
+        {"architectures": ["FalconForCausalLM"], "model_type": "falcon"}, r"'FalconForCausalLM' .*it takes Llama \(2 ",
+    ),
+    "two families": ({"model_type": "qwen2"}, r"'LlamaForCausalLM' and 'model_type' 'qwen2', which are not of one"),
+    "another family than the weights": (
+        {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, r"lacks the tensor \S+self_attn.q_proj.bias",
+    ),
+    "a family that only a board runs": (
+        {"architectures": ["MiniCPM3ForCausalLM"], "model_type": "minicpm3"},
+        r"MiniCPM3 is not converted .*\(MLA\).*--target rk3588 alone.*rkllm-toolkit 1.1.1",
+    ),
     "no architecture": ({"architectures": None, "model_type": None}, r"None is not an architecture"),
-    "bias": ({"attention_bias": True}, r"attention_bias is set"),
-    "mlp bias": ({"mlp_bias": True}, r"mlp_bias is set"),
+    "bias": ({"attention_bias": True}, r"lacks the tensor model.layers.0.self_attn.q_proj.bias"),
+    "mlp bias": ({"mlp_bias": True}, r"lacks the tensor model.layers.0.mlp.gate_proj.bias"),
+    "bias as text": ({"attention_bias": "yes"}, r"'attention_bias' is 'yes', expected true or false"),
+    "window": ({"sliding_window": 64}, r"sliding_window is 64, which .* not know for Llama"),
+    "soft cap": ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50.0, which .* not know for Llama"),
+    "query scale": ({"query_pre_attn_scalar": 256}, r"query_pre_attn_scalar is 256, which .* not know for Llama"),
+    "layer types": ({"layer_types": ["sliding_attention"] * 2}, r"layer_types is .* not know for Llama"),
+    "experts": ({"num_local_experts": 8}, r"num_local_experts is 8, which .* not know for Llama"),
+    "the future": ({"future_norm": "deep"}, r"future_norm is 'deep', which .* take it out of a copy of the file"),
     "activation": ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
     "partial rotary": ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, r"quantised already \(gptq\)"),
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, r"RoPE scaling 'yarn'.*'linear' and 'llama3'"),
+    "unknown scaling": ({"rope_scaling": {"type": "xpos", "factor": 4.0}}, r"RoPE scaling 'xpos'.*'linear', 'llama3'"),
+    "unknown key of a scaling": (
+        {"rope_scaling": {"type": "linear", "factor": 4.0, "ntk": 2}}, r"rope_scaling has ntk \(2\), which .* not know",
+    ),
+    "scaling of no type": ({"rope_scaling": {"factor": 4.0}}, r"rope_scaling has factor \(4.0\)"),
+    "part of a head in the new form": (
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, r"partial_rotary_factor is 0.5, which",
+    ),
+    "RoPE by kind of layer": (
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"rope_parameters has full_attention \(",
+    ),
     "half a llama3": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"lacks 'original_max_position"),
     "no layers": ({"num_hidden_layers": None}, r"config.json lacks 'num_hidden_layers'"),
     "layers as text": ({"num_hidden_layers": "2"}, r"'num_hidden_layers' is '2', expected a whole number"),
@@ -68,9 +95,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "epsilon": ({"rms_norm_eps": 0.0}, r"'rms_norm_eps' is 0.0"),
     "heads": ({"num_key_value_heads": 3}, r"4 heads cannot share 3 KV heads"),
     "more layers than weights": ({"num_hidden_layers": 3}, r"lacks the tensor model.layers.2.input_layernorm.weight"),
-    "fewer layers": ({"num_hidden_layers": 1}, r"model.layers.1.\S+ is not part of a Llama"),
+    "fewer layers": ({"num_hidden_layers": 1}, r"model.layers.1.\S+ is not part of such a model .*Llama"),
     "vocabulary": ({"vocab_size": 383}, r"ids up to 383, the embedding 383 rows"),
-    "wrong shape": ({"intermediate_size": 161}, r"mlp.gate_proj.weight has shape \[160, 64\], .* for \[161, 64\]"),
+    "wrong shape": ({"intermediate_size": 161}, r"mlp.up_proj.weight has shape \[160, 64\], .* for \[161, 64\]"),
     "more rows": ({"tie_word_embeddings": True, "vocab_size": 385}, r"embed_tokens.weight has shape"),
 }  # fmt: skip
 
@@ -148,7 +175,7 @@ HEADERS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "backwards": (lambda h: h[NORM].update(data_offsets=[128, 0]), r"cannot have -128 bytes"),
     "form": (lambda h: h[NORM].update(data_offsets="0-128"), r"entry for model.layers.0.input_layernorm.weight"),
     "missing": (lambda h: h.pop(NORM), r"lacks the tensor model.layers.0.input_layernorm.weight"),
-    "unknown": (lambda h: h.update(extra=h[NORM]), r"tensor extra is not part of a Llama"),
+    "unknown": (lambda h: h.update(extra=h[NORM]), r"tensor extra is not part of such a model as its config.*Llama"),
     "overlap": (lambda h: h[NORM].update(data_offsets=[0, 128]), r"overlaps the one before it"),
 }
 
@@ -217,17 +244,17 @@ def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_gguf_of_another_family(tmp_path: Path, gguf_bytes: bytes) -> None:
-    (tmp_path / "m.gguf").write_bytes(gguf_bytes.replace(b"llama", b"gemma", 1))
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes.replace(b"llama", b"mamba", 1))
     message = refused(CheckpointError, tmp_path / "m.gguf", tmp_path / "out")
-    assert "'gemma' is not an architecture this version converts" in message
+    assert "'mamba' is not an architecture this version converts" in message
 
 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        (b"blk.0.ffn_up", b"blk.0.ffn_xx", r"lacks the tensor blk.0.ffn_up.weight"),
-        (b"attn_norm.weight", b"attn_q.biasxxxxx", r"lacks the tensor blk.0.attn_norm.weight"),
-        (b"output.weight", b"oooput.weight", r"tensor oooput.weight is not part of a Llama"),
+        (b"blk.0.ffn_up", b"blk.0.ffn_xx", r"tensor blk.0.ffn_xx.weight is not part of such"),
+        (b"attn_norm.weight", b"attn_q.biasxxxxx", r"tensor blk.0.attn_q.biasxxxxx is not part of such"),
+        (b"output.weight", b"oooput.weight", r"tensor oooput.weight is not part of such a model .*Llama"),
         (b"token_embd.weight", b"token_oops.weight", r"lacks the tensor token_embd.weight"),
         (b"smollm", b"command"[:6], r"pre-tokeniser 'comman' is not supported"),
         (b"GGUF\3", b"GGUF\1", r"GGUF version 1 is not supported"),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rk3588 import bundle, quant
+from rk3588.families import FAMILIES
 from rkconvert.adapters import lora
-from rkconvert.architectures.families import FAMILIES
 from rkconvert.artifact.layout import CHECKSUMS
 from rkconvert.build import convert
 from rkconvert.dry_run import describe, render

@@ -26,6 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide: dict[str, Any] = {"hidden": 128, "heads": 2, "kv_heads": 2, "head_dim": 64, "intermediate": 320}
     model = models.tiny_llama(folder / "model", **wide)
     _variant(model, folder / "qwen3", architectures=["Qwen3ForCausalLM"], model_type="qwen3")
+    _variant(model, folder / "falcon", architectures=["FalconForCausalLM"], model_type="falcon")
     _variant(model, folder / "awq", quantization_config={"quant_method": "awq"})
     untold = _variant(model, folder / "untold")
     (untold / "tokenizer.json").unlink()
@@ -68,7 +69,10 @@ MISTAKES = {
     "no GPU": (["model", "--device", "cuda"], 2, "--device cuda: this machine has no NVIDIA driver"),
     "no extra parameters": (["model", "--extra-qparams", "no.npy"], 2, "--extra-qparams no.npy is not a file"),
     "an architecture of later": (
-        ["qwen3"], 1, "qwen3/config.json: Qwen3ForCausalLM is not among the architectures of rkllm-toolkit 1.1.1",
+        ["qwen3"], 1, "qwen3/config.json: Qwen3ForCausalLM: rkllm-toolkit takes Qwen3 from 1.2.1 on, and this is 1.1.1",
+    ),
+    "an architecture that it does not know": (
+        ["falcon"], 1, "falcon/config.json: FalconForCausalLM is not among the architectures of rkllm-toolkit 1.1.1",
     ),
     "a quantised checkpoint": (["awq"], 1, "awq/config.json: the model is quantised already (awq)"),
     "no tokenizer": (["untold"], 1, "untold has no tokenizer.json and no tokenizer.model"),

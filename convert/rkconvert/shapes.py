@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from rk3588 import families
 from rk3588.errors import CheckpointError, UsageError
-from rk3588.shape import FAMILIES, Shape, from_config
+from rk3588.shape import Shape, from_config
 
 from .sources import hub
 from .sources.base import Checkpoint
@@ -37,14 +38,14 @@ def load(model: str) -> Shape:
         source = hub.peek(hub.find(wanted), _opened)
     if source.shape is None:
         raise CheckpointError(
-            f"{model}: {source.architecture} is no family that predictions know: they know {', '.join(FAMILIES)}"
+            f"{model}: {source.architecture} is no family that predictions know: they know {families.predicted()}"
         )
     return source.shape
 
 
 def _opened(path: Path) -> Checkpoint:
     source = open_checkpoint(path)
-    if source.shape is None and source.kind == "gguf" and source.architecture in FAMILIES:
+    if source.shape is None and source.kind == "gguf" and families.of_gguf(source.architecture):
         return replace(source, shape=_of_gguf(path, source.architecture))
     return source
 

@@ -25,7 +25,7 @@ from rkconvert.architectures.fields import Fields
 from rkconvert.architectures.model import EMBEDDING, ModelConfig
 from rkconvert.architectures.names import Names
 from rkconvert.sources.base import Source, SourceTensor, as_float32, refuse_empty
-from rkconvert.sources.huggingface import read_header, read_json
+from rkconvert.sources.huggingface import in_language_model, read_header, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODES = ("adapter", "merge")
@@ -202,7 +202,8 @@ def _pairs(
             )
         if match is None:
             raise CheckpointError(f"{tensor.file}: tensor {name} is not lora_A or lora_B of a linear layer")
-        sides.setdefault(match[1], {})[match[2]] = tensor
+        module = in_language_model(match[1]) if source.family.text_of else match[1]
+        sides.setdefault(module, {})[match[2]] = tensor
     if not sides:
         raise CheckpointError(f"{where}: the adapter changes no layer")
     found: dict[str, Pair] = {}

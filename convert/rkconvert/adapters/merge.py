@@ -41,7 +41,7 @@ def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check:
             for row, raw in blocks(tensor):
                 block = Block(tensor, row, raw)
                 block.merge(changes)
-                target.seek(tensor.offset + row * (tensor.nbytes // tensor.rows))
+                target.seek(tensor.place(row))
                 target.write(_encoded(block, tensor.kind).tobytes())
                 check()
     return folder

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rk3588 import shape as shapes
+from rk3588 import families
 from rk3588.errors import CheckpointError
-from rkconvert.toolkit.options import ARCHITECTURES
+from rk3588.families import Family
 
 from . import rope as ropes
-from .families import FAMILIES, Family, converted
 from .fields import MOST_CONTEXT, Fields, shown
 from .model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ModelConfig, Rope
 
@@ -27,27 +26,31 @@ _IDLE = re.compile(
     r"_.*|auto_map|architectures|model_type|.*_token_id|.*version|.*dtype|.*dropout.*|.*pdrop|initializer.*|use_cache|"
     r"pretraining_tp|torchscript|output_.*|return_dict|problem_type|task_specific_params|id2label|label2id|"
     r"tokenizer_class|attn_implementation|attention_implementation|chunk_size_feed_forward|gradient_checkpointing|"
-    r"is_decoder|is_encoder_decoder|finetuning_task|prefix|name_or_path|cache_implementation|unsloth.*|"
-    r"tie_encoder_decoder|cross_attention.*|add_cross_attention|num_labels|use_bfloat16|pruned_heads|summary_.*|"
-    r"max_length|min_length|do_sample|temperature|top_[kp]|typical_p|repetition_penalty|length_penalty|num_beams.*|"
-    r"diversity_penalty|early_stopping|no_repeat_ngram_size|num_return_sequences|suppress_tokens|"
-    r"begin_suppress_tokens|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|"
-    r"encoder_no_repeat_ngram_size|tf_legacy_loss|sep_token|use_flash.*|attn_logit_bias|transformers\.js_config|"
-    r"model_parallel|training.*|quantization_config|vocab_size_multiple|use_mup|mup_denominator|use_qk_norm_init"
+    r"is_decoder|finetuning_task|prefix|name_or_path|cache_implementation|unsloth.*|tie_encoder_decoder|num_labels|"
+    r"use_bfloat16|summary_.*|max_length|min_length|do_sample|temperature|top_[kp]|typical_p|repetition_penalty|"
+    r"length_penalty|num_beam.*|diversity_penalty|early_stopping|num_return_sequences|suppress_tokens|"
+    r"begin_suppress_tokens|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|.*ngram_size|"
+    r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config"
 )
-_USED = {
+_COMMON = {
     "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "head_dim",
-    "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "rope_theta",
-    "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings", "sliding_window",
-    "use_sliding_window", "max_window_layers", "layer_types", "rope_local_base_freq", "sliding_window_pattern",
-    "no_rope_layers", "no_rope_layer_interval", "query_pre_attn_scalar", "attn_logit_softcapping",
-    "final_logit_softcapping", "attention_bias", "mlp_bias", "hidden_activation",
+    "vocab_size", "rope_scaling", "rope_parameters", "original_max_position_embeddings",
 }  # fmt: skip
-# Keys that change nothing with these values.
+# Keys that change nothing with these values, in a family that does not know them.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "qk_layernorm": (False,), "use_bidirectional_attention": (False,), "sparse_config": (), "kv_channels": (),
-    "num_experts": (0,), "num_local_experts": (0,),
+    "qk_layernorm": (False,), "use_bidirectional_attention": (False,), "num_experts": (0,), "num_local_experts": (0,),
+    "attention_bias": (False,), "mlp_bias": (False,), "partial_rotary_factor": (1.0,), "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,), "cross_attention_hidden_size": (), "pruned_heads": ({},), "use_sliding_window":
+    (False,),
 }  # fmt: skip
+# Settings of one family that change nothing here: MiniCPM4's draft models and its sparse attention, which is computed
+# as the dense one that it stands for; Qwen's and SmolLM3's where their windows are off.
+_IDLE_OF = {
+    "minicpm": {"mup_denominator", "use_mup", "sparse_config"},
+    "smollm3": {"max_window_layers"},
+    "gemma": {"hidden_activation"},  # read below
+}
+_ALIASES = {"_sliding_window_pattern": "sliding_window_pattern"}  # as transformers 5 saves it
 
 
 def family_of(settings: Mapping[str, Any], where: str) -> Family:
@@ -55,45 +58,75 @@ def family_of(settings: Mapping[str, Any], where: str) -> Family:
     classes = settings.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     kind = settings.get("model_type")
-    for family in FAMILIES:
-        if name in family.classes or (name is None and kind in family.model_types):
-            if kind is not None and kind not in family.model_types:
-                break
-            if family.refused:
-                raise CheckpointError(
-                    f"{where}: {family.title} is not converted for the simulated runtime: {family.refused}"
-                )
-            return family
-    raise other_family(where, name or kind, ARCHITECTURES, kind)
+    family = families.of_class(name) if name is not None else families.of_model_type(kind)
+    if family is None:
+        raise other_family(where, name or kind)
+    if kind is not None and kind not in family.model_types:
+        raise CheckpointError(
+            f"{where}: 'architectures' is {shown(name)} and 'model_type' {shown(kind)}, which are not of one family: "
+            "get the model's own config.json"
+        )
+    return convertible(family, where)
 
 
-def other_family(where: str, name: Any, known: Sequence[str], model_type: Any) -> CheckpointError:
-    """What the simulated runtime lacks, rkllm-toolkit may take: then the way to a board is told."""
-    what = "is not an architecture this version converts for the simulated runtime"
-    told = f"{where}: {shown(name)} {what}: it takes {converted()}"
-    ways = ["--target rk3588 alone, without --lora, converts it for a board"] if name in known else []
-    if isinstance(model_type, str) and model_type in shapes.FAMILIES:
-        ways.append("rk3588 predict says how fast it would be there")
+def convertible(family: Family, where: str) -> Family:
+    """The family itself, when the simulated runtime computes it."""
+    if family.refused:
+        raise CheckpointError(
+            f"{where}: {family.title} is not converted for the simulated runtime: {family.refused}" + _ways(family)
+        )
+    return family
+
+
+def other_family(where: str, name: Any) -> CheckpointError:
     return CheckpointError(
-        f"{told}; {', and '.join(ways)}" if ways else f"{told}, and rkllm-toolkit 1.1.1 does not know it either"
+        f"{where}: {shown(name)} is not an architecture this version converts for the simulated runtime: it takes "
+        f"{families.converted()}; nor is it known that rkllm-toolkit takes it"
     )
+
+
+def _ways(family: Family) -> str:
+    """What the simulated runtime lacks, rkllm-toolkit may take: then the way to a board is told."""
+    ways = []
+    if family.toolkit:
+        ways.append(f"--target rk3588 alone, without --lora, converts it for a board (rkllm-toolkit {family.toolkit})")
+    if not family.unpredicted:
+        ways.append("rk3588 predict says how fast it would be there")
+    return f"; {', and '.join(ways)}" if ways else ""
+
+
+def text_part(settings: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Of a model with images its language model's settings, and what is left out, as a remark."""
+    classes = settings.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    family = families.of_class(name)
+    if family is None or name not in family.text_of:
+        return settings, ()
+    text = Fields(settings, where).mapping("text_config").values
+    if not text:
+        raise CheckpointError(f"{where}: {name} has no text_config, which would say what its language model is")
+    beside = {key: settings[key] for key in ("tie_word_embeddings", "quantization_config") if key in settings}
+    left = f"of {name} its language model is converted ({family.title}): the part that reads images is left out"
+    return {**beside, **text, "architectures": [family.classes[0]]}, (left,)
+
+
+def has_long_rope(settings: Mapping[str, Any]) -> bool:
+    """Whether a config.json of any family asks for LongRoPE."""
+    scalings = [settings.get(key) for key in ("rope_scaling", "rope_parameters")]
+    found = [scaling for scaling in scalings if isinstance(scaling, dict)]
+    return any(scaling.get(key) in ("longrope", "su") for scaling in found for key in ("type", "rope_type"))
 
 
 def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
     """From the contents of ``config.json``; CheckpointError names what this version cannot convert."""
     family = family_of(settings, where)
-    usual = {theirs: ours for ours, theirs in family.keys.items()}
-    given = {usual.get(key, key): value for key, value in settings.items()}
-    if "hidden_activation" in family.keys.values():  # Gemma's hidden_act was a mistake that hidden_activation mends
-        given["hidden_act"] = settings.get("hidden_activation") or family.defaults["hidden_act"]
-    fields = Fields({**family.defaults, **given}, where)
-    refuse_quantised(fields)
-    _refuse_unknown(fields, family)
+    fields = _fields(settings, family, where)
     hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads", most=_MOST_HEADS)
     layers = fields.whole("num_hidden_layers", most=_MOST_LAYERS)
     head_dim = fields.whole("head_dim", hidden // heads or 1, _MOST_HEADS)
-    context = fields.whole("max_position_embeddings", most=MOST_CONTEXT)
-    kinds = _layer_kinds(fields, family, layers)
+    context = _context(fields)
+    rope_layers = _rope_layers(fields, family, layers)
+    kinds = _layer_kinds(fields, family, layers, rope_layers)
     config = ModelConfig(
         family=family.name,
         layers=layers,
@@ -106,7 +139,7 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
         context_length=context,
         norm_eps=fields.number("rms_norm_eps"),
         tied=fields.flag("tie_word_embeddings"),
-        rope=_rope(fields, family, head_dim, context, kinds),
+        rope=_rope(fields, family, head_dim, kinds, rope_layers),
         layer_norm=family.layer_norm,
         head_norms=family.head_norms,
         post_norms=family.post_norms,
@@ -120,6 +153,19 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
         adapters_interleaved=family.gguf_interleaved,
     )
     return checked(replace(config, **_scales(fields, family, config)), where)
+
+
+def _fields(settings: Mapping[str, Any], family: Family, where: str) -> Fields:
+    """The settings by their usual names, with the family's defaults; CheckpointError for what is not known."""
+    refuse_quantised(Fields(settings, where))
+    settings = {_ALIASES.get(key, key) if _ALIASES.get(key) in family.defaults else key: value
+                for key, value in settings.items()}  # fmt: skip
+    _refuse_unknown(settings, family, where)
+    usual = {theirs: ours for ours, theirs in family.keys.items()}
+    given = {usual.get(key, key): value for key, value in settings.items() if key not in family.keys}
+    if family.name == "gemma" and settings.get("hidden_activation"):
+        given["hidden_act"] = settings["hidden_activation"]  # it mends hidden_act
+    return Fields({**family.defaults, **given}, where)
 
 
 def refuse_quantised(fields: Fields) -> None:
@@ -142,23 +188,38 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     return config
 
 
-def _refuse_unknown(fields: Fields, family: Family) -> None:
+def _refuse_unknown(settings: Mapping[str, Any], family: Family, where: str) -> None:
     """A setting that is not known may change what the model computes."""
-    own = {family.residual_scale, family.logit_scale, family.embedding_scale, *family.bias_keys}
-    for key, value in sorted(fields.values.items()):
-        if key in _USED or key in own or _IDLE.fullmatch(key) or value is None:
+    scales = {family.residual_scale, family.logit_scale, family.embedding_scale}
+    known = {*_COMMON, *family.defaults, *family.known, *family.bias_keys, *scales}
+    # A usual key that the family calls otherwise says nothing there; of those, only hidden_act is often seen.
+    known = {family.keys.get(key, key) for key in known} | ({"hidden_act"} & set(family.keys))
+    known |= _IDLE_OF.get(family.name, set())
+    for key, value in sorted(settings.items()):
+        if key in known or _IDLE.fullmatch(key) or value is None:
             continue
-        if key in _NEUTRAL and (value in _NEUTRAL[key] or not _NEUTRAL[key]):
+        if any(value == neutral for neutral in _NEUTRAL.get(key, ())):
             continue
         raise CheckpointError(
-            f"{fields.where}: {key} is {shown(value)}, which this version does not know for {family.title} and which "
-            "may change what the model computes: take it out of a copy of the file if it does not"
+            f"{where}: {key} is {shown(value)}, which this version does not know for {family.title} and which may "
+            "change what the model computes: take it out of a copy of the file if it does not"
         )
+
+
+def _context(fields: Fields) -> int:
+    """Dynamic NTK scales nothing up to the original context; beyond it, it is not offered."""
+    context = fields.whole("max_position_embeddings", most=MOST_CONTEXT)
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = fields.mapping(key)
+        if "dynamic" in (scaling.get("rope_type"), scaling.get("type")):
+            original = fields.whole("original_max_position_embeddings", context, MOST_CONTEXT)
+            return min(context, scaling.whole("original_max_position_embeddings", original, MOST_CONTEXT))
+    return context
 
 
 def _activation(fields: Fields, family: Family) -> str:
     name = fields.text("hidden_act", "silu")
-    if family.name.startswith("gemma") and name == "gelu":  # what Gemma's first files said, meaning the other
+    if family.name == "gemma" and name == "gelu":  # what Gemma's first files said, meaning the other
         return "gelu_tanh"
     if name not in _ACTIVATIONS:
         raise CheckpointError(f"{fields.where}: hidden_act is {name!r}, only {', '.join(_ACTIVATIONS)} are supported")
@@ -170,9 +231,6 @@ def _biases(fields: Fields, family: Family) -> frozenset[str]:
     for key, kinds in family.bias_keys.items():
         if fields.flag(key):
             found |= set(kinds)
-    for key in ("attention_bias", "mlp_bias"):
-        if key not in family.bias_keys and fields.flag(key):
-            raise CheckpointError(f"{fields.where}: {key} is set, which {family.title} does not know")
     return frozenset(found)
 
 
@@ -192,7 +250,7 @@ def _scales(fields: Fields, family: Family, config: ModelConfig) -> dict[str, An
     return found
 
 
-def _layer_kinds(fields: Fields, family: Family, layers: int) -> list[str]:
+def _layer_kinds(fields: Fields, family: Family, layers: int, rope_layers: tuple[int, ...]) -> list[str]:
     """Of each layer, whether it sees all positions or a window of them."""
     given = fields.get("layer_types")
     if given is not None:
@@ -208,6 +266,8 @@ def _layer_kinds(fields: Fields, family: Family, layers: int) -> list[str]:
         if not isinstance(first, int) or isinstance(first, bool) or first < 0:
             raise CheckpointError(f"{fields.where}: 'max_window_layers' is {shown(first)}, expected a whole number")
         return [_SLIDING if fields.flag("use_sliding_window") and i >= first else _FULL for i in range(layers)]
+    if rule == "where no RoPE is":
+        return [_SLIDING if fields.flag("use_sliding_window") and kind == NO_ROPE else _FULL for kind in rope_layers]
     if rule.startswith("every"):
         every = fields.whole("sliding_window_pattern", int(rule.split()[1]))
         return [_SLIDING if (i + 1) % every else _FULL for i in range(layers)]
@@ -221,30 +281,38 @@ def _windows(fields: Fields, kinds: list[str], context: int) -> tuple[int, ...]:
     return tuple(window if kind == _SLIDING else 0 for kind in kinds) if window < context else ()
 
 
-def _rope(fields: Fields, family: Family, head_dim: int, context: int, kinds: list[str]) -> Rope:
+def _rope(fields: Fields, family: Family, head_dim: int, kinds: list[str], rope_layers: tuple[int, ...]) -> Rope:
     """transformers 5 keeps all of it in ``rope_parameters``, earlier ones in ``rope_theta`` and ``rope_scaling``."""
     parameters, local = fields.mapping("rope_parameters"), None
-    if _FULL in parameters.values:  # by kind of layer
+    by_kind = "rope_local_base_freq" in family.defaults
+    if by_kind and set(parameters.values) & {_FULL, _SLIDING}:
         local = parameters.mapping(_SLIDING)
+        ropes.only(parameters, {_FULL, _SLIDING})
         parameters = parameters.mapping(_FULL)
-    theta = parameters.number("rope_theta", fields.number("rope_theta"))
-    factor = parameters.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    dims = int(head_dim * factor)
     scaling = fields.mapping("rope_scaling")
     if not scaling.values:
         scaling = parameters
-    scaling = Fields(_scaling_values(scaling, fields, family), scaling.where)
-    rope = Rope(dims, theta, scaling=ropes.scaling(scaling, dims, theta, context))
-    if fields.get("rope_local_base_freq") is not None or local is not None:
-        base = fields.number("rope_local_base_freq", 10000.0)
-        if local is not None:
-            if local.get("rope_type") not in (None, "default"):
-                raise CheckpointError(f"{fields.where}: RoPE of layers with a window is scaled, which is not supported")
-            base = local.number("rope_theta", base)
-        return replace(
-            rope, local_theta=base, layers=tuple(LOCAL_ROPE if kind == _SLIDING else BASE_ROPE for kind in kinds)
+    theta = scaling.number("rope_theta", parameters.number("rope_theta", fields.number("rope_theta")))
+    factor = fields.number("partial_rotary_factor", 1.0)
+    factor = scaling.number("partial_rotary_factor", parameters.number("partial_rotary_factor", factor))
+    if factor != 1 and "partial_rotary_factor" not in family.defaults:
+        raise CheckpointError(
+            f"{scaling.where}: partial_rotary_factor is {factor:g}, which this version does not know for {family.title}"
         )
-    return replace(rope, layers=_rope_layers(fields, family, len(kinds)))
+    dims = int(head_dim * factor)
+    scaling = Fields(_scaling_values(scaling, fields, family), scaling.where)
+    context = fields.whole("max_position_embeddings", most=MOST_CONTEXT)
+    rope = Rope(dims, theta, layers=rope_layers, scaling=ropes.scaling(scaling, dims, theta, context))
+    if not by_kind:
+        return rope
+    base = fields.number("rope_local_base_freq", 10000.0)
+    if local is not None:
+        ropes.only(local, {"rope_type", "rope_theta"})
+        if local.get("rope_type") not in (None, "default"):
+            raise CheckpointError(f"{fields.where}: RoPE of layers with a window is scaled, which is not supported")
+        base = local.number("rope_theta", base)
+    layers = tuple(LOCAL_ROPE if kind == _SLIDING else BASE_ROPE for kind in kinds)
+    return replace(rope, local_theta=base, layers=layers)
 
 
 def _scaling_values(scaling: Fields, fields: Fields, family: Family) -> dict[str, Any]:
@@ -265,6 +333,10 @@ def _rope_layers(fields: Fields, family: Family, layers: int) -> tuple[int, ...]
     if given is None:
         every = fields.whole("no_rope_layer_interval")
         return tuple(BASE_ROPE if (i + 1) % every else NO_ROPE for i in range(layers))
-    if not isinstance(given, list) or len(given) < layers or set(given) - {0, 1}:
+    if (
+        not isinstance(given, list)
+        or len(given) < layers
+        or not all(type(turns) is int and turns in (0, 1) for turns in given)
+    ):
         raise CheckpointError(f"{fields.where}: no_rope_layers is {shown(given)}, expected {layers} of 0 and 1")
     return tuple(BASE_ROPE if turns else NO_ROPE for turns in given[:layers])

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rk3588 import families
 from rk3588.errors import CheckpointError
+from rk3588.families import Family
 from rk3588.gguf import uniform
-from rkconvert.toolkit.options import GGUF_ARCHITECTURES
 
 from . import rope as ropes
-from .config_json import checked, other_family
-from .families import FAMILIES, Family
+from .config_json import checked, convertible, other_family
 from .fields import MOST_CONTEXT, Fields, shown
 from .model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ROPE_FACTORS, ModelConfig, Rope, RopeScaling
 
@@ -56,12 +56,10 @@ def stated_licence(metadata: Mapping[str, Any]) -> str:
 
 def family_of(name: Any, where: str) -> Family:
     """The family of ``general.architecture``; CheckpointError where it is none that is converted."""
-    family = next((family for family in FAMILIES if family.name == name), None)
+    family = families.of_gguf(name)
     if family is None:
-        raise other_family(where, name, GGUF_ARCHITECTURES, name)
-    if family.refused:
-        raise CheckpointError(f"{where}: {family.title} is not converted for the simulated runtime: {family.refused}")
-    return family
+        raise other_family(where, name)
+    return convertible(family, where)
 
 
 def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tied: bool) -> ModelConfig:

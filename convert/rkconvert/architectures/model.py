@@ -12,7 +12,6 @@ from rk3588.shape import Shape
 EMBEDDING, OUTPUT, OUTPUT_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 ROPE_FACTORS, ROPE_LONG_FACTORS = "rope_freqs.weight", "rope_factors_long.weight"
 NO_ROPE, BASE_ROPE, LOCAL_ROPE = 0, 1, 2  # which frequencies a layer turns by, as the artifact numbers them
-ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .families import BY_KV_HEAD, Family, Fused
+from rk3588.families import BY_KV_HEAD, Family, Fused
+
 from .model import ModelConfig
 
 _LAYERS = "model.layers."
@@ -35,7 +36,7 @@ class Names:
     """The names of one model's tensors in a Hugging Face checkpoint or, with ``gguf``, in a GGUF file."""
 
     def __init__(self, family: Family, config: ModelConfig, *, gguf: bool = False) -> None:
-        self._family, self._gguf = family, gguf
+        self.family, self._gguf = family, gguf
         self._kv_heads = config.kv_heads
         self._shapes: Mapping[str, tuple[int, ...]] = config.tensors()
 
@@ -46,19 +47,19 @@ class Names:
             return []
         if self._gguf:
             block, kind = (module[: module.rfind(".") + 1], module.rpartition(".")[2])
-            fused = self._family.gguf_fused.get(kind)
+            fused = self.family.gguf_fused.get(kind)
             whole = self._fused(fused, ending, block) if fused else []
             return whole or self._stacked((kind,), ending, block)
-        if module in self._family.top:
-            return self._stacked((self._family.top[module],), ending, "")
+        if module in self.family.top:
+            return self._stacked((self.family.top[module],), ending, "")
         layer, _, part = module.removeprefix(_LAYERS).partition(".")
         if not module.startswith(_LAYERS) or not layer.isdecimal() or str(int(layer)) != layer:
             return []
         block = f"blk.{layer}."
-        if part in self._family.parts:
-            return self._stacked((self._family.parts[part],), ending, block)
-        if part in self._family.fused:
-            return self._fused(self._family.fused[part], ending, block)
+        if part in self.family.parts:
+            return self._stacked((self.family.parts[part],), ending, block)
+        if part in self.family.fused:
+            return self._fused(self.family.fused[part], ending, block)
         return []
 
     def _fused(self, fused: Fused, ending: str, block: str) -> list[Part]:
@@ -89,12 +90,12 @@ class Names:
         stem, _, ending = name.rpartition(".")
         if self._gguf:
             block, _, kind = stem.rpartition(".")
-            fused = next((t for t, f in self._family.gguf_fused.items() if kind in f.parts and t != kind), kind)
+            fused = next((t for t, f in self.family.gguf_fused.items() if kind in f.parts and t != kind), kind)
             return ".".join(filter(None, (block, fused, ending)))
-        for theirs, ours in self._family.top.items():
+        for theirs, ours in self.family.top.items():
             if ours == stem:
                 return f"{theirs}.{ending}"
         _, layer, kind = stem.split(".")
-        whole = {kind: theirs for theirs, fused in self._family.fused.items() for kind in fused.parts}
-        own = {ours: theirs for theirs, ours in self._family.parts.items()}
+        whole = {kind: theirs for theirs, fused in self.family.fused.items() for kind in fused.parts}
+        own = {ours: theirs for theirs, ours in self.family.parts.items()}
         return f"{_LAYERS}{layer}.{own.get(kind) or whole[kind]}.{ending}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from rk3588.errors import CheckpointError
 
-from .fields import MOST_CONTEXT, Fields
+from .fields import MOST_CONTEXT, Fields, shown
 from .model import RopeScaling
 
 
@@ -19,11 +19,23 @@ def scaling(fields: Fields, dims: int, theta: float, context: int) -> RopeScalin
     """
     kind = fields.get("rope_type") if fields.get("rope_type") is not None else fields.get("type")
     if kind in (None, "default"):
+        only(fields, _COMMON)
         return RopeScaling()
     if not isinstance(kind, str) or kind not in _WAYS:
         known = ", ".join(repr(way) for way in _WAYS)
         raise CheckpointError(f"{fields.where}: RoPE scaling {kind!r} is not supported, only {known}")
+    only(fields, _COMMON | _KEYS[_WAYS[kind]])
     return _WAYS[kind](fields, dims, theta, context)
+
+
+def only(fields: Fields, known: Set[str]) -> None:
+    """CheckpointError for a key beside ``known``."""
+    for key, value in sorted(fields.values.items()):
+        if key not in known and value is not None:
+            raise CheckpointError(
+                f"{fields.where} has {key} ({shown(value)}), which this version does not know there and which may "
+                "change what the model computes"
+            )
 
 
 def _linear(fields: Fields, dims: int, _theta: float, _context: int) -> RopeScaling:
@@ -31,7 +43,7 @@ def _linear(fields: Fields, dims: int, _theta: float, _context: int) -> RopeScal
 
 
 def _dynamic(fields: Fields, _dims: int, _theta: float, _context: int) -> RopeScaling:
-    """Dynamic NTK scales nothing up to the original context, and a longer one is not offered (see families)."""
+    """Dynamic NTK scales nothing up to the original context, and a longer one is not offered."""
     fields.number("factor")
     return RopeScaling()
 
@@ -104,4 +116,12 @@ _WAYS: dict[str, Callable[[Fields, int, float, int], RopeScaling]] = {
     "longrope": _longrope,
     "su": _longrope,  # what Phi-3 called it first
     "dynamic": _dynamic,
+}
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+_KEYS: dict[Callable[[Fields, int, float, int], RopeScaling], set[str]] = {
+    _linear: {"factor"},
+    _llama3: {"factor", "low_freq_factor", "high_freq_factor"},
+    _yarn: {"factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"},
+    _longrope: {"factor", "short_factor", "long_factor", "attention_factor"},
+    _dynamic: {"factor"},
 }

@@ -71,5 +71,6 @@ class Block:
         return CheckpointError(f"{self._place(row, column)} is {value}: the model is damaged, get it again")
 
     def _place(self, row: int, column: int) -> str:
-        place = f"row {self.row + row}, column {column}" if len(self.tensor.shape) == 2 else f"position {column}"
+        matrix = len(self.tensor.shape) == 2
+        place = f"row {self.row + row}, column {column}" if matrix else f"position {self.row + row + column}"
         return f"{self.tensor.file}: tensor {self.tensor.name}, {place}"

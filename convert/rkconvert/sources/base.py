@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from rk3588 import files as reading
 from rk3588.errors import CheckpointError
+from rk3588.families import Family
 from rk3588.shape import Shape
-from rkconvert.architectures.families import Family
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names, Part
 from rkconvert.tokenizers.vocabulary import Vocabulary
@@ -49,11 +49,17 @@ class SourceTensor:
 
     @property
     def rows(self) -> int:
-        return self.shape[0] if len(self.shape) == 2 else 1
+        """Of a vector 1; its elements are rows where they come in runs."""
+        return self.shape[0] if len(self.shape) == 2 or self.run else 1
 
     @property
     def columns(self) -> int:
-        return self.shape[-1]
+        return 1 if self.run and len(self.shape) == 1 else self.shape[-1]
+
+    def place(self, row: int) -> int:
+        """Where a row begins in the file."""
+        width, run = self.nbytes // self.rows, self.run or self.rows
+        return self.offset + (row // run * (self.step or run) + row % run) * width
 
     def decode(self, raw: bytes) -> tuple[Array, str]:
         """Whole rows as they stand in the file to (rows, K) in Hugging Face's order, as F32, F16 or BF16 bits.
@@ -126,6 +132,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # those with weights
     vocabulary: Vocabulary | None = None  # None: its tokenizer is none that the simulated runtime knows
     shape: Shape | None = None  # None: its family is not known here
+    long_rope: bool = False  # its RoPE is scaled by LongRoPE's factors
     extras: tuple[Path, ...] = ()  # configuration that was read as well
     copies: tuple[Path, ...] = ()
     licence: str = ""  # what the file itself says of it, an identifier as the hub has them
@@ -196,7 +203,8 @@ def our_tensors(
         parts = names.parts(name)
         if not parts:
             raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name} is not part of such a model as this version knows"
+                f"{tensor.file}: tensor {tensor.name} is not part of such a model as its configuration describes "
+                f"({names.family.title})"
             )
         shape = (sum(part.rows for part in parts), *expected[parts[0].name][1:])
         if tensor.shape != shape:

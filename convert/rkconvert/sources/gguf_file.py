@@ -17,8 +17,8 @@ import numpy as np
 from rk3588 import gguf as files
 from rk3588 import sampling
 from rk3588.errors import CheckpointError
+from rk3588.families import Family
 from rkconvert.architectures import gguf_metadata
-from rkconvert.architectures.families import Family
 from rkconvert.architectures.model import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
 from rkconvert.architectures.names import Names
 from rkconvert.tokenizers.gguf_metadata import read_vocabulary
@@ -58,6 +58,7 @@ def read(path: Path) -> Source:
         tensors=_known(family, config, found, path),
         files=parts,
         shape=config.shape(path.name),
+        long_rope=bool(config.rope.scaling.long_factors),
         licence=gguf_metadata.stated_licence(metadata),
         notes=(*vocabulary.notes, *_not_written(vocabulary), *remarks),
         sampling=wishes,
@@ -89,6 +90,7 @@ def read_any(path: Path) -> Checkpoint:
         files=parts,
         vocabulary=vocabulary,
         shape=shape,
+        long_rope="rope_factors_long.weight" in found,
         licence=gguf_metadata.stated_licence(metadata),
         notes=(*notes, *remarks),
         sampling=wishes,

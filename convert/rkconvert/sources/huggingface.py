@@ -15,9 +15,9 @@ from rk3588 import files as reading
 from rk3588 import sampling
 from rk3588 import shape as shapes
 from rk3588.errors import CheckpointError
+from rk3588.families import Family
 from rk3588.mistaken import listed
 from rkconvert.architectures import config_json
-from rkconvert.architectures.families import Family
 from rkconvert.architectures.fields import Fields
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names
@@ -39,8 +39,8 @@ MOST_HEADER = 100_000_000  # the format's own limit
 
 def read(folder: Path) -> Source:
     """The model in ``folder``; CheckpointError says what is missing or not supported."""
-    settings = _settings(folder)
     where = str(folder / "config.json")
+    settings, left_out = config_json.text_part(_settings(folder), where)
     family, config = config_json.family_of(settings, where), config_json.read_config(settings, where)
     weights = _weights(folder)
     vocabulary = read_vocabulary(folder, settings, config.vocab_size)
@@ -55,9 +55,10 @@ def read(folder: Path) -> Source:
         tensors=_known(family, config, _tensors(weights.files), folder),
         files=tuple(weights.files),
         shape=config.shape(folder.absolute().name),
+        long_rope=bool(config.rope.scaling.long_factors),
         extras=_there(folder, *CONFIGURATION, *weights.indices),
         copies=_there(folder, *COPIED),
-        notes=(*weights.notes, *vocabulary.notes, *remarks),
+        notes=(*left_out, *weights.notes, *vocabulary.notes, *remarks),
         sampling=wishes,
     )
 
@@ -89,6 +90,7 @@ def read_any(folder: Path) -> Checkpoint:
         files=tuple(weights.files),
         vocabulary=vocabulary,
         shape=shape,
+        long_rope=config_json.has_long_rope(settings),
         extras=_there(folder, *CONFIGURATION, *weights.indices),
         copies=_there(folder, *COPIED),
         notes=(*weights.notes, *notes, *remarks),
@@ -144,6 +146,8 @@ def _known(
     family: Family, config: ModelConfig, found: dict[str, SourceTensor], folder: Path
 ) -> dict[str, SourceTensor]:
     """Our tensors in those of the checkpoint."""
+    if family.text_of:
+        found = _language_model(found)
     ignored = {n for n in found if n.endswith("rotary_emb.inv_freq")}  # old checkpoints carry it; it follows from theta
     if config.tied:
         ignored |= {n for n in found if family.top.get(n.rpartition(".")[0]) == "output"}  # the embedding, or not used
@@ -151,6 +155,18 @@ def _known(
     if not family.gain_plus_one:
         return ours
     return {n: replace(t, plus_one=n.endswith("norm.weight")) for n, t in ours.items()}
+
+
+def _language_model(found: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Of a model with images its language model's tensors, by the names they have in one of their own."""
+    images = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+    return {in_language_model(name): tensor for name, tensor in found.items() if not images.match(name)}
+
+
+def in_language_model(name: str) -> str:
+    """What a tensor or a module of a model with images is called in its language model by itself."""
+    inside = re.fullmatch(r"(?:language_model|model\.language_model)\.(?:(model|lm_head)\.)?(.+)", name)
+    return f"{inside[1] or 'model'}.{inside[2]}" if inside else name
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

@@ -8,15 +8,6 @@ from pathlib import Path
 PLATFORM = "rk3588"
 ALGORITHMS = ("normal", "gdq")
 DEVICES = ("cpu", "cuda")
-# From the lists of 1.1.1's README and manual.
-ARCHITECTURES = (
-    "LlamaForCausalLM", "QWenLMHeadModel", "Qwen2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM", "ChatGLMModel",
-    "GemmaForCausalLM", "Gemma2ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM",
-    "TelechatForCausalLM",
-)  # fmt: skip
-GGUF_ARCHITECTURES = (
-    "llama", "qwen", "qwen2", "phi2", "phi3", "chatglm", "gemma", "gemma2", "internlm2", "minicpm", "minicpm3",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rk3588 import families
 from rk3588.errors import CheckpointError, RkError, ToolkitError, UsageError
 from rk3588.gguf import JOIN
 from rk3588.quant import SCHEMES, Scheme
 from rkconvert import memory
 from rkconvert.sources.base import Checkpoint, SourceTensor
 
-from .options import ALGORITHMS, ARCHITECTURES, DEVICES, GGUF_ARCHITECTURES, BoardOptions
+from . import install
+from .options import ALGORITHMS, DEVICES, BoardOptions
 
 BOARD_DTYPES = tuple(s.name for s in SCHEMES.values() if s.quantised)
 RK3576_DTYPES = ("w4a16", "w4a16_g32", "w4a16_g64", "w4a16_g128")
@@ -89,18 +91,29 @@ def check_model(source: Checkpoint, schemes: Sequence[Scheme]) -> tuple[list[Lik
 
 
 def _architecture(source: Checkpoint) -> list[Likely]:
-    known = GGUF_ARCHITECTURES if source.kind == "gguf" else ARCHITECTURES
-    if source.architecture in known:
+    """Which families which rkllm-toolkit takes is known from Rockchip's lists alone, so --force may try."""
+    gguf = source.kind == "gguf"
+    name = source.architecture
+    family = families.of_gguf(name) if gguf else families.of_class(name)
+    release = _release()
+    told = f"{source.path if gguf else source.path / 'config.json'}: {name}"
+    if family is None or not family.toolkit or name in family.text_of:
+        known = families.taken(release, gguf=gguf)
+        what = f"is not among the architectures of rkllm-toolkit {release} ({', '.join(known)})"
+        return [Likely(CheckpointError(f"{told} {what}"))]
+    needs, what = family.toolkit, family.title
+    if source.long_rope and families.version(needs) < families.version(families.LONGROPE_TOOLKIT):
+        needs, what = families.LONGROPE_TOOLKIT, "its LongRoPE"
+    if families.version(release) >= families.version(needs):
         return []
-    where = source.path / "config.json" if source.kind == "huggingface" else source.path
-    return [
-        Likely(
-            CheckpointError(
-                f"{where}: {source.architecture} is not among the architectures of rkllm-toolkit 1.1.1 "
-                f"({', '.join(known)})"
-            )
-        )
-    ]
+    older = f"rkllm-toolkit takes {what} from {needs} on, and this is {release}"
+    return [Likely(CheckpointError(f"{told}: {older}: install a newer one (rkconvert toolkit install)"))]
+
+
+def _release() -> str:
+    """Of the installed toolkit; where there is none, that of the one to be installed."""
+    found = install.installed()
+    return found.version if found and families.version(found.version) else install.VERSION
 
 
 def _gguf_parts(source: Checkpoint) -> list[Likely]:
