@@ -60,13 +60,14 @@ constexpr std::string_view kKnown[] = {
 class Keys {
  public:
   explicit Keys(const Gguf& file) : file_(file), prefix_(file.version() < 3 ? "llama." : "rksim.") {
+    const std::string_view architecture = file.need_string("general.architecture");
+    if (std::string(architecture) + "." != prefix_)
+      throw Error(file.path() + ": general.architecture is '" + std::string(architecture) + "', and version " +
+                  std::to_string(file.version()) + " of the format has " + prefix_.substr(0, prefix_.size() - 1));
     if (file.version() < 3) return;
-    for (const std::string& key : file.keys()) {
-      if (key.rfind(prefix_, 0) != 0) continue;
-      const std::string_view name = std::string_view(key).substr(prefix_.size());
-      if (std::find(std::begin(kKnown), std::end(kKnown), name) == std::end(kKnown))
+    for (const std::string& key : file.keys())
+      if (!known(key))
         throw Error(file.path() + " asks for " + key + ", which this runtime does not know: update rk3588");
-    }
   }
 
   std::string name(const char* key) const { return prefix_ + key; }
@@ -103,6 +104,13 @@ class Keys {
   }
 
  private:
+  // Of the tokenizer's keys and the general ones others are no business of the transformer's.
+  bool known(std::string_view key) const {
+    if (key.rfind("general.", 0) == 0 || key.rfind("tokenizer.", 0) == 0) return true;
+    if (key.rfind(prefix_, 0) != 0) return false;
+    return std::find(std::begin(kKnown), std::end(kKnown), key.substr(prefix_.size())) != std::end(kKnown);
+  }
+
   int bounded(const char* key, uint32_t value, uint32_t most) const {
     if (value == 0 || value > most)
       fail(key, "is " + std::to_string(value) + ", not between 1 and " + std::to_string(most));
@@ -141,6 +149,8 @@ std::vector<double> frequencies(float base, int dims, const float* factors) {
   return found;
 }
 
+constexpr const char *kFactors = "rope_freqs.weight", *kLongFactors = "rope_factors_long.weight";
+
 const float* factors(const Gguf& file, const char* name, int dims) {
   if (!file.tensor(name)) return nullptr;
   const float* values = need_vector(file, name, dims / 2);
@@ -157,8 +167,8 @@ Rope read_rope(const Gguf& file, const Keys& keys, const Shape& shape) {
               "is " + std::to_string(rope.dims) + " of a head of " + std::to_string(shape.head_dim));
   rope.base = keys.number("rope.freq_base");
   rope.attention_factor = double{keys.number_or("rope.scaling.attn_factor", 1.0f)};
-  rope.frequencies = frequencies(rope.base, rope.dims, factors(file, "rope_freqs.weight", rope.dims));
-  if (const float* wide = factors(file, "rope_factors_long.weight", rope.dims)) {
+  rope.frequencies = frequencies(rope.base, rope.dims, factors(file, kFactors, rope.dims));
+  if (const float* wide = factors(file, kLongFactors, rope.dims)) {
     rope.long_frequencies = frequencies(rope.base, rope.dims, wide);
     rope.short_context = keys.size("rope.scaling.original_context_length", kMaxContext);
   }
@@ -205,6 +215,8 @@ Description describe(const Gguf& file) {
   return {shape, std::move(features), std::string(file.need_string(keys.name("family"))),
           file.boolean(keys.name("adapters_interleaved")).value_or(false)};
 }
+
+bool is_described(const std::string& tensor) { return tensor == kFactors || tensor == kLongFactors; }
 
 const float* need_vector(const Gguf& file, const std::string& name, int64_t n) {
   const Tensor& tensor = file.need_tensor(name, GgmlType::F32, {static_cast<uint64_t>(n)});

@@ -103,7 +103,7 @@ void Model::read_dtype() {
 void Model::check_nothing_else() const {
   for (const Tensor& tensor : file.tensors()) {
     const std::string& name = tensor.name;
-    if (!read_.count(name) && name.rfind("rope_f", 0) != 0 && name != "rksim.tensor_crc32")
+    if (!read_.count(name) && !is_described(name) && name != "rksim.tensor_crc32")
       throw Error(file.path() + " has the tensor " + name + ", which this runtime does not know: update rk3588");
   }
 }
