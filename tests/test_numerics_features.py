@@ -1,4 +1,4 @@
-"""Each feature of docs/sim-gguf.md against the NumPy reference, for equality, on every kernel, split and thread count."""
+"""Each feature of docs/sim-gguf.md against the NumPy reference, for equality: kernels, splits, numbers of threads."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def without(model: Model) -> Iterator[tuple[str, Model]]:
         if getattr(model, name) != value and not (name == "norm_biases" and not model.layer_norm):
             yield name, replace(model, **{name: value})  # type: ignore[arg-type]
     if model.long_factors:
-        yield "long_factors", replace(model, long_factors=False, keys={**model.keys, **{next(iter(LONG)): None}})
+        yield "long_factors", replace(model, long_factors=False, keys={**model.keys, next(iter(LONG)): None})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -185,7 +185,7 @@ def any_model(draw: st.DrawFn) -> Model:
     number = st.floats(0.125, 8, width=32)
     choices: dict[str, st.SearchStrategy[Any]] = {
         **{f"{name}_scale": number for name in ("embedding", "residual", "logit")},
-        **{key: number for key in ("attention.scale", "attn_logit_softcapping", "final_logit_softcapping")},
+        **dict.fromkeys(("attention.scale", "attn_logit_softcapping", "final_logit_softcapping"), number),
         "rope.scaling.attn_factor": number,
         "activation": st.sampled_from(["silu", "gelu_tanh"]),
         "attention.sliding_window": st.tuples(*[st.integers(0, 25)] * layers),
