@@ -27,7 +27,7 @@ LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 class Model:
     """The sizes and features of one. ``keys`` are further ones under ``rksim.``, tuples as arrays of u32.
 
-    ``norms`` and ``biases`` name what each block has; ``tensors`` are further ones, or others in the place of these.
+    ``norms`` and ``biases`` name what each block has.
     """
 
     seed: int = 0
@@ -48,7 +48,6 @@ class Model:
     factors: bool = False
     long_factors: bool = False
     keys: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Array] = field(default_factory=dict)
 
     def weights(self) -> dict[str, Floats]:
         """Every tensor by name, in no order that matters; matrices are (N, K)."""
@@ -93,12 +92,11 @@ class Model:
 
     def write(self, path: Path, dtype: str = "fp32") -> Path:
         """As ``path``, in ``dtype``."""
-        tensors: dict[str, Array] = {}
-        for name, values in {**self.weights(), **self.tensors}.items():
-            tensors |= _stored(name, np.asarray(values, np.float32), dtype)
-        if self.tied and dtype.startswith("w8a8"):
-            tensors |= _stored("output.weight", self.weights()["token_embd.weight"], dtype)
-        return write(path, {**self.metadata(dtype), **{f"rksim.{k}": v for k, v in self.keys.items()}}, tensors)
+        return write(path, self.described(dtype), stored(self, dtype))
+
+    def described(self, dtype: str) -> dict[str, Any]:
+        """All that its file says."""
+        return {**self.metadata(dtype), **{f"rksim.{key}": value for key, value in self.keys.items()}}
 
     def metadata(self, dtype: str) -> dict[str, Any]:
         """What every such file says, and its vocabulary."""
@@ -124,6 +122,17 @@ class Model:
             "tokenizer.ggml.tokens": tokens,
             "tokenizer.ggml.merges": ["a b"],
         }
+
+
+def stored(model: Model, dtype: str) -> dict[str, Array]:
+    """All tensors of its file, in ``dtype``."""
+    found: dict[str, Array] = {}
+    weights = model.weights()
+    for name, values in weights.items():
+        found |= _stored(name, values, dtype)
+    if model.tied and dtype.startswith("w8a8"):
+        found |= _stored("output.weight", weights["token_embd.weight"], dtype)
+    return found
 
 
 def _stored(name: str, values: Floats, dtype: str) -> dict[str, Array]:

@@ -13,6 +13,7 @@ namespace {
 
 // Far above any model, far below what could overflow a product of two of them.
 constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096, kMaxHeads = 4096, kMaxContext = 1u << 30;
+constexpr float kLeastNumber = 1e-12f, kMostNumber = 1e12f;
 
 // A feature that this runtime does not know would change every answer: it is refused, not skipped.
 constexpr std::string_view kKnown[] = {
@@ -80,7 +81,6 @@ class Keys {
     return value ? bounded(key, *value, most) : otherwise;
   }
 
-  // A finite number above zero.
   float number(const char* key) const { return positive(key, file_.need_f32(name(key))); }
 
   float number_or(const char* key, float otherwise) const {
@@ -97,6 +97,11 @@ class Keys {
     for (int32_t value : *values)
       if (value < 0 || value > most) fail(key, "holds " + std::to_string(value));
     return {values->begin(), values->end()};
+  }
+
+  // A key that another one would have to give a meaning.
+  void refuse(const char* key, const std::string& why) const {
+    if (file_.has(name(key))) fail(key, why);
   }
 
   [[noreturn]] void fail(const char* key, const std::string& what) const {
@@ -118,7 +123,7 @@ class Keys {
   }
 
   float positive(const char* key, float value) const {
-    if (!std::isfinite(value) || value <= 0) fail(key, "is no number above zero");
+    if (!(value >= kLeastNumber && value <= kMostNumber)) fail(key, "is not a number from 1e-12 to 1e12");
     return value;
   }
 
@@ -185,6 +190,9 @@ Rope read_rope(const Gguf& file, const Keys& keys, const Shape& shape) {
 Features read_features(const Gguf& file, const Keys& keys, const Shape& shape) {
   Features f;
   f.norm = keys.has("attention.layer_norm_epsilon") ? NormKind::kLayer : NormKind::kRms;
+  if (f.norm == NormKind::kLayer && keys.has("attention.layer_norm_rms_epsilon"))
+    throw Error(file.path() + " has the epsilons of both kinds of norms, " + keys.name("attention.layer_norm_epsilon") +
+                " and " + keys.name("attention.layer_norm_rms_epsilon"));
   f.norm_eps =
       keys.number(f.norm == NormKind::kLayer ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon");
   const std::string_view activation = file.string(keys.name("activation")).value_or("silu");
@@ -199,7 +207,10 @@ Features read_features(const Gguf& file, const Keys& keys, const Shape& shape) {
   f.residual_scale = keys.number_or("residual_scale", 1);
   f.logit_scale = keys.number_or("logit_scale", 1);
   f.temperature_scale = keys.number_or("attention.temperature_scale", 0);
-  if (f.temperature_scale != 0) f.temperature_length = keys.size("attention.temperature_length", kMaxContext);
+  if (f.temperature_scale != 0)
+    f.temperature_length = keys.size("attention.temperature_length", kMaxContext);
+  else
+    keys.refuse("attention.temperature_length", "is nothing without " + keys.name("attention.temperature_scale"));
   f.windows = keys.by_layer("attention.sliding_window", shape.n_layers, 0, kMaxContext);
   f.rope = read_rope(file, keys, shape);
   return f;

@@ -69,7 +69,7 @@ class Model {
   void check_nothing_else() const;
   Layer load_layer(int index);
   const Tensor& need(const std::string& name, GgmlType type, const std::vector<uint64_t>& dims);
-  Norm load_norm(const std::string& name, int64_t n);
+  Norm load_norm(const std::string& name, int64_t n, bool needed = false);
   const float* load_vector(const std::string& name, int64_t n);
   const float* load_bias(const std::string& name, int64_t n);
   Linear load_linear(const std::string& name, int64_t n, int64_t k);
