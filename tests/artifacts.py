@@ -163,11 +163,16 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Array],
     writer.write_tensors_to_file()
     writer.close()
     data = bytearray(path.read_bytes())
-    body = sum(-(-values.nbytes // ALIGNMENT) * ALIGNMENT for values in (*tensors.values(), sums))
     at = data.index(b"rksim.header_crc32") + len("rksim.header_crc32") + 4
-    data[at : at + 4] = zlib.crc32(data[: len(data) - body]).to_bytes(4, "little")
+    data[at : at + 4] = zlib.crc32(data[: header_bytes(path, tensors)]).to_bytes(4, "little")
     path.write_bytes(data)
     return path
+
+
+def header_bytes(path: Path, tensors: Mapping[str, Array]) -> int:
+    """How much of a file precedes the data of ``tensors``, behind which stand their checksums."""
+    sizes = [*(values.nbytes for values in tensors.values()), 4 * (len(tensors) + 1)]
+    return path.stat().st_size - sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
