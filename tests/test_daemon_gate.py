@@ -185,7 +185,8 @@ ELSEWHERE = [
     "evil.example", "evil.example:8080", "localhost.evil.example", "evil.locals",
     "127.0.0.1.evil.example", "8.8.8.8", "172.32.0.1", "[2001:db8::1]:80",
     "localhost@evil.example", "evil.example@localhost", "localhost:x",
-    "localhost/evil", "localhost evil", "localhost:80:90", "[::1", "::1", "[localhost]", "0.0.0.0", "xn--lcalhost-b7a.example",
+    "localhost/evil", "localhost evil", "localhost:80:90", "[::1", "::1", "[localhost]", "0.0.0.0",
+    "xn--lcalhost-b7a.example",
     "localhost..", ".localhost", "http://localhost", "2130706433", "0x7f000001", "127.1", "localhost:99999", "a..local",
 ]  # fmt: skip
 

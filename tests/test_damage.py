@@ -15,18 +15,19 @@ from rk3588 import bundle
 from rk3588.errors import BundleError
 from rkconvert.adapters import lora
 from rkconvert.sources.opening import open_source
-from tests import loras, models
+from tests import artifacts, loras, models
+from tests.test_numerics_features import CASES
 
 DTYPE = "w8a8_g128"
-ARTIFACTS, MANIFESTS = 10_000, 10_000
+ARTIFACTS, MANIFESTS, FEATURED = 10_000, 10_000, 600
 
 # In a process of its own, with an address space of 2 GiB: what crashes or asks for too much ends it.
 ATTACK = """
-import os, random, resource, sys
+import os, random, resource, sys, zlib
 from rk3588.errors import SimError
 from rk3588.hostlib import SimModel
 
-path, work, count, header, *adapter = sys.argv[1:]
+path, work, count, header, forged, *adapter = sys.argv[1:]
 victim = adapter[0] if adapter else path
 whole = open(victim, "rb").read()
 ids = [1, 5, 9]
@@ -46,6 +47,10 @@ with SimModel(path, threads=1) as base:
             for _ in range(random.choice((1, 1, 1, 2, 8))):
                 bit = random.randrange(end * 8)
                 data[bit // 8] ^= 1 << bit % 8
+        if forged == "1" and len(data) == len(whole):
+            at = whole.index(b"rksim.header_crc32") + 22
+            data[at : at + 4] = bytes(4)
+            data[at : at + 4] = zlib.crc32(data[: int(header)]).to_bytes(4, "little")
         with open(work, "wb") as file:
             file.write(data)
         try:
@@ -54,7 +59,7 @@ with SimModel(path, threads=1) as base:
                 base.logits(ids)
             else:
                 with SimModel(work, threads=1) as model:
-                    assert model.logits(ids).tobytes() == answer, f"another answer after damage {i}"
+                    assert model.logits(ids).tobytes() == answer or forged == "1", f"another answer after damage {i}"
             same += 1
         except SimError as error:
             assert str(error) and "\\n" not in str(error), error
@@ -63,9 +68,10 @@ print(refused, same)
 """
 
 
-def attack(model: Path, work: Path, count: int, header: int, *adapter: Path) -> int:
-    """How many of ``count`` damaged files are refused; the others load and run."""
-    command = [sys.executable, "-c", ATTACK, *map(str, (model, work, count, header, *adapter))]
+def attack(model: Path, work: Path, count: int, header: int, *adapter: Path, forged: bool = False) -> int:
+    """How many of ``count`` damaged files are refused; the others load and run. ``forged``: the first ``header`` bytes
+    are all that precedes the tensors' data, and their checksum is made to fit."""
+    command = [sys.executable, "-c", ATTACK, *map(str, (model, work, count, header, int(forged), *adapter))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     refused, same = map(int, done.stdout.split())
@@ -78,6 +84,22 @@ def test_a_damaged_artifact_never_answers_otherwise(tiny_bundles: Mapping[str, P
     assert model
     refused = attack(model, tmp_path / "damaged.gguf", ARTIFACTS, 1 << 14)
     assert refused > 0.99 * ARTIFACTS  # the checksums see nearly all of it; two flips may undo each other
+
+
+@pytest.mark.parametrize("name", ["all", "all in parallel"])
+def test_a_damaged_artifact_with_features_never_answers_otherwise(name: str, tmp_path: Path) -> None:
+    model = CASES[name].write(tmp_path / "whole.gguf", DTYPE)
+    header = artifacts.header_bytes(model, artifacts.stored(CASES[name], DTYPE))
+    refused = attack(model, tmp_path / "damaged.gguf", FEATURED, header)
+    assert refused > 0.99 * FEATURED
+
+
+def test_headers_whose_checksums_are_right_are_refused_or_run(tmp_path: Path) -> None:
+    """As somebody would change them who means harm: any bit, and the checksum of the header made to fit."""
+    model = CASES["all"].write(tmp_path / "whole.gguf", DTYPE)
+    stored = artifacts.stored(CASES["all"], DTYPE)
+    done = attack(model, tmp_path / "damaged.gguf", FEATURED, artifacts.header_bytes(model, stored), forged=True)
+    assert FEATURED // 4 < done < FEATURED
 
 
 def test_a_damaged_adapter_is_refused_or_runs(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:

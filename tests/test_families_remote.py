@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import pytest
 
 from rk3588 import bundle, quant
 from rk3588.errors import CheckpointError
-from rkconvert.adapters import merge
+from rkconvert.artifact import reading
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_families import cases, remote
+from tests.plans import make_plan
 from tests.test_families import TOLERANCE, difference, logits, without
 
 
@@ -61,7 +60,6 @@ def test_fused_layers_are_split_whatever_the_blocks(
     shards = models.write_llama(tmp_path / "shards", settings, weights, dtype=dtype, shards=3)
     schemes = [quant.scheme("fp32"), quant.scheme("w8a8")]
     first = convert(make_plan(open_source(whole), "a", tmp_path / "1", schemes, threads=2))
-    reading = sys.modules[merge.blocks.__globals__["block_rows"].__module__]
     monkeypatch.setattr(reading, "BLOCK_BYTES", 500)  # three rows, of runs of 16 and 32
     second = convert(make_plan(open_source(shards), "a", tmp_path / "2", schemes, threads=2))
     for one, other in zip(first, second, strict=True):
@@ -88,7 +86,7 @@ def test_of_a_model_with_images_the_language_model_is_converted(tmp_path: Path, 
         "vision_config": {"hidden_size": 8}, "mm_tokens_per_image": 256, "vocab_size": cases.VOCABULARY,
     }  # fmt: skip
     weights = {prefix + key.removeprefix("model."): value for key, value in cases.weights(name).items()}
-    weights |= {"vision_tower.x.weight": np.zeros((2, 2)), "multi_modal_projector.y.weight": np.zeros((2, 2))}
+    weights |= {"vision_tower.x.weight": np.zeros((2, 2), np.float32), "multi_modal_projector.y.weight": np.zeros((2, 2), np.float32)}
     source = open_source(models.write_llama(tmp_path / "m", settings, weights))
     assert "the part that reads images is left out" in source.notes[0]
     assert source.config == open_source(plain).config

@@ -3,8 +3,8 @@
 llama.cpp runs Q8_0, whose int8 blocks are the nearest it has to w8a8. Each engine is a process of its own and works
 only when asked; the repetitions go round the engines in turn, so that a busy moment hits all of them. Ours is measured
 through the C ABI: prefill is the time to the first callback, decode the time between callbacks, sampling included.
-The share of memory is decode's speed times the bytes of the weights by what NumPy reads from an array of 1 GiB: more
-than 100 % where a large cache holds the whole model.
+The share of memory is decode's speed times the bytes of the weights by what as many threads read from an array of
+1 GiB, before the engines or after them: more than 100 % only where a cache holds part of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,19 +96,15 @@ def our_engine(dtype: str, bundle: Path) -> Engine:
     return Engine(f"ours {dtype}", command, sum(tensors.values()))
 
 
-def bandwidth(threads: int) -> float:
-    """Bytes a second that NumPy reads from an array of 1 GiB, in as many parts as threads: the best of five."""
-    array = np.ones(1 << 27, np.int64)
-    best = 0.0
-    for _ in range(5):
-        readers = [threading.Thread(target=np.max, args=(part,)) for part in np.array_split(array, threads)]
-        started = time.perf_counter()
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        best = max(best, array.nbytes / (time.perf_counter() - started))
-    return best
+def memory_speed(threads: int, size: int = 1 << 30, rounds: int = 25) -> float:
+    """Bytes a second that so many threads read from an array: the best of so many rounds (memory_speed.c)."""
+    program = BUILD / "bench" / "memory_speed"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=c11", "-O3", "-march=native", "-pthread"]
+    subprocess.run(["cc", *flags, str(HERE / "memory_speed.c"), "-o", str(program)], check=True)
+    command = [str(program), str(size), str(threads), str(rounds)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def measure(engines: list[Engine], threads: int, repeat: int) -> None:
@@ -161,8 +156,9 @@ def main() -> None:
     bundles = smollm2.bundles(dtypes)
     engines = [llama_engine(options.llama_python), *(our_engine(dtype, bundles[dtype]) for dtype in dtypes)]
     for threads in map(int, options.threads.split(",")):
-        peak = bandwidth(threads)
+        peak = memory_speed(threads)
         measure(engines, threads, options.repeat)
+        peak = max(peak, memory_speed(threads))
         if threads == int(options.threads.split(",")[0]):
             print(*dict.fromkeys(engine.about for engine in engines[:2]), sep="\n")
         print(f"\n{table(engines, threads, peak)}", flush=True)

@@ -28,6 +28,7 @@ void use_model(const std::string& path) {
   rksim::Session session(model, 4);
   const int32_t ids[] = {0, s.n_vocab - 1, 0};
   session.eval(ids, 3);
+  session.eval(ids, 3);  // over the end of the context
 }
 
 }  // namespace

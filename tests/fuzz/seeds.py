@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tests import models, smollm2
+from tests.test_numerics_features import CASES
+from tests.test_sim_gguf import GOLDEN
 from tests.tokenizers_reference import byte_level, random_texts, sentencepiece, write_vocabulary
 
 TARGETS = ("gguf", "tokenizer")
@@ -48,6 +51,14 @@ def _artifacts(folder: Path) -> None:
             smollm2.convert(source, scratch / "out", DTYPES, name=kind)
             for dtype in DTYPES:
                 shutil.copy(scratch / "out" / f"{kind}-rk3588-{dtype}" / "model.sim.gguf", folder / f"{kind}-{dtype}")
+    # Every feature in as few bytes as can be.
+    shutil.copy(GOLDEN / "two_layers.sim.gguf", folder / "version-2")
+    for kind in ("all", "all in parallel"):
+        small = replace(
+            CASES[kind], hidden=6, intermediate=10, heads=2, kv_heads=1, head_dim=12, vocab=12, turned=8
+        )  # fmt: skip
+        for dtype in DTYPES:
+            small.write(folder / f"{kind.replace(' ', '-')}-{dtype}", dtype)
     # Vocabularies alone: small enough for a change to hit what matters.
     tokens = ["<unk>", "<s>", "a", "b", "ab", "abab", "<0x41>", "▁"]
     types = [2, 3, 1, 1, 1, 4, 6, 1]

@@ -13,6 +13,7 @@ namespace {
 
 // Far above any model, far below what could overflow a product of two of them.
 constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096, kMaxHeads = 4096, kMaxContext = 1u << 30;
+constexpr float kLeastNumber = 1e-12f, kMostNumber = 1e12f;
 
 // A feature that this runtime does not know would change every answer: it is refused, not skipped.
 constexpr std::string_view kKnown[] = {
@@ -60,13 +61,14 @@ constexpr std::string_view kKnown[] = {
 class Keys {
  public:
   explicit Keys(const Gguf& file) : file_(file), prefix_(file.version() < 3 ? "llama." : "rksim.") {
+    const std::string_view architecture = file.need_string("general.architecture");
+    if (std::string(architecture) + "." != prefix_)
+      throw Error(file.path() + ": general.architecture is '" + std::string(architecture) + "', and version " +
+                  std::to_string(file.version()) + " of the format has " + prefix_.substr(0, prefix_.size() - 1));
     if (file.version() < 3) return;
-    for (const std::string& key : file.keys()) {
-      if (key.rfind(prefix_, 0) != 0) continue;
-      const std::string_view name = std::string_view(key).substr(prefix_.size());
-      if (std::find(std::begin(kKnown), std::end(kKnown), name) == std::end(kKnown))
+    for (const std::string& key : file.keys())
+      if (!known(key))
         throw Error(file.path() + " asks for " + key + ", which this runtime does not know: update rk3588");
-    }
   }
 
   std::string name(const char* key) const { return prefix_ + key; }
@@ -79,7 +81,6 @@ class Keys {
     return value ? bounded(key, *value, most) : otherwise;
   }
 
-  // A finite number above zero.
   float number(const char* key) const { return positive(key, file_.need_f32(name(key))); }
 
   float number_or(const char* key, float otherwise) const {
@@ -98,11 +99,23 @@ class Keys {
     return {values->begin(), values->end()};
   }
 
+  // A key that another one would have to give a meaning.
+  void refuse(const char* key, const std::string& why) const {
+    if (file_.has(name(key))) fail(key, why);
+  }
+
   [[noreturn]] void fail(const char* key, const std::string& what) const {
     throw Error(file_.path() + ": " + name(key) + " " + what);
   }
 
  private:
+  // Of the tokenizer's keys and the general ones others are no business of the transformer's.
+  bool known(std::string_view key) const {
+    if (key.rfind("general.", 0) == 0 || key.rfind("tokenizer.", 0) == 0) return true;
+    if (key.rfind(prefix_, 0) != 0) return false;
+    return std::find(std::begin(kKnown), std::end(kKnown), key.substr(prefix_.size())) != std::end(kKnown);
+  }
+
   int bounded(const char* key, uint32_t value, uint32_t most) const {
     if (value == 0 || value > most)
       fail(key, "is " + std::to_string(value) + ", not between 1 and " + std::to_string(most));
@@ -110,7 +123,7 @@ class Keys {
   }
 
   float positive(const char* key, float value) const {
-    if (!std::isfinite(value) || value <= 0) fail(key, "is no number above zero");
+    if (!(value >= kLeastNumber && value <= kMostNumber)) fail(key, "is not a number from 1e-12 to 1e12");
     return value;
   }
 
@@ -141,6 +154,8 @@ std::vector<double> frequencies(float base, int dims, const float* factors) {
   return found;
 }
 
+constexpr const char *kFactors = "rope_freqs.weight", *kLongFactors = "rope_factors_long.weight";
+
 const float* factors(const Gguf& file, const char* name, int dims) {
   if (!file.tensor(name)) return nullptr;
   const float* values = need_vector(file, name, dims / 2);
@@ -157,8 +172,8 @@ Rope read_rope(const Gguf& file, const Keys& keys, const Shape& shape) {
               "is " + std::to_string(rope.dims) + " of a head of " + std::to_string(shape.head_dim));
   rope.base = keys.number("rope.freq_base");
   rope.attention_factor = double{keys.number_or("rope.scaling.attn_factor", 1.0f)};
-  rope.frequencies = frequencies(rope.base, rope.dims, factors(file, "rope_freqs.weight", rope.dims));
-  if (const float* wide = factors(file, "rope_factors_long.weight", rope.dims)) {
+  rope.frequencies = frequencies(rope.base, rope.dims, factors(file, kFactors, rope.dims));
+  if (const float* wide = factors(file, kLongFactors, rope.dims)) {
     rope.long_frequencies = frequencies(rope.base, rope.dims, wide);
     rope.short_context = keys.size("rope.scaling.original_context_length", kMaxContext);
   }
@@ -175,6 +190,9 @@ Rope read_rope(const Gguf& file, const Keys& keys, const Shape& shape) {
 Features read_features(const Gguf& file, const Keys& keys, const Shape& shape) {
   Features f;
   f.norm = keys.has("attention.layer_norm_epsilon") ? NormKind::kLayer : NormKind::kRms;
+  if (f.norm == NormKind::kLayer && keys.has("attention.layer_norm_rms_epsilon"))
+    throw Error(file.path() + " has the epsilons of both kinds of norms, " + keys.name("attention.layer_norm_epsilon") +
+                " and " + keys.name("attention.layer_norm_rms_epsilon"));
   f.norm_eps =
       keys.number(f.norm == NormKind::kLayer ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon");
   const std::string_view activation = file.string(keys.name("activation")).value_or("silu");
@@ -189,7 +207,10 @@ Features read_features(const Gguf& file, const Keys& keys, const Shape& shape) {
   f.residual_scale = keys.number_or("residual_scale", 1);
   f.logit_scale = keys.number_or("logit_scale", 1);
   f.temperature_scale = keys.number_or("attention.temperature_scale", 0);
-  if (f.temperature_scale != 0) f.temperature_length = keys.size("attention.temperature_length", kMaxContext);
+  if (f.temperature_scale != 0)
+    f.temperature_length = keys.size("attention.temperature_length", kMaxContext);
+  else
+    keys.refuse("attention.temperature_length", "is nothing without " + keys.name("attention.temperature_scale"));
   f.windows = keys.by_layer("attention.sliding_window", shape.n_layers, 0, kMaxContext);
   f.rope = read_rope(file, keys, shape);
   return f;
@@ -205,6 +226,8 @@ Description describe(const Gguf& file) {
   return {shape, std::move(features), std::string(file.need_string(keys.name("family"))),
           file.boolean(keys.name("adapters_interleaved")).value_or(false)};
 }
+
+bool is_described(const std::string& tensor) { return tensor == kFactors || tensor == kLongFactors; }
 
 const float* need_vector(const Gguf& file, const std::string& name, int64_t n) {
   const Tensor& tensor = file.need_tensor(name, GgmlType::F32, {static_cast<uint64_t>(n)});

@@ -26,6 +26,8 @@ struct Rope {
   std::vector<double> long_frequencies;  // instead of `frequencies` in a context above short_context; empty: never
   int short_context = 0;
   std::vector<Table> layers;  // [layers]
+
+  bool is_long(int64_t context) const { return !long_frequencies.empty() && context > short_context; }
 };
 
 struct Features {
@@ -51,6 +53,9 @@ struct Description {
 
 // Both from the header of `file`; its RoPE tensors are read as well. Throws Error, also on a key it does not know.
 Description describe(const Gguf& file);
+
+// Whether describe() reads this tensor, as it does those of RoPE factors.
+bool is_described(const std::string& tensor);
 
 // A vector of n finite float32. Throws Error.
 const float* need_vector(const Gguf& file, const std::string& name, int64_t n);

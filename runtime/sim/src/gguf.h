@@ -52,6 +52,7 @@ class Gguf {
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::string& path() const { return path_; }
   uint32_t version() const { return version_; }  // of our own form; an adapter's is 0
+  bool has(std::string_view key) const { return values_.find(key) != values_.end(); }
   std::vector<std::string> keys() const;
   uint32_t checksum() const;  // of a model: differs where anything in its file does
 

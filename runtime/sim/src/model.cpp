@@ -53,7 +53,7 @@ Model::Model(const std::string& path, int threads)
   embedding = &need("token_embd.weight", dtype == "fp32" ? GgmlType::F32 : GgmlType::F16,
                     {static_cast<uint64_t>(s.hidden), static_cast<uint64_t>(s.n_vocab)});
   for (int i = 0; i < s.n_layers; i++) layers.push_back(load_layer(i));
-  output_norm = load_norm("output_norm", s.hidden);
+  output_norm = load_norm("output_norm", s.hidden, true);
   const bool tied = weight_type_ != GgmlType::I8 && !file.tensor("output.weight");
   output = load_linear(tied ? "token_embd.weight" : "output.weight", s.n_vocab, s.hidden);
   check_nothing_else();
@@ -65,17 +65,19 @@ Layer Model::load_layer(int index) {
   const int64_t heads = int64_t{s.n_heads} * s.head_dim, kv = int64_t{s.n_kv_heads} * s.head_dim;
   const std::string b = "blk." + std::to_string(index) + ".";
   Layer layer;
-  layer.attn_norm = load_norm(b + "attn_norm", s.hidden);
+  const bool old = file.version() < 3;  // when all models had these
+  layer.attn_norm = load_norm(b + "attn_norm", s.hidden, old);
   layer.q_norm = load_norm(b + "attn_q_norm", s.head_dim);
   layer.k_norm = load_norm(b + "attn_k_norm", s.head_dim);
   layer.attn_post_norm = load_norm(b + "post_attention_norm", s.hidden);
-  layer.ffn_norm = load_norm(b + "ffn_norm", s.hidden);
+  layer.ffn_norm = load_norm(b + "ffn_norm", s.hidden, old);
   layer.ffn_post_norm = load_norm(b + "post_ffw_norm", s.hidden);
   layer.q = load_linear(b + "attn_q.weight", heads, s.hidden);
   layer.k = load_linear(b + "attn_k.weight", kv, s.hidden);
   layer.v = load_linear(b + "attn_v.weight", kv, s.hidden);
   layer.output = load_linear(b + "attn_output.weight", s.hidden, heads);
-  if (file.tensor(b + "ffn_gate.weight")) layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
+  if (old || file.tensor(b + "ffn_gate.weight"))
+    layer.gate = load_linear(b + "ffn_gate.weight", s.intermediate, s.hidden);
   layer.up = load_linear(b + "ffn_up.weight", s.intermediate, s.hidden);
   layer.down = load_linear(b + "ffn_down.weight", s.hidden, s.intermediate);
   check_alike(layer.q, layer.k, b + "attn");
@@ -103,7 +105,7 @@ void Model::read_dtype() {
 void Model::check_nothing_else() const {
   for (const Tensor& tensor : file.tensors()) {
     const std::string& name = tensor.name;
-    if (!read_.count(name) && name.rfind("rope_f", 0) != 0 && name != "rksim.tensor_crc32")
+    if (!read_.count(name) && !is_described(name) && name != "rksim.tensor_crc32")
       throw Error(file.path() + " has the tensor " + name + ", which this runtime does not know: update rk3588");
   }
 }
@@ -122,8 +124,8 @@ const float* Model::load_bias(const std::string& name, int64_t n) {
   return file.tensor(name) ? load_vector(name, n) : nullptr;
 }
 
-Norm Model::load_norm(const std::string& name, int64_t n) {
-  if (!file.tensor(name + ".weight")) return {};
+Norm Model::load_norm(const std::string& name, int64_t n, bool needed) {
+  if (!needed && !file.tensor(name + ".weight")) return {};
   const Norm norm{load_vector(name + ".weight", n), load_bias(name + ".bias", n)};
   if (norm.bias && features.norm == NormKind::kRms)
     throw Error(file.path() + ": " + name + " has a bias, and RMSNorm knows none");

@@ -69,7 +69,7 @@ class Model {
   void check_nothing_else() const;
   Layer load_layer(int index);
   const Tensor& need(const std::string& name, GgmlType type, const std::vector<uint64_t>& dims);
-  Norm load_norm(const std::string& name, int64_t n);
+  Norm load_norm(const std::string& name, int64_t n, bool needed = false);
   const float* load_vector(const std::string& name, int64_t n);
   const float* load_bias(const std::string& name, int64_t n);
   Linear load_linear(const std::string& name, int64_t n, int64_t k);
@@ -111,7 +111,9 @@ class Session {
   std::vector<uint8_t> save_kv(int64_t tokens) const;
   void load_kv(const std::vector<uint8_t>& kv, int64_t stored, int64_t tokens);
   size_t kv_token_bytes() const;
-  uint32_t act_scale() const;         // RKSIM_ACT_SCALE as a number, for what must not be mixed
+  // What must not be mixed in one cache: RKSIM_ACT_SCALE as a number, and whether RoPE's long factors are in use.
+  uint32_t arithmetic() const;
+  static constexpr uint32_t kLongFactors = 1u << 8;
   int64_t reusable(int64_t n) const;  // of n equal tokens, those after which a prompt may go on
   // The hidden states behind the last logits: after the output norm, [hidden].
   const float* last_hidden() const;

@@ -29,7 +29,7 @@ std::vector<std::string_view> split(std::string_view text, std::string_view mark
 }  // namespace
 
 CacheKey Runtime::cache_key(const Lora* lora) const {
-  return {model_->file.checksum(), lora ? lora->checksum() : 0, session_.act_scale()};
+  return {model_->file.checksum(), lora ? lora->checksum() : 0, session_.arithmetic()};
 }
 
 void Runtime::check_room(size_t tokens) const {

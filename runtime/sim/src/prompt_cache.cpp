@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "gguf.h"
+#include "model.h"
 
 namespace rksim {
 namespace {
@@ -101,8 +102,11 @@ PromptCache read_prompt_cache(const std::string& path, const CacheKey& key, size
     throw Error(path + " is damaged: save the prompt cache again");
   if (header.key.model != key.model || header.kv_bytes != uint64_t{header.tokens} * token_bytes)
     throw Error(path + " was saved with another model: its keys and values are of no use here");
-  if (header.key.act_scale != key.act_scale)
-    throw Error(path + " was saved with another RKSIM_ACT_SCALE: its keys and values are of no use here");
+  if (const uint32_t other = header.key.arithmetic ^ key.arithmetic)
+    throw Error(path + " was saved with another " +
+                (other == Session::kLongFactors ? "max_context_len, for which this model turns its heads otherwise"
+                                                : "RKSIM_ACT_SCALE") +
+                ": its keys and values are of no use here");
   PromptCache cache{header.key, {}, {}};
   cache.ids.resize(header.tokens);
   if (ids_bytes) std::memcpy(cache.ids.data(), data.data() + sizeof header, ids_bytes);

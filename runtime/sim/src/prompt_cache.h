@@ -8,9 +8,9 @@ namespace rksim {
 
 // What keys and values depend on besides the tokens. Two that differ in anything cannot share them.
 struct CacheKey {
-  uint32_t model = 0;      // checksum of the artifact's header, which holds those of its tensors
-  uint32_t lora = 0;       // checksum of the adapter; 0: none
-  uint32_t act_scale = 0;  // RKSIM_ACT_SCALE
+  uint32_t model = 0;       // checksum of the artifact's header, which holds those of its tensors
+  uint32_t lora = 0;        // checksum of the adapter; 0: none
+  uint32_t arithmetic = 0;  // Session::arithmetic()
 };
 
 struct PromptCache {

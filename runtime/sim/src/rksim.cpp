@@ -27,7 +27,11 @@ struct rksim_model {
   // A session that holds n positions, kept for the next call.
   rksim::Session& sequence(size_t n) {
     if (n == 0 || n > (1u << 20)) throw rksim::Error("a sequence must have 1 to 1048576 tokens");
-    if (n > capacity) {
+    // A longer context may turn heads by other factors: what was asked before must not show.
+    const rksim::Rope& rope = weights().features.rope;
+    if (n > capacity || rope.is_long(static_cast<int64_t>(n)) != rope.is_long(static_cast<int64_t>(capacity))) {
+      session = nullptr;
+      capacity = 0;
       session = std::make_unique<rksim::Session>(weights(), static_cast<int>(n));
       capacity = n;
     }
@@ -73,8 +77,8 @@ rksim_model* rksim_open(const char* path, int n_threads, int flags) {
     if (flags & RKSIM_OPEN_VOCAB_ONLY) {
       m->vocabulary = std::make_unique<rksim::Gguf>(path, rksim::Gguf::Content::kVocabulary, threads);
       m->tokenizer_only = std::make_unique<rksim::Tokenizer>(*m->vocabulary);
-      m->context_length =
-          static_cast<int32_t>(std::min(m->vocabulary->u32("llama.context_length").value_or(0), 1u << 30));
+      const char* key = m->vocabulary->version() < 3 ? "llama.context_length" : "rksim.context_length";
+      m->context_length = static_cast<int32_t>(std::min(m->vocabulary->u32(key).value_or(0), 1u << 30));
     } else {
       m->model = std::make_unique<rksim::Model>(path, threads);
     }

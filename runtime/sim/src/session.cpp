@@ -61,7 +61,10 @@ size_t Session::kv_token_bytes() const {
   const Transformer& net = impl_->net;
   return static_cast<size_t>(int64_t{net.shape.n_layers} * 2 * net.kv_size) * net.kv_bytes;
 }
-uint32_t Session::act_scale() const { return static_cast<uint32_t>(impl_->net.act_scale); }
+uint32_t Session::arithmetic() const {
+  const Transformer& net = impl_->net;
+  return static_cast<uint32_t>(net.act_scale) | (net.features.rope.is_long(net.context) ? kLongFactors : 0);
+}
 
 // Tiles are counted from where an evaluation starts.
 int64_t Session::reusable(int64_t n) const {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "error.h"
 #include "lora.h"
@@ -29,7 +30,22 @@ ActScale act_scale_setting() {
 }
 
 const std::vector<double>& frequencies_for(const Rope& rope, int64_t context) {
-  return !rope.long_frequencies.empty() && context > rope.short_context ? rope.long_frequencies : rope.frequencies;
+  return rope.is_long(context) ? rope.long_frequencies : rope.frequencies;
+}
+
+// [layers][2: k, v][kv heads][context][head_dim]. Throws Error where that is more than there can be.
+Pages kv_cache(const Shape& shape, int64_t context, size_t value_bytes) {
+  size_t bytes = value_bytes;
+  bool fits = true;
+  for (int64_t factor :
+       {int64_t{2}, int64_t{shape.n_layers}, int64_t{shape.n_kv_heads}, int64_t{shape.head_dim}, context})
+    fits = fits && !__builtin_mul_overflow(bytes, static_cast<size_t>(factor), &bytes);
+  try {
+    if (fits) return Pages(bytes, false);
+  } catch (const std::bad_alloc&) {
+  }
+  throw Error("there is no memory for the keys and values of " + std::to_string(context) +
+              " positions: lower max_context_len");
 }
 
 }  // namespace
@@ -38,7 +54,7 @@ Transformer::Transformer(Model& m, int n)
     : model(m), kernels(m.kernels), shape(m.shape), features(m.features), context(n),
       q_size(int64_t{shape.n_heads} * shape.head_dim), kv_size(int64_t{shape.n_kv_heads} * shape.head_dim),
       act_scale(act_scale_setting()), kv_bytes(m.kv_fp32 ? 4 : 2), frequencies_(frequencies_for(features.rope, n)),
-      cache_(static_cast<size_t>(int64_t{shape.n_layers} * 2 * kv_size * context) * kv_bytes, false) {}
+      cache_(kv_cache(shape, context, kv_bytes)) {}
 
 uint8_t* Transformer::cached(int layer, int side, int64_t head) const {
   const int64_t slots = ((int64_t{layer} * 2 + side) * shape.n_kv_heads + head) * context * shape.head_dim;
