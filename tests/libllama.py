@@ -6,6 +6,7 @@ The caches of keys and values are F32 and flash attention is off, so that what i
 from __future__ import annotations
 
 import ctypes as c
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ import xllamacpp.xllamacpp
 
 _F32, _F16 = 0, 1  # ggml types
 _CHUNK = 256  # positions whose logits are computed, and kept, at a time
+
+
+_LIBRARY = ".venv/lib/python3*/site-packages/rk3588/lib/librksim.so"
+
+
+def use_our_library() -> None:
+    """The simulated runtime as it is compiled in .venv, for a Python that has none of its own."""
+    root = Path(__file__).resolve().parent.parent
+    os.environ.setdefault("RKSIM_LIBRARY", str(next(root.glob(_LIBRARY), root / _LIBRARY)))
 
 
 class _Params(c.Structure):

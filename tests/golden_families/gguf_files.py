@@ -20,7 +20,8 @@ from tests.golden_families import cases
 
 Array = npt.NDArray[np.float32]
 _INTERLEAVED = ("llama", "smollm3", "minicpm", "internlm2")
-# Families of remote code, which transformers' golden files therefore lack.
+_WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "head_dim": "none"}
+# Families of remote code, and models wide enough for K-quants: without golden files of transformers.
 _REMOTE: Mapping[str, Mapping[str, Any]] = {
     "internlm2": cases.case(
         "InternLM2ForCausalLM", "internlm2", head_dim="none", bias=False, rms_norm_eps=1e-5, hidden_act="silu",
@@ -30,6 +31,8 @@ _REMOTE: Mapping[str, Mapping[str, Any]] = {
         "MiniCPMForCausalLM", "minicpm", head_dim="none", scale_emb=3, scale_depth=1.4, dim_model_base=32,
         rms_norm_eps=1e-5, hidden_act="silu", tie_word_embeddings=True,
     ),
+    "qwen2_wide": cases.case("Qwen2ForCausalLM", "qwen2", **_WIDE),
+    "phi3_wide": cases.case("Phi3ForCausalLM", "phi3", sliding_window=None, **_WIDE),
 }  # fmt: skip
 CASES: Mapping[str, Mapping[str, Any]] = {**cases.CASES, **_REMOTE}
 # What a file cannot say of a case, with what is taken instead, as llama.cpp does.
@@ -51,23 +54,35 @@ def weights(name: str) -> dict[str, Array]:
 
 def _remote_shapes(name: str) -> dict[str, tuple[int, ...]]:
     s = CASES[name]
+    hidden, middle, kind = s["hidden_size"], s["intermediate_size"], s["model_type"]
     tiny = models.Tiny(
-        layers=s["num_hidden_layers"], hidden=s["hidden_size"], intermediate=s["intermediate_size"], tied=True
-    )
-    if name == "minicpm":
-        return tiny.shapes()
-    theirs = {
+        layers=s["num_hidden_layers"], hidden=hidden, head_dim=hidden // 4, intermediate=middle,
+        tied=s.get("tie_word_embeddings", False),
+    )  # fmt: skip
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor, shape in tiny.shapes().items():
+        found[_renamed(tensor, _THEIRS.get(kind, {}))] = shape
+        if kind == "qwen2" and tensor.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            found[tensor.replace("weight", "bias")] = shape[:1]
+    for tensor in [tensor for tensor in found if "qkv" in tensor]:
+        found[tensor] = (2 * hidden, hidden)  # 4 heads of queries, 2 of keys, 2 of values
+    for tensor in [tensor for tensor in found if "gate_up" in tensor]:
+        found[tensor] = (2 * middle, hidden)
+    return found
+
+
+_THEIRS = {
+    "internlm2": {
         "input_layernorm": "attention_norm", "self_attn.o_proj": "attention.wo", "post_attention_layernorm": "ffn_norm",
         "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
-        "model.embed_tokens": "model.tok_embeddings",
-    }  # fmt: skip
-    found: dict[str, tuple[int, ...]] = {"output.weight": (s["vocab_size"], s["hidden_size"])}
-    for tensor, shape in tiny.shapes().items():
-        if ".q_proj" in tensor:
-            found[tensor.replace("self_attn.q_proj", "attention.wqkv")] = (128, s["hidden_size"])
-        elif ".k_proj" not in tensor and ".v_proj" not in tensor:
-            found[_renamed(tensor, theirs)] = shape
-    return found
+        "model.embed_tokens": "model.tok_embeddings", "lm_head": "output",
+        **{f"self_attn.{kind}_proj": "attention.wqkv" for kind in "qkv"},
+    },
+    "phi3": {
+        **{f"self_attn.{kind}_proj": "self_attn.qkv_proj" for kind in "qkv"},
+        "mlp.gate_proj": "mlp.gate_up_proj", "mlp.up_proj": "mlp.gate_up_proj",
+    },
+}  # fmt: skip
 
 
 def _renamed(tensor: str, names: Mapping[str, str]) -> str:
@@ -89,10 +104,12 @@ def write(
     change: Callable[[dict[str, Any]], None] | None = None,
     tensor: Callable[[str, Array], tuple[Any, Any]] | None = None,
     fused: bool = False,
+    layers: int = 0,
     **options: Any,
 ) -> Path:
     """``change`` is given the metadata, ``tensor`` gives a weight's bytes and type where they are to be others,
-    ``fused`` lays Q, K and V into one tensor as older converters did for Phi-2; ``options`` are gguf's for parts."""
+    ``fused`` lays Q, K and V into one tensor as older converters did for Phi-2, ``layers``, where above 0, repeats the
+    case's to so many; ``options`` are gguf's for parts."""
     family, settings = architecture(name), CASES[name]
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, family, **options)
@@ -100,7 +117,7 @@ def write(
     models.add_vocabulary(writer, path.parent, settings["vocab_size"])
     if change:
         change(writer.kv_data[0])
-    for their, value in tensors(name, fused=fused).items():
+    for their, value in repeated(tensors(name, fused=fused), settings["num_hidden_layers"], layers).items():
         kind = gguf.GGMLQuantizationType.F32
         data, kind = tensor(their, value) if tensor else (value, kind)
         writer.add_tensor(their, data, raw_dtype=kind)
@@ -109,6 +126,14 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def repeated(found: Mapping[str, Array], had: int, layers: int) -> Mapping[str, Array]:
+    """The same with the tensors of ``had`` layers over and over, for ``layers`` of them; 0: as they are."""
+    if not layers:
+        return found
+    blocks = {f"blk.{i}.{n.split('.', 2)[2]}": found[n] for i in range(layers) for n in found if f"blk.{i % had}." in n}
+    return {name: value for name, value in found.items() if not name.startswith("blk.")} | blocks
 
 
 def tensors(name: str, *, fused: bool = False) -> dict[str, Array]:
