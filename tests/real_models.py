@@ -30,6 +30,7 @@ class RealModel:
     version: str
     nbytes: int
     sha256: str
+    add_bos: bool = False
 
     @property
     def path(self) -> Path:
@@ -55,6 +56,7 @@ GEMMA = RealModel(
     "1.0.0",
     253_113_024,
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    add_bos=True,
 )
 REAL_MODELS = (QWEN, GEMMA)
 
