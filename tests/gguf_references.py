@@ -9,18 +9,15 @@ transformers.
 
 from __future__ import annotations
 
-import ctypes as c
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import xllamacpp.xllamacpp
 from transformers import AutoTokenizer
 
 from rk3588.gguf import read_file
@@ -29,6 +26,7 @@ from rkconvert.tokenizers import tokenizer_json
 from rkconvert.tokenizers.vocabulary import CONTROL, Vocabulary
 from tests import models
 from tests import tokenizers_reference as families
+from tests.libllama import LlamaCpp
 from tests.models import smollm2_gguf
 from tests.packed import PACKED, blocks
 
@@ -37,65 +35,12 @@ TINY = models.Tiny(layers=1)
 TOKENIZER = "tokenizer.ggml."
 
 
-class Params(c.Structure):
-    """llama_model_params, as it comes: room for more than it has ever had, since it is handed on unread."""
-
-    _fields_ = [("bytes", c.c_uint8 * 512)]
-
-
-class LlamaCpp:
-    """The few functions of llama.h that are needed here, from the library inside xllamacpp."""
-
-    def __init__(self) -> None:
-        self.lib = c.CDLL(xllamacpp.xllamacpp.__file__)
-        pointer = c.c_void_p
-        for name, result, arguments in (
-            ("llama_log_set", None, [pointer, pointer]),
-            ("llama_model_default_params", Params, []),
-            ("llama_model_load_from_file", pointer, [c.c_char_p, Params]),
-            ("llama_model_free", None, [pointer]),
-            ("llama_model_get_vocab", pointer, [pointer]),
-            ("llama_vocab_n_tokens", c.c_int32, [pointer]),
-            ("llama_vocab_is_eog", c.c_bool, [pointer, c.c_int32]),
-            ("llama_vocab_get_attr", c.c_int, [pointer, c.c_int32]),
-            ("llama_vocab_get_add_bos", c.c_bool, [pointer]),
-            ("llama_tokenize", c.c_int32, [pointer, c.c_char_p, c.c_int32, pointer, c.c_int32, c.c_bool, c.c_bool]),
-        ):
-            function = getattr(self.lib, name)
-            function.restype, function.argtypes = result, arguments
-        self.silent = c.CFUNCTYPE(None, c.c_int, c.c_char_p, pointer)(lambda *_: None)
-        self.lib.llama_log_set(self.silent, None)
-        self.lib.llama_backend_init()
-
-    @contextmanager
-    def vocabulary(self, path: Path) -> Iterator[int]:
-        model = self.lib.llama_model_load_from_file(str(path).encode(), self.lib.llama_model_default_params())
-        assert model, f"llama.cpp does not load {path}"
-        try:
-            yield self.lib.llama_model_get_vocab(model)
-        finally:
-            self.lib.llama_model_free(model)
-
-    def ids(self, vocabulary: int, text: str, bos: bool) -> list[int]:
-        raw = text.encode()
-        found = (c.c_int32 * (len(raw) + 8))()
-        n = self.lib.llama_tokenize(vocabulary, raw, len(raw), found, len(found), bos, True)
-        return found[:n]
-
-    def weights(self, name: str, raw: Any) -> Any:
-        block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0]
-        suffix = name[:-1].lower() + "K" if name.endswith("_K") else name.lower()
-        found = np.empty(raw.size // raw.shape[1] * block, np.float32)
-        function = getattr(self.lib, f"dequantize_row_{suffix}")
-        function(raw.ctypes.data_as(c.c_void_p), found.ctypes.data_as(c.c_void_p), c.c_int64(found.size))
-        return found.reshape(len(raw), block)
-
-
 def check_types(llama: LlamaCpp) -> None:
     for name in PACKED:
         raw = np.ascontiguousarray(blocks(name))
-        ours = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])
-        np.testing.assert_allclose(ours, llama.weights(name, raw), rtol=1e-6, atol=1e-7, err_msg=name)
+        kind = gguf.GGMLQuantizationType[name]
+        theirs = llama.weights(name, raw, gguf.GGML_QUANT_SIZES[kind][0])
+        np.testing.assert_allclose(gguf.quants.dequantize(raw, kind), theirs, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 Change = Callable[[dict[str, Any]], None]

@@ -331,7 +331,7 @@ def write_gguf(
     writer.add_rope_freq_base(tiny.rope_theta)
     writer.add_layer_norm_rms_eps(tiny.norm_eps)
     writer.add_vocab_size(tiny.vocab_size)
-    _add_vocabulary(writer, path.parent, tiny.vocab_size)
+    add_vocabulary(writer, path.parent, tiny.vocab_size)
     _add_rope_scaling(writer, tiny)
     if change:
         change(writer.kv_data[0])
@@ -358,7 +358,7 @@ def _add_rope_scaling(writer: Any, tiny: Tiny) -> None:
         writer.add_float32("llama.rope.scaling.factor", scaling["factor"])
 
 
-def _add_vocabulary(writer: Any, folder: Path, vocab_size: int) -> None:
+def add_vocabulary(writer: Any, folder: Path, vocab_size: int) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -92,8 +92,8 @@ def test_the_same_as_the_folder(tmp_path: Path, case: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "yarn": ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, r"RoPE scaling 'yarn' \(rope.scaling.type\)"),
-    "longrope": ({"rope.scaling.type": "longrope"}, r"RoPE scaling 'longrope'"),
+    "another way": ({"rope.scaling.type": "ntk", "rope.scaling.factor": 4.0}, r"'ntk' \(rope.scaling.type\) is not"),
+    "longrope without its tensors": ({"rope.scaling.type": "longrope"}, r"lacks the tensor rope_factors_short.weight"),
     "a negative factor": ({"rope.scaling.factor": -4.0}, r"'rope.scaling.factor' is -4.0"),
     "part of a head": ({"rope.dimension_count": 8}, r"rope.dimension_count is 8, only the head's size \(16\)"),
     "V of another size": ({"attention.value_length": 32}, r"attention.value_length is 32"),
@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         for key, value in {
             "logit_scale": 0.5, "residual_scale": 2.0, "embedding_scale": 12.0, "attention.scale": 0.125,
             "attention.clamp_kqv": 8.0, "attention.sliding_window": 128, "attention.causal": False,
-            "rope.scaling.attn_factor": 1.5, "rope.scaling.yarn_attn_factor": 2.0, "rope.scaling.yarn_ext_factor": 1.0,
+            "rope.scaling.yarn_attn_factor": 2.0, "rope.scaling.yarn_ext_factor": 1.0,
             "rope.scaling.alpha": 1000.0, "use_parallel_residual": True, "attn_logit_softcapping": 50.0, "future": 1,
         }.items()
     },

@@ -33,43 +33,43 @@ _LONG = {
 }
 
 
-def _case(architecture: str, model_type: str, **more: Any) -> dict[str, Any]:
+def case(architecture: str, model_type: str, **more: Any) -> dict[str, Any]:
     settings = {"architectures": [architecture], "model_type": model_type, **_SIZES, **more}
     return {key: value for key, value in settings.items() if value != "none"}
 
 
 CASES: Mapping[str, Mapping[str, Any]] = {
-    "llama_biases": _case("LlamaForCausalLM", "llama", attention_bias=True, mlp_bias=True),
-    "mistral": _case("MistralForCausalLM", "mistral", sliding_window=8),
-    "ministral": _case(
+    "llama_biases": case("LlamaForCausalLM", "llama", attention_bias=True, mlp_bias=True),
+    "mistral": case("MistralForCausalLM", "mistral", sliding_window=8),
+    "ministral": case(
         "MinistralForCausalLM", "ministral", sliding_window=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
-    "qwen2": _case("Qwen2ForCausalLM", "qwen2", head_dim="none", tie_word_embeddings=True, rope_theta=1e6),
-    "qwen2_yarn": _case("Qwen2ForCausalLM", "qwen2", head_dim="none", rope_scaling=_YARN),
-    "qwen2_window": _case(
+    "qwen2": case("Qwen2ForCausalLM", "qwen2", head_dim="none", tie_word_embeddings=True, rope_theta=1e6),
+    "qwen2_yarn": case("Qwen2ForCausalLM", "qwen2", head_dim="none", rope_scaling=_YARN),
+    "qwen2_window": case(
         "Qwen2ForCausalLM", "qwen2", head_dim="none", use_sliding_window=True, sliding_window=8, max_window_layers=1
     ),
-    "qwen3": _case("Qwen3ForCausalLM", "qwen3", head_dim=32, tie_word_embeddings=True, rope_theta=1e6),
-    "phi3": _case("Phi3ForCausalLM", "phi3", head_dim="none", sliding_window=8),
-    "phi3_longrope": _case(
+    "qwen3": case("Qwen3ForCausalLM", "qwen3", head_dim=32, tie_word_embeddings=True, rope_theta=1e6),
+    "phi3": case("Phi3ForCausalLM", "phi3", head_dim="none", sliding_window=8),
+    "phi3_longrope": case(
         "Phi3ForCausalLM", "phi3", head_dim="none", rope_scaling=_LONG, original_max_position_embeddings=16,
         max_position_embeddings=128, sliding_window=None,
     ),
-    "phi4_mini": _case(
+    "phi4_mini": case(
         "Phi3ForCausalLM", "phi3", head_dim="none", partial_rotary_factor=0.75, tie_word_embeddings=True,
         sliding_window=None,
     ),
-    "phi2": _case("PhiForCausalLM", "phi", head_dim="none", num_key_value_heads=4, partial_rotary_factor=0.5),
-    "gemma": _case("GemmaForCausalLM", "gemma", head_dim=32),
-    "gemma2": _case("Gemma2ForCausalLM", "gemma2", head_dim=32, sliding_window=8, query_pre_attn_scalar=24,
+    "phi2": case("PhiForCausalLM", "phi", head_dim="none", num_key_value_heads=4, partial_rotary_factor=0.5),
+    "gemma": case("GemmaForCausalLM", "gemma", head_dim=32),
+    "gemma2": case("Gemma2ForCausalLM", "gemma2", head_dim=32, sliding_window=8, query_pre_attn_scalar=24,
                     attn_logit_softcapping=4.0, final_logit_softcapping=6.0),
-    "gemma3": _case(
+    "gemma3": case(
         "Gemma3ForCausalLM", "gemma3_text", head_dim=32, sliding_window=8, sliding_window_pattern=3,
         query_pre_attn_scalar=24, rope_theta=1e5, rope_local_base_freq=1000.0,
         rope_scaling={"rope_type": "linear", "factor": 8.0},
     ),
-    "smollm3": _case(
+    "smollm3": case(
         "SmolLM3ForCausalLM", "smollm3", head_dim="none", num_hidden_layers=4, no_rope_layer_interval=4,
         use_sliding_window=False,
     ),

@@ -25,16 +25,29 @@ from .model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ROPE_FACTORS, ModelConfig, Ro
 _MOST_LAYERS, _MOST_HEADS = 4096, 4096
 _LOCAL_THETA = 10000.0  # of Gemma 3's layers with a window, where a file does not say
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # whose queries llama.cpp scales by hidden / heads
-# What is computed with, and what changes nothing.
+_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+# What is computed with, in every family and in some: llama.cpp passes over what a family does not have.
 _USED = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
     "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base", "rope.scaling.type",
     "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
-    "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale",
-    "residual_scale", "logit_scale", "attention.scale", "rope.freq_base_swa", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_attn_factor", "attention.sliding_window_pattern",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_attn_factor",
 }  # fmt: skip
+_OWN: Mapping[str, frozenset[str]] = {
+    "phi3": frozenset({"attention.sliding_window"}),
+    "gemma2": frozenset({
+        "attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
+        "final_logit_softcapping",
+    }),
+    "gemma3": frozenset({
+        "attention.sliding_window", "attention.sliding_window_pattern", "final_logit_softcapping",
+        "rope.freq_base_swa",
+    }),
+    "minicpm": frozenset({"embedding_scale", "residual_scale", "logit_scale"}),
+}  # fmt: skip
+_PART_OF_A_HEAD = ("phi2", "phi3")  # whose heads may turn in part
+# What changes nothing.
 _IDLE = {
     "tensor_data_layout",  # llama.cpp's order of Q and K, whatever it says
     "rope.scaling.finetuned", "rope.scaling.yarn_log_multiplier", "expert_used_count", "pooling_type",
@@ -43,8 +56,11 @@ _IDLE = {
 # Settings that change nothing with these values, beside 0, "" and false.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
-    "rope.scaling.yarn_ext_factor": (-1, 1),
+    "rope.scaling.yarn_ext_factor": (-1,),
     "rope.scaling.alpha": (1,),
+    "embedding_scale": (1,),
+    "residual_scale": (1,),
+    "logit_scale": (1,),
 }
 
 
@@ -79,9 +95,8 @@ def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tie
             f"({head_dim}) is supported"
         )
     context = fields.whole("context_length", most=MOST_CONTEXT)
-    _refuse_unknown(fields, family)
+    _refuse_unknown(fields, family, context, head_dim)
     norm = "attention.layer_norm_epsilon" if family.layer_norm else "attention.layer_norm_rms_epsilon"
-    windows = _windows(fields, family, layers, context)
     config = ModelConfig(
         family=family.name,
         layers=layers,
@@ -102,10 +117,10 @@ def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tie
         gated=family.gated,
         activation=family.activation,
         biases=frozenset(family.biases),
-        attention_scale=_attention_scale(fields, family, layers, hidden / heads, head_dim),
+        attention_scale=_attention_scale(family, layers, hidden // heads, head_dim),
         attention_soft_cap=_soft_cap(fields, family, "attn_logit_softcapping"),
         logit_soft_cap=_soft_cap(fields, family, "final_logit_softcapping"),
-        windows=windows,
+        windows=_windows(fields, family, layers, context),
         adapters_interleaved=family.gguf_interleaved,
     )
     return checked(replace(config, **_scales(fields, family, config)), where)
@@ -117,38 +132,59 @@ def with_biases(config: ModelConfig, names: Mapping[str, Any]) -> ModelConfig:
     return replace(config, biases=config.biases | kinds)
 
 
-def with_rope_factors(config: ModelConfig, tensors: Mapping[str, tuple[float, ...]]) -> ModelConfig:
+def with_rope_factors(
+    config: ModelConfig, tensors: Mapping[str, tuple[float, ...]], metadata: Mapping[str, Any], where: str
+) -> ModelConfig:
     """``config`` with the RoPE factors that stand in tensors of a file, by their names."""
     scaling = config.rope.scaling
+    longrope = metadata.get(f"{config.family}.rope.scaling.type") == "longrope"
+    if (_SHORT in tensors) != (_LONG in tensors) or (longrope and _SHORT not in tensors):
+        missing = _LONG if _SHORT in tensors else _SHORT
+        raise CheckpointError(f"{where} lacks the tensor {missing}, which its RoPE needs: it is not whole")
+
+    def times(name: str) -> tuple[float, ...]:
+        linear = scaling.factors or (1.0,) * len(tensors[name])
+        return tuple(f * s for f, s in zip(tensors[name], linear, strict=True))
+
     if ROPE_FACTORS in tensors:
-        linear = scaling.factors or (1.0,) * len(tensors[ROPE_FACTORS])
-        scaling = replace(scaling, factors=tuple(f * s for f, s in zip(tensors[ROPE_FACTORS], linear, strict=True)))
-    if "rope_factors_short.weight" in tensors:
-        scaling = replace(
-            scaling,
-            factors=tensors["rope_factors_short.weight"],
-            long_factors=tensors.get("rope_factors_long.weight", ()),
-        )
+        scaling = replace(scaling, factors=times(ROPE_FACTORS), short_context=0)
+    elif _SHORT in tensors:
+        scaling = replace(scaling, factors=times(_SHORT), long_factors=times(_LONG))
+    else:
+        scaling = replace(scaling, short_context=0)
     return replace(config, rope=replace(config.rope, scaling=scaling))
 
 
-def _refuse_unknown(fields: Fields, family: Family) -> None:
+def _refuse_unknown(fields: Fields, family: Family, context: int, head_dim: int) -> None:
+    neutral = dict(_NEUTRAL)
+    if isinstance(window := fields.get("attention.sliding_window"), int) and window >= context:
+        neutral["attention.sliding_window"] = (window,)
+    if isinstance(scale := fields.get("attention.scale"), float) and math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
+        neutral["attention.scale"] = (scale,)
+    if fields.get("rope.scaling.type") == "yarn":
+        neutral["rope.scaling.yarn_ext_factor"] = (-1, 1)
     for key, value in sorted(fields.values.items()):
-        if key in _USED or key in _IDLE or value in _NEUTRAL.get(key, ()):
-            continue
-        if value or key == "attention.causal":
-            raise CheckpointError(
-                f"{fields.where}: {family.name}.{key} is {shown(value)}, which this version does not know for "
-                f"{family.title} and which may change what the model computes"
-            )
+        known = key in _USED or key in _IDLE or key in _OWN.get(family.name, ()) or value in neutral.get(key, ())
+        if not known and (value or key == "attention.causal"):
+            raise _unknown(fields, family, key)
+    if family.name not in _PART_OF_A_HEAD and fields.get("rope.dimension_count") not in (None, head_dim):
+        raise CheckpointError(
+            f"{fields.where}: rope.dimension_count is {shown(fields.get('rope.dimension_count'))}, only the head's "
+            f"size ({head_dim}) is supported for {family.title}"
+        )
 
 
-def _attention_scale(fields: Fields, family: Family, layers: int, width: float, head_dim: int) -> float | None:
+def _unknown(fields: Fields, family: Family, key: str) -> CheckpointError:
+    return CheckpointError(
+        f"{fields.where}: {family.name}.{key} is {shown(fields.get(key))}, which this version does not know for "
+        f"{family.title} and which may change what the model computes"
+    )
+
+
+def _attention_scale(family: Family, layers: int, width: int, head_dim: int) -> float | None:
     """GGUF files of Gemma's 27B do not say that their queries are scaled otherwise: llama.cpp knows by the layers."""
-    scale = fields.number_or_none("attention.scale") if fields.get("attention.scale") else None
-    if scale is None and _LAYERS_OF_27B.get(family.name) == layers:
-        scale = width**-0.5
-    return None if scale is None or math.isclose(scale, head_dim**-0.5, rel_tol=1e-6) else scale
+    different = _LAYERS_OF_27B.get(family.name) == layers and width != head_dim
+    return width**-0.5 if different else None
 
 
 def _soft_cap(fields: Fields, family: Family, key: str) -> float | None:
@@ -159,40 +195,35 @@ def _soft_cap(fields: Fields, family: Family, key: str) -> float | None:
 
 
 def _scales(fields: Fields, family: Family, config: ModelConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     if family.embedding_scale == "sqrt hidden":
-        found["embedding_scale"] = math.sqrt(config.hidden)
-    for key in ("embedding_scale", "residual_scale", "logit_scale"):
-        if not fields.get(key):
-            continue
-        value = fields.number(key)
-        own = getattr(family, key)
-        if not own and value != 1:
-            raise CheckpointError(
-                f"{fields.where}: {family.name}.{key} is {value:g}, which {family.title} does not know"
-            )
-        if own:
-            found[key] = 1 / value if key == "logit_scale" else value  # logits are divided by what a file says
-    return found
+        return {"embedding_scale": math.sqrt(config.hidden)}
+    if family.name != "minicpm":
+        return {}
+    # Its first files leave out what MiniCPM 1B and 2B have. (llama.cpp means the same, but has the logits' the wrong
+    # way round.) Logits are divided by what a file says.
+    return {
+        "embedding_scale": fields.number("embedding_scale", 12.0),
+        "residual_scale": fields.number("residual_scale", 1.4 / math.sqrt(config.layers)),
+        "logit_scale": 1 / fields.number("logit_scale", config.hidden / 256),
+    }
 
 
 def _windows(fields: Fields, family: Family, layers: int, context: int) -> tuple[int, ...]:
-    default = family.defaults.get("sliding_window") if family.layer_kinds.startswith("every") else None
-    window = fields.get("attention.sliding_window")
-    if not window and default is None:
+    """Phi-3's count for every layer, as its authors have it; llama.cpp computes without."""
+    if "attention.sliding_window" not in _OWN.get(family.name, ()) or not _has_windows(fields, family):
         return ()
-    window = fields.whole("attention.sliding_window", default, MOST_CONTEXT)
+    window = fields.whole("attention.sliding_window", family.defaults.get("sliding_window"), MOST_CONTEXT)
     if window >= context:
         return ()
-    if family.layer_kinds == "sliding" and family.name != "llama":
+    if family.layer_kinds == "sliding":
         return (window,) * layers
-    if family.layer_kinds.startswith("every"):
-        every = _every(fields, family)
-        return tuple(window if (i + 1) % every else 0 for i in range(layers))
-    raise CheckpointError(
-        f"{fields.where}: attention.sliding_window is {window}, below the context of {context}, which this version "
-        f"does not know for {family.title}"
-    )
+    every = _every(fields, family)
+    return tuple(window if (i + 1) % every else 0 for i in range(layers))
+
+
+def _has_windows(fields: Fields, family: Family) -> bool:
+    """Gemma 2 has windows where its files do not say so; of the others a file without, or with 0, has none."""
+    return family.name == "gemma2" or bool(fields.get("attention.sliding_window"))
 
 
 def _every(fields: Fields, family: Family) -> int:
@@ -203,8 +234,10 @@ def _every(fields: Fields, family: Family) -> int:
 def _rope(fields: Fields, family: Family, head_dim: int, context: int, layers: int) -> Rope:
     dims = fields.whole("rope.dimension_count", head_dim, _MOST_HEADS)
     theta = fields.number("rope.freq_base", 10000.0)
-    rope = Rope(dims, theta, scaling=_scaling(fields, dims, theta, context))
+    rope = Rope(dims, theta, scaling=_scaling(fields, family, dims, theta, context))
     if "rope_local_base_freq" in family.defaults:
+        if not _has_windows(fields, family):
+            return rope
         every = _every(fields, family)
         kinds = tuple(LOCAL_ROPE if (i + 1) % every else BASE_ROPE for i in range(layers))
         return replace(rope, local_theta=fields.number("rope.freq_base_swa", _LOCAL_THETA), layers=kinds)
@@ -213,26 +246,30 @@ def _rope(fields: Fields, family: Family, head_dim: int, context: int, layers: i
     return rope
 
 
-def _scaling(fields: Fields, dims: int, theta: float, context: int) -> RopeScaling:
+def _scaling(fields: Fields, family: Family, dims: int, theta: float, context: int) -> RopeScaling:
     """As llama.cpp has it: linear where no type is given, by 1 where no factor is. Files of 2023 call the factor
     ``rope.scale_linear``."""
     kind = fields.get("rope.scaling.type")
     factor = next((k for k in ("rope.scaling.factor", "rope.scale_linear") if fields.get(k) not in (None, 0)), None)
-    attention = fields.number("rope.scaling.attn_factor", 1.0)
-    if kind == "longrope" or ("rope.scaling.original_context_length" in fields.values and kind is None):
-        original = fields.whole("rope.scaling.original_context_length", context, MOST_CONTEXT)
-        return RopeScaling(short_context=original, attention_factor=attention)
-    if kind not in (None, "linear", "none", "yarn"):
+    kinds = ("linear", "none", "longrope") if family.name == "gemma3" else ("linear", "none", "longrope", "yarn")
+    if kind not in (None, *kinds):
         raise CheckpointError(
-            f"{fields.where}: RoPE scaling {shown(kind)} (rope.scaling.type) is not supported, only 'linear', 'none', "
-            f"'yarn', 'longrope' and the tensor {ROPE_FACTORS}"
+            f"{fields.where}: RoPE scaling {shown(kind)} (rope.scaling.type) is not supported for {family.title}, only "
+            f"{', '.join(map(repr, kinds))} and the tensor {ROPE_FACTORS}"
         )
-    if kind == "none" or factor is None or fields.get(factor) == 1:
-        return RopeScaling(attention_factor=attention)
-    values: dict[str, Any] = {"rope_type": kind or "linear", "factor": fields.number(factor)}
-    if kind == "yarn":
-        values["original_max_position_embeddings"] = fields.get("rope.scaling.original_context_length") or context
-        for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            values[ours] = fields.get(f"rope.scaling.{theirs}")
-    found = ropes.scaling(Fields(values, f"{fields.where}: RoPE scaling"), dims, theta, context)
-    return replace(found, attention_factor=found.attention_factor * attention)
+    if kind != "yarn" and fields.get("rope.scaling.yarn_attn_factor") not in (None, 0, 1):
+        raise _unknown(fields, family, "rope.scaling.yarn_attn_factor")
+    original = fields.whole("rope.scaling.original_context_length", context, MOST_CONTEXT)
+    attention = fields.number("rope.scaling.attn_factor", 1.0)
+    found = RopeScaling()
+    if kind != "none" and factor is not None and fields.get(factor) != 1:
+        values: dict[str, Any] = {"rope_type": "linear", "factor": fields.number(factor)}
+        if kind == "yarn":
+            values |= {"rope_type": "yarn", "original_max_position_embeddings": original}
+            values |= {beta: fields.get(f"rope.scaling.yarn_{beta}") for beta in ("beta_fast", "beta_slow")}
+        found = ropes.scaling(Fields(values, f"{fields.where}: RoPE scaling"), dims, theta, context)
+        said = fields.number("rope.scaling.yarn_attn_factor", found.attention_factor)
+        if kind == "yarn" and not math.isclose(said, found.attention_factor, rel_tol=1e-6):
+            # llama.cpp's converter writes it, llama.cpp computes without it.
+            raise _unknown(fields, family, "rope.scaling.yarn_attn_factor")
+    return replace(found, short_context=original, attention_factor=found.attention_factor * attention)

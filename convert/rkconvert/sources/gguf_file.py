@@ -101,7 +101,7 @@ def _config(metadata: dict[str, Any], found: dict[str, SourceTensor], path: Path
     config = gguf_metadata.read_config(metadata, str(path), vocab_size=rows, tied=OUTPUT not in found)
     half = config.rope.dims // 2
     factors = {name: _factors(found[name], half) for name in _ROPE_TENSORS if name in found}
-    return gguf_metadata.with_rope_factors(gguf_metadata.with_biases(config, found), factors)
+    return gguf_metadata.with_rope_factors(gguf_metadata.with_biases(config, found), factors, metadata, str(path))
 
 
 def _known(family: Family, config: ModelConfig, found: dict[str, SourceTensor], path: Path) -> dict[str, SourceTensor]:
