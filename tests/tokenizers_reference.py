@@ -22,6 +22,10 @@ CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# As published with Ministral and with Phi-4-mini.
+_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # noqa: E501
+TEKKEN = _CASED % ("", "", "")
+GPT_4O = _CASED % ("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "{1,3}")
 CORPUS = """The quick brown fox jumps over the lazy dog; it's what they'll say they've done, I'd bet. WE'RE SURE IT'S.
 def main(arguments):\n    return [value ** 2 for value in arguments if value > 10]  # 1024 + 2048 = 3072, 1/2 of 100%
 for (int i = 0; i < n; ++i) {\n\t\tsum += x[i] * y[i];\r\n\t}\n\n\n  return sum;   }
