@@ -264,6 +264,10 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
             writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.nfc != (vocabulary.pre == "qwen2"):  # where a file says nothing
+        writer.add_bool("rksim.nfc", vocabulary.nfc)
+    if vocabulary.ignore_merges != (vocabulary.pre == "llama-bpe"):
+        writer.add_bool("rksim.ignore_merges", vocabulary.ignore_merges)
     lists = {"lstrip": vocabulary.lstrip, "rstrip": vocabulary.rstrip, "normalised": vocabulary.normalised}
     for key, ids in lists.items():
         if ids:
