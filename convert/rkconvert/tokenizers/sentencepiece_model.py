@@ -150,15 +150,14 @@ def _is_id(value: Any) -> bool:
 def read_model(path: Path) -> Model:
     """The file's contents; CheckpointError where it is no SentencePiece model."""
     try:
-        raw = files.read_bytes(path, files.TOKENIZER, path.parent, CheckpointError)
-        model = _model(raw)
+        model = _model(files.read_bytes(path, files.TOKENIZER, path.parent, CheckpointError))
+        if not model.pieces:
+            raise _Broken("it has no pieces")
     except (_Broken, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} is no SentencePiece model ({error}): download it again, or save the tokenizer as tokenizer.json "
             "with transformers"
         ) from error
-    if not model.pieces:
-        raise CheckpointError(f"{path} is no SentencePiece model (it has no pieces): download it again")
     bad = next((i for i, score in enumerate(model.scores) if not math.isfinite(score)), None)
     if bad is not None:
         raise CheckpointError(f"{path}: the score of piece {bad} is {model.scores[bad]}: download the file again")
