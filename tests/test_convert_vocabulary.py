@@ -20,7 +20,7 @@ from tests import tokenizers_reference as families
 from tests.plans import make_plan
 
 FAMILIES: dict[str, Callable[[], families.Family]] = {
-    **{pre: lambda pre=pre: families.byte_level(pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},  # type: ignore[misc]
+    **{pre: lambda pre=pre: families.byte_level(pre) for pre in families.PRE},  # type: ignore[misc]
     **{
         f"sentencepiece {lead}": lambda lead=lead: families.sentencepiece(lead)  # type: ignore[misc]
         for lead in ("normaliser", "first", "always", "none")
@@ -33,6 +33,10 @@ FAMILIES: dict[str, Callable[[], families.Family]] = {
         f"normalised sentencepiece {lead}": lambda lead=lead: families.normalised(families.sentencepiece(lead))  # type: ignore[misc]
         for lead in ("normaliser", "first", "always", "none")
     },
+    "llama-bpe by merges": lambda: families.byte_level("llama-bpe", ignore_merges=False),
+    "llama-bpe, composed": lambda: families.byte_level("llama-bpe", nfc=True),
+    "qwen2 as it is": lambda: families.byte_level("qwen2", nfc=False),
+    "phi-2": families.phi2,
     "phi-3": families.phi3,
     "gemma": families.gemma,
 }
@@ -173,8 +177,22 @@ def test_special_tokens_may_be_objects(model: Path) -> None:
 
 
 def test_differences_are_noted(model: Path) -> None:
+    families.sentencepiece().reference.save(str(model / "tokenizer.json"))
     whole = json.loads((model / "tokenizer.json").read_text())
     whole["model"]["ignore_merges"] = True
     edit(model / "tokenizer.json", **whole)
-    (words,) = vocabulary(model).notes
+    (words,) = read_vocabulary(model, {}, 2000).notes
     assert "by merges only" in words
+
+
+def test_words_may_be_what_an_expression_does_not_remove(model: Path) -> None:
+    """Phi-4-mini's way to say it."""
+    family = families.byte_level("gpt-4o")
+    whole = json.loads(family.reference.to_str())
+    whole["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    reference = families.Tokenizer.from_str(json.dumps(whole))
+    for text in families.random_texts(5, 300, family.special):
+        expected = family.reference.encode(text).ids
+        assert reference.encode(text).ids == expected
+    (model / "tokenizer.json").write_text(json.dumps(whole))
+    assert read_vocabulary(model, {}, 2000).pre == "gpt-4o"

@@ -27,7 +27,12 @@ LLAMA: dict[str, Any] = {
 
 
 def read(
-    base: dict[str, Any], *more: str, name: str = "tiny", types: list[int] | None = None, **keys: Any
+    base: dict[str, Any],
+    *more: str,
+    name: str = "tiny",
+    architecture: str = "llama",
+    types: list[int] | None = None,
+    **keys: Any,
 ) -> Vocabulary:
     """``more``: tokens behind the others; their ``types``, the others' are NORMAL; a key of None is left out."""
     keys = {"tokens": [*base["tokens"], *more], **keys}
@@ -36,7 +41,11 @@ def read(
     if "scores" in base and more:
         keys["scores"] = [*base["scores"], *(-1000.0 for _ in more)]
     found = {f"tokenizer.ggml.{k}": v for k, v in {**base, **keys}.items() if v is not None}
-    return read_vocabulary({"general.name": name, **found}, Path("tiny.gguf"), len(keys["tokens"]) + 2)
+    return read_vocabulary(
+        {"general.name": name, "general.architecture": architecture, **found},
+        Path("tiny.gguf"),
+        len(keys["tokens"]) + 2,
+    )
 
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"])
@@ -54,11 +63,39 @@ def test_llama_3_is_known_without_a_pre_tokeniser(pre: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "pre"), [("refact", "smollm"), ("starcoder", "smollm"), ("phi-2", "gpt-2"), ("megrez", "qwen2")]
+    ("name", "pre"),
+    [
+        ("refact", "smollm"),
+        ("starcoder", "smollm"),
+        ("phi-2", "gpt-2"),
+        ("megrez", "qwen2"),
+        ("deepseek-r1-qwen", "qwen2"),
+        ("gpt-4o", "gpt-4o"),
+        ("smaug-bpe", "llama-bpe"),
+    ],
 )
 def test_other_names_of_pre_tokenisers(name: str, pre: str) -> None:
     found = read(GPT2, pre=name)
     assert (found.pre, found.add_bos, found.add_space_prefix) == (pre, False, False)
+
+
+@pytest.mark.parametrize(
+    ("pre", "nfc", "whole"),
+    [("llama-bpe", False, True), ("smaug-bpe", False, False), ("tekken", False, True), ("gpt-4o", False, False),
+     ("deepseek-r1-qwen", True, False), ("phi-2", False, False)],
+)  # fmt: skip
+def test_what_a_pre_tokeniser_says_besides(pre: str, nfc: bool, whole: bool) -> None:
+    """SmolLM3's files name smaug-bpe, which is Llama 3's without BOS and without words taken whole."""
+    found = read(GPT2, pre=pre, bos_token_id=0)
+    assert (found.nfc, found.ignore_merges, found.add_bos) == (nfc, whole, whole)
+
+
+@pytest.mark.parametrize("pre", [None, "default"])
+@pytest.mark.parametrize(("architecture", "expected"), [("qwen2", "qwen2"), ("qwen3", "qwen2"), ("phi2", "gpt-2")])
+def test_a_file_from_before_pre_tokenisers_had_names(pre: str | None, architecture: str, expected: str) -> None:
+    found = read(GPT2, pre=pre, architecture=architecture, types=[])
+    assert found.pre == expected
+    assert found.notes[0] == (f"the file names no pre-tokeniser; {expected} is used, as in every {architecture} model")
 
 
 def test_sentencepiece_without_a_word_about_it() -> None:
@@ -148,7 +185,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "a merge of nothing": (GPT2, {"merges": ["a b", "b c"]}, r"merge 1 of the tokenizer is .b c., which makes no"),
     "a merge of one": (GPT2, {"merges": ["ab"]}, r"merge 0 of the tokenizer is 'ab', which makes no token"),
-    "a pre-tokeniser": (GPT2, {"pre": "tekken"}, r"pre-tokeniser 'tekken' is not supported"),
+    "a pre-tokeniser": (GPT2, {"pre": "qwen35"}, r"pre-tokeniser 'qwen35' is not supported"),
     "none": (GPT2, {"pre": None}, r"pre-tokeniser None is not supported"),
 }  # fmt: skip
 
@@ -161,7 +198,7 @@ def test_what_is_refused(case: str) -> None:
         read(base, **keys)
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "sentencepiece"])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "sentencepiece"])
 @pytest.mark.parametrize("adds", [True, False])
 def test_the_same_tokenizer_from_a_folder_and_a_file(tmp_path: Path, name: str, adds: bool) -> None:
     """The folder says it by its post-processor, the file by a key, or by nothing where its kind implies it."""
@@ -179,7 +216,7 @@ def test_the_same_tokenizer_from_a_folder_and_a_file(tmp_path: Path, name: str, 
     folder = vocabulary_hf.read_vocabulary(tmp_path, settings, size)
 
     metadata = read_file(family.write(tmp_path / "t.gguf")).metadata
-    implied = adds == (name in ("llama-bpe", "sentencepiece"))
+    implied = adds == (name in ("llama-bpe", "tekken", "sentencepiece"))
     keys = {f"tokenizer.ggml.{key}": value for key, value in settings.items()}
     keys |= {} if implied else {"tokenizer.ggml.add_bos_token": adds}
     file = read_vocabulary({**metadata, **keys}, tmp_path, size)

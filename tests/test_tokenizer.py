@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rk3588.hostlib import SimModel
 from tests.tokenizers_reference import (
     NORMAL,
+    PRE,
     UNUSED,
     Family,
     byte_level,
@@ -30,13 +31,15 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<s>", 
            "<tool_call>", "  ", "\n\n", "<0x41>", "[PAD1]", " xyzzy", "qqq", " €"]  # fmt: skip
 
 FAMILIES: dict[str, Callable[[], Family]] = {
-    **{pre: partial(byte_level, pre) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2")},
+    **{pre: partial(byte_level, pre) for pre in PRE},
     "sentencepiece": sentencepiece,
     "phi-3": phi3,
     "gemma": gemma,
 }
-LONGER = ("phi-3", "gemma")  # SentencePiece with other added tokens: at length only in the long form
+LONGER = ("phi-3", "gemma", "tekken", "gpt-4o")  # much like another: at length only in the long form
 VARIANTS: dict[str, Callable[[], Family]] = {
+    "llama-bpe by merges": partial(byte_level, "llama-bpe", ignore_merges=False),
+    "qwen2 as it is": partial(byte_level, "qwen2", nfc=False),
     **{lead: partial(sentencepiece, lead) for lead in ("first", "always", "none")},
     "bytes missing": partial(sentencepiece, bytes_from=0x90),
 }

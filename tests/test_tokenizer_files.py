@@ -25,7 +25,7 @@ GOOD: dict[str, Any] = {"tokens": ["a", "b", "ab"], "pre": "gpt-2", "merges": ["
 LLAMA: dict[str, Any] = {"pre": None, "model": "llama", "merges": None, "scores": [0.0, 0.0, 0.0]}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a family": ({"model": "bert"}, "'bert' is neither gpt2 nor llama"),
-    "a pre-tokeniser": ({"pre": "tekken"}, "'tekken' is none of gpt-2, smollm, llama-bpe and qwen2"),
+    "a pre-tokeniser": ({"pre": "qwen35"}, "'qwen35' is none of gpt-2, smollm, llama-bpe, qwen2, tekken and gpt-4o"),
     "a pre-tokeniser of the other family": ({**LLAMA, "pre": "gpt-2"}, "'gpt-2' is none of default"),
     "no merges": ({"merges": None}, "lacks tokenizer.ggml.merges"),
     "a merge of an unknown part": ({"merges": ["a b", "a c"]}, "merge 1 .* needs 'c', which is no token"),
@@ -99,7 +99,7 @@ def test_bytes_for_characters_without_a_token(tmp_path: Path) -> None:
         assert model.detokenise(model.tokenise("a\né")) == "a\né".encode()
 
 
-@pytest.mark.parametrize("family", ["gpt-2", "smollm", "llama-bpe", "qwen2", "sentencepiece"])
+@pytest.mark.parametrize("family", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "sentencepiece"])
 @pytest.mark.parametrize("text", ["a", " ", "\n", "7", "<", "\u0323\u0301", "的", "'s", "a ", "\ufffd"], ids=ascii)
 def test_a_megabyte_of_the_same(family: str, text: str, tmp_path: Path) -> None:
     """Quadratic anywhere would take minutes; the bound leaves room for a machine that is busy or instrumented."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from tests.conftest import ROOT
-from tests.tokenizers_reference import ALPHABETS, WORDS, random_texts
+from tests.tokenizers_reference import ALPHABETS, GPT_4O, TEKKEN, WORDS, random_texts
 
 SOURCES = ROOT / "runtime" / "sim" / "src"
 CHARS = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
@@ -28,6 +28,8 @@ SPLITS = {
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _WORDS_BY_GPT2]),
     "llama-bpe": pre_tokenizers.Split(Regex(WORDS % "{1,3}"), "isolated"),
     "qwen2": pre_tokenizers.Split(Regex(WORDS % ""), "isolated"),
+    "tekken": pre_tokenizers.Split(Regex(TEKKEN), "isolated"),
+    "gpt-4o": pre_tokenizers.Split(Regex(GPT_4O), "isolated"),
 }
 
 
@@ -90,7 +92,7 @@ def test_random_texts_split_as_they_should(pre: str, shim: c.CDLL) -> None:
         assert split(shim, pre, text) == wanted(pre, text), ascii(text)
 
 
-@given(st.text(st.sampled_from("a1 '\t\n\réſSlLvVeE.½々\u3000\u0301")))
+@given(st.text(st.sampled_from("a1 '/\t\n\réſSlLvVeE.½々ǅªʰ\u3000\u0301")))
 def test_short_texts_split_as_they_should(shim: c.CDLL, text: str) -> None:
     for pre in SPLITS:
         assert split(shim, pre, text) == wanted(pre, text)

@@ -22,6 +22,10 @@ CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# As published with Ministral and with Phi-4-mini.
+_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # noqa: E501
+TEKKEN = _CASED % ("", "", "")
+GPT_4O = _CASED % ("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "{1,3}")
 CORPUS = """The quick brown fox jumps over the lazy dog; it's what they'll say they've done, I'd bet. WE'RE SURE IT'S.
 def main(arguments):\n    return [value ** 2 for value in arguments if value > 10]  # 1024 + 2048 = 3072, 1/2 of 100%
 for (int i = 0; i < n; ++i) {\n\t\tsum += x[i] * y[i];\r\n\t}\n\n\n  return sum;   }
@@ -46,7 +50,8 @@ def write_vocabulary(
     rstrip: Sequence[int] | None = None,
     **more: Any,
 ) -> Path:
-    """A tokenizer.gguf (docs/sim-gguf.md); ``more`` is further keys of ``tokenizer.ggml``: numbers and booleans."""
+    """A tokenizer.gguf (docs/sim-gguf.md); ``more`` is further keys, numbers and booleans: of ``tokenizer.ggml``, or
+    with an underscore before them of ``rksim``."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(64)
     writer.add_uint32("rksim.version", 2)
@@ -66,7 +71,9 @@ def write_vocabulary(
         if values:
             writer.add_key_value(key, values, gguf.GGUFValueType.ARRAY, sub_type=kind)
     for key, value in more.items():
-        (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(f"tokenizer.ggml.{key}", value)
+        (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(
+            f"rksim.{key[1:]}" if key.startswith("_") else f"tokenizer.ggml.{key}", value
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -146,27 +153,47 @@ def _byte_level(pre: str) -> pre_tokenizers.PreTokenizer:
         return regex
     if pre == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), regex])
-    words = Regex(WORDS % ("{1,3}" if pre == "llama-bpe" else ""))
+    words = Regex({"llama-bpe": WORDS % "{1,3}", "qwen2": WORDS % "", "tekken": TEKKEN, "gpt-4o": GPT_4O}[pre])
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), plain])
 
 
+PRE = ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o")
+
+
 @functools.cache
-def byte_level(pre: str) -> Family:
-    """A small ByteLevel vocabulary trained with the pre-tokeniser ``pre``."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
-    if pre == "qwen2":
+def byte_level(pre: str, *, nfc: bool | None = None, ignore_merges: bool | None = None) -> Family:
+    """A small ByteLevel vocabulary trained with the pre-tokeniser ``pre``; all else as models with it have it."""
+    composed = pre == "qwen2" if nfc is None else nfc
+    whole = pre in ("llama-bpe", "tekken") if ignore_merges is None else ignore_merges
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
+    if composed:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _byte_level(pre)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(CORPUS.splitlines(keepends=True) * 3, trainer)
-    if pre == "llama-bpe":
+    if whole or pre == "llama-bpe":
         tokenizer = _with_words_no_merge_makes(tokenizer)
     added = ["<tool_call>", "<tool>", "  "]
     _add(tokenizer, CHATML, added)
-    return Family(pre, tokenizer, "gpt2", pre, CHATML, added)
+    keys = (
+        {"_ignore_merges": whole, "_nfc": composed}
+        if pre in ("tekken", "gpt-4o") or (nfc, ignore_merges) != (None, None)
+        else {}
+    )
+    return Family(pre, tokenizer, "gpt2", pre, CHATML, added, keys)
+
+
+@functools.cache
+def phi2() -> Family:
+    """GPT-2's words; runs of spaces and of tabs are added tokens that the normaliser, of which there is none, sees."""
+    plain = byte_level("gpt-2")
+    reference = Tokenizer.from_str(plain.reference.to_str())
+    runs = [*(" " * n for n in range(9, 1, -1)), *("\t" * n for n in range(5, 1, -1))]
+    reference.add_tokens([AddedToken(text, normalized=True) for text in runs])
+    return replace(plain, name="phi-2", reference=reference, added=[*plain.added, *runs])
 
 
 def _with_words_no_merge_makes(tokenizer: Tokenizer) -> Tokenizer:

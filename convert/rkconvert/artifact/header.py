@@ -112,6 +112,10 @@ def tokenizer_metadata(vocabulary: Vocabulary) -> Metadata:
             found.add(f"tokenizer.ggml.{key}_token_id", UINT32, token)
     found.add("tokenizer.ggml.add_bos_token", BOOL, vocabulary.add_bos)
     found.add("tokenizer.ggml.add_space_prefix", BOOL, vocabulary.add_space_prefix)
+    if vocabulary.nfc != (vocabulary.pre == "qwen2"):  # where a file says nothing
+        found.add("rksim.nfc", BOOL, vocabulary.nfc)
+    if vocabulary.ignore_merges != (vocabulary.pre == "llama-bpe"):
+        found.add("rksim.ignore_merges", BOOL, vocabulary.ignore_merges)
     lists = {"lstrip": vocabulary.lstrip, "rstrip": vocabulary.rstrip, "normalised": vocabulary.normalised}
     for key, ids in lists.items():
         found.add_list(f"rksim.{key}_token_ids", INT32, ids)

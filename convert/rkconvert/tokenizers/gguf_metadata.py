@@ -10,15 +10,34 @@ from typing import Any
 
 from rk3588.errors import CheckpointError
 
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
+from .vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    check_lengths,
+    checked,
+    in_range,
+    is_byte,
+    padded,
+)
 
 # llama.cpp's names, of which several are the same pre-tokeniser.
 _PRE = {
     **dict.fromkeys(("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum"), "gpt-2"),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"), "smollm"),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"), "llama-bpe"),
+    **dict.fromkeys(("smaug-bpe", "dbrx"), "llama-bpe"),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "megrez"), "qwen2"),
+    "tekken": "tekken",
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), "gpt-4o"),
 }
+_BY_MERGES = ("smaug-bpe", "dbrx")  # these look no word up whole, and their prompts need no BOS
+_LIKE_LLAMA_3 = ("llama-bpe", "tekken")  # the others do
+# What a file means that names no pre-tokeniser, by its architecture: those made before llama.cpp knew of any.
+_PRE_OF = {"qwen2": "qwen2", "qwen3": "qwen2", "phi2": "gpt-2"}
 # A token with one of these texts ends an answer, whatever its type and whatever EOS the file names.
 _ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -37,7 +56,6 @@ _FILL = {
     "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"),
     "fim_mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"),
 }
-_MOST_SCORED = 1024  # bytes of a token whose merges come from scores, as in the runtime
 _LOOKS_SPECIAL = re.compile(r"<\|.+\|>|<[\w/-]+>|\[[A-Z_]+\]")
 
 
@@ -51,7 +69,9 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
     if not tokens or len(tokens) > size:
         raise CheckpointError(f"{path}: the tokenizer has {len(tokens)} tokens, the embedding {size} rows")
     ids = _ids(keys, model, len(tokens), path)
-    pre, notes = _pre_tokeniser(keys, tokens, path) if model == "gpt2" else (None, [])
+    architecture = metadata.get("general.architecture")
+    pre, notes = _pre_tokeniser(keys, architecture, tokens, path) if model == "gpt2" else (None, [])
+    like_llama_3 = pre in _LIKE_LLAMA_3 and keys.get("pre") not in _BY_MERGES
     types = _types(keys, tokens, path)
     if not types:
         types = _guessed_types(model, tokens, merges, ids)
@@ -73,11 +93,13 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
         bos=ids["bos"],
         eos=ids["eos"],
         unknown=ids["unknown"],
-        add_bos=_adds_bos(keys, model, pre, ids["bos"], path),
+        add_bos=_adds_bos(keys, model == "llama" or like_llama_3, ids["bos"], path),
         add_space_prefix=model == "llama" and _flag(keys, "add_space_prefix", True, path),
         eos_ids=in_range(ends, len(tokens)),
         chat_template=template if isinstance(template, str) and template else None,
         rstrip=_phi3_strips(metadata, tokens, types),
+        nfc=pre == "qwen2",
+        ignore_merges=like_llama_3,
         notes=tuple(notes),
     )
     if model == "gpt2" and not merges:
@@ -85,19 +107,9 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
     if model == "llama" and not (vocabulary.scores or merges):
         raise CheckpointError(f"{path}: the tokenizer has neither scores nor merges")
     if not merges:
-        _check_lengths(tokens, path)
+        check_lengths(tokens, str(path))
     _check_merges(merges, tokens, path)
     return checked(vocabulary, str(path))
-
-
-def _check_lengths(tokens: Sequence[str], path: Path) -> None:
-    """Merges that come from scores are found by cutting each token everywhere, here and in the runtime."""
-    for i, text in enumerate(tokens):
-        if len(text.encode("utf-8", "surrogateescape")) > _MOST_SCORED:
-            raise CheckpointError(
-                f"{path}: token {i} of the tokenizer has more than {_MOST_SCORED} bytes, which cannot be merged by "
-                "score: convert from the Hugging Face model instead"
-            )
 
 
 def _check_merges(merges: Sequence[str], tokens: Sequence[str], path: Path) -> None:
@@ -184,9 +196,9 @@ def _take_back(by_text: Mapping[str, int], types: list[int], ends: set[int]) -> 
 _SPECIAL = _ENDS.union(*_FILL_ENDS.values(), *_FILL.values())
 
 
-def _adds_bos(keys: Mapping[str, Any], model: str, pre: str | None, bos: int | None, path: Path) -> bool:
-    """Without the key, SentencePiece's and Llama 3's prompts begin with BOS."""
-    adds = _flag(keys, "add_bos_token", model == "llama" or pre == "llama-bpe", path)
+def _adds_bos(keys: Mapping[str, Any], usual: bool, bos: int | None, path: Path) -> bool:
+    """Without the key, SentencePiece's, Llama 3's and Ministral's prompts begin with BOS."""
+    adds = _flag(keys, "add_bos_token", usual, path)
     if adds and bos is None:
         raise CheckpointError(
             f"{path}: prompts begin with BOS (add_bos_token, or its pre-tokeniser), and tokenizer.ggml.bos_token_id "
@@ -218,12 +230,15 @@ def _phi3_strips(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequ
     return tuple(i for i, kind in enumerate(types) if kind in strips and tokens[i] not in plain)
 
 
-def _pre_tokeniser(keys: Mapping[str, Any], tokens: list[str], path: Path) -> tuple[str, list[str]]:
+def _pre_tokeniser(keys: Mapping[str, Any], architecture: Any, tokens: list[str], path: Path) -> tuple[str, list[str]]:
     name = keys.get("pre")
     if isinstance(name, str) and name in _PRE:
         return _PRE[name], []
     if name in (None, "default") and "<|begin_of_text|>" in tokens:
         return "llama-bpe", ["the file names no pre-tokeniser; its tokens are Llama 3's, so Llama 3's is used"]
+    if name in (None, "default") and isinstance(architecture, str) and architecture in _PRE_OF:
+        usual = _PRE_OF[architecture]
+        return usual, [f"the file names no pre-tokeniser; {usual} is used, as in every {architecture} model"]
     raise CheckpointError(
         f"{path}: pre-tokeniser {name!r} is not supported, only {', '.join(sorted(set(_PRE.values())))}: "
         "convert from the Hugging Face model instead"

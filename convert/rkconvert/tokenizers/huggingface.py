@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: tokenizer.json and the settings beside it.
+"""The tokenizer of a Hugging Face folder: tokenizer.json, else tokenizer.model, and the settings beside it.
 
 What the runtime does differently from the tokenizer at hand is refused by name, never approximated.
 """
@@ -7,28 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rk3588 import files
 from rk3588.errors import CheckpointError
 
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, in_range, is_byte, padded
+from . import sentencepiece_model
+from .folder import ASKS_FOR_EOS, content, ends, read, special, template
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, is_byte, padded
 
 # The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
-WORDS = (
+_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPACES_TO_MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+    r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+SPLITS = {
+    _WORDS % "{1,3}": "llama-bpe",
+    _WORDS % "": "qwen2",
+    _CASED % ("", "", ""): "tekken",
+    _CASED % (_CONTRACTION, _CONTRACTION, "{1,3}"): "gpt-4o",
+}
 # Gemma splits at spaces when the normaliser has left none.
 _GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-_SPLITS = {WORDS % "{1,3}": "llama-bpe", WORDS % "": "qwen2"}
 
 
 def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Vocabulary:
     """The tokenizer in ``folder`` for a model of ``size`` embedding rows whose config.json says ``settings``."""
     where = folder / "tokenizer.json"
-    whole = _read(where, needed=True)
-    options = _read(folder / "tokenizer_config.json")
+    if not files.exists(where) and files.exists(folder / sentencepiece_model.NAME):
+        return sentencepiece_model.read_vocabulary(folder, settings, size)
+    whole = read(where, needed=True)
+    options = read(folder / "tokenizer_config.json")
     model = whole.get("model")
     if not isinstance(model, dict) or model.get("type") not in ("BPE", None) or "merges" not in model:
         kind = model.get("type") if isinstance(model, dict) else model
@@ -50,13 +65,14 @@ def _build(
     size: int,
 ) -> Vocabulary:
     where = folder / "tokenizer.json"
-    kind, pre, space = _family(whole, model, where)
+    family = _family(whole, model, where)
+    kind = family.model
     added = whole.get("added_tokens") or []
     if words := [t["content"] for t in added if t.get("single_word")]:
         raise CheckpointError(f"{where}: the runtime cannot match {words[0]!r} as a whole word only (single_word)")
     by_text: dict[str, int] = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
     tokens, types = _tokens(by_text, added, size, where)
-    unknown = by_text.get(model.get("unk_token") or _content(options.get("unk_token")) or "")
+    unknown = by_text.get(model.get("unk_token") or content(options.get("unk_token")) or "")
     if kind == "llama":
         types = [BYTE if is_byte(t) and k == NORMAL else k for t, k in zip(tokens, types, strict=True)]
         if unknown is not None:
@@ -64,15 +80,12 @@ def _build(
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     if any(m.count(" ") != 1 for m in merges):
         raise CheckpointError(f"{where}: a merge has a space inside one of its parts, which this version cannot write")
-    generation = _read(folder / "generation_config.json")
-    bos = _special("bos", options, settings, by_text)
-    eos = _special("eos", options, settings, by_text)
-    ends = _ids(generation.get("eos_token_id")) or _ids(settings.get("eos_token_id"))
-    known = len(tokens)
+    bos = special("bos", options, settings, by_text)
+    eos = special("eos", options, settings, by_text)
     all_tokens, all_types = padded(tokens, types, size)
     return Vocabulary(
         model=kind,
-        pre=pre,
+        pre=family.pre,
         tokens=all_tokens,
         types=all_types,
         merges=tuple(merges),
@@ -81,30 +94,16 @@ def _build(
         eos=eos,
         unknown=unknown,
         add_bos=_adds_bos(whole, options, kind),
-        add_space_prefix=space,
-        eos_ids=in_range([*ends, *([] if eos is None else [eos])], known),
-        chat_template=_template(folder, options),
+        add_space_prefix=family.space,
+        eos_ids=ends(folder, settings, eos, len(tokens)),
+        chat_template=template(folder, options),
         lstrip=tuple(t["id"] for t in added if t.get("lstrip")),
         rstrip=tuple(t["id"] for t in added if t.get("rstrip")),
         normalised=tuple(t["id"] for t in added if t.get("normalized")),
-        notes=(*_notes(pre, bool(model.get("ignore_merges"))), *_ending(whole, options)),
+        nfc=family.nfc,
+        ignore_merges=kind == "gpt2" and bool(model.get("ignore_merges")),
+        notes=(*_notes(kind, model), *_ending(whole, options)),
     )
-
-
-def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
-    most = files.TOKENIZER if path.name == "tokenizer.json" else files.SETTINGS
-    try:
-        value = files.read_json(path, most, path.parent, CheckpointError)
-    except FileNotFoundError:
-        if not needed:
-            return {}
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}: save the tokenizer into it with transformers "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained)"
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"cannot read {path}: it holds no JSON object")
-    return value
 
 
 def _tokens(by_text: dict[str, int], added: list[Any], size: int, where: Path) -> tuple[list[str], list[int]]:
@@ -112,30 +111,35 @@ def _tokens(by_text: dict[str, int], added: list[Any], size: int, where: Path) -
     count = max(by_id, default=-1) + 1
     if not by_id or min(by_id) < 0 or count > size:
         raise CheckpointError(f"{where}: the tokenizer has ids up to {count - 1}, the embedding {size} rows")
-    special = {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in added}
+    kinds = {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in added}
     tokens, types = padded([], [], count)
     texts = [by_id.get(i, tokens[i]) for i in range(count)]
-    return texts, [special.get(i, NORMAL if i in by_id else types[i]) for i in range(count)]
+    return texts, [kinds.get(i, NORMAL if i in by_id else types[i]) for i in range(count)]
 
 
-def _family(whole: Mapping[str, Any], model: Mapping[str, Any], where: Path) -> tuple[str, str | None, bool]:
-    """The artifact's ``model``, ``pre`` and ``add_space_prefix``."""
-    normaliser, steps = (
-        _steps(whole.get("normalizer"), "normalizers"),
-        _steps(whole.get("pre_tokenizer"), "pretokenizers"),
-    )
+class _Family(NamedTuple):
+    """What a normaliser and a pre-tokeniser come to in the artifact."""
+
+    model: str
+    pre: str | None
+    space: bool = False  # add_space_prefix
+    nfc: bool = False
+
+
+def _family(whole: Mapping[str, Any], model: Mapping[str, Any], where: Path) -> _Family:
+    normaliser = _steps(whole.get("normalizer"), "normalizers")
+    steps = _steps(whole.get("pre_tokenizer"), "pretokenizers")
     if model.get("byte_fallback"):
         lead = _sentencepiece(normaliser, steps)
         if lead is not None:
-            return "llama", *lead
+            return _Family("llama", *lead)
     elif steps and steps[-1].get("type") == "ByteLevel" and not steps[-1].get("add_prefix_space"):
         pre = _byte_level(steps[:-1], bool(steps[-1].get("use_regex", True)))
-        wanted = ["NFC"] if pre == "qwen2" else []
-        if pre and [step.get("type") for step in normaliser] == wanted:
-            return "gpt2", pre, False
+        if pre and normaliser in ([], [{"type": "NFC"}]):
+            return _Family("gpt2", pre, nfc=bool(normaliser))
     raise CheckpointError(
         f"{where}: its normaliser ({_names(normaliser)}) and pre-tokeniser ({_names(steps)}) are none that the runtime "
-        "knows: those of GPT-2, SmolLM2, Llama 2, Llama 3, Gemma and Qwen2"
+        "knows: those of GPT-2, SmolLM2, Llama 2, Llama 3, Gemma, Qwen2, Phi-4-mini and Ministral"
     )
 
 
@@ -147,8 +151,10 @@ def _byte_level(before: list[dict[str, Any]], regex: bool) -> str | None:
         return None
     if step.get("type") == "Digits" and step.get("individual_digits") and regex:
         return "smollm"
-    if step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert") and not regex:
-        return _SPLITS.get(step["pattern"].get("Regex", ""))
+    # Two ways to say that each match is a word: the expressions leave nothing between them.
+    whole = (step.get("behavior"), bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
+    if step.get("type") == "Split" and whole and not regex:
+        return SPLITS.get(step["pattern"].get("Regex", ""))
     return None
 
 
@@ -188,26 +194,6 @@ def _scores(tokens: tuple[str, ...], merges: list[str]) -> tuple[float, ...]:
     return tuple(-float(rank.get(token, len(merges))) for token in tokens)
 
 
-def _special(name: str, options: Mapping[str, Any], settings: Mapping[str, Any], by_text: dict[str, int]) -> int | None:
-    text = _content(options.get(f"{name}_token"))
-    if text in by_text:
-        return by_text[text]
-    ids = _ids(settings.get(f"{name}_token_id"))
-    return ids[0] if ids else None
-
-
-def _content(token: Any) -> str:
-    """A token's text, which some files wrap into an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
-
-
-def _ids(value: Any) -> list[int]:
-    items = value if isinstance(value, list) else [value]
-    return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
-
-
 def _adds_bos(whole: Mapping[str, Any], options: Mapping[str, Any], kind: str) -> bool:
     """transformers lets ``add_bos_token`` rule; without it, the post-processor does."""
     chosen = options.get("add_bos_token")
@@ -222,26 +208,15 @@ def _adds_bos(whole: Mapping[str, Any], options: Mapping[str, Any], kind: str) -
 def _ending(whole: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
     """The runtime puts BOS before a prompt where that is asked for, and never anything behind it."""
     chosen = options.get("add_eos_token")
-    ends = bool(chosen)
+    asked = bool(chosen)
     if not isinstance(chosen, bool):
         steps = _steps(whole.get("post_processor"), "processors")
-        ends = any("SpecialToken" in s["single"][-1] for s in steps if s.get("type") == "TemplateProcessing")
-    return ("the tokenizer asks for EOS behind every prompt, and the runtime puts none there",) if ends else ()
+        asked = any("SpecialToken" in s["single"][-1] for s in steps if s.get("type") == "TemplateProcessing")
+    return (ASKS_FOR_EOS,) if asked else ()
 
 
-def _template(folder: Path, options: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if files.exists(file):
-        return files.read_text(file, files.TEMPLATE, folder, CheckpointError)
-    value = options.get("chat_template")
-    if isinstance(value, list):  # several, by name
-        value = next((t["template"] for t in value if t.get("name") == "default"), None)
-    return value if isinstance(value, str) and value else None
-
-
-def _notes(pre: str | None, ignores_merges: bool) -> tuple[str, ...]:
+def _notes(kind: str, model: Mapping[str, Any]) -> tuple[str, ...]:
     """Where the runtime's tokenizer differs in rare texts, which is no reason to refuse a model."""
-    if ignores_merges == (pre == "llama-bpe"):
+    if kind == "gpt2" or not model.get("ignore_merges"):
         return ()
-    whole = "whole first" if pre == "llama-bpe" else "by merges only"
-    return (f"the runtime looks words up {whole}; this tokenizer.json says otherwise, so rare words may differ",)
+    return ("the runtime makes tokens by merges only; this tokenizer.json says otherwise, so rare texts may differ",)

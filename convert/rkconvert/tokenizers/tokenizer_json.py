@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .huggingface import SPACES_TO_MARKS, WORDS
+from .huggingface import SPACES_TO_MARKS, SPLITS
 from .vocabulary import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, is_byte
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -55,8 +55,7 @@ def _typed_otherwise(vocabulary: Vocabulary, text: str, kind: int) -> bool:
     if vocabulary.model == "llama":
         return kind != USER_DEFINED and (text == _MARK or is_byte(text))
     spelt_otherwise = not text.isascii() and all(ord(c) < 0x144 for c in text)  # GPT-2's letters for bytes
-    whole = vocabulary.pre == "llama-bpe"
-    return spelt_otherwise and (whole or (len(text) == 1 and kind != USER_DEFINED))
+    return spelt_otherwise and (vocabulary.ignore_merges or (len(text) == 1 and kind != USER_DEFINED))
 
 
 def _kept(vocabulary: Vocabulary) -> list[int]:
@@ -84,7 +83,7 @@ def tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": not plain,
             "byte_fallback": not plain,
-            "ignore_merges": vocabulary.pre == "llama-bpe",
+            "ignore_merges": vocabulary.ignore_merges,
             "vocab": ids,
             "merges": _merges(vocabulary, ids),
         },
@@ -109,11 +108,16 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
     if vocabulary.pre == "smollm":
         steps = [{"type": "Digits", "individual_digits": True}, own]
     elif vocabulary.pre != "gpt-2":
-        words = WORDS % ("{1,3}" if vocabulary.pre == "llama-bpe" else "")
-        split = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
+        words = {pre: expression for expression, pre in SPLITS.items()}
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": words[str(vocabulary.pre)]},
+            "behavior": "Isolated",
+            "invert": False,
+        }
         steps = [split, {**own, "use_regex": False}]
     return {
-        "normalizer": {"type": "NFC"} if vocabulary.pre == "qwen2" else None,
+        "normalizer": {"type": "NFC"} if vocabulary.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": own,
     }

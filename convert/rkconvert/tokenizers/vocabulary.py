@@ -9,6 +9,7 @@ from rk3588 import files
 from rk3588.errors import BundleError, CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_MOST_SCORED = 1024  # bytes of a token whose merges come from scores, as in the runtime
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Vocabulary:
     lstrip: tuple[int, ...] = ()  # added tokens that take the spaces before them along
     rstrip: tuple[int, ...] = ()  # ... and those after them
     normalised: tuple[int, ...] = ()  # those that are looked for in what the normaliser has made of a text
+    nfc: bool = False  # byte-level: the normaliser
+    ignore_merges: bool = False  # byte-level: a word that is a token is that token, whatever the merges make of it
     notes: tuple[str, ...] = ()
 
     def text(self, token: int | None) -> str | None:
@@ -53,6 +56,16 @@ def checked(vocabulary: Vocabulary, where: str) -> Vocabulary:
             bad = next(i for i, text in enumerate(texts) if not _encodes(text))
             raise CheckpointError(f"{where}: {what} {bad} of the tokenizer is not valid Unicode") from None
     return _with_usable_template(vocabulary, where)
+
+
+def check_lengths(tokens: Sequence[str], where: str) -> None:
+    """Merges that come from scores are found by cutting each token everywhere, here and in the runtime."""
+    for i, text in enumerate(tokens):
+        if len(text) > _MOST_SCORED // 4 and len(text.encode("utf-8", "surrogateescape")) > _MOST_SCORED:
+            raise CheckpointError(
+                f"{where}: token {i} of the tokenizer has more than {_MOST_SCORED} bytes, which cannot be merged by "
+                "score: convert from the Hugging Face model instead"
+            )
 
 
 def _with_usable_template(vocabulary: Vocabulary, where: str) -> Vocabulary:

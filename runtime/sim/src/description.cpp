@@ -28,6 +28,8 @@ constexpr std::string_view kKnown[] = {
     "lstrip_token_ids",
     "rstrip_token_ids",
     "normalised_token_ids",
+    "ignore_merges",
+    "nfc",
     "block_count",
     "context_length",
     "embedding_length",

@@ -113,7 +113,7 @@ class Tokenizer::Encoder {
 };
 
 std::string_view Tokenizer::Impl::normalise(std::string_view text, std::string& buffer) const {
-  if (byte_level) return pre == Pre::Qwen2 ? unicode::nfc(text, buffer) : text;
+  if (byte_level) return nfc ? unicode::nfc(text, buffer) : text;
   if (lead != Lead::Always && lead != Lead::None) return text;  // Metaspace, which is no normaliser
   buffer = lead == Lead::Always ? kSpaceMark : "";
   for (char c : text) c == ' ' ? buffer += kSpaceMark : buffer += c;

@@ -34,13 +34,15 @@ struct Tokenizer::Impl {
   size_t n = 0;
   bool byte_level = false;  // else SentencePiece-style
   Pre pre = Pre::Gpt2;
+  bool nfc = false;            // the normaliser of a byte-level model
+  bool ignore_merges = false;  // a word that is a token is that token, whatever the merges would make of it
   Lead lead = Lead::None;
   std::vector<uint8_t> types;
   std::string bytes;            // all pieces after each other
   std::vector<size_t> ends{0};  // piece i is bytes[ends[i], ends[i + 1])
   std::array<int32_t, 256> byte_ids;
   std::unordered_map<uint32_t, int32_t> char_ids;             // SentencePiece-style: single characters
-  std::unordered_map<std::string_view, int32_t> whole_words;  // llama-bpe takes a word it knows whole
+  std::unordered_map<std::string_view, int32_t> whole_words;  // where merges are ignored
   MergeTable merges;
   AddedTokens added;
   AddedTokens

@@ -88,8 +88,11 @@ Tokenizer::Impl::Impl(const Gguf& file) {
   byte_level = model == "gpt2";
   if (byte_level) {
     auto known = pre_by_name(name);
-    if (!known) fail(file, "its pre-tokeniser " + quoted(name) + " is none of gpt-2, smollm, llama-bpe and qwen2");
+    if (!known)
+      fail(file, "its pre-tokeniser " + quoted(name) + " is none of gpt-2, smollm, llama-bpe, qwen2, tekken and gpt-4o");
     pre = *known;
+    nfc = file.boolean("rksim.nfc").value_or(pre == Pre::Qwen2);
+    ignore_merges = file.boolean("rksim.ignore_merges").value_or(pre == Pre::LlamaBpe);
   } else if (model == "llama") {
     if (name == "metaspace-always")
       lead = Lead::UnlessSpace;
@@ -163,7 +166,7 @@ void Tokenizer::Impl::load_characters(const Texts& texts) {
     bool single = c.valid && c.length == texts[i].size();
     if (int byte = byte_level ? -1 : byte_of(texts[i]); byte >= 0 && byte_ids[byte] < 0) byte_ids[byte] = id;
     if (single) char_ids.emplace(c.cp, id);
-    if (byte_level && pre == Pre::LlamaBpe && types[i] == Normal)
+    if (ignore_merges && types[i] == Normal)
       whole_words.emplace(std::string_view(bytes).substr(ends[i], ends[i + 1] - ends[i]), id);
   }
   if (!byte_level) return;

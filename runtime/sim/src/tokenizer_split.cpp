@@ -7,7 +7,8 @@
 namespace rksim {
 namespace {
 
-using unicode::kLetter, unicode::kNumber, unicode::kNumeric, unicode::kSpace;
+using unicode::kLetter, unicode::kLower, unicode::kMark, unicode::kNumber, unicode::kNumeric, unicode::kSpace,
+    unicode::kUpper;
 
 // A text by characters. Positions below are indices of characters, `end` stands for the text's end.
 struct Chars {
@@ -27,9 +28,16 @@ struct Chars {
 
   bool is(size_t i, uint8_t flag) const { return flags[i] & flag; }
   bool is_other(size_t i) const { return !(flags[i] & (kLetter | kNumber | kSpace)); }
+  // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and [\p{Ll}\p{Lm}\p{Lo}\p{M}]: letters without case and marks are both.
+  bool is_upper(size_t i) const { return is(i, kMark) || (flags[i] & (kLetter | kLower)) == kLetter; }
+  bool is_lower(size_t i) const { return is(i, kMark) || (flags[i] & (kLetter | kUpper)) == kLetter; }
   bool is_line_end(size_t i) const { return cp[i] == '\n' || cp[i] == '\r'; }
   size_t run(size_t i, size_t end, uint8_t flag) const {
     while (i < end && is(i, flag)) i++;
+    return i;
+  }
+  size_t run_of_upper(size_t i, size_t end) const {
+    while (i < end && is_upper(i)) i++;
     return i;
   }
   size_t run_of_others(size_t i, size_t end) const {
@@ -68,23 +76,65 @@ size_t word_gpt2(const Chars& c, size_t i, size_t end) {
   return spaces(c, i, end);
 }
 
-// (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|
-// \s+(?!\S)|\s+
-size_t word_modern(const Chars& c, size_t i, size_t end, size_t digits) {
-  if (size_t stop = contraction(c, i, end, true); stop > i) return stop;
-  bool may_lead = !c.is_line_end(i) && !c.is(i, kLetter | kNumber);
-  if (c.is(i, kLetter)) return c.run(i, end, kLetter);
-  if (may_lead && i + 1 < end && c.is(i + 1, kLetter)) return c.run(i + 1, end, kLetter);
+// Whether a word may begin with c[i], which is none of its letters: [^\r\n\p{L}\p{N}] with something behind it.
+bool may_lead(const Chars& c, size_t i, size_t end) {
+  return i + 1 < end && !c.is_line_end(i) && !c.is(i, kLetter | kNumber);
+}
+
+// \p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ ; with `slashes`, [\r\n/]* instead.
+size_t no_word(const Chars& c, size_t i, size_t end, size_t digits, bool slashes) {
   if (c.is(i, kNumber)) return c.run(i, std::min(end, i + digits), kNumber);
   size_t first = c.cp[i] == ' ' && i + 1 < end ? i + 1 : i;
   if (c.is_other(first)) {
     size_t stop = c.run_of_others(first, end);
-    while (stop < end && c.is_line_end(stop)) stop++;
+    while (stop < end && (c.is_line_end(stop) || (slashes && c.cp[stop] == '/'))) stop++;
     return stop;
   }
   for (size_t stop = c.run(i, end, kSpace); stop > i; stop--)
     if (c.is_line_end(stop - 1)) return stop;
   return spaces(c, i, end);
+}
+
+// (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|
+// \s+(?!\S)|\s+
+size_t word_modern(const Chars& c, size_t i, size_t end, size_t digits) {
+  if (size_t stop = contraction(c, i, end, true); stop > i) return stop;
+  if (c.is(i, kLetter)) return c.run(i, end, kLetter);
+  if (may_lead(c, i, end) && c.is(i + 1, kLetter)) return c.run(i + 1, end, kLetter);
+  return no_word(c, i, end, digits, false);
+}
+
+// U*L+ where U and L are the classes of is_upper and is_lower. Returns its end, or i. Where no L follows the run of U,
+// the last of the run that is both has to be it.
+size_t ending_low(const Chars& c, size_t i, size_t end) {
+  size_t upper = c.run_of_upper(i, end), stop = upper;
+  while (stop < end && c.is_lower(stop)) stop++;
+  if (stop > upper) return stop;
+  while (upper > i && !c.is_lower(upper - 1)) upper--;
+  return upper;
+}
+
+// With U and L as above: [^\r\n\p{L}\p{N}]?U*L+|[^\r\n\p{L}\p{N}]?U+L*, and what no_word says of the rest. With
+// `contractions`, (?i:'s|'t|'re|'ve|'m|'ll|'d)? behind each of the two.
+size_t word_cased(const Chars& c, size_t i, size_t end, size_t digits, bool contractions) {
+  size_t first = may_lead(c, i, end) ? i + 1 : i;
+  size_t stop = ending_low(c, first, end);
+  if (stop == first) stop = ending_low(c, first = i, end);
+  if (stop == i && may_lead(c, i, end)) stop = c.run_of_upper(first = i + 1, end);
+  if (stop == first) stop = c.run_of_upper(i, end);
+  if (stop == i) return no_word(c, i, end, digits, true);
+  return contractions && stop < end ? contraction(c, stop, end, true) : stop;
+}
+
+// The end of the word that begins at i.
+size_t word_end(Pre pre, const Chars& c, size_t i, size_t end) {
+  switch (pre) {
+    case Pre::LlamaBpe: return word_modern(c, i, end, 3);
+    case Pre::Qwen2: return word_modern(c, i, end, 1);
+    case Pre::Tekken: return word_cased(c, i, end, 1, false);
+    case Pre::Gpt4o: return word_cased(c, i, end, 3, true);
+    default: return word_gpt2(c, i, end);
+  }
 }
 
 }  // namespace
@@ -94,6 +144,8 @@ std::optional<Pre> pre_by_name(std::string_view name) {
   if (name == "smollm") return Pre::Smollm;
   if (name == "llama-bpe") return Pre::LlamaBpe;
   if (name == "qwen2") return Pre::Qwen2;
+  if (name == "tekken") return Pre::Tekken;
+  if (name == "gpt-4o") return Pre::Gpt4o;
   return {};
 }
 
@@ -107,9 +159,7 @@ void split_words(Pre pre, std::string_view text, const std::function<void(std::s
       if (end == i) end = i + 1;
     }
     do {
-      size_t stop = pre == Pre::LlamaBpe ? word_modern(c, i, end, 3)
-                    : pre == Pre::Qwen2  ? word_modern(c, i, end, 1)
-                                         : word_gpt2(c, i, end);
+      size_t stop = word_end(pre, c, i, end);
       word(text.substr(c.offset[i], c.offset[stop] - c.offset[i]));
       i = stop;
     } while (i < end);

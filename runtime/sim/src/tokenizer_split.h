@@ -11,7 +11,7 @@
 
 namespace rksim {
 
-enum class Pre { Gpt2, Smollm, LlamaBpe, Qwen2 };
+enum class Pre { Gpt2, Smollm, LlamaBpe, Qwen2, Tekken, Gpt4o };
 
 std::optional<Pre> pre_by_name(std::string_view name);
 

@@ -7,8 +7,9 @@
 
 namespace rksim::unicode {
 
-// \p{L}, \p{N} and \s of the regular expressions; what the Digits pre-tokeniser takes for a number.
-enum : uint8_t { kLetter = 1, kNumber = 2, kSpace = 4, kNumeric = 8 };
+// \p{L}, \p{N} and \s of the regular expressions; what the Digits pre-tokeniser takes for a number; \p{Lu} and \p{Lt},
+// \p{Ll}, \p{M}.
+enum : uint8_t { kLetter = 1, kNumber = 2, kSpace = 4, kNumeric = 8, kUpper = 16, kLower = 32, kMark = 64 };
 uint8_t properties(uint32_t cp);
 
 struct Decoded {

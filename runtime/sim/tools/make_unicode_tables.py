@@ -17,16 +17,20 @@ from itertools import groupby
 import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-LETTER, NUMBER, SPACE, NUMERIC = 1, 2, 4, 8  # as in unicode.h
+LETTER, NUMBER, SPACE, NUMERIC, UPPER, LOWER, MARK = 1, 2, 4, 8, 16, 32, 64  # as in unicode.h
 CHARS = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 _HANGUL = range(0xAC00, 0xAC00 + 11172)  # composed and decomposed by arithmetic
 
 
 def properties() -> dict[str, int]:
-    r"""Flags of every character that has any: ``\p{L}``, ``\p{N}``, ``\s``, and ``Digits``'s idea of a number."""
+    r"""Flags of every character that has any: ``\p{L}``, ``\p{N}``, ``\s``, capitals, small letters, marks, and
+    ``Digits``'s idea of a number."""
     found = dict.fromkeys(CHARS, 0)
     everything = "".join(CHARS)
-    for pattern, flag in ((r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", SPACE)):
+    classes = {
+        r"\p{L}": LETTER, r"\p{N}": NUMBER, r"\s": SPACE, r"[\p{Lu}\p{Lt}]": UPPER, r"\p{Ll}": LOWER, r"\p{M}": MARK
+    }  # fmt: skip
+    for pattern, flag in classes.items():
         rest = set(normalizers.Replace(Regex(pattern), "").normalize_str(everything))
         for char in CHARS:
             found[char] |= 0 if char in rest else flag

@@ -1,0 +1,67 @@
+"""What the files beside a Hugging Face folder's tokenizer say: special tokens, what ends an answer, the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rk3588 import files
+from rk3588.errors import CheckpointError
+
+from .vocabulary import in_range
+
+ASKS_FOR_EOS = "the tokenizer asks for EOS behind every prompt, and the runtime puts none there"
+
+
+def read(path: Path, *, needed: bool = False) -> dict[str, Any]:
+    most = files.TOKENIZER if path.name == "tokenizer.json" else files.SETTINGS
+    try:
+        value = files.read_json(path, most, path.parent, CheckpointError)
+    except FileNotFoundError:
+        if not needed:
+            return {}
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: save the tokenizer into it with transformers "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained)"
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"cannot read {path}: it holds no JSON object")
+    return value
+
+
+def special(name: str, options: Mapping[str, Any], settings: Mapping[str, Any], by_text: dict[str, int]) -> int | None:
+    text = content(options.get(f"{name}_token"))
+    if text in by_text:
+        return by_text[text]
+    named = ids(settings.get(f"{name}_token_id"))
+    return named[0] if named else None
+
+
+def ends(folder: Path, settings: Mapping[str, Any], eos: int | None, size: int) -> tuple[int, ...]:
+    """Every token that ends an answer: what generation_config.json lists, else config.json, and the tokenizer's own."""
+    generation = read(folder / "generation_config.json")
+    listed = ids(generation.get("eos_token_id")) or ids(settings.get("eos_token_id"))
+    return in_range([*listed, *([] if eos is None else [eos])], size)
+
+
+def content(token: Any) -> str:
+    """A token's text, which some files wrap into an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def ids(value: Any) -> list[int]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
+
+
+def template(folder: Path, options: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if files.exists(file):
+        return files.read_text(file, files.TEMPLATE, folder, CheckpointError)
+    value = options.get("chat_template")
+    if isinstance(value, list):  # several, by name
+        value = next((t["template"] for t in value if t.get("name") == "default"), None)
+    return value if isinstance(value, str) and value else None
