@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Optional
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
 from .errors import BundleError, LibraryError, NoSuchLibrary
 from .resources import packaged
+from .rkllm import RELEASE, version_in
 
 VARIABLE = "RKLLM_LIBRARY"
 SYSTEM = Path("/usr/lib/librkllmrt.so")
@@ -25,7 +26,6 @@ _MODELS = {SIM: SIM_MODEL, NPU: NPU_MODEL}
 _MOST_BYTES = 256 << 20  # Rockchip's has 7 MB
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
-_VERSION = re.compile(r"(?:rkllm-runtime|librkllmrt) version: (\d+\.\d+(?:\.\d+)?)")
 _SAID = re.compile(rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+")
 _OURS = re.compile(rb"RKSIM_|rksim_")
 
@@ -100,7 +100,7 @@ def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -
             return simulated()
         if SYSTEM.is_file():
             return SYSTEM
-    what = "Rockchip's librkllmrt.so 1.1.1, which runs .rkllm models," if npu else "librkllmrt.so"
+    what = f"Rockchip's librkllmrt.so {RELEASE}, which runs .rkllm models," if npu else "librkllmrt.so"
     raise LibraryError(f"{what} was not found: install it as {SYSTEM} or set {VARIABLE} to its path")
 
 
@@ -162,18 +162,6 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise LibraryError(f"cannot read {path}: {error.strerror}") from error
-
-
-def version_in(text: str) -> str:
-    """The release, by its version string, else by the functions it exports; "?" for no librkllmrt."""
-    match = _VERSION.search(text)
-    if match:
-        return match[1]
-    if "rkllm_init" not in text:
-        return "?"
-    if "rkllm_clear_kv_cache" in text:
-        return "1.2 or newer"
-    return "1.1" if "rkllm_run_async" in text else "1.0"
 
 
 def read(path: Path) -> Library:

@@ -18,12 +18,11 @@ from typing import Any, Optional, Union
 
 from rk3588 import runtime
 from rk3588.errors import RuntimeFailure, UsageError
+from rk3588.rkllm import CONTEXT_RESERVE
 
 from . import loader
 from .generation import Generation, Run
 from .generation import Token as Token
-
-CONTEXT_RESERVE = 4  # of max_context_len, the tokens that a prompt may not take
 
 
 def _library(asked: Optional[loader.PathLike], model: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Union
 
+from rk3588 import rkllm
 from rk3588.errors import LibraryError
 
 from . import abi
@@ -32,7 +33,7 @@ def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
     if table is None:
         raise LibraryError(
             f"{path} is librkllmrt {version_of(library, path)}, whose structs differ; this version speaks "
-            f"{', '.join(TABLES)}.x: install librkllmrt 1.1.1"
+            f"{', '.join(TABLES)}.x: install librkllmrt {rkllm.RELEASE}"
         )
     for name, (restype, argtypes) in table.SIGNATURES.items():
         try:
@@ -47,13 +48,10 @@ def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
 
 def version_of(library: ctypes.CDLL, path: PathLike) -> str:
     """The release by the functions it exports: a struct of the wrong layout must never reach ``rkllm_init``."""
-    if not hasattr(library, "rkllm_init"):
+    found = rkllm.version_of_functions({name for name in rkllm.TELLING if hasattr(library, name)})
+    if found == rkllm.UNKNOWN:
         raise LibraryError(f"{path} is not librkllmrt: it has no rkllm_init")
-    if hasattr(library, "rkllm_clear_kv_cache"):
-        return "1.2 or newer"
-    if not hasattr(library, "rkllm_run_async"):
-        return "1.0"
-    return "1.1"
+    return found
 
 
 def _check_file(path: Path) -> None:

@@ -15,14 +15,13 @@ from rk3588 import bundle as bundles
 from rk3588 import lora, runtime
 from rk3588.bundle import Lora
 from rk3588.errors import BundleError, UsageError
+from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rk3588.runtime import Choice
 
-from .binding import CONTEXT_RESERVE, RKLLM
+from .binding import RKLLM
 from .generation import FINISH, Token
 from .prompts import Prompt, Prompts
 from .settings import Settings as Settings
-
-BOARD_CONTEXT = 4096  # tokens an RK3588 can use under 1.1; answers degrade above
 
 
 @dataclass
@@ -238,13 +237,13 @@ class Model:
 
 def _context(settings: Settings, of_model: Optional[int], warn: Callable[[str], None]) -> int:
     """Tokens to load with: what is asked for, else the model's own, at most what a board can use."""
-    wanted = settings.context or of_model or BOARD_CONTEXT
+    wanted = settings.context or of_model or MAX_CONTEXT
     if wanted <= CONTEXT_RESERVE:
         raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
     if of_model and settings.context > of_model:
         warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
-    if wanted <= BOARD_CONTEXT or settings.beyond_board:
+    if wanted <= MAX_CONTEXT or settings.beyond_board:
         return wanted
     if settings.context:
-        warn(f"the context is cut to {BOARD_CONTEXT} tokens, all that an RK3588 can use (--beyond-board lifts this)")
-    return BOARD_CONTEXT
+        warn(f"the context is cut to {MAX_CONTEXT} tokens, all that an RK3588 can use (--beyond-board lifts this)")
+    return MAX_CONTEXT

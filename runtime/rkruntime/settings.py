@@ -14,6 +14,7 @@ import click
 
 from rk3588 import runtime
 from rk3588.errors import UsageError
+from rk3588.rkllm import MAX_CONTEXT
 from rk3588.sampling import DEFAULTS, Sampling, settle
 
 
@@ -59,8 +60,9 @@ TABLE = (
     Setting("library", _Library(), None, "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, "
             "else Rockchip's where it is installed and the bundle is for it, else the simulated].", metavar="FILE|sim"),
     Setting("template", _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"),
-    Setting("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096.", ("-c",), "N"),
-    Setting("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
+    Setting("context", click.IntRange(0), 0, f"Tokens of context; 0: the model's, at most {MAX_CONTEXT}.", ("-c",),
+            "N"),
+    Setting("beyond_board", click.BOOL, False, f"Allow a context above the {MAX_CONTEXT} tokens that a board can use."),
     Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, unless a request has its own limit; -1: "
             "the context's.", ("-n",), "N"),
     Setting("temperature", Number(0), None, f"Temperature; 0: greedy [{_MODELS} {DEFAULTS.temperature:g}].",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Optional
 
 from rk3588.errors import RkError, UsageError
-from rkruntime.binding import CONTEXT_RESERVE
+from rk3588.rkllm import CONTEXT_RESERVE, OPEN_FILES
 from rkruntime.generation import FINISH
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt
@@ -29,8 +29,6 @@ from rkruntime.settings import Settings
 
 from .protocol import Channel, Frame
 from .rendering import Renderer
-
-_BOARD_FILES = 102_400  # what librkllmrt opens of one model is counted in thousands (errno 24 below it)
 
 
 class Worker:
@@ -172,8 +170,8 @@ def _prepare() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < _BOARD_FILES:
-        _warn(f"this process may open {hard} files; a large model on an NPU wants {_BOARD_FILES} (LimitNOFILE)")
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        _warn(f"this process may open {hard} files; a large model on an NPU wants {OPEN_FILES} (LimitNOFILE)")
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 
