@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from rk3588.errors import RuntimeFailure
 
-from .abi import LLMCallState
+from .abi import RawToken, State
 
-NORMAL, WAITING = LLMCallState.RKLLM_RUN_NORMAL, LLMCallState.RKLLM_RUN_WAITING
-FINISH, ERROR = LLMCallState.RKLLM_RUN_FINISH, LLMCallState.RKLLM_RUN_ERROR
+NORMAL, WAITING, FINISH = State.NORMAL, State.WAITING, State.FINISH
 _ABORT_EVERY_S = 0.2
 _GRACE_S = 2.0  # for a FINISH that comes late, or, as after an abort perhaps, not at all
 _PREFILL_S = 60.0  # a library that runs on though rkllm_run has returned is silent for the prompt
@@ -30,10 +29,10 @@ class Token(NamedTuple):
 
     text: str
     id: int
-    state: LLMCallState
+    state: State
 
 
-class Run:
+class LibraryRun:
     """What the caller's thread and the library's thread share. ``work`` calls rkllm_run, ``abort`` rkllm_abort.
 
     A run ends with FINISH, ERROR or the return code of ``work``. 1.1 blocks until then; should a release return early,
@@ -42,7 +41,7 @@ class Run:
 
     def __init__(self, number: int, work: Callable[[], object], abort: Callable[[], object]) -> None:
         self.number = number
-        self.tokens: queue.SimpleQueue[Optional[tuple[int, int, bytes]]] = queue.SimpleQueue()
+        self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken]]] = queue.SimpleQueue()
         self.failure: Optional[BaseException] = None
         self.stopping = False
         self._work, self._abort = work, abort
@@ -60,13 +59,13 @@ class Run:
     def start(self) -> None:
         self._thread.start()
 
-    def receive(self, result: Any, state: int) -> None:
-        """On the library's thread: a token into the queue, or the end. ``result``: an RKLLMResult or None."""
+    def receive(self, state: State, token: Optional[RawToken]) -> None:
+        """On the library's thread: a token into the queue, or the end."""
         self._heard = time.monotonic()
         if state in (NORMAL, WAITING):
-            if result is not None:
-                self.tokens.put((state, int(result.token_id), result.text or b""))
-        elif state == ERROR:
+            if token is not None:
+                self.tokens.put((state, token))
+        elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._over.set()
         elif state == FINISH:
@@ -128,9 +127,9 @@ class Run:
 class Generation(Iterator[Token]):
     """The tokens of a run. ``close()``, Ctrl-C, an exception and dropping it abort the run and wait for its end."""
 
-    def __init__(self, run: Run, max_tokens: Optional[int]) -> None:
+    def __init__(self, run: LibraryRun, max_tokens: Optional[int]) -> None:
         self._run, self._left = run, max_tokens
-        self._text = _Text()
+        self._text = TextOfTokens()
         self._last_id = -1
         self._over = False
 
@@ -165,11 +164,11 @@ class Generation(Iterator[Token]):
             raise
         if item is None:
             return self._end()
-        state, self._last_id, raw = item
+        state, raw = item
+        self._last_id = raw.id
         if self._left is not None:
             self._left -= 1
-        waiting = state == WAITING
-        return Token(self._text.feed(raw, waiting), self._last_id, WAITING if waiting else NORMAL)
+        return Token(self._text.feed(raw.text, state == WAITING), raw.id, state)
 
     def close(self) -> None:
         """Abort the run and wait for its end; nothing happens if it has ended."""
@@ -186,7 +185,7 @@ class Generation(Iterator[Token]):
         return Token(tail, self._last_id, FINISH)
 
 
-class _Text:
+class TextOfTokens:
     """Bytes to text, whichever way a release hands over a character that several tokens make up.
 
     With WAITING come no bytes, or the next bytes, or all bytes so far; with the token that completes the character,

@@ -7,22 +7,22 @@ import os
 import platform
 import struct
 from pathlib import Path
-from types import ModuleType
 from typing import Union
 
 from rk3588 import rkllm
 from rk3588.errors import LibraryError
 
-from . import abi
+from . import abi_1_1
+from .abi import Table
 
 PathLike = Union[str, "os.PathLike[str]"]
-TABLES: dict[str, ModuleType] = {abi.VERSION: abi}
+TABLES: dict[str, Table] = {abi_1_1.VERSION: abi_1_1}
 
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
-def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
+def load(path: PathLike) -> tuple[ctypes.CDLL, Table]:
     """The library at ``path`` with its signatures applied, and the table that fits it. Nothing in it is called."""
     _check_file(Path(path))
     try:
