@@ -16,7 +16,7 @@ import pytest
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 from rkruntime.daemon import app, config, formats, replies, strictjson
-from rkruntime.daemon.config import Option
+from rkruntime.settings import Setting
 from tests import sshd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def settings_table() -> str:
     return "\n".join(["| key | default | |", "|---|---|---|", *rows, ""])
 
 
-def _default(option: Option) -> str:
+def _default(option: Setting) -> str:
     if option.default is None or option.default == ():
         return ""
     if option.kind is click.BOOL:

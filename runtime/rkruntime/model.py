@@ -113,16 +113,13 @@ class Model:
     def _load(self, settings: Settings) -> None:
         self.settings, self._max_new_tokens = settings, settings.max_tokens
         self.context = _context(settings, self.bundle.context_length or self.prompts.context, self._warn)
-        self.sampling = drawn = settings.sampling(self.bundle.sampling)
+        self.sampling = settings.sampling(self.bundle.sampling)
         self.llm = RKLLM(
             self.choice.model,
             library=self.choice.library,
             max_context_len=self.context,
             max_new_tokens=settings.max_tokens,
-            top_k=1 if drawn.greedy else drawn.top_k,
-            top_p=drawn.top_p,
-            temperature=drawn.temperature or None,  # greedy by top_k: what 0 means is not documented
-            repeat_penalty=drawn.repeat_penalty,
+            **self.sampling.parameters(),
         )
 
     def change(self, settings: Settings, again: bool = False) -> bool:

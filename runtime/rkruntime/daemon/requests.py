@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from rk3588.errors import RequestRefused
+from rk3588.sampling import Sampling
 
 from . import formats, strictjson
 from .config import Config
@@ -24,10 +25,7 @@ _MOST_TOKENS = 2**31 - 1
 
 # What librkllmrt 1.1 takes only when a model is loaded, by its names in requests.
 _AT_LOAD: Mapping[str, str] = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "repeat_penalty": "repeat_penalty",
+    **{name: name for name in Sampling._fields},
     "repetition_penalty": "repeat_penalty",
     "frequency_penalty": "",
     "presence_penalty": "",
