@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
-from rkruntime.daemon.jobs import EngineSettings, Job, Piece, Status
+from rkruntime.daemon.jobs import Durations, EngineSettings, Job, Piece, Status
 
 REFUSALS = {
     "full": QueueFull("32 requests are waiting already: try again in about 7 s", 7),
@@ -36,6 +36,7 @@ class FakeAnswer:
     hangs: bool = False
     error: Exception | None = None
     completion_tokens: int = 0
+    durations: Durations | None = None
     finish_reason: str = ""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -13,7 +13,7 @@ from rk3588 import runtime
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
 from .deadlines import Deadlines
-from .jobs import EngineSettings, Job, Piece, Status
+from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
 from .process import KILL_GRACE_S, Worker, WorkerGone
 from .protocol import Frame, ProtocolError
@@ -54,7 +54,7 @@ class WorkerEngine:
         self._refusing = False  # the last load failed: whoever comes is told so instead of waiting
         self._failures = 0  # in a row, of loads and of runs
         self._starts = 0
-        self._context, self._room = 0, 0
+        self._context, self._room, self._load_ns = 0, 0, 0
         self._recent_s = 5.0  # how long answers took of late
         self._worker: Optional[Worker] = None
         self._waiters: set[asyncio.Future[None]] = set()
@@ -251,7 +251,8 @@ class WorkerEngine:
                 await self._bury(worker)
             return None
         self._guard.end()
-        self._context, self._room, self._refusing = frame["context"], frame["room"], False
+        self._context, self._room, self._load_ns = frame["context"], frame["room"], frame["load_ns"]
+        self._refusing = False
         self._set_state("ready", "")
         return worker
 
@@ -294,6 +295,7 @@ class WorkerEngine:
         job = ticket.job
         limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
+        first_ns = 0
         run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
         try:
             silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)
@@ -302,7 +304,9 @@ class WorkerEngine:
                 if "end" in frame or "error" in frame:
                     break
                 if frame["text"] or frame["tokens"]:  # what is neither would look like a sign of life
-                    ticket.put(Piece(frame["text"], frame["tokens"]))
+                    first_ns = first_ns or frame["elapsed_ns"]
+                    durations = Durations(self._load_ns, first_ns, frame["elapsed_ns"] - first_ns)
+                    ticket.put(Piece(frame["text"], frame["tokens"]), durations)
                 silence = self._deadlines.token_s
         finally:
             ticket.run = None

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rk3588.errors import QueueFull, RequestRefused, RkError
 
-from . import hosts, replies
+from . import hosts
+from .api import openai
 from .config import Config
 
 _EXPOSED = "x-request-id, x-rk-ignored, retry-after"
@@ -53,7 +54,7 @@ class Gate:
                 more["access-control-expose-headers"] = _EXPOSED
             _check_body(headers, "origin" in headers)
         except RequestRefused as error:
-            failure = replies.failure(error)
+            failure = openai.failure(error)
             scope["state"]["facts"]["error"] = failure.code
             extra = {405: {"allow": f"{_METHODS}, OPTIONS"}, 415: {"accept-encoding": "identity"}}.get(error.status)
             return await JSONResponse(failure.body, failure.status, extra)(scope, receive, send)

@@ -10,11 +10,10 @@ from typing import Any, Optional
 
 from rk3588.errors import AnswerFailed, Overdue, QueueFull, RequestRefused
 
+from .api.dialect import AnswerRequest, Usage
 from .jobs import Answer, Engine, Job
 from .jsonformat import Checker
 from .jsonprefix import JsonPrefix
-from .replies import Usage
-from .requests import Wanted
 from .stops import StopFilter
 
 
@@ -24,8 +23,8 @@ class Reading:
     ``close`` has to be called, whatever happened: it gives up what is still under way.
     """
 
-    def __init__(self, engine: Engine, wanted: Wanted, checker: Checker) -> None:
-        self._engine, self._wanted, self._checker = engine, wanted, checker
+    def __init__(self, engine: Engine, request: AnswerRequest, checker: Checker) -> None:
+        self._engine, self._request, self._checker = engine, request, checker
         self._answer: Optional[Answer] = None
         self._spent = Usage(0, 0)
         self._tokens = 0
@@ -34,7 +33,7 @@ class Reading:
 
     async def start(self) -> None:
         """Into the queue; what raises here raises before any header has gone out."""
-        format, job = self._wanted.format, self._wanted.job
+        format, job = self._request.format, self._request.job
         if format is not None and format.schema:
             self._check_queue()
             check = asyncio.ensure_future(format.check_schema(self._checker))
@@ -55,7 +54,7 @@ class Reading:
         """What this request cost, both times where a JSON answer had to be given twice."""
         if self._answer is None:
             return self._spent
-        return self._spent.plus(Usage(self._answer.prompt_tokens, self._tokens))
+        return self._spent.plus(Usage(self._answer.prompt_tokens, self._tokens, self._answer.durations))
 
     async def close(self) -> None:
         if self._answer is not None:
@@ -63,11 +62,11 @@ class Reading:
 
     def texts(self, beat_s: Optional[float] = None) -> AsyncIterator[str]:
         """The answer as it comes; with ``beat_s``, "" after each so many seconds without any."""
-        return self._texts(beat_s) if self._wanted.format is None else self._json(beat_s)
+        return self._texts(beat_s) if self._request.format is None else self._json(beat_s)
 
     async def _texts(self, beat_s: Optional[float]) -> AsyncGenerator[str, None]:
         assert self._answer is not None
-        stops = StopFilter(self._wanted.stops)
+        stops = StopFilter(self._request.stops)
         self._tokens = 0
         async for text, tokens in self._answer.pieces(beat_s):
             self._tokens += tokens
@@ -87,7 +86,7 @@ class Reading:
 
     async def _json(self, beat_s: Optional[float]) -> AsyncIterator[str]:
         """Signs of life, then the whole answer once it is what was asked for; the model may try twice."""
-        format = self._wanted.format
+        format = self._request.format
         assert format is not None
         problem: Optional[str] = None
         for attempt in range(2):
@@ -116,7 +115,7 @@ class Reading:
                     f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens"
                 )
             if attempt == 0:
-                await self._again(self._wanted.again(prefix.text, problem))
+                await self._again(self._request.corrected(prefix.text, problem))
         raise self._refused(f"neither of the model's two answers is the JSON that was asked for: {problem}")
 
     async def _stop(self) -> None:
@@ -146,7 +145,7 @@ class Reading:
     def _left(self) -> float:
         """Seconds until the deadline; Overdue if there are none."""
         most = self._engine.settings.deadline_s
-        most = min(self._wanted.job.deadline_s or most, most)
+        most = min(self._request.job.deadline_s or most, most)
         left = most - (time.monotonic() - self._started)
         if left <= 0:
             raise Overdue(f"the deadline of {most:.0f} s passed before the model had answered in valid JSON")
@@ -154,5 +153,5 @@ class Reading:
 
     def _refused(self, message: str) -> RequestRefused:
         """No server error: clients would send the request again, and it was tried twice already."""
-        assert self._wanted.format is not None
-        return RequestRefused(message, self._wanted.format.field, 422, "json_refused")
+        assert self._request.format is not None
+        return RequestRefused(message, self._request.format.field, 422, "json_refused")

@@ -9,7 +9,7 @@ from typing import Optional, Union
 
 from rk3588.errors import Overdue, RkError
 
-from .jobs import Job, Piece
+from .jobs import Durations, Job, Piece
 from .process import Run
 
 Event = Union[Piece, RkError, None]  # None: the end
@@ -27,6 +27,7 @@ class Ticket:
         self.deadline_s = deadline_s
         self.prompt: Union[str, list[int], None] = None
         self.completion_tokens = 0
+        self.durations: Optional[Durations] = None
         self.finish_reason = ""
         self.run: Optional[Run] = None  # while the worker is at it
         self.retried = False
@@ -47,9 +48,10 @@ class Ticket:
 
     # The engine's side.
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: Piece, durations: Durations) -> None:
         if not self.over:
             self.completion_tokens += piece.tokens
+            self.durations = durations
             self._events.append(piece)
             self._wake()
 

@@ -75,7 +75,8 @@ class Worker:
             return
         model.prompts.renderer = self._renderer
         self._model = model
-        self._channel.send(event="ready", context=model.context, room=model.context - CONTEXT_RESERVE)
+        room = model.context - CONTEXT_RESERVE
+        self._channel.send(event="ready", context=model.context, room=room, load_ns=model.load_ns)
 
     def _encode(self, frame: Frame) -> None:
         """A job's prompt: ids, or a text where the bundle has no vocabulary; of one too long only its length.
@@ -122,7 +123,8 @@ class Worker:
                     aborted = self._aborted == number
                     if aborted:
                         break
-                    send(id=number, text=token.text, tokens=1 if token.state != FINISH else 0)
+                    count = 1 if token.state != FINISH else 0
+                    send(id=number, text=token.text, tokens=count, elapsed_ns=model.cost.last_ns)
         except Exception as error:
             send(id=number, error=_said(error))
             return
