@@ -34,7 +34,7 @@ from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
 from rk3588.errors import TargetError
 from rk3588.simboard import nspawn
-from rk3588.simboard.folders import new_key
+from rk3588.simboard.control import new_key
 from tests.deploying import watched
 from tests.scene import PATIENCE, RATE, Scene, reboot, scene
 

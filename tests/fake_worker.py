@@ -68,7 +68,7 @@ class Fake:
             print("E RKNN: [..] invalid rknn llm model magic", file=sys.stderr, flush=True)
             self.die("GGML_ASSERT(ctx) failed")
         self.answer(0, "x", 1)
-        self.channel.send(event="ready", context=CONTEXT, room=CONTEXT - RESERVE, load_ns=1_000_000)
+        self.channel.send(event="ready", context=CONTEXT, prompt_limit=CONTEXT - RESERVE, load_ns=1_000_000)
 
     def encode(self, frame: Frame) -> None:
         text = frame["text"]

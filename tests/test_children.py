@@ -147,18 +147,19 @@ CHILDREN = {
     "worker": """
         import asyncio
         from pathlib import Path
-        from rkruntime.daemon.process import Worker
+        from rkruntime.daemon.process import WorkerProcess
+        from rkruntime.settings import Settings
         async def main():
-            worker = await Worker.start(print)
-            frame = await worker.load(Path("/nowhere"), {"library": None}, 30)
+            worker = await WorkerProcess.start(print)
+            frame = await worker.load(Path("/nowhere"), Settings().frame(), 30)
             assert frame["event"] == "failed" and "/nowhere" in frame["message"], frame
             await worker.close(10)
         asyncio.run(main())
     """,
     "schema check": """
         import asyncio
-        from rkruntime.daemon.jsonformat import Format
-        assert asyncio.run(Format({"type": "object"}).problem("3")) == "3 is not of type 'object'"
+        from rkruntime.daemon.jsonformat import Checker, Format
+        assert asyncio.run(Format({"type": "object"}).problem("3", Checker())) == "3 is not of type 'object'"
     """,
     "sweep cell": """
         from rkconvert.sweep import cell

@@ -27,7 +27,7 @@ from rk3588.errors import TargetError, UsageError
 from rk3588.resources import source_tree
 
 from . import SimBoard, alive, find, tree, write
-from .folders import new_key, prepare
+from .control import new_key, prepare
 
 Progress = Callable[[str], None]
 

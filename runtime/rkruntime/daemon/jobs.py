@@ -81,8 +81,8 @@ class Answer(Protocol):
     @property
     def finish_reason(self) -> str: ...
 
-    def pieces(self, beat_s: Optional[float] = None) -> AsyncIterator[Piece]:
-        """The answer as it comes; with ``beat_s``, an empty piece after each so many seconds of silence.
+    def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
+        """The answer as it comes; with ``heartbeat_s``, an empty piece after each so many seconds of silence.
 
         Raises Overdue, Unavailable or AnswerFailed. To be iterated once.
         """
