@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from .boards import Board
 from .errors import TargetError, UsageError
-from .predict import SYSTEM_BYTES, Prediction
+from .predict import Prediction
+from .rkllm import SYSTEM_BYTES
 from .shape import Shape
 
 if TYPE_CHECKING:

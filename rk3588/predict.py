@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .errors import UsageError
 from .quant import SCHEMES, Scheme
 from .resources import packaged
+from .rkllm import CONTEXT_RESERVE, MAX_CONTEXT, NPU_WINDOW, SYSTEM_BYTES
 
 if TYPE_CHECKING:
     from .boards import Soc
 
 GIGA = 1e9
-MAX_CONTEXT = 4096  # usable by runtime 1.1.x on an RK3588
-RESERVED_IN_PROMPT = 4  # the runtime refuses prompts longer than the context less these
-NPU_WINDOW = 1 << 32  # one address space of the NPU
-SYSTEM_BYTES = 3 << 28  # kernel, system and daemon beside the model: 0.75 GiB, an assumption
 PREDICTED = tuple(s.name for s in SCHEMES.values() if s.quantised)
 
 # One core instead of three decodes at about 0.6 of the speed (one source). Bounds: proportional, and no loss at all.
@@ -239,10 +236,10 @@ def _scheme(dtype: str) -> Scheme:
 def _check(work: Workload, soc: Soc) -> None:
     if work.prompt < 1 or work.answer < 1 or work.context < 1:
         raise UsageError("prompt, answer and context have to be 1 token or more")
-    if work.prompt > work.context - RESERVED_IN_PROMPT:
+    if work.prompt > work.context - CONTEXT_RESERVE:
         raise UsageError(
             f"a prompt of {work.prompt} tokens does not go into a context of {work.context}: the runtime takes "
-            f"{work.context - RESERVED_IN_PROMPT} at most"
+            f"{work.context - CONTEXT_RESERVE} at most"
         )
     if work.cores not in CORE_FACTORS or work.cores > soc.npu_cores:
         raise UsageError(f"{work.cores} NPU cores: the {soc.name} has {soc.npu_cores}")

@@ -16,18 +16,18 @@ from typing import Any, NamedTuple, Optional
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
 from .errors import BundleError, LibraryError, NoSuchLibrary
 from .resources import packaged
+from .rkllm import RELEASE, version_in
 
 VARIABLE = "RKLLM_LIBRARY"
 SYSTEM = Path("/usr/lib/librkllmrt.so")
 SIM, NPU = "sim", "npu"
-_TARGETS = {SIM: "sim", NPU: "rk3588"}  # what a manifest calls what each runs
+_ARTIFACT_KEYS = {SIM: "sim", NPU: "rk3588"}  # what a manifest calls what each runs
 _MODELS = {SIM: SIM_MODEL, NPU: NPU_MODEL}
 _MOST_BYTES = 256 << 20  # Rockchip's has 7 MB
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
-_VERSION = re.compile(r"(?:rkllm-runtime|librkllmrt) version: (\d+\.\d+(?:\.\d+)?)")
-_SAID = re.compile(rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+")
-_OURS = re.compile(rb"RKSIM_|rksim_")
+_STRINGS = re.compile(rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+")
+_SIMULATED = re.compile(rb"RKSIM_|rksim_")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
     ``asked``, or else RKLLM_LIBRARY, says which. Otherwise it is Rockchip's where it is installed and the bundle has a
     model for it, and else the simulated one. LibraryError, BundleError: there is none, or it cannot run the bundle.
     """
-    library = find(asked, npu=_TARGETS[NPU] in bundle.manifest["artifacts"], sim=bundle.sim_model is not None)
+    library = find(asked, npu=_ARTIFACT_KEYS[NPU] in bundle.manifest["artifacts"], sim=bundle.sim_model is not None)
     kind = SIM if is_simulated(library) else NPU
     model = model_for(bundle, kind)
     if model is None:
@@ -93,14 +93,14 @@ def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -
             kind = NoSuchLibrary if asked else LibraryError
             raise kind(f"there is no library {path}{where}: give the path of a librkllmrt.so")
         return path
-    if npu and SYSTEM.is_file() and not (sim and (is_simulated(SYSTEM) or _foreign(SYSTEM))):
+    if npu and SYSTEM.is_file() and not (sim and (is_simulated(SYSTEM) or _for_another_machine(SYSTEM))):
         return SYSTEM
     if sim:
         with contextlib.suppress(LibraryError):
             return simulated()
         if SYSTEM.is_file():
             return SYSTEM
-    what = "Rockchip's librkllmrt.so 1.1.1, which runs .rkllm models," if npu else "librkllmrt.so"
+    what = f"Rockchip's librkllmrt.so {RELEASE}, which runs .rkllm models," if npu else "librkllmrt.so"
     raise LibraryError(f"{what} was not found: install it as {SYSTEM} or set {VARIABLE} to its path")
 
 
@@ -124,7 +124,7 @@ def loras_for(bundle: Bundle, kind: str) -> dict[str, Lora]:
 
 def manifest_for(bundle: Bundle, kind: str) -> dict[str, Any]:
     """The bundle's manifest without what is for the other kind of runtime."""
-    other, manifest = _TARGETS[NPU if kind == SIM else SIM], dict(bundle.manifest)
+    other, manifest = _ARTIFACT_KEYS[NPU if kind == SIM else SIM], dict(bundle.manifest)
     left_out = {manifest["artifacts"].get(other)}
     manifest["artifacts"] = {target: name for target, name in manifest["artifacts"].items() if target != other}
     lora = manifest.get("lora")
@@ -145,10 +145,10 @@ def is_simulated(path: Path) -> bool:
     data = _content(path)
     if data[:4] != b"\x7fELF":
         raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
-    return _OURS.search(data) is not None
+    return _SIMULATED.search(data) is not None
 
 
-def _foreign(path: Path) -> bool:
+def _for_another_machine(path: Path) -> bool:
     """Built for another processor: a board's library on the machine that deploys it."""
     data = _content(path)
     here = _SAME_MACHINE.get(platform.machine(), platform.machine())
@@ -164,25 +164,13 @@ def _content(path: Path) -> bytes:
         raise LibraryError(f"cannot read {path}: {error.strerror}") from error
 
 
-def version_in(text: str) -> str:
-    """The release, by its version string, else by the functions it exports; "?" for no librkllmrt."""
-    match = _VERSION.search(text)
-    if match:
-        return match[1]
-    if "rkllm_init" not in text:
-        return "?"
-    if "rkllm_clear_kv_cache" in text:
-        return "1.2 or newer"
-    return "1.1" if "rkllm_run_async" in text else "1.0"
-
-
 def read(path: Path) -> Library:
     """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know."""
     data = _content(path)
     machine = _MACHINES.get(int.from_bytes(data[18:20], "little")) if data[:4] == b"\x7fELF" else None
     if machine is None:
         raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give Rockchip's librkllmrt.so")
-    said = {match.decode() for match in _SAID.findall(data)}
+    said = {match.decode() for match in _STRINGS.findall(data)}
     glibc = [(2, int(word[8:])) for word in said if word.startswith("GLIBC_2.")]
-    is_ours = _OURS.search(data) is not None
+    is_ours = _SIMULATED.search(data) is not None
     return Library(path, machine, version_in("\n".join(said)), is_ours, max(glibc, default=(2, 17)))

@@ -21,6 +21,10 @@ class Sampling(NamedTuple):
     def greedy(self) -> bool:
         return self.temperature == 0 or self.top_k == 1
 
+    def parameters(self) -> dict[str, Any]:
+        """As RKLLM takes them. Greedy is said by ``top_k``: what a temperature of 0 means to it is not documented."""
+        return {**self._asdict(), "top_k": 1 if self.greedy else self.top_k, "temperature": self.temperature or None}
+
     def __str__(self) -> str:
         penalty = f"repeat_penalty {self.repeat_penalty:g}"
         if self.greedy:

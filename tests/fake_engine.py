@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
-from rkruntime.daemon.jobs import EngineSettings, Job, Piece, Status
+from rkruntime.daemon.jobs import Durations, EngineSettings, Job, Piece, Status
 
 REFUSALS = {
     "full": QueueFull("32 requests are waiting already: try again in about 7 s", 7),
@@ -36,29 +36,30 @@ class FakeAnswer:
     hangs: bool = False
     error: Exception | None = None
     completion_tokens: int = 0
+    durations: Durations | None = None
     finish_reason: str = ""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def pieces(self, beat_s: float | None = None) -> AsyncIterator[Piece]:
+    async def pieces(self, heartbeat_s: float | None = None) -> AsyncIterator[Piece]:
         for text in self.pieces_[: self.limit]:
-            async for beat in self._pause(self.pause_s, beat_s):
+            async for beat in self._pause(self.pause_s, heartbeat_s):
                 yield beat
             self.completion_tokens += 1
             yield Piece(text)
         if self.hangs:
-            async for beat in self._pause(float("inf"), beat_s):
+            async for beat in self._pause(float("inf"), heartbeat_s):
                 yield beat
         if self.error:
             raise self.error
         self.finish_reason = "length" if len(self.pieces_) > self.limit else "stop"
 
-    async def _pause(self, seconds: float, beat_s: float | None) -> AsyncIterator[Piece]:
+    async def _pause(self, seconds: float, heartbeat_s: float | None) -> AsyncIterator[Piece]:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         closed = asyncio.ensure_future(self.closed.wait())
         while not self.closed.is_set() and loop.time() < end:
-            await asyncio.wait({closed}, timeout=min(end - loop.time(), beat_s or 60))
-            if beat_s and loop.time() < end:
+            await asyncio.wait({closed}, timeout=min(end - loop.time(), heartbeat_s or 60))
+            if heartbeat_s and loop.time() < end:
                 yield Piece("", 0)
         closed.cancel()
 

@@ -68,7 +68,7 @@ class Fake:
             print("E RKNN: [..] invalid rknn llm model magic", file=sys.stderr, flush=True)
             self.die("GGML_ASSERT(ctx) failed")
         self.answer(0, "x", 1)
-        self.channel.send(event="ready", context=CONTEXT, room=CONTEXT - RESERVE)
+        self.channel.send(event="ready", context=CONTEXT, prompt_limit=CONTEXT - RESERVE, load_ns=1_000_000)
 
     def encode(self, frame: Frame) -> None:
         text = frame["text"]
@@ -109,7 +109,7 @@ class Fake:
                 return None
             if at and number:
                 self.faults.sleep("token_ms")
-                self.channel.send(id=number, text=text[at - 1], tokens=1)
+                self.channel.send(id=number, text=text[at - 1], tokens=1, elapsed_ns=at * 1_000_000)
         return "length" if limit <= len(text) else "stop"
 
     def die(self, words: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Union
 
 import pytest
 
-from rkruntime import abi
+from rkruntime import abi_1_1 as abi
 from tests.fakes import INCLUDE, compile_library
 
 Value = Union[str, float, int]

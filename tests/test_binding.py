@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from rk3588 import runtime
 from rk3588.errors import LibraryError, RuntimeFailure, UsageError
 from rkruntime import generation, loader
-from rkruntime.abi import LLMCallState
+from rkruntime.abi_1_1 import LLMCallState
 from rkruntime.binding import RKLLM
-from rkruntime.generation import FINISH, NORMAL, WAITING, _Text
+from rkruntime.generation import FINISH, NORMAL, WAITING, TextOfTokens
 from tests.fakes import ROOT, fake_rkllm, journal
 
 Load = Callable[..., RKLLM]
@@ -105,7 +105,7 @@ def test_text_split_anywhere_is_the_same_text(text: str, data: st.DataObject) ->
     """A decoder that depends on where tokens end."""
     raw = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(raw)), max_size=8)) | {0, len(raw)})
-    decoder = _Text()
+    decoder = TextOfTokens()
     said = "".join(decoder.feed(raw[a:b], waiting=False) for a, b in zip(cuts, cuts[1:]))
     assert said + decoder.end() == text
 

@@ -147,10 +147,10 @@ CHILDREN = {
     "worker": """
         import asyncio
         from pathlib import Path
-        from rkruntime.daemon.process import Worker
+        from rkruntime.daemon.process import WorkerProcess
         from rkruntime.settings import Settings
         async def main():
-            worker = await Worker.start(print)
+            worker = await WorkerProcess.start(print)
             frame = await worker.load(Path("/nowhere"), Settings().frame(), 30)
             assert frame["event"] == "failed" and "/nowhere" in frame["message"], frame
             await worker.close(10)

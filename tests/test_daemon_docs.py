@@ -15,8 +15,9 @@ import click
 import pytest
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
-from rkruntime.daemon import app, config, formats, replies, strictjson
-from rkruntime.daemon.config import Option
+from rkruntime.daemon import config, formats, strictjson
+from rkruntime.daemon.api import openai, openapi
+from rkruntime.settings import Setting
 from tests import sshd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,7 @@ def settings_table() -> str:
     return "\n".join(["| key | default | |", "|---|---|---|", *rows, ""])
 
 
-def _default(option: Option) -> str:
+def _default(option: Setting) -> str:
     if option.default is None or option.default == ():
         return ""
     if option.kind is click.BOOL:
@@ -52,7 +53,7 @@ def test_the_errors() -> None:
         Overdue(""),
         AnswerFailed(""),
     ]
-    for failure in map(replies.failure, raised):
+    for failure in map(openai.failure, raised):
         assert re.search(rf"^\| {failure.status} \| `{failure.code}` \|", table, re.MULTILINE), failure
 
 
@@ -60,7 +61,7 @@ def test_the_formats() -> None:
     rows = [row for row in PAGE.read_text().splitlines() if row.startswith("| `")]
     told = next(row for row in rows if "`guided_json`" in row)
     refused = next(row for row in rows if "`guided_regex`" in row)
-    schemas = json.loads(app.document())["components"]["schemas"]
+    schemas = json.loads(openapi.document())["components"]["schemas"]
     for name in formats.SCHEMAS:
         assert f"`{name}`" in told
         assert name in schemas["ChatRequest"]["properties"]["response_format"]["description"]

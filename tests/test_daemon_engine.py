@@ -19,7 +19,7 @@ from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, Q
 from rkruntime.daemon.deadlines import Deadlines
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.loadguard import FILE
-from rkruntime.daemon.process import Worker
+from rkruntime.daemon.process import WorkerProcess
 from tests.engines import Flavour, ask, job, run, text, until
 
 QUESTION = "What is the capital of France?"
@@ -70,6 +70,25 @@ def test_an_answer_with_its_counts(flavour: Flavour, answer: str) -> None:
             assert ticket.prompt_tokens == await engine.count(job(QUESTION)) == ticket.prompt_tokens
             assert (engine.status.state, engine.status.queued, engine.status.running) == ("ready", 0, False)
         assert engine.status.state == "closed"
+
+    run(scenario())
+
+
+def test_the_durations_of_an_answer(flavour: Flavour) -> None:
+    """As the worker measures them, also of an answer that its reader ends early, as at a stop string."""
+
+    async def scenario() -> None:
+        async with started(flavour.engine()) as engine:
+            whole, cut = await engine.submit(job(QUESTION)), await engine.submit(job(QUESTION))
+            began = asyncio.get_running_loop().time()
+            await text(whole)
+            took_ns = 1e9 * (asyncio.get_running_loop().time() - began)
+            await text(cut, 2)
+            assert whole.durations is not None and cut.durations is not None
+            assert whole.durations.load_ns == cut.durations.load_ns > 0
+            assert whole.durations.prompt_ns > 0 and whole.durations.answer_ns > cut.durations.answer_ns > 0
+            if flavour.library:
+                assert whole.durations.prompt_ns + whole.durations.answer_ns < took_ns + 1e9
 
     run(scenario())
 
@@ -253,9 +272,9 @@ def test_no_restart_over_a_process_that_survives_sigkill(
         async with armed(flavour, "hang_at=5", tmp_path) as engine:
             worker = engine._worker
             assert worker is not None
-            real, ended = worker._process.kill, Worker.ended
+            real, ended = worker._process.kill, WorkerProcess.ended
             monkeypatch.setattr(worker._process, "kill", lambda: None)
-            monkeypatch.setattr(Worker, "ended", lambda self, _s=0: ended(self, 0.2))
+            monkeypatch.setattr(WorkerProcess, "ended", lambda self, _s=0: ended(self, 0.2))
             waiting = [asyncio.create_task(ask(engine, QUESTION)) for _ in range(3)]
             results = await asyncio.gather(*waiting, return_exceptions=True)
             real()
@@ -341,7 +360,7 @@ def test_interactive_first_and_owners_in_turn(flavour: Flavour) -> None:
                 ("a1", {"owner": "a"}), ("a2", {"owner": "a"}), ("a3", {"owner": "a"}), ("b1", {"owner": "b"}),
             ):  # fmt: skip
                 tasks.append(asyncio.create_task(one(name, **more)))
-                await until(lambda: engine.status.queued == len(tasks) and not engine._arriving)
+                await until(lambda: engine.status.queued == len(tasks) and not engine._being_encoded)
             await text(first)
             await asyncio.gather(*tasks)
             assert order == ["a1", "b1", "a2", "a3", "background"]
@@ -413,7 +432,7 @@ def test_signs_of_life_while_nothing_comes(flavour: Flavour) -> None:
     async def scenario() -> None:
         async with started(flavour.engine("prefill_ms=400")) as engine:
             ticket = await engine.submit(job(QUESTION, 2))
-            pieces = [piece async for piece in ticket.pieces(beat_s=0.1)]
+            pieces = [piece async for piece in ticket.pieces(heartbeat_s=0.1)]
             assert sum(piece == ("", 0) for piece in pieces) >= 2
             assert sum(piece.tokens for piece in pieces) == 2
 

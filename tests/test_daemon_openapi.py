@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
+from rk3588.errors import RequestRefused
 from rkruntime.daemon import app, config
+from rkruntime.daemon.answering import DEADLINE_HEADER, deadline_of
+from rkruntime.daemon.api import openapi
 from rkruntime.daemon.engine import WorkerEngine
 from tests.daemon_server import Service, served, until
 from tests.fake_engine import FakeEngine
@@ -26,8 +31,28 @@ def test_the_document_has_the_routes_of_the_daemon(tiny_bundles: Mapping[str, Pa
     settings = config.make(None, {"bundle": tiny_bundles["w8a8"]})
     routes = app.make(FakeEngine(settings.engine()), settings).routes
     served = {(r.path.replace(":path", ""), m.lower()) for r in routes for m in r.methods if m != "HEAD"}  # type: ignore
-    described = {(path, method) for path, methods in json.loads(app.document())["paths"].items() for method in methods}
+    described = {
+        (path, method) for path, methods in json.loads(openapi.document())["paths"].items() for method in methods
+    }
     assert served == described
+
+
+def test_the_document_is_what_the_tables_of_the_daemon_say() -> None:
+    """What a request may hold stood twice, and the deadline's form had drifted: fractions were said to be refused."""
+    assert openapi.document().decode() == openapi.text(), "run: python -m rkruntime.daemon.api.openapi > openapi.json"
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "0.5", "600", "007", "999999.999", "0", "0.0", "-1", "1e3", "1234567", "", "5 s"]
+)
+def test_the_document_says_which_deadlines_are_taken(text: str) -> None:
+    post = json.loads(openapi.document())["paths"]["/v1/chat/completions"]["post"]
+    pattern = next(each["schema"]["pattern"] for each in post["parameters"] if each["name"] == DEADLINE_HEADER)
+    try:
+        taken = deadline_of(Headers({DEADLINE_HEADER: text})) == float(text) > 0
+    except RequestRefused:
+        taken = False
+    assert taken == bool(re.search(pattern, text))
 
 
 def explore(service: Service, folder: Path, checks: str, *options: str) -> str:

@@ -38,7 +38,7 @@ def test_the_same_input_gives_the_same_bytes(pyz: Path, tmp_path: Path) -> None:
 def test_it_holds_nothing_compiled_and_all_licences(pyz: Path) -> None:
     names = zipfile.ZipFile(pyz).namelist()
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
-    assert {"__main__.py", "LICENSE", "rkruntime/daemon/openapi.json"} <= set(names)
+    assert {"__main__.py", "LICENSE", "rkruntime/daemon/api/openapi.json"} <= set(names)
     infos = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     assert len(infos) >= 12
     for info in infos:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from rk3588 import bundle, predict, shape
+from rk3588 import bundle, predict, rkllm, shape
 from rk3588.boards import Board
 from rk3588.commands import known as inventories
 from rk3588.errors import UsageError, printable
@@ -105,7 +105,7 @@ def _with_ram(chosen: list[Board], ram: int, named: bool) -> list[Board]:
 def _workload(
     sizes: Shape, prompt: int, context: int | None, ddr_mhz: int | None, bandwidth: float | None, cores: int
 ) -> Workload:
-    usual = min(predict.MAX_CONTEXT, sizes.context or predict.MAX_CONTEXT)
+    usual = min(rkllm.MAX_CONTEXT, sizes.context or rkllm.MAX_CONTEXT)
     return Workload(
         prompt=prompt,
         context=usual if context is None else context,
@@ -156,7 +156,7 @@ def _text(sizes: Shape, work: Workload, found: list[tuple[Board, Prediction]]) -
         lines += [*names, _speeds(predictions), "", _memories(predictions), ""]
     lines += [
         "RAM is what the board needs: the model and "
-        f"{predict.SYSTEM_BYTES / GIB:g} GB for its system. In brackets: 90 % intervals.",
+        f"{rkllm.SYSTEM_BYTES / GIB:g} GB for its system. In brackets: 90 % intervals.",
         *_notes([p for _, p in found]),
     ]
     return "\n".join(lines)
@@ -192,9 +192,7 @@ def _fits(board: Board, predictions: list[Prediction]) -> str:
 def _speeds(predictions: list[Prediction]) -> str:
     rows = [f"\n{'dtype':11}{'decode tok/s':>22}{'prefill tok/s':>22}{'first token, ms':>26}"]
     for p in predictions:
-        rows.append(
-            f"{p.dtype:11}{_bounds(p.decode_tok_s):>22}{_bounds(p.prefill_tok_s):>22}{_bounds(p.ttft_ms):>26}"
-        )
+        rows.append(f"{p.dtype:11}{_bounds(p.decode_tok_s):>22}{_bounds(p.prefill_tok_s):>22}{_bounds(p.ttft_ms):>26}")
     return "\n".join(rows)
 
 
@@ -208,7 +206,7 @@ def _memories(predictions: list[Prediction]) -> str:
     for p in predictions:
         m = p.memory
         cells = [f"{x / 1e6:,.0f}" for x in (m.weights, m.embedding, m.kv, m.runtime, m.total)]
-        need = f"{(m.total + predict.SYSTEM_BYTES) / GIB:.1f} GB"
+        need = f"{(m.total + rkllm.SYSTEM_BYTES) / GIB:.1f} GB"
         rows.append(f"{p.dtype:11}{cells[0]:>10}{cells[1]:>11}{cells[2]:>8}{cells[3]:>9}{cells[4]:>9}{need:>9}")
     return "\n".join(rows)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from rk3588 import boards
-from rk3588.predict import NPU_WINDOW
+from rk3588 import boards, rkllm
+from rk3588.rkllm import NPU_WINDOW
 
 from .facts import Clock, Facts
 
@@ -15,7 +15,6 @@ LEVELS = ("refuse", "warn", "info", "ok")  # worst first
 OLDEST_DRIVER, GOOD_DRIVER = (0, 9, 6), (0, 9, 8)
 OLDEST_PYTHON = (3, 9)
 OLDEST_GLIBC = (2, 28)  # what our libraries for aarch64 are linked for
-RESERVED = 768 << 20  # bytes of RAM for the system beside the model
 HOT = 80.0  # °C
 _CLOCK_OFF = 120.0  # seconds after which TLS and log times mislead
 _LOG_ROOM = 5 << 20  # bytes: Armbian keeps /var/log in a small compressed RAM disk
@@ -23,7 +22,6 @@ _INODES = 100
 _VOLATILE = ("overlay", "tmpfs", "squashfs")
 _PLAIN = ("vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk")
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # by ProtectHome and PrivateTmp of the unit
-_OPEN_FILES = 102400  # the runtime maps a file per layer and core
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _memory(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
     text = f"{_gb(available)} of {_gb(total)} GB available"
     if not need.memory:
         yield Finding("ok", "memory", text)
-    elif need.memory + RESERVED > total:
+    elif need.memory + rkllm.SYSTEM_BYTES > total:
         text = f"the model needs {_gb(need.memory)} GB beside the system, the board has {_gb(total)}"
         yield Finding("refuse", "memory", text, "choose a smaller model or dtype: rk3588 predict shows what fits")
     elif need.memory > available:
@@ -294,10 +292,10 @@ def _libraries(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
     for version in dict.fromkeys(library.version for library in facts.libraries):
         path, *more = (library.path for library in facts.libraries if library.version == version)
         text = f"{path}{f' and {len(more)} more' if more else ''}: librkllmrt {version}"
-        if version == "1.1" or version.startswith("1.1."):
+        if rkllm.is_spoken(version):
             yield Finding("ok", "runtime", text, npu=True)
         else:
-            remedy = "nothing: a release brings its own 1.1.1 and leaves that one alone"
+            remedy = f"nothing: a release brings its own {rkllm.RELEASE} and leaves that one alone"
             yield Finding("info", "runtime", f"{text}, which this toolkit does not speak", remedy, npu=True)
 
 
@@ -316,11 +314,11 @@ def _rights(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
         text = "not looked at as root: the driver's version, who uses the NPU, other runtimes, earlier boots"
         remedy = "log in as root or as a user with sudo, at a terminal if it asks for a password"
         yield Finding("info", "rights", text, remedy)
-    if facts.open_files is not None and facts.open_files < _OPEN_FILES:
-        text = f"{facts.open_files} open files at most: the runtime wants {_OPEN_FILES}"
+    if facts.open_files is not None and facts.open_files < rkllm.OPEN_FILES:
+        text = f"{facts.open_files} open files at most: the runtime wants {rkllm.OPEN_FILES}"
         remedy = "the unit raises it; for a shell: /etc/security/limits.conf"
         if facts.systemd is None:
-            remedy = f"in /etc/security/limits.conf: {facts.user or 'USER'} - nofile {_OPEN_FILES}"
+            remedy = f"in /etc/security/limits.conf: {facts.user or 'USER'} - nofile {rkllm.OPEN_FILES}"
         yield Finding("info", "limits", text, remedy)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from rk3588.errors import ConnectError, DeployError, printable
-from rk3588.runtime import version_in
+from rk3588.rkllm import version_in
 
 from . import release, shell
 from .connection import Connection

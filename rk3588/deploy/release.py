@@ -19,7 +19,7 @@ from typing import Any, Optional, Union
 import yaml
 
 from rk3588 import bundle as bundles
-from rk3588 import predict, runtime, shape
+from rk3588 import predict, rkllm, runtime, shape
 from rk3588.bundle import Bundle
 from rk3588.errors import CheckpointError, DeployError, LibraryError
 from rk3588.resources import packaged, source_tree
@@ -216,7 +216,7 @@ def memory_needed(bundle: Bundle, simulated: bool, context: int = 0) -> int:
         sizes = shape.load(bundle.path)
     except CheckpointError:
         return weights + _KV_AND_RUNTIME
-    tokens = context or min(predict.MAX_CONTEXT, sizes.context or predict.MAX_CONTEXT)
+    tokens = context or min(rkllm.MAX_CONTEXT, sizes.context or rkllm.MAX_CONTEXT)
     runtime_bytes = int(predict.coefficients()["memory"]["runtime_bytes"])
     return weights + sizes.kv_bytes_per_token * tokens + runtime_bytes
 
@@ -271,9 +271,10 @@ def _library(path: Optional[Path], facts: Facts, option: str) -> runtime.Library
 def _check_rockchip(library: runtime.Library) -> None:
     if library.simulated:
         raise LibraryError(f"{library.path} is the simulated runtime: say --runtime sim for it")
-    if library.version != "1.1" and not library.version.startswith("1.1."):
+    if not rkllm.is_spoken(library.version):
         raise LibraryError(
-            f"{library.path} is librkllmrt {library.version}; this toolkit speaks 1.1.1: fetch that one (see README)"
+            f"{library.path} is librkllmrt {library.version}; this toolkit speaks {rkllm.RELEASE}: fetch that one (see "
+            "README)"
         )
 
 

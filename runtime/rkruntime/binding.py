@@ -7,7 +7,6 @@ open for Ctrl-C. Whatever ends the iteration, the run has ended too before the c
 from __future__ import annotations
 
 import atexit
-import ctypes
 import math
 import os
 import threading
@@ -18,12 +17,12 @@ from typing import Any, Optional, Union
 
 from rk3588 import runtime
 from rk3588.errors import RuntimeFailure, UsageError
+from rk3588.rkllm import CONTEXT_RESERVE
 
 from . import loader
-from .generation import Generation, Run
+from .abi import RawToken, State
+from .generation import Generation, LibraryRun
 from .generation import Token as Token
-
-CONTEXT_RESERVE = 4  # of max_context_len, the tokens that a prompt may not take
 
 
 def _library(asked: Optional[loader.PathLike], model: Path) -> Path:
@@ -52,32 +51,28 @@ class RKLLM:
         presence_penalty: Optional[float] = None,
         skip_special_token: Optional[bool] = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if value is not None}
+        others = ("self", "model_path", "library")
+        given = {name: value for name, value in locals().items() if value is not None and name not in others}
         path = Path(model_path)
         if not path.is_file():
             raise UsageError(f"there is no model file {path}")
         self.library_path = _library(library, path)
         self._lib, self._abi = loader.load(self.library_path)
-        self._run: Optional[Run] = None
+        self._run: Optional[LibraryRun] = None
         self._runs = 0
         self._loras: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._handle = self._abi.LLMHandle()
+        self._handle = self._abi.new_handle()
         # The library calls this object until it is destroyed: it must live as long as the handle.
-        self._callback = self._abi.LLMResultCallback(self._on_result)
+        self._callback = self._abi.callback(self._on_result)
         self._init(path, given)
         atexit.register(self.close)
 
     def _init(self, path: Path, given: dict[str, Any]) -> None:
-        param = self._lib.rkllm_createDefaultParam()
-        for name, _ in param._fields_:
-            if name in given and name != "model_path":
-                setattr(param, name, given[name])
-        param.model_path = str(path).encode("utf-8", "surrogateescape")
-        param.is_async = False
-        self.max_context_len = int(param.max_context_len)
+        parameters = self._abi.model_parameters(self._lib, str(path).encode("utf-8", "surrogateescape"), given)
+        self.max_context_len = int(parameters.max_context_len)
         try:
-            self._lib.rkllm_init(ctypes.byref(self._handle), ctypes.byref(param), self._callback)
+            self._lib.rkllm_init(self._handle, parameters, self._callback)
         except RuntimeFailure as error:
             raise RuntimeFailure(f"{self.library_path} cannot load {path}: {error}") from error
         if not self._handle:
@@ -109,12 +104,11 @@ class RKLLM:
             raise UsageError(f"a LoRA called {name!r} is loaded already: give this one another name")
         if not math.isfinite(scale):
             raise UsageError(f"the scale of the LoRA {name!r} is {scale}, expected a number")
-        raw = os.fsencode(path), name.encode("utf-8", "replace")
-        adapter = self._abi.RKLLMLoraAdapter(*raw, scale)
+        adapter = self._abi.lora_adapter(os.fsencode(path), name.encode("utf-8", "replace"), scale)
         with self._lock:
             self._check_idle()
             try:
-                self._lib.rkllm_load_lora(self._handle, ctypes.byref(adapter))
+                self._lib.rkllm_load_lora(self._handle, adapter)
             except RuntimeFailure as error:
                 raise RuntimeFailure(f"{self.library_path} cannot load the LoRA {path}: {error}") from error
             self._loras[name] = adapter  # the library may have kept its pointers
@@ -149,7 +143,7 @@ class RKLLM:
         """Abort what runs, wait for it, and unload the model. Closing twice does no harm."""
         self.abort()
         with self._lock:
-            handle, self._handle = self._handle, self._abi.LLMHandle()
+            handle, self._handle = self._handle, self._abi.new_handle()
         atexit.unregister(self.close)
         if handle:
             self._lib.rkllm_destroy(handle)
@@ -161,16 +155,12 @@ class RKLLM:
         if self._run is not None and not self._run.ended:
             raise RuntimeFailure("a run is going on: finish or close it first, the library does one at a time")
 
-    def _new_run(self, number: int, input_: Any, lora: Optional[str]) -> Run:
+    def _new_run(self, number: int, input_: Any, lora: Optional[str]) -> LibraryRun:
         lib, handle = self._lib, self._handle
-        infer = self._abi.RKLLMInferParam()
-        infer.mode = self._abi.RKLLMInferMode.RKLLM_INFER_GENERATE
-        if lora is not None:
-            chosen = self._abi.RKLLMLoraParam(self._loras[lora].lora_adapter_name)
-            infer.lora_params = ctypes.pointer(chosen)
-        return Run(
+        parameters = self._abi.run_parameters(None if lora is None else lora.encode("utf-8", "replace"))
+        return LibraryRun(
             number,
-            work=lambda: lib.rkllm_run(handle, ctypes.byref(input_), ctypes.byref(infer), number),
+            work=lambda: lib.rkllm_run(handle, input_, parameters, number),
             abort=lambda: lib.rkllm_abort(handle),
         )
 
@@ -178,32 +168,26 @@ class RKLLM:
         """What rkllm_run takes; ctypes keeps the memory behind its pointers alive with it."""
         if not prompt:
             raise UsageError("the prompt is empty")
-        input_ = self._abi.RKLLMInput()
         if isinstance(prompt, str):
             if "\0" in prompt:
                 raise UsageError("the prompt has a NUL character, where C would end it: remove it or pass tokens")
-            input_.input_type = self._abi.RKLLMInputType.RKLLM_INPUT_PROMPT
-            input_.prompt_input = prompt.encode("utf-8", "replace")
-            return input_
+            return self._abi.text_input(prompt.encode("utf-8", "replace"))
         limit = self.max_context_len - CONTEXT_RESERVE
         if self.max_context_len > 0 and limit < len(prompt):
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens, and a context of {self.max_context_len} takes {limit}: "
                 "shorten it or ask for a longer context"
             )
-        input_.input_type = self._abi.RKLLMInputType.RKLLM_INPUT_TOKEN
-        input_.token_input.input_ids = (ctypes.c_int32 * len(prompt))(*prompt)
-        input_.token_input.n_tokens = len(prompt)
-        return input_
+        return self._abi.token_input(prompt)
 
-    def _on_result(self, result: Any, userdata: Optional[int], state: int) -> None:
-        """The library's callback: takes what it is given, and never lets an exception out into C."""
+    def _on_result(self, number: Optional[int], state: State, token: Optional[RawToken]) -> None:
+        """On the library's thread: takes what the callback was given, and never lets an exception out into C."""
         run = self._run
         # A token that comes late belongs to a run that is over, never to the next one.
-        if run is None or userdata != run.number:
+        if run is None or number != run.number:
             return
         try:
-            run.receive(result.contents if result else None, state)
+            run.receive(state, token)
         except BaseException as error:
             run.fail(error)
             self._lib.rkllm_abort(self._handle)

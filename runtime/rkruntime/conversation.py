@@ -14,9 +14,7 @@ from rk3588.errors import RkError, UsageError
 from rk3588.templates import Message
 
 from .model import Model
-from .settings import BY_NAME, Settings, parse
-
-SETTABLE = ("temperature", "top_k", "top_p", "repeat_penalty", "max_tokens", "context")
+from .settings import BY_NAME, WHILE_RUNNING, Settings, parse
 
 
 class Leave(Exception):
@@ -124,8 +122,8 @@ class Conversation:
             self._show_settings()
         elif name == "seed":
             self._set_seed(value)
-        elif name not in SETTABLE:
-            raise UsageError(f"there is no setting {name}: there are {', '.join((*SETTABLE, 'seed'))}")
+        elif name not in WHILE_RUNNING:
+            raise UsageError(f"there is no setting {name}: there are {', '.join((*WHILE_RUNNING, 'seed'))}")
         elif not value:
             self._show_settings(name)
         else:
@@ -150,7 +148,7 @@ class Conversation:
 
     def _show_settings(self, only: str = "") -> None:
         now = {**asdict(self.model.settings), **self.model.sampling._asdict(), "context": self.model.context}
-        for name in [only] if only else SETTABLE:
+        for name in [only] if only else WHILE_RUNNING:
             self._remark(f"{name:<14} {now[name]:g}  {BY_NAME[name].help}")
 
     def _stats(self, _argument: str) -> None:

@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from rk3588.errors import RuntimeFailure
 
-from .abi import LLMCallState
+from .abi import RawToken, State
 
-NORMAL, WAITING = LLMCallState.RKLLM_RUN_NORMAL, LLMCallState.RKLLM_RUN_WAITING
-FINISH, ERROR = LLMCallState.RKLLM_RUN_FINISH, LLMCallState.RKLLM_RUN_ERROR
+NORMAL, WAITING, FINISH = State.NORMAL, State.WAITING, State.FINISH
 _ABORT_EVERY_S = 0.2
 _GRACE_S = 2.0  # for a FINISH that comes late, or, as after an abort perhaps, not at all
 _PREFILL_S = 60.0  # a library that runs on though rkllm_run has returned is silent for the prompt
@@ -30,10 +29,10 @@ class Token(NamedTuple):
 
     text: str
     id: int
-    state: LLMCallState
+    state: State
 
 
-class Run:
+class LibraryRun:
     """What the caller's thread and the library's thread share. ``work`` calls rkllm_run, ``abort`` rkllm_abort.
 
     A run ends with FINISH, ERROR or the return code of ``work``. 1.1 blocks until then; should a release return early,
@@ -42,35 +41,35 @@ class Run:
 
     def __init__(self, number: int, work: Callable[[], object], abort: Callable[[], object]) -> None:
         self.number = number
-        self.tokens: queue.SimpleQueue[Optional[tuple[int, int, bytes]]] = queue.SimpleQueue()
+        self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken]]] = queue.SimpleQueue()
         self.failure: Optional[BaseException] = None
         self.stopping = False
-        self._work, self._abort = work, abort
-        self._heard: Optional[float] = None  # when the last callback came
-        self._over = threading.Event()  # FINISH or ERROR has come
-        self._done = threading.Event()  # and the library has let go
+        self._run_library, self._abort = work, abort
+        self._last_callback: Optional[float] = None  # when the last callback came
+        self._end_heard = threading.Event()  # FINISH or ERROR has come
+        self._returned = threading.Event()  # and the library has let go
         # A daemon, so that an exit from the program gets as far as closing the model, which aborts the run.
-        self._thread = threading.Thread(target=self._main, name=f"rkllm_run {number}", daemon=True)
+        self._thread = threading.Thread(target=self._on_thread, name=f"rkllm_run {number}", daemon=True)
 
     @property
     def ended(self) -> bool:
         """The library has let go: another run may begin, and the handle may be destroyed."""
-        return self._done.is_set()
+        return self._returned.is_set()
 
     def start(self) -> None:
         self._thread.start()
 
-    def receive(self, result: Any, state: int) -> None:
-        """On the library's thread: a token into the queue, or the end. ``result``: an RKLLMResult or None."""
-        self._heard = time.monotonic()
+    def receive(self, state: State, token: Optional[RawToken]) -> None:
+        """On the library's thread: a token into the queue, or the end."""
+        self._last_callback = time.monotonic()
         if state in (NORMAL, WAITING):
-            if result is not None:
-                self.tokens.put((state, int(result.token_id), result.text or b""))
-        elif state == ERROR:
+            if token is not None:
+                self.tokens.put((state, token))
+        elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
-            self._over.set()
+            self._end_heard.set()
         elif state == FINISH:
-            self._over.set()
+            self._end_heard.set()
 
     def fail(self, error: BaseException) -> None:
         """Keep the first error for the caller's side."""
@@ -93,31 +92,33 @@ class Run:
                 self.stopping = True
                 # Again and again: an abort that comes before the run has begun is lost.
                 self._abort()
-                self._done.wait(_ABORT_EVERY_S)
+                self._returned.wait(_ABORT_EVERY_S)
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
 
-    def _main(self) -> None:
+    def _on_thread(self) -> None:
         try:
             if not self.stopping:
-                self._work()
-                self._await_end()
+                self._run_library()
+                self._wait_for_end()
         except BaseException as error:
             self.fail(error)
-        self._done.set()
+        self._returned.set()
         self.tokens.put(None)
 
-    def _await_end(self) -> None:
+    def _wait_for_end(self) -> None:
         """``work`` has returned without an error: FINISH or ERROR has come, or is waited for, but not for ever."""
-        blocked = self._heard is not None or self.stopping  # tokens came inside ``work``, or there were to be none
+        blocked = (
+            self._last_callback is not None or self.stopping
+        )
         quiet = _GRACE_S if blocked else _PREFILL_S
         last = time.monotonic()
-        while not self._over.wait(max(last + quiet - time.monotonic(), 0)):
-            if self._heard is None or self._heard <= last:
+        while not self._end_heard.wait(max(last + quiet - time.monotonic(), 0)):
+            if self._last_callback is None or self._last_callback <= last:
                 break
-            last = self._heard
+            last = self._last_callback
         else:
             return
         if not blocked:
@@ -128,11 +129,11 @@ class Run:
 class Generation(Iterator[Token]):
     """The tokens of a run. ``close()``, Ctrl-C, an exception and dropping it abort the run and wait for its end."""
 
-    def __init__(self, run: Run, max_tokens: Optional[int]) -> None:
-        self._run, self._left = run, max_tokens
-        self._text = _Text()
+    def __init__(self, run: LibraryRun, max_tokens: Optional[int]) -> None:
+        self._run, self._tokens_left = run, max_tokens
+        self._text = TextOfTokens()
         self._last_id = -1
-        self._over = False
+        self._ended = False
 
     @property
     def aborted(self) -> bool:
@@ -154,9 +155,9 @@ class Generation(Iterator[Token]):
         self.close()
 
     def __next__(self) -> Token:
-        if self._left is not None and self._left <= 0:
+        if self._tokens_left is not None and self._tokens_left <= 0:
             self.close()
-        if self._over:
+        if self._ended:
             raise StopIteration
         try:
             item = self._run.tokens.get()
@@ -165,19 +166,19 @@ class Generation(Iterator[Token]):
             raise
         if item is None:
             return self._end()
-        state, self._last_id, raw = item
-        if self._left is not None:
-            self._left -= 1
-        waiting = state == WAITING
-        return Token(self._text.feed(raw, waiting), self._last_id, WAITING if waiting else NORMAL)
+        state, raw = item
+        self._last_id = raw.id
+        if self._tokens_left is not None:
+            self._tokens_left -= 1
+        return Token(self._text.feed(raw.text, state == WAITING), raw.id, state)
 
     def close(self) -> None:
         """Abort the run and wait for its end; nothing happens if it has ended."""
-        self._over = True
+        self._ended = True
         self._run.stop()
 
     def _end(self) -> Token:
-        self._over = True
+        self._ended = True
         if self._run.failure is not None:
             raise self._run.failure
         tail = self._text.end()
@@ -186,7 +187,7 @@ class Generation(Iterator[Token]):
         return Token(tail, self._last_id, FINISH)
 
 
-class _Text:
+class TextOfTokens:
     """Bytes to text, whichever way a release hands over a character that several tokens make up.
 
     With WAITING come no bytes, or the next bytes, or all bytes so far; with the token that completes the character,

@@ -7,21 +7,22 @@ import os
 import platform
 import struct
 from pathlib import Path
-from types import ModuleType
 from typing import Union
 
+from rk3588 import rkllm
 from rk3588.errors import LibraryError
 
-from . import abi
+from . import abi_1_1
+from .abi import Table
 
 PathLike = Union[str, "os.PathLike[str]"]
-TABLES: dict[str, ModuleType] = {abi.VERSION: abi}
+TABLES: dict[str, Table] = {abi_1_1.VERSION: abi_1_1}
 
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
-def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
+def load(path: PathLike) -> tuple[ctypes.CDLL, Table]:
     """The library at ``path`` with its signatures applied, and the table that fits it. Nothing in it is called."""
     _check_file(Path(path))
     try:
@@ -32,7 +33,7 @@ def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
     if table is None:
         raise LibraryError(
             f"{path} is librkllmrt {version_of(library, path)}, whose structs differ; this version speaks "
-            f"{', '.join(TABLES)}.x: install librkllmrt 1.1.1"
+            f"{', '.join(TABLES)}.x: install librkllmrt {rkllm.RELEASE}"
         )
     for name, (restype, argtypes) in table.SIGNATURES.items():
         try:
@@ -47,13 +48,10 @@ def load(path: PathLike) -> tuple[ctypes.CDLL, ModuleType]:
 
 def version_of(library: ctypes.CDLL, path: PathLike) -> str:
     """The release by the functions it exports: a struct of the wrong layout must never reach ``rkllm_init``."""
-    if not hasattr(library, "rkllm_init"):
+    found = rkllm.version_of_functions({name for name in rkllm.TELLING if hasattr(library, name)})
+    if found == rkllm.UNKNOWN:
         raise LibraryError(f"{path} is not librkllmrt: it has no rkllm_init")
-    if hasattr(library, "rkllm_clear_kv_cache"):
-        return "1.2 or newer"
-    if not hasattr(library, "rkllm_run_async"):
-        return "1.0"
-    return "1.1"
+    return found
 
 
 def _check_file(path: Path) -> None:

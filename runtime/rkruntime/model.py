@@ -15,35 +15,34 @@ from rk3588 import bundle as bundles
 from rk3588 import lora, runtime
 from rk3588.bundle import Lora
 from rk3588.errors import BundleError, UsageError
+from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rk3588.runtime import Choice
 
-from .binding import CONTEXT_RESERVE, RKLLM
+from .binding import RKLLM
 from .generation import FINISH, Token
 from .prompts import Prompt, Prompts
 from .settings import Settings as Settings
 
-BOARD_CONTEXT = 4096  # tokens an RK3588 can use under 1.1; answers degrade above
-
 
 @dataclass
 class Cost:
-    """Times of one answer, on this machine. Seconds are from the start of the run."""
+    """Times of one answer, on this machine, from the start of the run."""
 
     prompt_tokens: Optional[int] = None  # None: sent as text, and so not counted
     tokens: int = 0
-    first_s: float = 0.0
-    last_s: float = 0.0
+    first_ns: int = 0  # to the first token
+    last_ns: int = 0  # to the latest
     finish_reason: str = "stop"  # or length, or abort
     cut_by: str = ""  # of an answer that ended by its length: max_tokens, or context
 
     @property
     def prefill_tokens_per_s(self) -> Optional[float]:
-        return self.prompt_tokens / self.first_s if self.prompt_tokens and self.first_s else None
+        return self.prompt_tokens * 1e9 / self.first_ns if self.prompt_tokens and self.first_ns else None
 
     @property
     def decode_tokens_per_s(self) -> Optional[float]:
-        span = self.last_s - self.first_s
-        return (self.tokens - 1) / span if self.tokens > 1 and span > 0 else None
+        span = self.last_ns - self.first_ns
+        return (self.tokens - 1) * 1e9 / span if self.tokens > 1 and span > 0 else None
 
     def facts(self) -> dict[str, object]:
         """For JSON; what was not measured is absent."""
@@ -51,7 +50,7 @@ class Cost:
             "prompt_tokens": self.prompt_tokens,
             "tokens": self.tokens,
             "finish_reason": self.finish_reason,
-            "ttft_ms": round(self.first_s * 1e3, 2) if self.tokens else None,
+            "ttft_ms": round(self.first_ns / 1e6, 2) if self.tokens else None,
             "prefill_tokens_per_s": _rounded(self.prefill_tokens_per_s),
             "decode_tokens_per_s": _rounded(self.decode_tokens_per_s),
         }
@@ -62,7 +61,7 @@ class Cost:
         prefill, decode = self.prefill_tokens_per_s, self.decode_tokens_per_s
         parts = [
             f"prompt {self.prompt_tokens} tokens" if self.prompt_tokens else "",
-            f"first token after {self.first_s * 1e3:.0f} ms" if self.tokens else "",
+            f"first token after {self.first_ns / 1e6:.0f} ms" if self.tokens else "",
             f"prefill {prefill:.1f} tok/s" if prefill else "",
             f"answer {self.tokens} tokens",
             f"decode {decode:.1f} tok/s" if decode else "",
@@ -114,17 +113,16 @@ class Model:
     def _load(self, settings: Settings) -> None:
         self.settings, self._max_new_tokens = settings, settings.max_tokens
         self.context = _context(settings, self.bundle.context_length or self.prompts.context, self._warn)
-        self.sampling = drawn = settings.sampling(self.bundle.sampling)
+        self.sampling = settings.sampling(self.bundle.sampling)
+        start = time.perf_counter_ns()
         self.llm = RKLLM(
             self.choice.model,
             library=self.choice.library,
             max_context_len=self.context,
             max_new_tokens=settings.max_tokens,
-            top_k=1 if drawn.greedy else drawn.top_k,
-            top_p=drawn.top_p,
-            temperature=drawn.temperature or None,  # greedy by top_k: what 0 means is not documented
-            repeat_penalty=drawn.repeat_penalty,
+            **self.sampling.parameters(),
         )
+        self.load_ns = time.perf_counter_ns() - start
 
     def change(self, settings: Settings, again: bool = False) -> bool:
         """Answer with other settings from now on; whether the model had to be loaded again, since the library fixes
@@ -217,14 +215,14 @@ class Model:
         room = self.context - (1 if isinstance(prompt, str) else len(prompt))
         asked = [n for n in (self.settings.max_tokens, max_tokens) if n is not None and n >= 0]
         limit = min(room, *asked) if asked else room
-        start = time.perf_counter()
+        start = time.perf_counter_ns()
         cost.finish_reason = "abort"
         with closing(self.llm.generate(prompt, limit, self.lora)) as tokens:
             for token in tokens:
                 if token.state != FINISH:
                     cost.tokens += 1
-                    cost.last_s = time.perf_counter() - start
-                    cost.first_s = cost.first_s or cost.last_s
+                    cost.last_ns = time.perf_counter_ns() - start
+                    cost.first_ns = cost.first_ns or cost.last_ns
                 yield token
             ended = "abort" if tokens.aborted else "stop"
         cost.finish_reason = "length" if cost.tokens == limit else ended
@@ -238,13 +236,13 @@ class Model:
 
 def _context(settings: Settings, of_model: Optional[int], warn: Callable[[str], None]) -> int:
     """Tokens to load with: what is asked for, else the model's own, at most what a board can use."""
-    wanted = settings.context or of_model or BOARD_CONTEXT
+    wanted = settings.context or of_model or MAX_CONTEXT
     if wanted <= CONTEXT_RESERVE:
         raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
     if of_model and settings.context > of_model:
         warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
-    if wanted <= BOARD_CONTEXT or settings.beyond_board:
+    if wanted <= MAX_CONTEXT or settings.beyond_board:
         return wanted
     if settings.context:
-        warn(f"the context is cut to {BOARD_CONTEXT} tokens, all that an RK3588 can use (--beyond-board lifts this)")
-    return BOARD_CONTEXT
+        warn(f"the context is cut to {MAX_CONTEXT} tokens, all that an RK3588 can use (--beyond-board lifts this)")
+    return MAX_CONTEXT

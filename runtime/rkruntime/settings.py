@@ -1,12 +1,16 @@
-"""How a bundle is run: one table, from which come the options of `run`, `chat` and `serve`, the keys of the daemon's
-file, what `/set` takes, and the frame that a worker is sent.
+"""How a bundle is run: one dataclass, from whose fields come the options of `run`, `chat` and `serve`, the keys of the
+daemon's file, what `/set` takes, and the frame that a worker is sent.
+
+A new setting is a new field here, and is used where a bundle is loaded: in ``model.py``.
 """
+
+# ruff: noqa: RUF009  # `setting` makes fields, as `dataclasses.field` does
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -14,6 +18,7 @@ import click
 
 from rk3588 import runtime
 from rk3588.errors import UsageError
+from rk3588.rkllm import MAX_CONTEXT
 from rk3588.sampling import DEFAULTS, Sampling, settle
 
 
@@ -37,7 +42,7 @@ class _Library(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gen
 
 
 class Setting(NamedTuple):
-    """``name`` is the field of ``Settings``, the key in a file and, with dashes, the long option; ``flags`` are others
+    """``name`` is the field of a dataclass, the key in a file and, with dashes, the long option; ``flags`` are others
     for it in a terminal."""
 
     name: str
@@ -46,54 +51,106 @@ class Setting(NamedTuple):
     help: str
     flags: tuple[str, ...] = ()
     metavar: Optional[str] = None
+    is_list: bool = False
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
 
-_PATH = click.Path(path_type=Path)
-_MODELS = "the model's own, else"
+_SETTING = "setting"
 
-TABLE = (
-    Setting("library", _Library(), None, "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, "
-            "else Rockchip's where it is installed and the bundle is for it, else the simulated].", metavar="FILE|sim"),
-    Setting("template", _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"),
-    Setting("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096.", ("-c",), "N"),
-    Setting("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
-    Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, unless a request has its own limit; -1: "
-            "the context's.", ("-n",), "N"),
-    Setting("temperature", Number(0), None, f"Temperature; 0: greedy [{_MODELS} {DEFAULTS.temperature:g}].",
-            ("--temp",), "T"),
-    Setting("top_k", click.IntRange(1), None, f"Draw from the K likeliest tokens; 1: greedy [{_MODELS} "
-            f"{DEFAULTS.top_k}].", metavar="K"),
-    Setting("top_p", Number(0, 1, min_open=True), None, f"Draw from this share of probability [{_MODELS} "
-            f"{DEFAULTS.top_p:g}].", metavar="P"),
-    Setting("repeat_penalty", Number(0, min_open=True), None, "Above 1 holds repetition down, 1 is none "
-            f"[{_MODELS} {DEFAULTS.repeat_penalty:g}].", metavar="X"),
-)  # fmt: skip
-BY_NAME = {setting.name: setting for setting in TABLE}
+
+def setting(kind: Any, default: Any, help: str, **more: Any) -> Any:
+    """A field of a dataclass that users can set; its other parts are those of ``Setting``."""
+    return field(default=default, metadata={_SETTING: Setting("", kind, default, help, **more)})
+
+
+def group(kind: Callable[[], Any]) -> Any:
+    """A field that holds another such dataclass, whose settings stand among its owner's."""
+    return field(default_factory=kind, metadata={_SETTING: kind})
+
+
+def table_of(owner: Any) -> tuple[Setting, ...]:
+    """The settings of a dataclass, in the order of its fields."""
+    found: list[Setting] = []
+    for each in fields(owner):
+        about = each.metadata.get(_SETTING)
+        if isinstance(about, Setting):
+            found.append(about._replace(name=each.name))
+        elif about is not None:
+            found += table_of(about)
+    return tuple(found)
+
+
+_PATH = click.Path(path_type=Path)
+_OR = "the model's own, else"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Values of ``TABLE``, and an adapter. Sampling that is None is the model's own, else ``DEFAULTS``."""
+    """Sampling that is None is the model's own, else ``DEFAULTS``."""
 
-    library: Optional[Path] = None
-    template: Optional[Path] = None
-    context: int = 0
-    beyond_board: bool = False
-    max_tokens: int = -1
-    temperature: Optional[float] = None
-    top_k: Optional[int] = None
-    top_p: Optional[float] = None
-    repeat_penalty: Optional[float] = None
+    library: Optional[Path] = setting(
+        _Library(),
+        None,
+        "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, else "
+        "Rockchip's where it is installed and the bundle is for it, else the simulated].",
+        metavar="FILE|sim",
+    )
+    template: Optional[Path] = setting(
+        _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"
+    )
+    context: int = setting(
+        click.IntRange(0),
+        0,
+        f"Tokens of context; 0: the model's, at most {MAX_CONTEXT}.",
+        flags=("-c",),
+        metavar="N",
+    )
+    beyond_board: bool = setting(
+        click.BOOL,
+        False,
+        f"Allow a context above the {MAX_CONTEXT} tokens that a board can use.",
+    )
+    max_tokens: int = setting(
+        click.IntRange(-1),
+        -1,
+        "Most tokens of an answer, unless a request has its own limit; -1: the context's.",
+        flags=("-n",),
+        metavar="N",
+    )
+    temperature: Optional[float] = setting(
+        Number(0),
+        None,
+        f"Temperature; 0: greedy [{_OR} {DEFAULTS.temperature:g}].",
+        flags=("--temp",),
+        metavar="T",
+    )
+    top_k: Optional[int] = setting(
+        click.IntRange(1),
+        None,
+        f"Draw from the K likeliest tokens; 1: greedy [{_OR} {DEFAULTS.top_k}].",
+        metavar="K",
+    )
+    top_p: Optional[float] = setting(
+        Number(0, 1, min_open=True),
+        None,
+        f"Draw from this share of probability [{_OR} {DEFAULTS.top_p:g}].",
+        metavar="P",
+    )
+    repeat_penalty: Optional[float] = setting(
+        Number(0, min_open=True),
+        None,
+        f"Above 1 holds repetition down, 1 is none [{_OR} {DEFAULTS.repeat_penalty:g}].",
+        metavar="X",
+    )
     lora: Optional[str] = None  # as Model.choose_lora takes it
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """Out of a mapping that may have other keys too; UsageError for what no single value shows to be wrong."""
-        names = {field.name for field in fields(cls)}
+        names = {each.name for each in fields(cls)}
         found = cls(**{name: value for name, value in values.items() if name in names})
         if found.max_tokens == 0:
             raise UsageError("max_tokens 0 asks for no answers: give a number above 0, or -1")
@@ -113,11 +170,16 @@ class Settings:
         return cls(**{**frame, **paths})
 
 
+TABLE = table_of(Settings)
+BY_NAME = {each.name: each for each in TABLE}
+WHILE_RUNNING = (*Sampling._fields, "max_tokens", "context")  # what `/set` takes
+
+
 def options(*leave_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator: the table as options of a command, which takes them by name."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for each in reversed([setting for setting in TABLE if setting.name not in leave_out]):
+        for each in reversed([each for each in TABLE if each.name not in leave_out]):
             shape: dict[str, Any] = {"type": each.kind, "metavar": each.metavar}
             if each.kind is click.BOOL:
                 shape = {"is_flag": True}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rkruntime.daemon import schemacheck
+from rkruntime.daemon.api.openai_requests import instruct
 from rkruntime.daemon.jsonformat import Format
 from rkruntime.daemon.jsonprefix import JsonPrefix
 from rkruntime.daemon.jsonshown import example, remarks
-from rkruntime.daemon.requests import instruct
 from rkruntime.model import Model, Settings
 
 MAX_TOKENS = 160

@@ -13,7 +13,8 @@ import sys
 import time
 
 from rk3588 import hostlib, runtime
-from rkruntime import abi, loader
+from rkruntime import abi_1_1 as abi
+from rkruntime import loader
 
 
 class Engine:

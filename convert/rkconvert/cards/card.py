@@ -15,7 +15,8 @@ import yaml
 from rk3588 import boards, files, predict, quant, shape
 from rk3588.bundle import NPU_MODEL, SIM_MODEL, Bundle
 from rk3588.errors import BundleError, CheckpointError
-from rk3588.predict import MAX_CONTEXT, Estimate, Prediction, Workload
+from rk3588.predict import Estimate, Prediction, Workload
+from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rk3588.shape import Shape
 from rkconvert.sources.base import CARD, LICENCE, Checkpoint
 
@@ -79,9 +80,9 @@ class Variant:
         if self.shape is None or not scheme.quantised:
             return []
         context = min(self.shape.context or MAX_CONTEXT, MAX_CONTEXT)
-        if context - predict.RESERVED_IN_PROMPT < 1:
+        if context - CONTEXT_RESERVE < 1:
             return []
-        prompt = min(128, context - predict.RESERVED_IN_PROMPT)
+        prompt = min(128, context - CONTEXT_RESERVE)
         cores = self.manifest.get("toolkit", {}).get("npu_cores", 3)
         schemes = quant.mixed(scheme) if "hybrid" in self.manifest else (scheme,)
         work = Workload(prompt=prompt, context=context, cores=cores)

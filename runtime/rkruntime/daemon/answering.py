@@ -1,11 +1,11 @@
-"""The two endpoints that answer: a body in; an object, or events until the client has had enough."""
+"""The endpoints that answer, in any language: a body in; an object, or a stream until the client has had enough."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -15,35 +15,31 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rk3588.errors import RequestRefused, RkError
 
-from . import logs, replies
+from . import logs
+from .api.dialect import AnswerRequest, Endpoint, FindModel, Reply
 from .config import Config
 from .fields import parse_json
 from .jobs import Engine
 from .jsonformat import Checker
 from .keys import Keys
 from .reading import Reading
-from .replies import Reply
-from .requests import Find, Wanted
 
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
 COMMENTS_HEADER = "x-rk-sse-comments"
 DEADLINE_HEADER = "x-rk-deadline-s"
+DEADLINE_PATTERN = r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?"  # seconds above 0
 
-Parse = Callable[[Mapping[str, Any], Config, Find, str], Wanted]
 
-
-class Gone(Exception):
+class ClientGone(Exception):
     """The client has closed the connection."""
 
 
 class Answering:
-    """An ASGI application for one endpoint. ``parse`` reads its requests, ``reply`` is the shape of its answers."""
+    """An ASGI application for one endpoint, whose language reads the requests and shapes the answers."""
 
-    def __init__(
-        self, engine: Engine, config: Config, keys: Keys, find: Find, parse: Parse, reply: type[Reply]
-    ) -> None:
+    def __init__(self, engine: Engine, config: Config, keys: Keys, find: FindModel, endpoint: Endpoint) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
-        self._parse, self._reply = parse, reply
+        self._endpoint = endpoint
         self._checker = Checker()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,10 +48,10 @@ class Answering:
         facts: dict[str, Any] = scope["state"]["facts"]
         owner = facts["key"] = self._keys.owner(headers.get("authorization")) or None
         body = await read_body(headers, receive, self._config.max_body_kb << 10)
-        wanted = self._parse(parse_json(body), self._config, self._find, owner or "")
-        wanted = replace(wanted, job=replace(wanted.job, deadline_s=_deadline(headers)))
-        facts.update(model=wanted.model, stream=wanted.stream)
-        work = asyncio.ensure_future(self._answer(wanted, headers, scope, receive, send))
+        request = self._endpoint.read(parse_json(body), self._config, self._find, owner or "")
+        request = replace(request, job=replace(request.job, deadline_s=deadline_of(headers)))
+        facts.update(model=request.model, stream=request.stream)
+        work = asyncio.ensure_future(self._answer(request, headers, scope, receive, send))
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
             await asyncio.wait(
@@ -68,18 +64,20 @@ class Answering:
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
-        raise Gone
+        raise ClientGone
 
-    async def _answer(self, wanted: Wanted, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, request: AnswerRequest, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         facts = scope["state"]["facts"]
-        reading, reply = Reading(self._engine, wanted, self._checker), self._reply(wanted.model)
-        extra = {"x-rk-ignored": ", ".join(wanted.ignored)} if wanted.ignored else {}
+        reading, reply = Reading(self._engine, request, self._checker), self._endpoint.reply(request.model)
+        extra = {"x-rk-ignored": ", ".join(request.ignored)} if request.ignored else {}
         try:
             await reading.start()
-            if wanted.stream:
+            if request.stream:
                 comment = self._config.sse_comments or headers.get(COMMENTS_HEADER) == "1"
-                stream = self._events(reading, reply, wanted.include_usage, comment, facts)
-                await self._send_events(stream, extra, send)
+                stream = self._stream(reading, reply, request.include_usage, comment, facts)
+                await _send_stream(stream, {"content-type": reply.stream_type, **extra}, send)
             else:
                 text = "".join([part async for part in reading.texts()])
                 body = reply.whole(text, reading.finish_reason, reading.usage)
@@ -89,69 +87,59 @@ class Answering:
             await reading.close()
             facts.update(prompt_tokens=reading.usage.prompt, completion_tokens=reading.usage.completion)
 
-    async def _events(
+    async def _stream(
         self, reading: Reading, reply: Reply, include_usage: bool, comment: bool, facts: dict[str, Any]
     ) -> AsyncIterator[bytes]:
-        """The stream; the first event comes with the answer's first sign of life, an error before that is raised."""
+        """The stream; its first part comes with the answer's first sign of life, an error before that is raised."""
         started = False
         try:
             async for text in reading.texts(self._config.keep_alive_s):
-                head = b"" if started else _first(reply)
+                head = b"" if started else reply.begin()
                 started = True
-                if text:
-                    yield head + replies.event(reply.text(text))
-                else:
-                    yield head + (replies.COMMENT if comment else replies.event(reply.beat()))
+                yield head + (reply.text(text) if text else reply.sign_of_life(comment))
         except RkError as error:
             if not started:
                 raise
-            yield _failed(error, facts)
+            yield self._broken_off(reply, error, facts)
             return
         except Exception:
             if not started:
                 raise
             # A defect: the stream must not look whole.
             logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=facts.get("request_id"))
-            yield _failed(RkError("an unexpected error: the daemon's log has more under this id"), facts)
+            unexpected = RkError("an unexpected error: the daemon's log has more under this id")
+            yield self._broken_off(reply, unexpected, facts)
             return
-        tail = b"" if started else _first(reply)
-        tail += replies.event(reply.last(reading.finish_reason))
-        if include_usage:
-            tail += replies.event(reply.usage(reading.usage))
-        yield tail + replies.DONE
+        head = b"" if started else reply.begin()
+        yield head + reply.end(reading.finish_reason, reading.usage if include_usage else None)
 
-    async def _send_events(self, stream: AsyncIterator[bytes], extra: Mapping[str, str], send: Send) -> None:
-        started = False
-        async for part in stream:
-            if not started:
-                started = True
-                # The last one is for nginx, which else holds a stream back until it has a buffer full.
-                headers = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
-                await send(_start(200, {**headers, **extra}))
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            # Neither side need have waited: let others have a turn, and the end of a connection be noticed.
-            await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def _broken_off(self, reply: Reply, error: RkError, facts: dict[str, Any]) -> bytes:
+        """The last of a stream that cannot go on."""
+        failure = self._endpoint.failure(error)
+        facts["error"] = failure.code
+        return reply.broken_off(failure)
 
 
-def _failed(error: RkError, facts: dict[str, Any]) -> bytes:
-    """The last event of a stream that cannot go on."""
-    failure = replies.failure(error)
-    facts["error"] = failure.code
-    return replies.event(failure.body)
+async def _send_stream(stream: AsyncIterator[bytes], headers: Mapping[str, str], send: Send) -> None:
+    started = False
+    async for part in stream:
+        if not started:
+            started = True
+            # The last one is for nginx, which else holds a stream back until it has a buffer full.
+            kept = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            await send(_start(200, {**headers, **kept}))
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        # Neither side need have waited: let others have a turn, and the end of a connection be noticed.
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _first(reply: Reply) -> bytes:
-    first = reply.first()
-    return replies.event(first) if first else b""
-
-
-def _deadline(headers: Headers) -> Optional[float]:
+def deadline_of(headers: Headers) -> Optional[float]:
     """Seconds that the client would wait; None where it does not say."""
     text = headers.get(DEADLINE_HEADER)
     if text is None:
         return None
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", text) or float(text) == 0:
+    if not re.fullmatch(DEADLINE_PATTERN, text):
         raise RequestRefused(f"the header {DEADLINE_HEADER} has to be a number of seconds above 0", DEADLINE_HEADER)
     return float(text)
 
@@ -165,7 +153,7 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Gone
+            raise ClientGone
         parts.extend(message.get("body", b""))
         if len(parts) > most:
             raise _too_large(most)

@@ -7,7 +7,6 @@ import re
 import time
 import uuid
 from dataclasses import replace
-from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,14 +22,15 @@ from rk3588 import bundle as bundles
 from rk3588 import runtime
 from rk3588.errors import RequestRefused, RkError
 
-from . import logs, replies, requests
-from .answering import Answering, Gone
+from . import logs
+from .answering import Answering, ClientGone
+from .api import openai, openapi
+from .api.dialect import Object
 from .config import Config
 from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
 from .models import Models
-from .replies import ChatReply, Object, TextReply
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
@@ -67,25 +67,26 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def ready(request: Request) -> Response:
         return JSONResponse(status(request), 200 if engine.status.state == "ready" else 503)
 
-    async def openapi(_request: Request) -> Response:
-        return Response(document(), media_type="application/json")
+    async def describe(_request: Request) -> Response:
+        return Response(openapi.document(), media_type="application/json")
 
-    chat = Answering(engine, config, keys, models.find, requests.chat, ChatReply)
-    completions = Answering(engine, config, keys, models.find, requests.completion, TextReply)
+    answering = [
+        Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint), methods=["POST"])
+        for endpoint in openai.ENDPOINTS
+    ]
     routes = [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/completions", completions, methods=["POST"]),
+        *answering,
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/ready", ready),
-        Route("/openapi.json", openapi),
+        Route("/openapi.json", describe),
     ]
-    middleware = [Middleware(_Watched), Middleware(Gate, config=config)]
+    middleware = [Middleware(_Logged), Middleware(Gate, config=config)]
 
     async def rk_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RkError)
-        failure = replies.failure(error)
+        failure = openai.failure(error)
         request.state.facts["error"] = failure.code
         told = failure.body["error"]
         if failure.status >= 500 and not keys.known(request.headers.get("authorization")):
@@ -94,11 +95,6 @@ def make(engine: Engine, config: Config) -> Starlette:
 
     handlers: Any = {RkError: rk_error, HTTPException: _http_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
-
-
-def document() -> bytes:
-    """The OpenAPI document."""
-    return resources.files(__package__).joinpath("openapi.json").read_bytes()
 
 
 def _authorise(request: Request, keys: Keys) -> None:
@@ -122,15 +118,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path[:100]}: {error.detail.lower()}; GET /openapi.json says what there is"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     refused = RequestRefused(message, status=error.status_code, code=code)
-    return JSONResponse(replies.failure(refused).body, error.status_code, error.headers)
+    return JSONResponse(openai.failure(refused).body, error.status_code, error.headers)
 
 
-class _Watched:
+class _Logged:
     """Around everything: a request id in and out, a log line at the end, and 500 for what nobody expected."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._told: dict[tuple[str, str], None] = {}  # whom, of what: the newest last
+        self._warned: dict[tuple[str, str], None] = {}  # which client, of what: the newest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -153,17 +149,17 @@ class _Watched:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Gone:
+        except ClientGone:
             facts.setdefault("ended", "client gone")
         except Exception:
             logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=request_id)
             facts["ended"] = "unexpected error"
             if not status:
-                failure = replies.failure(RkError("an unexpected error: the daemon's log has more under this id"))
+                failure = openai.failure(RkError("an unexpected error: the daemon's log has more under this id"))
                 await JSONResponse(failure.body, failure.status)(scope, receive, send_with_id)
         finally:
             if ignored:
-                self._tell_once(scope, ignored)
+                self._warn_once(scope, ignored)
             quiet = scope["path"] in ("/health", "/ready") and status == 200
             logs.event(
                 "request",
@@ -176,17 +172,17 @@ class _Watched:
             )
         return None
 
-    def _tell_once(self, scope: Scope, ignored: str) -> None:
+    def _warn_once(self, scope: Scope, ignored: str) -> None:
         """Once for each client and what it asks for: most programs show nobody the header that says it."""
         facts = scope["state"]["facts"]
         address = scope["client"][0] if scope.get("client") else ""
         program = Headers(scope=scope).get("user-agent", "")[:100]
         client = facts.get("key") or f"{address} {program}".strip()
-        if (client, ignored) in self._told:
+        if (client, ignored) in self._warned:
             return
-        while len(self._told) >= _CLIENTS:
-            del self._told[next(iter(self._told))]
-        self._told[client, ignored] = None
+        while len(self._warned) >= _CLIENTS:
+            del self._warned[next(iter(self._warned))]
+        self._warned[client, ignored] = None
         logs.event(
             "sampling ignored",
             logging.WARNING,

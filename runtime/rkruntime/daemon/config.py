@@ -1,13 +1,15 @@
-"""The daemon's settings: one table, from which come the keys of its file, the options of its command, and the docs.
+"""The daemon's settings: one dataclass, of whose fields come its file's keys, its command's options, and the docs.
 
-How the model is run stands in a table of its own, which `run` and `chat` share.
+How the model is run stands in a dataclass of its own, ``rkruntime.settings``, which `run` and `chat` share.
 """
+
+# ruff: noqa: RUF009  # `setting` makes fields, as `dataclasses.field` does
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -18,7 +20,7 @@ from rk3588 import yamltable
 from rk3588.errors import BoardError, UsageError
 from rk3588.sampling import DEFAULTS, Sampling
 from rkruntime import settings
-from rkruntime.settings import Number, Settings
+from rkruntime.settings import Number, Setting, Settings, group, setting, table_of
 
 from . import hosts
 from .jobs import EngineSettings
@@ -76,93 +78,67 @@ class _Host(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return text
 
 
-class Option(NamedTuple):
-    """``name`` is the key in the file and, with dashes, the long option."""
-
-    name: str
-    kind: Any  # click.ParamType, which is generic in some of its versions only
-    default: Any
-    help: str
-    is_list: bool = False
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-
 _PATH = click.Path(path_type=Path)
 _POSITIVE = Number(0, min_open=True)
-
-OPTIONS = (
-    Option("bundle", _PATH, None, "The bundle to serve; needed."),
-    Option("listen", _AddressType(), Address("127.0.0.1", 8080), "Where to listen; port 0 takes a free one."),
-    Option("keys", _PATH, None, "File of API keys, a `NAME:KEY` or a `KEY` on each line. Without it, any key will do."),
-    Option("insecure", click.BOOL, False, "Allow an address beyond this machine without keys."),
-    Option("cors", _Origin(), (), "Origins whose web pages may call, or `*`; several in a list.", True),
-    Option("allowed_hosts", _Host(), (), "More names to reach it by: `NAME`, `*.NAME`; several in a list.", True),
-    Option("name", click.STRING, None, "What the model is called [the bundle's name]."),
-    Option("sim_library", _PATH, None, "The librksim.so that counts tokens [the packaged one]."),
-    *(Option(each.name, each.kind, each.default, each.help) for each in settings.TABLE),
-    Option("strict", click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."),
-    Option("queue_length", click.IntRange(0, 10000), 32, "Requests that may wait; more get 429."),
-    Option("deadline_s", _POSITIVE, 600.0, "Seconds from a request's arrival to its last token."),
-    Option("patience", _POSITIVE, 1.0, "Multiplies every deadline of the worker; a slower machine wants more."),
-    Option("keep_alive_s", _POSITIVE, 5.0, "Seconds of silence after which a stream gets a sign of life."),
-    Option("sse_comments", click.BOOL, False, "Send signs of life as SSE comments; some clients break on those."),
-    Option("drain_s", Number(0), 30.0, "Seconds that answers under way get when the daemon is told to end."),
-    Option("max_body_kb", click.IntRange(1, 1 << 20), 4096, "Largest request, in KiB."),
-    Option("max_bodies_kb", click.IntRange(1), 65536, "Most that the requests under way may hold together, in KiB."),
-    Option("body_s", _POSITIVE, 60.0, "Seconds within which the body of a request has to come."),
-    Option("header_s", _POSITIVE, 10.0, "Seconds within which the head of a request has to come."),
-    Option("send_s", _POSITIVE, 30.0, "Seconds after which a client that reads nothing of its answer is dropped."),
-    Option("max_connections", click.IntRange(1, 100_000), 512, "Most connections; for one more, the idlest is closed."),
-    Option("max_messages", click.IntRange(1), 1024, "Most messages of a conversation."),
-    Option("state_dir", _PATH, None, "Where failed loads are remembered [in memory only]."),
-    Option("log", click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged."),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
-    """Values of ``OPTIONS``, checked."""
+    """All of the daemon's settings, checked; those with a default elsewhere have it in ``EngineSettings``."""
 
-    bundle: Path
-    listen: Address
-    keys: Optional[Path]
-    insecure: bool
-    cors: tuple[str, ...]
-    allowed_hosts: tuple[str, ...]
-    name: Optional[str]
-    sim_library: Optional[Path]
-    model: Settings  # all of its TABLE
-    strict: bool
-    queue_length: int
-    deadline_s: float
-    patience: float
-    keep_alive_s: float
-    sse_comments: bool
-    drain_s: float
-    max_body_kb: int
-    max_bodies_kb: int
-    body_s: float
-    header_s: float
-    send_s: float
-    max_connections: int
-    max_messages: int
-    state_dir: Optional[Path]
-    log: str
+    bundle: Path = setting(_PATH, None, "The bundle to serve; needed.")
+    listen: Address = setting(_AddressType(), Address("127.0.0.1", 8080), "Where to listen; port 0 takes a free one.")
+    keys: Optional[Path] = setting(
+        _PATH, None, "File of API keys, a `NAME:KEY` or a `KEY` on each line. Without it, any key will do."
+    )
+    insecure: bool = setting(click.BOOL, False, "Allow an address beyond this machine without keys.")
+    cors: tuple[str, ...] = setting(
+        _Origin(), (), "Origins whose web pages may call, or `*`; several in a list.", is_list=True
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        _Host(), (), "More names to reach it by: `NAME`, `*.NAME`; several in a list.", is_list=True
+    )
+    name: Optional[str] = setting(click.STRING, None, "What the model is called [the bundle's name].")
+    sim_library: Optional[Path] = setting(_PATH, None, "The librksim.so that counts tokens [the packaged one].")
+    model: Settings = group(Settings)
+    strict: bool = setting(
+        click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."
+    )
+    queue_length: int = setting(
+        click.IntRange(0, 10000), EngineSettings.queue_length, "Requests that may wait; more get 429."
+    )
+    deadline_s: float = setting(
+        _POSITIVE, EngineSettings.deadline_s, "Seconds from a request's arrival to its last token."
+    )
+    patience: float = setting(
+        _POSITIVE, EngineSettings.patience, "Multiplies every deadline of the worker; a slower machine wants more."
+    )
+    keep_alive_s: float = setting(_POSITIVE, 5.0, "Seconds of silence after which a stream gets a sign of life.")
+    sse_comments: bool = setting(click.BOOL, False, "Send signs of life as SSE comments; some clients break on those.")
+    drain_s: float = setting(Number(0), 30.0, "Seconds that answers under way get when the daemon is told to end.")
+    max_body_kb: int = setting(click.IntRange(1, 1 << 20), 4096, "Largest request, in KiB.")
+    max_bodies_kb: int = setting(
+        click.IntRange(1), 65536, "Most that the requests under way may hold together, in KiB."
+    )
+    body_s: float = setting(_POSITIVE, 60.0, "Seconds within which the body of a request has to come.")
+    header_s: float = setting(_POSITIVE, 10.0, "Seconds within which the head of a request has to come.")
+    send_s: float = setting(
+        _POSITIVE, 30.0, "Seconds after which a client that reads nothing of its answer is dropped."
+    )
+    max_connections: int = setting(
+        click.IntRange(1, 100_000), 512, "Most connections; for one more, the idlest is closed."
+    )
+    max_messages: int = setting(click.IntRange(1), 1024, "Most messages of a conversation.")
+    state_dir: Optional[Path] = setting(_PATH, None, "Where failed loads are remembered [in memory only].")
+    log: str = setting(click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged.")
     sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle
 
     def engine(self) -> EngineSettings:
-        return EngineSettings(
-            bundle=self.bundle,
-            model=self.model,
-            sim_library=self.sim_library,
-            queue_length=self.queue_length,
-            deadline_s=self.deadline_s,
-            patience=self.patience,
-            state_dir=self.state_dir,
-        )
+        """The part of it that the engine is given."""
+        return EngineSettings(**{each.name: getattr(self, each.name) for each in fields(EngineSettings)})
+
+
+OPTIONS = table_of(Config)
 
 
 def command_options(*leave_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -201,7 +177,7 @@ def make(file: Optional[Path], given: Mapping[str, Any]) -> Config:
     return config
 
 
-def _help(option: Option) -> str:
+def _help(option: Setting) -> str:
     return option.help + (f" [{option.default}]" if option.default not in (None, ()) else "")
 
 
@@ -216,7 +192,7 @@ def _from_file(file: Path) -> dict[str, Any]:
     return {key: file.parent / value if isinstance(value, Path) else value for key, value in found.items()}
 
 
-def _value(table: yamltable.Table, option: Option) -> Any:
+def _value(table: yamltable.Table, option: Setting) -> Any:
     node = table.need(option.name)
     if option.is_list:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
@@ -224,7 +200,7 @@ def _value(table: yamltable.Table, option: Option) -> Any:
     return _scalar(table, node, option)
 
 
-def _scalar(table: yamltable.Table, node: yaml.Node, option: Option) -> Any:
+def _scalar(table: yamltable.Table, node: yaml.Node, option: Setting) -> Any:
     if not isinstance(node, yaml.ScalarNode) or not str(node.value).strip():
         table.fail(node, f"{option.name!r} has to have one value")
     try:

@@ -19,7 +19,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rk3588.errors import RequestRefused, RkError, Unavailable
 
-from . import logs, replies
+from . import logs
+from .api import openai
 from .config import Config
 
 ACCEPTS = 16  # connections that asyncio takes at a time, before any of them is looked at
@@ -179,7 +180,7 @@ class Connection(H11Protocol):
             self._give_up()
             return
         self._given_up = True
-        failure = replies.failure(error)
+        failure = openai.failure(error)
         body = json.dumps(failure.body).encode()
         headers: Mapping[str, str] = {
             **failure.headers,

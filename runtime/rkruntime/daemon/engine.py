@@ -13,9 +13,9 @@ from rk3588 import runtime
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
 from .deadlines import Deadlines
-from .jobs import EngineSettings, Job, Piece, Status
+from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
-from .process import KILL_GRACE_S, Worker, WorkerGone
+from .process import KILL_GRACE_S, WorkerGone, WorkerProcess
 from .protocol import Frame, ProtocolError
 from .queue import FairQueue
 from .ticket import Ticket
@@ -48,15 +48,15 @@ class WorkerEngine:
         self._command, self._env = command, {**_libraries(settings), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
         self._encoding: Optional[asyncio.Lock] = None
-        self._arriving = 0  # have a place in the queue, but no prompt yet
+        self._being_encoded = 0  # have a place in the queue, but no prompt yet
         self._running: Optional[Ticket] = None
         self._state, self._reason = "loading", ""
-        self._refusing = False  # the last load failed: whoever comes is told so instead of waiting
+        self._load_failed = False  # the last load failed: whoever comes is told so instead of waiting
         self._failures = 0  # in a row, of loads and of runs
         self._starts = 0
-        self._context, self._room = 0, 0
-        self._recent_s = 5.0  # how long answers took of late
-        self._worker: Optional[Worker] = None
+        self._context, self._prompt_limit, self._load_ns = 0, 0, 0
+        self._mean_answer_s = 5.0  # a running mean of how long answers took
+        self._worker: Optional[WorkerProcess] = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._closing = False
 
@@ -64,16 +64,16 @@ class WorkerEngine:
 
     async def start(self) -> None:
         log.info("%s; %s", self._choice, self._sampling)
-        self._main_task = asyncio.get_running_loop().create_task(self._live())
+        self._supervising = asyncio.get_running_loop().create_task(self._supervise())
 
     async def close(self, drain_s: float) -> None:
         self._closing = True
         loop = asyncio.get_running_loop()
         end = loop.time() + drain_s
-        while (self.status.queued or self._running) and loop.time() < end and not self._refusing:
-            await self._change(end - loop.time())
-        self._main_task.cancel()
-        await asyncio.gather(self._main_task, return_exceptions=True)
+        while (self.status.queued or self._running) and loop.time() < end and not self._load_failed:
+            await self._wait_for_change(end - loop.time())
+        self._supervising.cancel()
+        await asyncio.gather(self._supervising, return_exceptions=True)
         self._set_state("closed", "the daemon has shut down")
         self._refuse_all(self._reason)
         if self._worker is not None:
@@ -81,7 +81,7 @@ class WorkerEngine:
 
     @property
     def status(self) -> Status:
-        queued = len(self._queue) + self._arriving
+        queued = len(self._queue) + self._being_encoded
         return Status(
             self._state, self._reason, self._context, queued, self._running is not None, max(self._starts - 1, 0)
         )
@@ -90,15 +90,15 @@ class WorkerEngine:
         self._check_open()
         queued = self.status.queued
         if queued >= self.settings.queue_length:
-            wait = min(max(int(self._recent_s * queued), 1), 300)
+            wait = min(max(int(self._mean_answer_s * queued), 1), 300)
             raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
         most = self.settings.deadline_s
-        ticket = Ticket(job, min(job.deadline_s or most, most), self._give_up)
-        self._arriving += 1
+        ticket = Ticket(job, min(job.deadline_s or most, most), self._cancel)
+        self._being_encoded += 1
         try:
             frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
             ticket.prompt = frame.get("prompt")
-            self._check_room(frame)
+            self._check_prompt_fits(frame)
             self._check_open()
         except BaseException as error:
             ticket.finish("")
@@ -106,22 +106,22 @@ class WorkerEngine:
                 raise Overdue(f"the model was not ready within {ticket.deadline_s:.0f} s") from None
             raise
         finally:
-            self._arriving -= 1
+            self._being_encoded -= 1
         self._queue.push(ticket)
-        self._wake()
+        self._announce_change()
         return ticket
 
     async def count(self, job: Job) -> Optional[int]:
         frame = await self._encode(job)
         prompt = frame.get("prompt")
-        return None if isinstance(prompt, str) else _length(frame)
+        return None if isinstance(prompt, str) else _prompt_length(frame)
 
-    def _check_room(self, frame: Frame) -> None:
-        tokens = _length(frame)
-        if not isinstance(frame.get("prompt"), str) and tokens > self._room:
+    def _check_prompt_fits(self, frame: Frame) -> None:
+        tokens = _prompt_length(frame)
+        if not isinstance(frame.get("prompt"), str) and tokens > self._prompt_limit:
             raise PromptTooLong(
-                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._room}: shorten the "
-                "conversation, or load the model with a longer context",
+                f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._prompt_limit}: shorten "
+                "the conversation, or load the model with a longer context",
                 tokens,
                 self._context,
             )
@@ -131,7 +131,7 @@ class WorkerEngine:
             raise Unavailable("the daemon is shutting down", retry_after_s=10)
         if self._state in ("failed", "reboot"):
             raise Unavailable(self._reason)
-        if self._refusing:
+        if self._load_failed:
             raise Unavailable(self._reason, retry_after_s=int(self._backoff_s) + 1)
 
     async def _encode(self, job: Job) -> Frame:
@@ -173,32 +173,32 @@ class WorkerEngine:
         asked.add_done_callback(lambda _: encoding.release())
         return await asyncio.shield(asked)
 
-    async def _ready_worker(self) -> Worker:
+    async def _ready_worker(self) -> WorkerProcess:
         while self._state != "ready" or self._worker is None or self._worker.gone.done():
             self._check_open()
-            await self._change()
+            await self._wait_for_change()
         return self._worker
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def _cancel(self, ticket: Ticket) -> None:
         """The client has gone, or the deadline has: out of the queue, or out of the run when the library lets go."""
         if ticket.run is not None:
             ticket.run.abort()
         else:
             self._queue.remove(ticket)
-            self._wake()
+            self._announce_change()
 
     # The life of the worker.
 
-    async def _live(self) -> None:
+    async def _supervise(self) -> None:
         """Until no worker can be had any more; a defect of ours ends there, too, instead of in silence."""
         try:
-            await self._main()
+            await self._load_and_serve()
         except Exception as error:
             log.exception("the engine has failed")
             self._set_state("failed", f"the daemon itself has failed ({error!r}): restart it and report this")
         self._refuse_all(self._reason)
 
-    async def _main(self) -> None:
+    async def _load_and_serve(self) -> None:
         while self._state not in ("failed", "reboot"):
             await asyncio.sleep(self._backoff_s)
             worker = await self._load()
@@ -209,13 +209,13 @@ class WorkerEngine:
             log.warning("the worker is gone: %s", reason)
             self._failures += 1
             self._set_state("loading", f"loading again: {reason}")
-            await self._bury(worker)
+            await self._end_worker(worker)
 
     @property
     def _backoff_s(self) -> float:
         return _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
 
-    async def _load(self) -> Optional[Worker]:
+    async def _load(self) -> Optional[WorkerProcess]:
         """Start a worker and have it load the model; None, and the state says why, if that fails."""
         if self._guard.tripped:
             hint = f" remove {self._guard.path} and" if self._guard.path else ""
@@ -228,9 +228,9 @@ class WorkerEngine:
             return None
         self._guard.begin()
         self._starts += 1
-        worker: Optional[Worker] = None
+        worker: Optional[WorkerProcess] = None
         try:
-            worker = self._worker = await Worker.start(log.info, self._command, self._env)
+            worker = self._worker = await WorkerProcess.start(log.info, self._command, self._env)
             frame = await worker.load(self.settings.bundle, self._model.frame(), self._deadlines.load_s)
             problem = None if frame["event"] == "ready" else str(frame["message"])
             if problem is not None:
@@ -244,18 +244,19 @@ class WorkerEngine:
             self._guard.end()  # called off
             raise
         if problem is not None:
-            self._refusing = True
+            self._load_failed = True
             log.error("cannot load %s: %s", self.settings.bundle, problem)
             self._set_state("loading", f"the model cannot be loaded: {problem}")
             if worker is not None:
-                await self._bury(worker)
+                await self._end_worker(worker)
             return None
         self._guard.end()
-        self._context, self._room, self._refusing = frame["context"], frame["room"], False
+        self._context, self._prompt_limit, self._load_ns = frame["context"], frame["prompt_limit"], frame["load_ns"]
+        self._load_failed = False
         self._set_state("ready", "")
         return worker
 
-    async def _bury(self, worker: Worker) -> None:
+    async def _end_worker(self, worker: WorkerProcess) -> None:
         """End what is left of a worker. One that SIGKILL does not end holds the NPU: no other may be started."""
         self._worker = None
         if not await worker.close(0 if worker.gone.done() else KILL_GRACE_S):
@@ -264,12 +265,12 @@ class WorkerEngine:
                 f"the runtime's process {worker.pid} hangs in the NPU driver and cannot be killed: reboot the board",
             )
 
-    async def _serve(self, worker: Worker) -> str:
+    async def _serve(self, worker: WorkerProcess) -> str:
         """Answer what waits, one after the other, until the worker is gone; returns why it is."""
         while not worker.gone.done():
             ticket = self._queue.pop()
             if ticket is None:
-                await self._change(or_done=worker.gone)
+                await self._wait_for_change(or_done=worker.gone)
                 continue
             if ticket.over:  # overdue at the very moment it was queued
                 continue
@@ -277,7 +278,7 @@ class WorkerEngine:
             try:
                 await self._answer(worker, ticket)
             except WorkerGone as error:
-                self._lost(ticket, str(error))
+                self._retry_or_fail(ticket, str(error))
             except asyncio.CancelledError:
                 ticket.fail(Unavailable("the daemon was shut down before the answer was whole"))
                 raise
@@ -286,14 +287,15 @@ class WorkerEngine:
                 raise
             finally:
                 self._running = None
-                self._wake()
+                self._announce_change()
         return worker.gone.result()
 
-    async def _answer(self, worker: Worker, ticket: Ticket) -> None:
+    async def _answer(self, worker: WorkerProcess, ticket: Ticket) -> None:
         """One run. The NPU is free only when the worker says that the run has ended, whoever still listens."""
         job = ticket.job
         limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
+        first_ns = 0
         run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
         try:
             silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)
@@ -302,11 +304,13 @@ class WorkerEngine:
                 if "end" in frame or "error" in frame:
                     break
                 if frame["text"] or frame["tokens"]:  # what is neither would look like a sign of life
-                    ticket.put(Piece(frame["text"], frame["tokens"]))
+                    first_ns = first_ns or frame["elapsed_ns"]
+                    durations = Durations(self._load_ns, first_ns, frame["elapsed_ns"] - first_ns)
+                    ticket.put(Piece(frame["text"], frame["tokens"]), durations)
                 silence = self._deadlines.token_s
         finally:
             ticket.run = None
-            run.forget()
+            run.stop_listening()
         if "error" in frame:
             ticket.fail(AnswerFailed(frame["error"]))
         elif frame["end"] in ("stop", "length"):
@@ -314,9 +318,9 @@ class WorkerEngine:
         else:  # nothing, if it was the client or the deadline that ended it
             ticket.fail(AnswerFailed("the answer was lost: its run was aborted, and nobody had asked for that"))
         self._failures = 0
-        self._recent_s += 0.2 * (asyncio.get_running_loop().time() - began - self._recent_s)
+        self._mean_answer_s += 0.2 * (asyncio.get_running_loop().time() - began - self._mean_answer_s)
 
-    def _lost(self, ticket: Ticket, reason: str) -> None:
+    def _retry_or_fail(self, ticket: Ticket, reason: str) -> None:
         """The worker died under an answer: once more from the beginning if nobody has seen any of it."""
         if ticket.over:
             return
@@ -336,14 +340,16 @@ class WorkerEngine:
         if state != self._state:
             log.info("%s%s", state, f": {reason}" if reason else "")
         self._state, self._reason = state, reason
-        self._wake()
+        self._announce_change()
 
-    def _wake(self) -> None:
+    def _announce_change(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _change(self, timeout_s: Optional[float] = None, or_done: Optional[asyncio.Future[str]] = None) -> None:
+    async def _wait_for_change(
+        self, timeout_s: Optional[float] = None, or_done: Optional[asyncio.Future[str]] = None
+    ) -> None:
         """Wait for a change, for ``or_done``, or for so long."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
@@ -354,7 +360,7 @@ class WorkerEngine:
             self._waiters.discard(waiter)
 
 
-def _length(encoded: Frame) -> int:
+def _prompt_length(encoded: Frame) -> int:
     """Tokens of a prompt, of which the worker sends only their number where they are too many."""
     tokens = encoded.get("tokens")
     return int(tokens) if tokens is not None else len(encoded["prompt"])

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rk3588.errors import QueueFull, RequestRefused, RkError
 
-from . import hosts, replies
+from . import hosts
+from .api import openai
 from .config import Config
 
 _EXPOSED = "x-request-id, x-rk-ignored, retry-after"
@@ -53,22 +54,22 @@ class Gate:
                 more["access-control-expose-headers"] = _EXPOSED
             _check_body(headers, "origin" in headers)
         except RequestRefused as error:
-            failure = replies.failure(error)
+            failure = openai.failure(error)
             scope["state"]["facts"]["error"] = failure.code
             extra = {405: {"allow": f"{_METHODS}, OPTIONS"}, 415: {"accept-encoding": "identity"}}.get(error.status)
             return await JSONResponse(failure.body, failure.status, extra)(scope, receive, send)
         if welcome and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return await _preflight(headers)(scope, receive, send)
-        return await self._bounded(scope, receive, send)
+        return await self._with_bounded_bodies(scope, receive, send)
 
     def _with_path(self, scope: Scope) -> Scope:
         """The scope with the path that is meant: of `GET http://host/path`, which proxies are sent, its own part."""
-        method, target = scope["method"], scope["raw_path"].decode("latin-1")
+        method, uri = scope["method"], scope["raw_path"].decode("latin-1")
         if method == "CONNECT":
             raise RequestRefused("CONNECT: this server is no proxy", status=405, code="method_not_allowed")
-        if target.startswith("/") or target == "*":
+        if uri.startswith("/") or uri == "*":
             return scope
-        scheme, _, rest = target.partition("://")
+        scheme, _, rest = uri.partition("://")
         authority, slash, _ = rest.partition("/")
         named = hosts.place(authority)
         if scheme.lower() != "http" or named is None or not scope["path"].lower().startswith("http://"):
@@ -117,9 +118,9 @@ class Gate:
         if hosts.is_loopback(page.host) and hosts.is_loopback(here) and page.port == port:
             return True
         named = scope["state"].get("named") or hosts.place(headers.get("host", ""))
-        return named is not None and page == hosts.origin(f"{page.scheme}://{_written(named)}")
+        return named is not None and page == hosts.origin(f"{page.scheme}://{_as_text(named)}")
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_bounded_bodies(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count the bytes of all bodies under way together; each has to come within its time."""
         held, end = 0, asyncio.get_running_loop().time() + self._config.body_s
         whole = False
@@ -200,7 +201,7 @@ def _reached_at(scope: Scope) -> tuple[str, Optional[int]]:
     return str(server[0]), server[1]
 
 
-def _written(place: hosts.Place) -> str:
+def _as_text(place: hosts.Place) -> str:
     host = f"[{place.host}]" if ":" in place.host else place.host
     return host if place.port is None else f"{host}:{place.port}"
 

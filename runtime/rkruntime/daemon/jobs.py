@@ -47,6 +47,18 @@ class Piece(NamedTuple):
     tokens: int = 1
 
 
+class Durations(NamedTuple):
+    """How long an answer took, in nanoseconds, as the worker measured it around the run."""
+
+    load_ns: int = 0  # of loading the model it came from, whenever that was
+    prompt_ns: int = 0  # from the start of the run to its first token
+    answer_ns: int = 0  # from there to the latest
+
+    def plus(self, other: Durations) -> Durations:
+        """Of two runs of one model."""
+        return Durations(self.load_ns, self.prompt_ns + other.prompt_ns, self.answer_ns + other.answer_ns)
+
+
 class Answer(Protocol):
     """An answer under way. Counts and the reason are final when ``pieces`` has ended.
 
@@ -62,10 +74,15 @@ class Answer(Protocol):
     def completion_tokens(self) -> int: ...
 
     @property
+    def durations(self) -> Optional[Durations]:
+        """Up to the latest token; None before the first."""
+        ...
+
+    @property
     def finish_reason(self) -> str: ...
 
-    def pieces(self, beat_s: Optional[float] = None) -> AsyncIterator[Piece]:
-        """The answer as it comes; with ``beat_s``, an empty piece after each so many seconds of silence.
+    def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
+        """The answer as it comes; with ``heartbeat_s``, an empty piece after each so many seconds of silence.
 
         Raises Overdue, Unavailable or AnswerFailed. To be iterated once.
         """

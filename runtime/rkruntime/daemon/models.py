@@ -14,7 +14,9 @@ STRUCTURED_OUTPUT = {
 }  # fmt: skip
 
 
-class Model(NamedTuple):
+class ModelName(NamedTuple):
+    """What a client can ask for by ``id``."""
+
     id: str
     lora: Optional[str] = None
     background: bool = False
@@ -25,11 +27,11 @@ class Models:
 
     def __init__(self, name: str, loras: Sequence[str], created: int, runtime: str) -> None:
         self._name, self._created, self._runtime = name, created, runtime
-        plain = [Model(name), *(Model(f"{name}:{lora}", lora) for lora in loras if lora != BACKGROUND)]
-        both = [m for each in plain for m in (each, Model(f"{each.id}:{BACKGROUND}", each.lora, True))]
+        plain = [ModelName(name), *(ModelName(f"{name}:{lora}", lora) for lora in loras if lora != BACKGROUND)]
+        both = [m for each in plain for m in (each, ModelName(f"{each.id}:{BACKGROUND}", each.lora, True))]
         self.all = {model.id: model for model in both}
 
-    def find(self, id: Optional[str]) -> Model:
+    def find(self, id: Optional[str]) -> ModelName:
         """The model of that name; without one, the bundle's."""
         model = self.all.get(self._name if id is None else id)
         if model is None:
@@ -39,7 +41,7 @@ class Models:
             )  # fmt: skip
         return model
 
-    def entry(self, model: Model, context: int) -> dict[str, Any]:
+    def entry(self, model: ModelName, context: int) -> dict[str, Any]:
         """For /v1/models; ``context`` in tokens, 0 where it is not known yet."""
         found: dict[str, Any] = {"id": model.id, "object": "model", "created": self._created, "owned_by": "rkchatd"}
         found["runtime"] = self._runtime  # sim or npu

@@ -23,7 +23,7 @@ from . import protocol
 from .protocol import Frame
 
 KILL_GRACE_S = 5.0  # a process that outlives SIGKILL by this hangs in the kernel: the NPU driver holds it
-_FATAL = ("E RKNN", "GGML_ASSERT")
+_FATAL_WORDS = ("E RKNN", "GGML_ASSERT")
 _LINE_BYTES = 64 << 10
 
 
@@ -31,7 +31,7 @@ class WorkerGone(RkError):
     """The worker has died or was killed; the text says why."""
 
 
-class Worker:
+class WorkerProcess:
     """One worker process. Made by ``start``; used by one event loop."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Worker:
         self._lines: deque[str] = deque(maxlen=20)
         self._reason = ""
         self._reading = [loop.create_task(self._read_frames(reader)), loop.create_task(self._read_log())]
-        self._end = loop.create_task(self._wait())
+        self._end = loop.create_task(self._wait_for_exit())
 
     @classmethod
     async def start(
@@ -57,7 +57,7 @@ class Worker:
         log: Callable[[str], None],
         command: Optional[Sequence[str]] = None,
         env: Optional[Mapping[str, str]] = None,
-    ) -> Worker:
+    ) -> WorkerProcess:
         """Start the process; ``log`` gets what it and the library print, by lines. ``env`` is added to ours."""
         child = children.python("rkruntime.daemon.worker")
         ours, theirs = socket.socketpair()
@@ -96,22 +96,22 @@ class Worker:
         inbox = self._inboxes[number] = asyncio.Queue()
         try:
             self.send(frame)
-            return await self._next(inbox, timeout_s)
+            return await self._next_frame(inbox, timeout_s)
         finally:
             self._inboxes.pop(number, None)
 
-    def run(self, request: Frame) -> Run:
+    def run(self, request: Frame) -> WorkerRun:
         """Begin an answer; its frames come out of the result."""
         number = next(self._ids)
         inbox = self._inboxes[number] = asyncio.Queue()
         self.send({"op": "run", "id": number, **request})
-        return Run(self, number, inbox)
+        return WorkerRun(self, number, inbox)
 
     def send(self, frame: Frame) -> None:
         if not self.gone.done():
             self._writer.write(protocol.pack(frame))
 
-    async def _next(self, inbox: asyncio.Queue[Frame], timeout_s: float) -> Frame:
+    async def _next_frame(self, inbox: asyncio.Queue[Frame], timeout_s: float) -> Frame:
         """The next frame for one who asked; a silence of ``timeout_s`` kills the worker."""
         if self.gone.done() and inbox.empty():
             raise WorkerGone(self.gone.result())
@@ -131,7 +131,7 @@ class Worker:
         self._reason = self._reason or reason
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        self._fall_silent()
+        self._mark_gone()
 
     async def ended(self, timeout_s: float = KILL_GRACE_S) -> bool:
         """Whether the process is no more, waiting at most so long."""
@@ -152,7 +152,7 @@ class Worker:
             await self._writer.wait_closed()
         return ended
 
-    def _fall_silent(self) -> None:
+    def _mark_gone(self) -> None:
         if self.gone.done():
             return
         reason = self._reason or "the runtime's process ended"
@@ -182,36 +182,36 @@ class Worker:
             line = raw.decode("utf-8", "replace").rstrip()
             self._lines.append(line)
             self._log(line)
-            if _FATAL[0] in line:
+            if _FATAL_WORDS[0] in line:
                 self.kill(f"the runtime reported a failure of the NPU or of the model: {line}")
 
-    async def _wait(self) -> None:
+    async def _wait_for_exit(self) -> None:
         """The end of the process; what it said before is read before anybody is told."""
         code = await self._process.wait()
         await asyncio.wait(self._reading, timeout=1.0)
-        words = next((line for line in reversed(self._lines) if any(mark in line for mark in _FATAL)), "")
-        self._reason = self._reason or f"the runtime's process {_how(code)}" + (f": {words}" if words else "")
-        self._fall_silent()
+        words = next((line for line in reversed(self._lines) if any(mark in line for mark in _FATAL_WORDS)), "")
+        self._reason = self._reason or f"the runtime's process {_exit_of(code)}" + (f": {words}" if words else "")
+        self._mark_gone()
 
 
-class Run:
+class WorkerRun:
     """An answer that the worker is giving."""
 
-    def __init__(self, worker: Worker, number: int, inbox: asyncio.Queue[Frame]) -> None:
+    def __init__(self, worker: WorkerProcess, number: int, inbox: asyncio.Queue[Frame]) -> None:
         self._worker, self._number, self._inbox = worker, number, inbox
 
     async def next(self, timeout_s: float) -> Frame:
         """The next frame; WorkerGone, also when none comes for ``timeout_s``."""
-        return await self._worker._next(self._inbox, timeout_s)
+        return await self._worker._next_frame(self._inbox, timeout_s)
 
     def abort(self) -> None:
         self._worker.send({"op": "abort", "id": self._number})
 
-    def forget(self) -> None:
+    def stop_listening(self) -> None:
         self._worker._inboxes.pop(self._number, None)
 
 
-def _how(code: int) -> str:
+def _exit_of(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     try:

@@ -23,13 +23,13 @@ class FairQueue(Generic[T]):
     """Owners take turns, so that one with thirty requests does not make the others wait for all of them."""
 
     def __init__(self) -> None:
-        self._again: deque[T] = deque()
+        self._returned: deque[T] = deque()
         self._interactive: OrderedDict[str, deque[T]] = OrderedDict()
         self._background: OrderedDict[str, deque[T]] = OrderedDict()
 
     def __len__(self) -> int:
         turns = (*self._interactive.values(), *self._background.values())
-        return len(self._again) + sum(len(waiting) for waiting in turns)
+        return len(self._returned) + sum(len(waiting) for waiting in turns)
 
     def push(self, item: T) -> None:
         owners = self._background if item.background else self._interactive
@@ -37,12 +37,12 @@ class FairQueue(Generic[T]):
 
     def push_first(self, item: T) -> None:
         """Before everything: a request that had its turn and lost it without fault of its own."""
-        self._again.append(item)
+        self._returned.append(item)
 
     def pop(self) -> Optional[T]:
         """The next in order; None when nothing waits."""
-        if self._again:
-            return self._again.popleft()
+        if self._returned:
+            return self._returned.popleft()
         for owners in (self._interactive, self._background):
             if owners:
                 owner, waiting = owners.popitem(last=False)
@@ -54,8 +54,8 @@ class FairQueue(Generic[T]):
 
     def remove(self, item: T) -> bool:
         """Take out one that gave up; False if it is not here."""
-        if item in self._again:
-            self._again.remove(item)
+        if item in self._returned:
+            self._returned.remove(item)
             return True
         owners = self._background if item.background else self._interactive
         waiting = owners.get(item.owner)

@@ -10,11 +10,10 @@ from typing import Any, Optional
 
 from rk3588.errors import AnswerFailed, Overdue, QueueFull, RequestRefused
 
+from .api.dialect import AnswerRequest, Usage
 from .jobs import Answer, Engine, Job
 from .jsonformat import Checker
 from .jsonprefix import JsonPrefix
-from .replies import Usage
-from .requests import Wanted
 from .stops import StopFilter
 
 
@@ -24,24 +23,24 @@ class Reading:
     ``close`` has to be called, whatever happened: it gives up what is still under way.
     """
 
-    def __init__(self, engine: Engine, wanted: Wanted, checker: Checker) -> None:
-        self._engine, self._wanted, self._checker = engine, wanted, checker
+    def __init__(self, engine: Engine, request: AnswerRequest, checker: Checker) -> None:
+        self._engine, self._request, self._checker = engine, request, checker
         self._answer: Optional[Answer] = None
-        self._spent = Usage(0, 0)
+        self._first_attempt = Usage(0, 0)
         self._tokens = 0
         self._started = time.monotonic()
         self.finish_reason = ""
 
     async def start(self) -> None:
         """Into the queue; what raises here raises before any header has gone out."""
-        format, job = self._wanted.format, self._wanted.job
+        format, job = self._request.format, self._request.job
         if format is not None and format.schema:
             self._check_queue()
             check = asyncio.ensure_future(format.check_schema(self._checker))
-            async for _ in self._beats(check, None):
+            async for _ in self._heartbeats(check, None):
                 pass
             check.result()
-            job = replace(job, deadline_s=self._left())
+            job = replace(job, deadline_s=self._seconds_left())
         self._answer = await self._engine.submit(job)
 
     def _check_queue(self) -> None:
@@ -54,22 +53,22 @@ class Reading:
     def usage(self) -> Usage:
         """What this request cost, both times where a JSON answer had to be given twice."""
         if self._answer is None:
-            return self._spent
-        return self._spent.plus(Usage(self._answer.prompt_tokens, self._tokens))
+            return self._first_attempt
+        return self._first_attempt.plus(Usage(self._answer.prompt_tokens, self._tokens, self._answer.durations))
 
     async def close(self) -> None:
         if self._answer is not None:
             await self._answer.close()
 
-    def texts(self, beat_s: Optional[float] = None) -> AsyncIterator[str]:
-        """The answer as it comes; with ``beat_s``, "" after each so many seconds without any."""
-        return self._texts(beat_s) if self._wanted.format is None else self._json(beat_s)
+    def texts(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[str]:
+        """The answer as it comes; with ``heartbeat_s``, "" after each so many seconds without any."""
+        return self._texts(heartbeat_s) if self._request.format is None else self._json(heartbeat_s)
 
-    async def _texts(self, beat_s: Optional[float]) -> AsyncGenerator[str, None]:
+    async def _texts(self, heartbeat_s: Optional[float]) -> AsyncGenerator[str, None]:
         assert self._answer is not None
-        stops = StopFilter(self._wanted.stops)
+        stops = StopFilter(self._request.stops)
         self._tokens = 0
-        async for text, tokens in self._answer.pieces(beat_s):
+        async for text, tokens in self._answer.pieces(heartbeat_s):
             self._tokens += tokens
             out = stops.feed(text)
             if out or not (text or tokens):
@@ -85,14 +84,14 @@ class Reading:
         if rest:
             yield rest
 
-    async def _json(self, beat_s: Optional[float]) -> AsyncIterator[str]:
+    async def _json(self, heartbeat_s: Optional[float]) -> AsyncIterator[str]:
         """Signs of life, then the whole answer once it is what was asked for; the model may try twice."""
-        format = self._wanted.format
+        format = self._request.format
         assert format is not None
         problem: Optional[str] = None
         for attempt in range(2):
             prefix = JsonPrefix(format.is_object)
-            texts = self._texts(beat_s)
+            texts = self._texts(heartbeat_s)
             async for part in texts:
                 prefix.feed(part)
                 if prefix.problem or prefix.whole:
@@ -101,11 +100,11 @@ class Reading:
                     yield ""
             await texts.aclose()
             if prefix.problem or prefix.whole:
-                await self._stop()
+                await self._stop_run()
             problem = prefix.problem
             if problem is None:
                 check = asyncio.ensure_future(format.problem(prefix.text, self._checker))
-                async for beat in self._beats(check, beat_s):
+                async for beat in self._heartbeats(check, heartbeat_s):
                     yield beat
                 problem = check.result()
             if problem is None:
@@ -116,37 +115,37 @@ class Reading:
                     f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens"
                 )
             if attempt == 0:
-                await self._again(self._wanted.again(prefix.text, problem))
+                await self._ask_again(self._request.corrected(prefix.text, problem))
         raise self._refused(f"neither of the model's two answers is the JSON that was asked for: {problem}")
 
-    async def _stop(self) -> None:
+    async def _stop_run(self) -> None:
         """The answer is whole, or cannot become what was asked for: the NPU is for others."""
         assert self._answer is not None
         await self._answer.close()
         self.finish_reason = "stop"
 
-    async def _beats(self, check: asyncio.Future[Any], beat_s: Optional[float]) -> AsyncIterator[str]:
-        """Wait for ``check`` as long as the deadline allows, with a sign of life every ``beat_s`` seconds."""
+    async def _heartbeats(self, check: asyncio.Future[Any], heartbeat_s: Optional[float]) -> AsyncIterator[str]:
+        """Wait for ``check`` as long as the deadline allows, with a sign of life every ``heartbeat_s`` seconds."""
         try:
             while not check.done():
-                left = self._left()
-                await asyncio.wait({check}, timeout=left if beat_s is None else min(left, beat_s))
+                left = self._seconds_left()
+                await asyncio.wait({check}, timeout=left if heartbeat_s is None else min(left, heartbeat_s))
                 if not check.done():
                     yield ""
         finally:
             check.cancel()
             await asyncio.gather(check, return_exceptions=True)
 
-    async def _again(self, job: Job) -> None:
+    async def _ask_again(self, job: Job) -> None:
         assert self._answer is not None
         await self._answer.close()
-        self._spent, self._answer = self.usage, None
-        self._answer = await self._engine.submit(replace(job, deadline_s=self._left()))
+        self._first_attempt, self._answer = self.usage, None
+        self._answer = await self._engine.submit(replace(job, deadline_s=self._seconds_left()))
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         """Seconds until the deadline; Overdue if there are none."""
         most = self._engine.settings.deadline_s
-        most = min(self._wanted.job.deadline_s or most, most)
+        most = min(self._request.job.deadline_s or most, most)
         left = most - (time.monotonic() - self._started)
         if left <= 0:
             raise Overdue(f"the deadline of {most:.0f} s passed before the model had answered in valid JSON")
@@ -154,5 +153,5 @@ class Reading:
 
     def _refused(self, message: str) -> RequestRefused:
         """No server error: clients would send the request again, and it was tried twice already."""
-        assert self._wanted.format is not None
-        return RequestRefused(message, self._wanted.format.field, 422, "json_refused")
+        assert self._request.format is not None
+        return RequestRefused(message, self._request.format.field, 422, "json_refused")

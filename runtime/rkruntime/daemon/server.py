@@ -23,7 +23,7 @@ from .config import Address, Config
 from .jobs import Engine, Status
 
 _TICK_S = 1.0
-_LAST_WORDS_S = 2.0  # for the worker, after a second signal
+_WORKER_END_S = 2.0  # for the worker, after a second signal
 _BACKLOG = 1024  # connections that the kernel keeps until they are taken
 _SEND_BUFFER = 128 << 10
 _TICKS = 5  # of uvicorn's tenths of a second, between looks at the connections
@@ -33,13 +33,13 @@ def bind(address: Address) -> socket.socket:
     """A listening socket; TargetError says in a sentence why there is none."""
     try:
         family, _, _, _, place = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        door = socket.create_server(place[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(place[:2], family=family, backlog=_BACKLOG)
         # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, and create_server's does
         # not; without it, each answer on a connection that is kept waits 40 ms for an acknowledgement.
-        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # And what a client does not read waits here where it is seen, not in megabytes of the kernel's.
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        return door
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        return listener
     except socket.gaierror as error:
         raise TargetError(f"cannot listen on {address}: there is no address {address.host!r}") from error
     except OSError as error:
@@ -55,9 +55,9 @@ def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None
     """Serve until told to end; the exit code. ``greet`` is told where it listens."""
     connections.allow_descriptors()
     application = http.make(engine, config)
-    door = bind(config.listen)
+    listener = bind(config.listen)
     if greet is not None:
-        greet(_address(door))
+        greet(_address(listener))
     logs.set_up(config.log)
     most = connections.limits_of(config).connections
     if most < config.max_connections:
@@ -65,7 +65,7 @@ def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None
         logs.event("fewer connections", logging.WARNING, most=most, reason=why)
 
     async def live() -> int:
-        return await _Daemon(config, engine, application, door).run()
+        return await _Daemon(config, engine, application, listener).run()
 
     return asyncio.run(live())
 
@@ -79,8 +79,8 @@ def _loop_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
         loop.default_exception_handler(context)
 
 
-def _address(door: socket.socket) -> Address:
-    return Address(*door.getsockname()[:2])
+def _address(listener: socket.socket) -> Address:
+    return Address(*listener.getsockname()[:2])
 
 
 def uvicorn_config(application: ASGIApp, config: Config) -> uvicorn.Config:
@@ -107,10 +107,10 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_loop_failed)
         await super().startup(sockets)
-        # asyncio takes as many connections at a time as it was told to let the kernel keep, and fails as many times
-        # where there are no descriptors: it was told few, the kernel is told many.
-        for door in sockets or ():
-            door.listen(_BACKLOG)
+        # asyncio accepts as many connections at a time as its backlog says, and fails as many times where there are no
+        # descriptors: so it was given a small backlog, and the kernel gets the large one here.
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS == 0:
@@ -126,45 +126,45 @@ class Server(uvicorn.Server):
 class _Daemon:
     """Made inside the event loop: before Python 3.10 an Event belongs to the loop it is made in."""
 
-    def __init__(self, config: Config, engine: Engine, application: ASGIApp, door: socket.socket) -> None:
-        self._config, self._engine, self._door = config, engine, door
+    def __init__(self, config: Config, engine: Engine, application: ASGIApp, listener: socket.socket) -> None:
+        self._config, self._engine, self._listener = config, engine, listener
         self._server = Server(uvicorn_config(application, config))
-        self._told = asyncio.Event()
-        self._told_twice = asyncio.Event()
+        self._stop_asked = asyncio.Event()
+        self._stop_at_once_asked = asyncio.Event()
 
     async def run(self) -> int:
         # 1. Listen at once: /health and the list of models never wait for a load.
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-        serving = asyncio.ensure_future(self._server.serve([self._door]))
-        beating = asyncio.ensure_future(self._beat())
-        logs.event("listening", address=str(_address(self._door)), bundle=str(self._config.bundle))
+            loop.add_signal_handler(number, self._on_signal)
+        serving = asyncio.ensure_future(self._server.serve([self._listener]))
+        reporting = asyncio.ensure_future(self._report_status())
+        logs.event("listening", address=str(_address(self._listener)), bundle=str(self._config.bundle))
         await self._engine.start()
         notify.tell("READY=1")
         # 2. Until a signal comes.
-        told = asyncio.ensure_future(self._told.wait())
-        either: set[asyncio.Future[Any]] = {serving, told}
+        stop_asked = asyncio.ensure_future(self._stop_asked.wait())
+        either: set[asyncio.Future[Any]] = {serving, stop_asked}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         # 3. No new connections, no new jobs; those under way may end.
         notify.tell("STOPPING=1", "STATUS=draining")
         logs.event("draining", seconds=self._config.drain_s)
         self._server.should_exit = True
         closing = asyncio.ensure_future(self._engine.close(self._config.drain_s))
-        hurried = asyncio.ensure_future(self._told_twice.wait())
+        at_once = asyncio.ensure_future(self._stop_at_once_asked.wait())
         ending: asyncio.Future[Any] = asyncio.gather(closing, serving)
-        both: set[asyncio.Future[Any]] = {ending, hurried}
+        both: set[asyncio.Future[Any]] = {ending, at_once}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        beating.cancel()
+        reporting.cancel()
         if not ending.done():
             return await self._end_now(ending)
-        hurried.cancel()
+        at_once.cancel()
         ending.result()
         logs.event("ended")
         return 0
 
-    def _signalled(self) -> None:
-        (self._told_twice if self._told.is_set() else self._told).set()
+    def _on_signal(self) -> None:
+        (self._stop_at_once_asked if self._stop_asked.is_set() else self._stop_asked).set()
 
     async def _end_now(self, ending: asyncio.Future[Any]) -> int:
         """After a second signal: what is under way is lost, the worker is not left behind."""
@@ -172,15 +172,15 @@ class _Daemon:
         self._server.force_exit = True
         ending.cancel()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._engine.close(0), _LAST_WORDS_S)
+            await asyncio.wait_for(self._engine.close(0), _WORKER_END_S)
         return 1
 
-    async def _beat(self) -> None:
+    async def _report_status(self) -> None:
         """Keep systemd's watchdog quiet and its status line true."""
         watchdog_s = notify.watchdog_s()
         shown: Optional[str] = None
         while True:
-            status = _sentence(self._engine.status)
+            status = _status_line(self._engine.status)
             if status != shown:
                 notify.tell(f"STATUS={status}")
                 shown = status
@@ -189,6 +189,6 @@ class _Daemon:
             await asyncio.sleep(min(_TICK_S, (watchdog_s or _TICK_S) / 3))
 
 
-def _sentence(status: Status) -> str:
+def _status_line(status: Status) -> str:
     work = f"{'answering' if status.running else 'idle'}, {status.queued} waiting"
     return status.reason.replace("\n", " ") or (work if status.state == "ready" else status.state)

@@ -9,33 +9,34 @@ from typing import Optional, Union
 
 from rk3588.errors import Overdue, RkError
 
-from .jobs import Job, Piece
-from .process import Run
+from .jobs import Durations, Job, Piece
+from .process import WorkerRun
 
 Event = Union[Piece, RkError, None]  # None: the end
 
 
 class Ticket:
-    """``Answer`` of jobs.py. ``give_up`` is called when it is closed or overdue before its end.
+    """``Answer`` of jobs.py. ``cancel`` is called when it is closed or overdue before its end.
 
     Made inside a running event loop: the deadline runs from then on.
     """
 
-    def __init__(self, job: Job, deadline_s: float, give_up: Callable[[Ticket], None]) -> None:
+    def __init__(self, job: Job, deadline_s: float, cancel: Callable[[Ticket], None]) -> None:
         self.job = job
         self.owner, self.background = job.owner, job.background
         self.deadline_s = deadline_s
         self.prompt: Union[str, list[int], None] = None
         self.completion_tokens = 0
+        self.durations: Optional[Durations] = None
         self.finish_reason = ""
-        self.run: Optional[Run] = None  # while the worker is at it
+        self.run: Optional[WorkerRun] = None  # while the worker is at it
         self.retried = False
         self.over = False  # no more events: ended, failed, closed
-        self._give_up = give_up
+        self._cancel = cancel
         self._events: deque[Event] = deque()
         self._loop = asyncio.get_running_loop()
         self._reader: Optional[asyncio.Future[None]] = None
-        self._timer = self._loop.call_later(deadline_s, self._expire)
+        self._timer = self._loop.call_later(deadline_s, self._deadline_passed)
 
     @property
     def prompt_tokens(self) -> Optional[int]:
@@ -47,11 +48,12 @@ class Ticket:
 
     # The engine's side.
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: Piece, durations: Durations) -> None:
         if not self.over:
             self.completion_tokens += piece.tokens
+            self.durations = durations
             self._events.append(piece)
-            self._wake()
+            self._wake_reader()
 
     def finish(self, reason: str) -> None:
         self._end(None)
@@ -66,15 +68,15 @@ class Ticket:
         self.over = True
         self._timer.cancel()
         self._events.append(event)
-        self._wake()
+        self._wake_reader()
 
-    def _expire(self) -> None:
+    def _deadline_passed(self) -> None:
         self.fail(Overdue(f"there was no whole answer within {self.deadline_s:.0f} s"))
-        self._give_up(self)
+        self._cancel(self)
 
     # The HTTP side's.
 
-    async def pieces(self, beat_s: Optional[float] = None) -> AsyncIterator[Piece]:
+    async def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
         while True:
             while self._events:
                 event = self._events.popleft()
@@ -83,18 +85,18 @@ class Ticket:
                 if isinstance(event, RkError):
                     raise event
                 yield event
-            if not await self._more(beat_s):
+            if not await self._wait_for_event(heartbeat_s):
                 yield Piece("", 0)
 
     async def close(self) -> None:
         if not self.over:
             self.finish("stop")
-            self._give_up(self)
+            self._cancel(self)
 
-    async def _more(self, beat_s: Optional[float]) -> bool:
-        """Wait for an event; False after ``beat_s`` without one."""
+    async def _wait_for_event(self, heartbeat_s: Optional[float]) -> bool:
+        """Wait for an event; False after ``heartbeat_s`` without one."""
         self._reader = self._loop.create_future()
-        timer = self._loop.call_later(beat_s, self._wake) if beat_s is not None else None
+        timer = self._loop.call_later(heartbeat_s, self._wake_reader) if heartbeat_s is not None else None
         try:
             await self._reader
         finally:
@@ -103,6 +105,6 @@ class Ticket:
                 timer.cancel()
         return bool(self._events)
 
-    def _wake(self) -> None:
+    def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Optional
 
 from rk3588.errors import RkError, UsageError
-from rkruntime.binding import CONTEXT_RESERVE
+from rk3588.rkllm import CONTEXT_RESERVE, OPEN_FILES
 from rkruntime.generation import FINISH
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt
@@ -30,11 +30,9 @@ from rkruntime.settings import Settings
 from .protocol import Channel, Frame
 from .rendering import Renderer
 
-_BOARD_FILES = 102_400  # what librkllmrt opens of one model is counted in thousands (errno 24 below it)
-
 
 class Worker:
-    """What the two threads share. ``serve`` is the first one's loop, ``_work`` the second's."""
+    """What the two threads share. ``serve`` is the first one's loop, ``_run_jobs`` the second's."""
 
     def __init__(self, channel: Channel, renderer: Renderer) -> None:
         self._channel, self._renderer = channel, renderer
@@ -44,7 +42,7 @@ class Worker:
 
     def serve(self) -> None:
         """Until ``quit``, or the supervisor is gone."""
-        threading.Thread(target=self._work, name="rkllm", daemon=True).start()
+        threading.Thread(target=self._run_jobs, name="rkllm", daemon=True).start()
         while True:
             frame = self._channel.receive()
             if frame is None or frame["op"] == "quit":
@@ -56,8 +54,8 @@ class Worker:
             else:
                 self._jobs.put(frame)
 
-    def _work(self) -> None:
-        with _nothing_unsaid():
+    def _run_jobs(self) -> None:
+        with _exit_on_defect():
             while True:
                 frame = self._jobs.get()
                 if frame["op"] == "load":
@@ -73,11 +71,12 @@ class Worker:
                 for _ in tokens:
                     pass
         except Exception as error:
-            self._channel.send(event="failed", message=_said(error))
+            self._channel.send(event="failed", message=_message_of(error))
             return
         model.prompts.renderer = self._renderer
         self._model = model
-        self._channel.send(event="ready", context=model.context, room=model.context - CONTEXT_RESERVE)
+        limit = model.context - CONTEXT_RESERVE
+        self._channel.send(event="ready", context=model.context, prompt_limit=limit, load_ns=model.load_ns)
 
     def _encode(self, frame: Frame) -> None:
         """A job's prompt: ids, or a text where the bundle has no vocabulary; of one too long only its length.
@@ -88,16 +87,16 @@ class Worker:
         number, send = frame["id"], self._channel.send
         try:
             prompt = self._prompt(self._model, frame)
-            room = self._model.context - CONTEXT_RESERVE
-            if not isinstance(prompt, str) and len(prompt) > room:
+            limit = self._model.context - CONTEXT_RESERVE
+            if not isinstance(prompt, str) and len(prompt) > limit:
                 send(id=number, tokens=len(prompt))
             else:
                 send(id=number, prompt=prompt)
         except RkError as error:
             send(id=number, refused=str(error))
         except Exception as error:
-            _warn(f"a request could not be encoded: {_said(error)}")
-            send(id=number, failed=_said(error))
+            _warn(f"a request could not be encoded: {_message_of(error)}")
+            send(id=number, failed=_message_of(error))
 
     @staticmethod
     def _prompt(model: Model, frame: Frame) -> Prompt:
@@ -124,9 +123,10 @@ class Worker:
                     aborted = self._aborted == number
                     if aborted:
                         break
-                    send(id=number, text=token.text, tokens=1 if token.state != FINISH else 0)
+                    count = 1 if token.state != FINISH else 0
+                    send(id=number, text=token.text, tokens=count, elapsed_ns=model.cost.last_ns)
         except Exception as error:
-            send(id=number, error=_said(error))
+            send(id=number, error=_message_of(error))
             return
         send(id=number, end="abort" if aborted else model.cost.finish_reason)
 
@@ -140,7 +140,7 @@ def _choose_lora(model: Model, name: Optional[str]) -> None:
     model.choose_lora(name)
 
 
-def _said(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     """Our own errors by their text. Others by kind and place: what they say may quote what somebody wrote."""
     if isinstance(error, RkError):
         return str(error)
@@ -150,12 +150,12 @@ def _said(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _nothing_unsaid() -> Iterator[None]:
+def _exit_on_defect() -> Iterator[None]:
     """A defect ends the process at once: an orderly exit would stop the run, and it would look whole."""
     try:
         yield
     except BaseException as error:
-        _warn(f"the worker ends: {_said(error)}")
+        _warn(f"the worker ends: {_message_of(error)}")
         os._exit(1)
 
 
@@ -163,7 +163,7 @@ def _warn(message: str) -> None:
     print(f"W rkchatd: {message}", file=sys.stderr, flush=True)
 
 
-def _prepare() -> None:
+def _set_process_limits() -> None:
     """Be the one that waits, that may open many files, and that the kernel ends first where memory runs out."""
     # The supervisor has little to do, but at once: where the library computes on every core, each token would wait.
     os.nice(5)
@@ -172,16 +172,16 @@ def _prepare() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < _BOARD_FILES:
-        _warn(f"this process may open {hard} files; a large model on an NPU wants {_BOARD_FILES} (LimitNOFILE)")
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        _warn(f"this process may open {hard} files; a large model on an NPU wants {OPEN_FILES} (LimitNOFILE)")
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us, too: the supervisor decides
-    _prepare()
-    with _nothing_unsaid():
+    _set_process_limits()
+    with _exit_on_defect():
         end = socket.socket(fileno=int(sys.argv[1]))
         renderer = Renderer(end)  # before the library and its threads
         Worker(Channel(end), renderer).serve()

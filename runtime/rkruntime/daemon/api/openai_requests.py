@@ -1,38 +1,33 @@
-"""What clients ask for, read and checked: a JSON body becomes a ``Wanted``, or a RequestRefused names the field."""
+"""What OpenAI's clients ask for: a body becomes an ``AnswerRequest``, or RequestRefused names the field."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588.errors import RequestRefused
+from rk3588.sampling import Sampling
+from rkruntime.daemon import formats, strictjson
+from rkruntime.daemon.config import Config
+from rkruntime.daemon.fields import Fields, refuse
+from rkruntime.daemon.jobs import Job, Message
+from rkruntime.daemon.strictjson import BadJson, TooDeep
 
-from . import formats, strictjson
-from .config import Config
-from .fields import Fields, refuse
-from .jobs import Job, Message
-from .jsonformat import Format
-from .models import Model
-from .strictjson import BadJson, TooDeep
-
-Find = Callable[[Optional[str]], Model]  # a model by its name
+from .dialect import AnswerRequest, FindModel
 
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
 _MOST_TOKENS = 2**31 - 1
 
 # What librkllmrt 1.1 takes only when a model is loaded, by its names in requests.
-_AT_LOAD: Mapping[str, str] = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "repeat_penalty": "repeat_penalty",
+AT_LOAD: Mapping[str, str] = {
+    **{name: name for name in Sampling._fields},
     "repetition_penalty": "repeat_penalty",
     "frequency_penalty": "",
     "presence_penalty": "",
 }
-_ROLES = {
+ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
 }  # fmt: skip
@@ -44,26 +39,7 @@ OF_THE_TEMPLATE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One request. ``ignored``: fields that were asked for and will have no effect."""
-
-    job: Job
-    model: str
-    stream: bool
-    include_usage: bool
-    stops: tuple[str, ...]
-    format: Optional[Format]
-    ignored: tuple[str, ...]
-
-    def again(self, answer: str, problem: str) -> Job:
-        """The job that shows the model its own answer and what is wrong with it."""
-        told = f"That answer is not valid: {problem}. Answer again, with the corrected JSON only."
-        messages = [*(self.job.messages or ()), _message("assistant", answer), _message("user", told)]
-        return replace(self.job, messages=messages)
-
-
-def chat(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wanted:
+def chat(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -> AnswerRequest:
     """A request to /v1/chat/completions."""
     fields = Fields(body)
     _refuse_what_cannot_be(fields)
@@ -86,7 +62,7 @@ def chat(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wan
     return replace(wanted, job=job, format=format)
 
 
-def completion(body: Mapping[str, Any], config: Config, find: Find, owner: str) -> Wanted:
+def completion(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -> AnswerRequest:
     """A request to /v1/completions: a prompt as it is, without a template."""
     fields = Fields(body)
     _refuse_what_cannot_be(fields)
@@ -113,7 +89,7 @@ def _refuse_what_cannot_be(fields: Fields) -> None:
         raise RequestRefused("only text can be answered with", "modalities")
 
 
-def _common(fields: Fields, config: Config, find: Find, owner: str) -> Wanted:
+def _common(fields: Fields, config: Config, find: FindModel, owner: str) -> AnswerRequest:
     model = find(fields.text("model"))
     limit = fields.whole("max_tokens")
     job = Job(
@@ -129,7 +105,7 @@ def _common(fields: Fields, config: Config, find: Find, owner: str) -> Wanted:
             "(leave the field out, or run the daemon without --strict)",
             ignored[0],
         )
-    return Wanted(
+    return AnswerRequest(
         job=job,
         model=model.id,
         stream=fields.flag("stream"),
@@ -161,7 +137,7 @@ def _stops(fields: Fields) -> tuple[str, ...]:
 def _ignored(fields: Fields, config: Config) -> tuple[str, ...]:
     """Sampling that differs from what the model was loaded with."""
     found = []
-    for name, setting in _AT_LOAD.items():
+    for name, setting in AT_LOAD.items():
         value = fields.number(name)
         if value is not None and value != (getattr(config.sampling, setting) if setting else 0):
             found.append(name)
@@ -188,8 +164,8 @@ def _checked(message: Any, where: str) -> Message:
         refuse(where, "an object")
     fields = Fields(message)
     role = fields.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        refuse(f"{where}.role", f"one of {', '.join(_ROLES)}")
+    if not isinstance(role, str) or role not in ROLES:
+        refuse(f"{where}.role", f"one of {', '.join(ROLES)}")
     calls = fields.get("tool_calls")
     if "content" in fields:
         content = _text(fields["content"], f"{where}.content")
@@ -197,7 +173,7 @@ def _checked(message: Any, where: str) -> Message:
         content = ""
     else:
         refuse(f"{where}.content", "a string or a list of parts")
-    kept: dict[str, Any] = {"role": _ROLES[role], "content": content}
+    kept: dict[str, Any] = {"role": ROLES[role], "content": content}
     if calls is not None:
         kept["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
     for name in ("name", "tool_call_id"):

@@ -1,0 +1,101 @@
+"""What the languages of clients have in common: a request that has been read, what it cost, and the shape of an answer.
+
+The rest of the daemon (queue, deadlines, formats, reading) knows these and no language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Optional, Protocol
+
+from rk3588.errors import RkError
+from rkruntime.daemon.config import Config
+from rkruntime.daemon.jobs import Durations, Job
+from rkruntime.daemon.jsonformat import Format
+from rkruntime.daemon.models import ModelName
+
+Object = dict[str, Any]
+FindModel = Callable[[Optional[str]], ModelName]  # by its name; without one, the bundle's
+
+
+class Usage(NamedTuple):
+    """Tokens of prompt and answer; ``prompt`` is None where the bundle has no vocabulary to count with."""
+
+    prompt: Optional[int]
+    completion: int
+    durations: Optional[Durations] = None  # of the run, once it has ended
+
+    def plus(self, other: Usage) -> Usage:
+        prompt = None if self.prompt is None or other.prompt is None else self.prompt + other.prompt
+        both = self.durations.plus(other.durations) if self.durations and other.durations else None
+        return Usage(prompt, self.completion + other.completion, both or self.durations or other.durations)
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """One request. ``ignored``: fields that were asked for and will have no effect."""
+
+    job: Job
+    model: str
+    stream: bool
+    include_usage: bool
+    stops: tuple[str, ...]
+    format: Optional[Format]
+    ignored: tuple[str, ...]
+
+    def corrected(self, answer: str, problem: str) -> Job:
+        """The job that shows the model its own answer and what is wrong with it."""
+        told = f"That answer is not valid: {problem}. Answer again, with the corrected JSON only."
+        mistake = [{"role": "assistant", "content": answer}, {"role": "user", "content": told}]
+        return replace(self.job, messages=[*(self.job.messages or ()), *mistake])
+
+
+class Reply(Protocol):
+    """One answer in a language: an object, or the bytes of a stream."""
+
+    stream_type: str  # the media type of a stream
+
+    def __init__(self, model: str) -> None: ...
+
+    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object: ...
+
+    def begin(self) -> bytes:
+        """What comes before the first text, with it."""
+        ...
+
+    def text(self, text: str) -> bytes: ...
+
+    def sign_of_life(self, comment: bool) -> bytes:
+        """While nothing comes; ``comment``: as one of the stream's format, where it has any."""
+        ...
+
+    def end(self, finish_reason: str, usage: Optional[Usage]) -> bytes:
+        """``usage`` is None where it was not asked for."""
+        ...
+
+    def broken_off(self, failure: Failure) -> bytes:
+        """The last of a stream that cannot go on."""
+        ...
+
+
+class Failure(NamedTuple):
+    """An error as HTTP says it; ``code`` is for logs: messages may quote what somebody wrote."""
+
+    status: int
+    body: Object
+    headers: Mapping[str, str]
+    code: str
+
+
+ReadRequest = Callable[[Mapping[str, Any], Config, FindModel, str], AnswerRequest]
+"""Out of a body, the settings, what models there are, and the owner of the key; RequestRefused names the field."""
+
+
+class Endpoint(NamedTuple):
+    """Where a language takes requests, how it reads them, and how it answers."""
+
+    path: str
+    read: ReadRequest
+    reply: type[Reply]
+    failure: Callable[[RkError], Failure]
