@@ -15,6 +15,8 @@ import pytest
 
 pytest.importorskip("paramiko")
 
+import paramiko
+
 from rk3588.deploy import agent
 from rk3588.deploy.ssh import config, connection
 from rk3588.errors import ConnectError
@@ -230,6 +232,42 @@ def test_a_server_that_dies_is_noticed(tmp_path: Path) -> None:
             killer.join()
     finally:
         mortal.stop()
+
+
+def test_a_lost_link_is_none_of_the_command_s_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """paramiko closes the channels first and says afterwards that the link is gone: here, on a busy machine."""
+    if sshd.MISSING:
+        pytest.skip(sshd.MISSING)
+    unlink = paramiko.Channel._unlink
+
+    def slowly(channel: paramiko.Channel) -> None:
+        unlink(channel)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(paramiko.Channel, "_unlink", slowly)
+    mortal = sshd.start(tmp_path / "mortal")
+    try:
+        with connect(target_of(mortal)) as board:
+            session = board.start("cat")
+            mortal.stop()
+            with pytest.raises(ConnectError, match="was lost"):
+                session.finish()
+    finally:
+        mortal.stop()
+
+
+def test_an_answer_that_comes_after_the_exit_code(
+    board: connection.SshConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where neither machine has time: it is waited for, as its end is known."""
+    receive, late = paramiko.Channel.recv, iter([2.5])
+
+    def slowly(channel: paramiko.Channel, size: int) -> bytes:
+        time.sleep(next(late, 0))
+        return receive(channel, size)
+
+    monkeypatch.setattr(paramiko.Channel, "recv", slowly)
+    assert board.run("echo late").text == "late\n"
 
 
 def test_a_board_that_is_stuck_is_not_waited_for(server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ _LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
 _PROXY_SECONDS = 3.0  # for a ProxyCommand to end when it is told to
 _JUMPS = 8
 _ANSWER_SECONDS = 60.0  # for a board to start a command
+_ENDING_SECONDS = 2.0  # for paramiko to say that a link is lost, after it has closed what went over it
 _WINDOW = 1 << 24
 _BLOCK = 1 << 18
 # Encryption and authentication in one pass: faster than AES-CTR with a MAC (tests/bench/upload.py).
@@ -194,6 +195,12 @@ def _transport(known: KnownHosts, sock: Any, ask: Ask, accept: Accept) -> parami
     return transport
 
 
+def _is_lost(transport: paramiko.Transport) -> bool:
+    """Whether the link is gone: asked after a channel has ended without a word, which may be the first sign of it."""
+    transport.join(_ENDING_SECONDS)
+    return not transport.is_active()
+
+
 def _close(channel: paramiko.Channel) -> None:
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the other side is to be told: it may be gone
         channel.close()
@@ -235,7 +242,7 @@ class SshSession(Session):
             return None
         code = self._channel.exit_status
         if code == -1:  # no status came: killed by a signal, or the link is gone
-            if not self._channel.get_transport().is_active():
+            if _is_lost(self._channel.get_transport()):
                 raise ConnectError(f"the link to {self.what} was lost: run the same command again")
             return 255
         return code
@@ -267,7 +274,7 @@ class SshConnection(Connection):
             finally:
                 impatience.cancel()
         except (paramiko.SSHException, EOFError, OSError) as error:
-            if not self.transport.is_active():
+            if _is_lost(self.transport):
                 raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
             raise ConnectError(f"{self.name} does not start a command ({error}): is the board overloaded?") from error
         return SshSession(self.name, marks, channel, _DISK_STALL + self.target.silence)
