@@ -151,7 +151,7 @@ def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: 
     oldest = board.releases()[-1]["release"]
     board.run("rollback", "attic", "--to", oldest[:8])
     assert deploying.answer_of(port, key_of(board)) == "one here"
-    assert "there is no one release" in board.run("rollback", "attic", "--to", "zzz", code=1).stderr
+    assert "there is no one release" in board.run("rollback", "attic", "--to", "zzz", code=2).stderr
     assert "one w8a8 (sim)  answers" in board.run("releases", "attic").stdout
 
 

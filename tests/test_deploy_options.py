@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("paramiko")
 
+from rk3588.commands import deploy, releases
 from rk3588.commands.deploy import Drawn, reach
 from rk3588.deploy import agent, deployment, plan
 from rk3588.deploy.apply import Done
@@ -21,7 +23,8 @@ from rk3588.deploy.plan import Send
 from rk3588.deploy.release import File
 from rk3588.deploy.ssh import connection
 from rk3588.deploy.ssh.config import Target
-from tests import plan_cases
+from rk3588.errors import UsageError
+from tests import deploying, plan_cases
 
 TARGET = Target("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
 
@@ -91,3 +94,35 @@ def test_a_limited_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] += 60
     throttle.wait(throttle.block)
     assert now[0] - 160 == pytest.approx(101 * throttle.block / 500_000)
+
+
+FILES = ("--runtime", "--daemon", "--sim-library", "--sim-runtime", "--ssh-config", "--hosts")
+
+
+@pytest.mark.parametrize("option", FILES)
+def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: str) -> None:
+    """So the exit code is 2, before anything is asked of the board."""
+    bundle, absent = deploying.bundle(tmp_path, "one"), str(tmp_path / "absent")
+    words = [str(bundle), "--board", "me@192.0.2.7", "--plan", option, absent]
+    caught = CliRunner().invoke(deploy.command, words).exception
+    assert isinstance(caught, UsageError) and caught.exit_code == 2
+    assert str(caught).startswith(f"{option} {absent}: there is no such file; ")
+    if option in ("--ssh-config", "--hosts"):
+        assert isinstance(CliRunner().invoke(releases.command, ["me@192.0.2.7", option, absent]).exception, UsageError)
+
+
+def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:
+    row = {"manifest": {}, "files": {}, "proven": 1, "deployed": 1}
+    with pytest.raises(UsageError, match="there is no one release 'zzz' on the board; there are: a"):
+        plan.rollback(plan.State(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
+
+
+def test_what_a_bundle_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its model's name comes from its manifest."""
+    outcome = outcome_on("orange-pi-5-plus", "127.0.0.1")
+    manifest = {**outcome.manifest, "runtime": "npu", "model_file": "a\x1b]0;x\x07b", "runtime_version": "1.1.1"}
+    local = LocalConnection(lambda _: None)
+    deploy._report("local\x9b", local, replace(outcome, manifest=manifest), only_plan=False, as_json=False)
+    said = capsys.readouterr()
+    assert "a\ufffd]0;x\ufffdb" in said.err
+    assert not {"\x1b", "\x07", "\x9b"} & set(said.out + said.err)

@@ -94,7 +94,7 @@ def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str
         deadline = time.monotonic() + 30
         while True:
             try:
-                assert deploying.answer_of(port, key)
+                reply = deploying.reply_to_chat(port, key)
                 break
             except OSError:
                 assert time.monotonic() < deadline
@@ -102,6 +102,8 @@ def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str
     finally:
         process.kill()
         process.wait()
+    assert reply["choices"][0]["finish_reason"]
+    assert reply["model"] == scene.serving()  # its text may be empty: the model is a random one
 
 
 def test_it_runs_as_nobody_in_particular(scene: Scene) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rk3588 import simboard as simulated
 from rk3588.boards import Board, Host
 from rk3588.commands import known as inventories
 from rk3588.commands import simboard
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable, printable_json
 from rk3588.simboard import SimBoard
 
 HOSTS_OPTION = click.option(
@@ -55,21 +54,21 @@ def list_boards(file: Path | None, as_json: bool) -> None:
             "hosts": [describe_host(h) for h in known.hosts.values()],
             "simulated": [describe_simulated(s) for s in simulated.all_up()],
         }
-        click.echo(json.dumps(described, indent=2, ensure_ascii=False))
+        click.echo(printable_json(described))
         return
     rows = [("BOARD", "NAME", "SOC", "RAM GB")]
     rows += [(b.id, b.name, b.soc.name, _ram(b)) for b in known.boards.values()]
-    click.echo(_columns(rows))
+    click.echo(printable(_columns(rows)))
     if known.hosts:
         lines = [("HOST", "BOARD", "ADDRESS", "GROUPS")]
         lines += [(h.name, h.board.id, _login(h), " ".join(h.groups)) for h in known.hosts.values()]
-        click.echo("\n" + _columns(lines))
-        click.echo(f"hosts from {known.file}", err=True)
+        click.echo("\n" + printable(_columns(lines)))
+        click.echo(printable(f"hosts from {known.file}"), err=True)
     up = [describe_simulated(one) for one in simulated.all_up()]
     if up:
         lines = [("SIMULATED", "KIND", "ADDRESS", "")]
         lines += [(one["host"], one["kind"], f"{one['address']}:{one['port']}", "") for one in up]
-        click.echo("\n" + _columns(lines))
+        click.echo("\n" + printable(_columns(lines)))
 
 
 @board.command()
@@ -87,9 +86,9 @@ def show(name: str, file: Path | None, as_json: bool) -> None:
     else:
         facts = describe_board(known.board(name))
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        click.echo(printable_json(facts))
     else:
-        click.echo(_lines(facts))
+        click.echo(printable(_lines(facts)))
 
 
 @board.command()

@@ -71,8 +71,13 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
     there are not sent twice, and a board that is as wanted is left alone.
     """
     bundle = bundles.read(path)
+    library = None if runtime in (None, "sim") else Path(runtime)
+    files = {"runtime": library, **{name: given[name] for name in ("daemon", "sim_library", "sim_runtime")}}
+    for option, file in files.items():
+        if file is not None and not file.exists():
+            raise UsageError(f"--{option.replace('_', '-')} {file}: there is no such file; give the path of one")
     options = Options(
-        runtime=None if runtime in (None, "sim") else Path(runtime),
+        runtime=library,
         simulated=runtime == "sim",
         daemon=given["daemon"],
         sim_library=given["sim_library"],
@@ -129,7 +134,8 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
     chosen = outcome.manifest
     if chosen and not as_json:
         where = "on its NPU" if chosen["runtime"] == runtimes.NPU else "simulated, its NPU is not used"
-        click.echo(f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}", err=True)
+        text = f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}"
+        click.echo(printable(text), err=True)
     if only_plan:
         steps = plan.as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
@@ -152,7 +158,7 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         click.echo(json.dumps([result], indent=2))
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
-    click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
+    click.echo(printable(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n"), err=True)
     click.echo(printable(reach(connection, outcome)))
 
 

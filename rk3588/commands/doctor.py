@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import click
 from rk3588 import bundle as bundles
 from rk3588.commands import target
 from rk3588.deploy import deployment, judge, release
-from rk3588.errors import printable
+from rk3588.errors import printable, printable_json
 
 _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
 
@@ -24,7 +23,7 @@ def _told(name: str) -> Iterator[None]:
     """Every disk is searched for runtimes: that may take a while."""
     out = target.progress_stream()
     if out:
-        out.write(f"looking at {name} …")
+        out.write(printable(f"looking at {name} …"))
         out.flush()
     try:
         yield
@@ -56,7 +55,7 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
     findings = [*weak, *judge.judge(facts, prefix, need, simulated)]
     if as_json:
         rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]
-        click.echo(json.dumps({"host": name, "findings": rows, "facts": asdict(facts)}, indent=2, ensure_ascii=False))
+        click.echo(printable_json({"host": name, "findings": rows, "facts": asdict(facts)}))
     else:
         for finding in findings:
             level = click.style(f"{finding.level:<7}", fg=_COLOURS[finding.level])

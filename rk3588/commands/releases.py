@@ -36,7 +36,7 @@ def command(name: str, as_json: bool, **given: Any) -> None:
         size = f"{row['bytes'] / 1e6:9.1f} MB"
         click.echo(f"{mark} {printable(row['release'])}  {row['deployed']}  {size}  {model}{health}{condition}")
     if not rows:
-        click.echo(f"no release below {prefix}", err=True)
+        click.echo(printable(f"no release below {prefix}"), err=True)
 
 
 def listed(state: State) -> list[dict[str, Any]]:

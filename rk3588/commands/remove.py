@@ -11,7 +11,7 @@ import click
 from rk3588.commands import target
 from rk3588.commands.deploy import Drawn
 from rk3588.deploy import deployment
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 
 
 @click.command()
@@ -22,11 +22,11 @@ from rk3588.errors import UsageError
 def command(name: str, sure: bool, as_json: bool, **given: Any) -> None:
     """Take the daemon, all its releases, its user, its keys and its rules away from HOST."""
     with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        if not sure and not target.yes(f"Remove the daemon and all its releases and keys from {name}?"):
+        if not sure and not target.yes(printable(f"Remove the daemon and all its releases and keys from {name}?")):
             raise UsageError("not removed: say yes, or give --yes")
         with closing(Drawn(as_json)) as drawn:
             there = deployment.remove(connection, given["prefix"], drawn)
     if as_json:
         click.echo(json.dumps([{"host": name, "removed": there}], indent=2))
     else:
-        click.echo(f"{name}: {'removed' if there else 'there was nothing to remove'}", err=True)
+        click.echo(printable(f"{name}: {'removed' if there else 'there was nothing to remove'}"), err=True)

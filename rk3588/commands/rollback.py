@@ -11,6 +11,7 @@ import click
 from rk3588.commands import target
 from rk3588.commands.deploy import Drawn
 from rk3588.deploy import deployment, plan
+from rk3588.errors import printable
 
 
 @click.command()
@@ -30,4 +31,4 @@ def command(name: str, to: str | None, only_plan: bool, as_json: bool, **given: 
         elif only_plan:
             click.echo(plan.describe(steps))
         else:
-            click.echo(f"{name}: release {steps.release} is current and answered a chat", err=True)
+            click.echo(printable(f"{name}: release {steps.release} is current and answered a chat"), err=True)

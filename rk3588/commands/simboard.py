@@ -11,7 +11,7 @@ from rk3588.commands import known as inventories
 from rk3588.commands import target
 from rk3588.commands.waiting import Clock
 from rk3588.deploy import shell
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 from rk3588.simboard import SimBoard
 
 
@@ -42,7 +42,7 @@ def up(name: str, kind: str, systemd: bool) -> None:
             raise
         raise UsageError("simulated boards need paramiko: pip install 'rk3588[deploy]'") from error
     ssh = started.ssh
-    click.echo(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}", err=True)
+    click.echo(printable(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}"), err=True)
     click.echo(shell.command("ssh", *ssh["openssh"]))
 
 

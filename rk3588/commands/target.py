@@ -55,6 +55,8 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
         from rk3588.deploy.local import LocalConnection
 
         return LocalConnection(ask)
+    if ssh_config is not None and not ssh_config.exists():
+        raise UsageError(f"--ssh-config {ssh_config}: there is no such file; leave it out for ~/.ssh/config")
     try:
         from rk3588.deploy.ssh import config, connection
     except ModuleNotFoundError as error:

@@ -151,13 +151,13 @@ def plan(facts: Facts, state: State, release: Release, prefix: str, keep: int = 
 
 
 def rollback(state: State, prefix: str, systemd: bool, to: str | None = None) -> Plan:
-    """Back to release ``to``, or to the one that served before; DeployError if there is none."""
+    """Back to release ``to``, or to the one before; DeployError if there is none, UsageError if ``to`` names none."""
     known = latest_first(state)
     others = [name for name in known if name != state.current and state.releases[name]["proven"]]
     if to is not None:
         others = [name for name in known if name.startswith(to)]
         if len(others) != 1:
-            raise DeployError(f"there is no one release {to!r} on the board; there are: {', '.join(known) or 'none'}")
+            raise UsageError(f"there is no one release {to!r} on the board; there are: {', '.join(known) or 'none'}")
     if not others:
         raise DeployError("there is no other release on the board that ever answered a chat")
     manifest = state.releases[others[0]]["manifest"]
