@@ -32,9 +32,9 @@ from rk3588.deploy.board.files import forget
 from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
-from rk3588.errors import TargetError
+from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
-from rk3588.simboard.control import new_key
+from rk3588.simboard.preparing import new_key
 from tests.deploying import watched
 from tests.scene import PATIENCE, RATE, Scene, reboot, scene
 
@@ -301,7 +301,7 @@ def run(
             try:
                 with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}", daemon, real) as stage:
                     rounds_on(stage)
-            except TargetError as error:  # a container did not start, which is not what is tried here
+            except BoardError as error:  # a container did not start, which is not what is tried here
                 print(f"board {number}: {error}", flush=True)
                 failures += 1
                 if failures == 3:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rk3588.simboard.control import new_key
+from rk3588.simboard.preparing import new_key
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 MISSING = "" if os.access(SSHD, os.X_OK) else "no sshd here (Debian: openssh-server)"

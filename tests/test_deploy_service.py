@@ -194,7 +194,7 @@ def npu_board(scene: Scene) -> Iterator[Path]:
     """The board with what a container's /sys has not: an NPU and clocks, for who looks below RKBOARD_SYSROOT."""
     root = scene.board.folder / "root"
     sysroot = root / "sysroot"
-    tree.whole(sysroot, catalogue().board("rock-5b"))
+    tree.write_all(sysroot, catalogue().board("rock-5b"))
     test_clocks.load(sysroot, 0)
     (sysroot / "run" / "systemd" / "system").mkdir(parents=True)
     settings = root / "etc" / "ssh" / "sshd_config.d" / "sysroot.conf"

@@ -27,7 +27,7 @@ NVME = "/mnt/nvme/rkchatd"
 @pytest.fixture
 def sysroot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files of a Rock 5B, as `board up` makes them, for this machine's shell."""
-    tree.whole(tmp_path / "tree", catalogue().board("rock-5b"))
+    tree.write_all(tmp_path / "tree", catalogue().board("rock-5b"))
     monkeypatch.setenv("RKBOARD_SYSROOT", str(tmp_path / "tree"))
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path / "tree"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rk3588.commands.waiting import Clock
-from rk3588.errors import TargetError
+from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
 from tests import quickstart
 
@@ -115,5 +115,5 @@ def test_the_image_of_a_board_that_cannot_be_built(monkeypatch: pytest.MonkeyPat
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(nspawn, "cache", lambda: tmp_path / "cache")
-    with pytest.raises(TargetError, match=r"mmdebstrap --mode=root .* failed: E: no such suite"):
+    with pytest.raises(BoardError, match=r"mmdebstrap --mode=root .* failed: E: no such suite"):
         nspawn.build(lambda _: None)

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.errors import ConnectError, HostKeyError
-from rk3588.simboard.control import new_key
+from rk3588.simboard.preparing import new_key
 from tests import ssh_client, sshd
 from tests.ssh_client import PLAIN, connect, needs_sshd, target_of
 

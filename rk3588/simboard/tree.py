@@ -29,7 +29,7 @@ def debugfs(folder: Path) -> None:
     (rknpu / "load").write_text("NPU load:  Core0:  0%, Core1:  0%, Core2:  0%,\n")
 
 
-def whole(root: Path, board: Board) -> None:
+def write_all(root: Path, board: Board) -> None:
     """Everything a fact looks at below /sys and /dev, for a board without root."""
     firmware(root / "sys" / "firmware", board)
     debugfs(root / "sys" / "kernel" / "debug")

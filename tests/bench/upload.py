@@ -93,7 +93,7 @@ def main(megabytes: int, rounds: int) -> None:
         step = Send(File("model", source, size, bundle.sha256(source)), str(place), root=False)
         (board / "home").mkdir()
         # For the deployment: a board of its own without systemd, so that nothing of this machine is touched.
-        tree.whole(board / "tree", catalogue().board("rock-5b"))
+        tree.write_all(board / "tree", catalogue().board("rock-5b"))
         server = sshd.start(folder / "sshd", f"SetEnv RKBOARD_SYSROOT={board}/tree HOME={board}/home")
         try:
             compare(server, step, source, place, size, rounds)
