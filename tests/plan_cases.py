@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rk3588.deploy import judge, plan, probes, release
+from rk3588.deploy import judge, layout, plan, probes
 from rk3588.deploy.facts import Facts, Holder, Library, Node
 from rk3588.deploy.plan import State
-from rk3588.deploy.release import File, Release
+from rk3588.deploy.release import Release
+from rk3588.deploy.release_files import File
 from rk3588.errors import RkError
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "plans"
-PREFIX = release.PREFIX
+PREFIX = layout.PREFIX
 GIB = 1 << 30
 
 

@@ -20,7 +20,7 @@ from rk3588.deploy import agent, deployment, plan
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.plan import Send
-from rk3588.deploy.release import File
+from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import connection
 from rk3588.deploy.ssh.config import Target
 from rk3588.errors import UsageError
@@ -62,8 +62,8 @@ def test_clocks_that_were_left_alone_stay_so() -> None:
         state = plan.State(releases={"a": {"manifest": there}}, current="a")
         file = Path("/dev/null")
         options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
-        wish = deployment.make_wish(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
-        assert wish.pin is expected
+        spec = deployment.make_spec(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
+        assert spec.pin is expected
 
 
 def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.boards import catalogue
-from rk3588.deploy import release
+from rk3588.deploy import units
 from rk3588.simboard import control, nspawn, tree
 from tests import deploying, sshd, test_clocks
 from tests import scene as scenes
@@ -251,7 +251,7 @@ def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
     more = {"GROUPS": "SupplementaryGroups=video", "LOAD": "90", "BACKOFF": "", "AFFINITY": "CPUAffinity=0 1 2 3"}
     assert facts.little_cpus == (0, 1, 2, 3)
     for name in ("rkchatd.service", "rkchatd-clocks.service"):
-        text = release.filled(name, {**values, **more})
+        text = units.fill_template(name, {**values, **more})
         assert "@" not in text.replace("@system-service", "")
         (tmp_path / name).write_text(text)
         if not os.access("/usr/bin/systemd-analyze", os.X_OK):

@@ -238,7 +238,7 @@ def test_a_lost_link_is_none_of_the_command_s_ends(tmp_path: Path, monkeypatch: 
     """paramiko closes the channels first and says afterwards that the link is gone: here, on a busy machine."""
     if sshd.MISSING:
         pytest.skip(sshd.MISSING)
-    unlink = paramiko.Channel._unlink
+    unlink = paramiko.Channel._unlink  # type: ignore[attr-defined]
 
     def slowly(channel: paramiko.Channel) -> None:
         unlink(channel)

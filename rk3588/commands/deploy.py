@@ -17,7 +17,7 @@ from rk3588 import bundle as bundles
 from rk3588 import runtime as runtimes
 from rk3588.commands import target
 from rk3588.commands.waiting import Clock
-from rk3588.deploy import deployment, judge, plan, release, shell
+from rk3588.deploy import deployment, judge, layout, plan, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
 from rk3588.deploy.deployment import Options, Outcome
@@ -82,7 +82,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         daemon=given["daemon"],
         sim_library=given["sim_library"],
         sim_runtime=given["sim_runtime"],
-        listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
+        listen={None: None, "loopback": layout.LOOPBACK, "lan": layout.LAN}[expose],
         port=given["port"],
         pin=given["pin"],
         patience=given["patience"],
@@ -108,7 +108,7 @@ def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[a-z][a-z_]*", key):
             raise UsageError(f"--set {text!r}: give a setting of the daemon and its value, as in temperature=0")
-        if key in release.OUR_SETTINGS:
+        if key in layout.OUR_SETTINGS:
             raise UsageError(f"--set {key}: that one is the deployment's own")
         try:
             found[key] = yaml.safe_load(value)
@@ -121,7 +121,7 @@ def _ask_exposure(connection: Connection, options: Options) -> None:
     """Once: a board that is open already is not asked about again."""
     found, prefix = deployment.look(connection, options.prefix)
     state = deployment.state_of(connection, prefix, found.systemd is not None)
-    if deployment.Board(found, prefix, state).manifest.get("listen") == release.LAN:
+    if deployment.Board(found, prefix, state).manifest.get("listen") == layout.LAN:
         return
     if not target.yes("Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"):
         raise UsageError("not opened: say yes, give --yes, or leave --expose lan out")
@@ -170,7 +170,7 @@ def _chosen(outcome: Outcome) -> dict[str, Any]:
 def reach(connection: Connection, outcome: Outcome) -> str:
     """How to use it now: URL, key, and what to enter in Open WebUI and Home Assistant."""
     board = outcome.board
-    open_to_all, port = outcome.manifest["listen"] == release.LAN, outcome.manifest["port"]
+    open_to_all, port = outcome.manifest["listen"] == layout.LAN, outcome.manifest["port"]
     address, words = target.way_to(connection)
     here = address is None or board.facts.simulated  # the board's loopback is this machine's
     address = address or next(iter(board.facts.addresses), "127.0.0.1")

@@ -12,7 +12,7 @@ import click
 
 from rk3588 import bundle as bundles
 from rk3588.commands import target
-from rk3588.deploy import deployment, judge, release
+from rk3588.deploy import deployment, judge, sizes
 from rk3588.errors import printable, printable_json
 
 _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
@@ -47,7 +47,7 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
     need = judge.Need()
     if path:
         bundle = bundles.read(path)
-        need = judge.Need(release.memory_needed(bundle, simulated), release.size_of(bundle, simulated))
+        need = judge.Need(sizes.memory_needed(bundle, simulated), sizes.disk_needed(bundle, simulated))
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
     with target.open_board(name, *reach) as connection, _told(name):
         facts, prefix = deployment.look(connection, given["prefix"], thorough=True)

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, NoReturn, Optional
 from rk3588.errors import ConnectError, DeployError
 
 from . import shell
+from .agent_zip import agent_zip
 from .connection import PATIENCE, Connection, Result, Session
 from .plan import Send
-from .release import agent_zip
 
 # The zip is read from stdin into memory and imported from there: nothing is left on the board. -I: nothing is imported
 # from the current folder or the user's, which root must not run.

@@ -15,13 +15,13 @@ from typing import Any
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, printable
 
-from . import agent, judge, plan, probes, release
+from . import agent, judge, layout, plan, probes, programs, release, release_bundle, sizes
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
 from .judge import Finding, Need
 from .plan import Plan, State
-from .release import Wish
+from .release_spec import ReleaseSpec
 
 _MARGIN = 64 << 20  # bytes of disk beside what is sent
 _STATE_SECONDS = 1800.0  # changed files are hashed anew
@@ -123,7 +123,7 @@ def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -
 
 def state_of(connection: Connection, prefix: str, systemd: bool) -> State:
     """What lies below the prefix, and whether it answers."""
-    rule = release.RULE if systemd else ""
+    rule = layout.RULE if systemd else ""
     answer = agent.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
     return State.from_answer(answer)
 
@@ -132,7 +132,7 @@ def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
-    release.check_template(bundle)
+    release_bundle.check_template(bundle)
     found, prefix = look_to_change(connection, options.prefix)
     systemd = found.systemd is not None
     if only_plan:
@@ -156,45 +156,45 @@ def _need_python(found: Facts) -> None:
 def _planned(connection: Connection, bundle: Bundle, options: Options, found: Facts, prefix: str) -> Outcome:
     state = state_of(connection, prefix, found.systemd is not None)
     board = Board(found, prefix, state)
-    wish = make_wish(bundle, options, board)
+    spec = make_spec(bundle, options, board)
     # Refused before anything is read of a library that may not fit the board.
     early = judge.judge(found, prefix, simulated=options.simulated)
     steps, manifest = plan.Plan("", ()), {}
     if not judge.refusals(early):
-        wanted = release.build(wish, found)
+        wanted = release.build(spec, found)
         steps, manifest = plan.plan(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
     else:
-        release.model_of(bundle, options.simulated)
+        release_bundle.model_of(bundle, options.simulated)
     need = Need(
-        memory=release.memory_needed(bundle, options.simulated, _context(wish)),
+        memory=sizes.memory_needed(bundle, options.simulated, _context(spec)),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,
-        port=None if state.active and board.manifest.get("port") == wish.port else wish.port,
-        pins=wish.pin and found.systemd is not None,
+        port=None if state.active and board.manifest.get("port") == spec.port else spec.port,
+        pins=spec.pin and found.systemd is not None,
     )
     findings = judge.judge(found, prefix, need, simulated=options.simulated)
     return Outcome(board, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
 
 
-def _context(wish: Wish) -> int:
-    said = wish.settings.get("context", 0)
+def _context(spec: ReleaseSpec) -> int:
+    said = spec.settings.get("context", 0)
     return said if isinstance(said, int) else 0  # the daemon says what is wrong with it
 
 
-def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
+def make_spec(bundle: Bundle, options: Options, board: Board) -> ReleaseSpec:
     """The options, with what the board has now where nothing else was said, and the files found on this host."""
-    listen = options.listen or str(board.manifest.get("listen", release.LOOPBACK))
+    listen = options.listen or str(board.manifest.get("listen", layout.LOOPBACK))
     said = board.manifest.get("port")
-    port = options.port or (said if isinstance(said, int) else release.PORT)
+    port = options.port or (said if isinstance(said, int) else layout.PORT)
     if options.runtime is None and not options.simulated:
-        release.model_of(bundle, simulated=False)
+        release_bundle.model_of(bundle, simulated=False)
         raise DeployError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
     machine = board.facts.machine
-    twin = options.sim_runtime or release.find_library("librkllmrt.so", machine) if options.simulated else None
-    return Wish(
+    twin = options.sim_runtime or programs.find_library("librkllmrt.so", machine) if options.simulated else None
+    return ReleaseSpec(
         bundle=bundle,
-        daemon=options.daemon or release.find_daemon(),
+        daemon=options.daemon or programs.find_daemon(),
         runtime=options.runtime,
-        sim_library=options.sim_library or release.find_library("librksim.so", machine),
+        sim_library=options.sim_library or programs.find_library("librksim.so", machine),
         sim_runtime=twin,
         listen=listen,
         port=port,
@@ -233,6 +233,6 @@ def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool
         state = state_of(connection, where, systemd)
         if not (state.releases or state.incoming or state.keys or state.user or state.rule):
             return False
-        rule, user = (release.RULE, release.USER) if systemd else ("", "")
+        rule, user = (layout.RULE, layout.USER) if systemd else ("", "")
         agent.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
         return True

@@ -15,8 +15,12 @@ from typing import Any, Union
 from rk3588.errors import DeployError, UsageError, printable
 
 from .facts import Facts
-from .release import LEAST_LOAD_SECONDS, RULE, USER, File, Release, npu_group
+from .layout import RULE, USER
+from .release import Release
+from .release_files import File
 from .shell import command
+from .sizes import LEAST_LOAD_SECONDS
+from .units import npu_group
 
 _PREFIX = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.][A-Za-z0-9._-]*){2,40}")  # in units, % and blanks mean something
 KEEP = 3
