@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588 import bundle
-from rk3588.deploy import deployment, plan
+from rk3588.deploy import deployment
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.board.files import forget
 from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
+from rk3588.deploy.steps import describe_plan
 from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
 from rk3588.simboard.preparing import new_key
@@ -248,7 +249,7 @@ def recover(scene: Scene, wanted: Path) -> None:
     with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
         options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
         planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
-    assert planned.steps == (), plan.describe(planned)
+    assert planned.steps == (), describe_plan(planned)
 
 
 def damaged(release: Path) -> list[str]:

@@ -16,13 +16,14 @@ pytest.importorskip("paramiko")
 
 from rk3588.commands import deploy, releases
 from rk3588.commands.deploy import Drawn, reach
-from rk3588.deploy import agent, deployment, plan
+from rk3588.deploy import agent, deployment, planning
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
-from rk3588.deploy.plan import Send
 from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import connection
 from rk3588.deploy.ssh.config import Target
+from rk3588.deploy.state import BoardState
+from rk3588.deploy.steps import DeploymentPlan, Send
 from rk3588.errors import UsageError
 from tests import deploying, plan_cases
 
@@ -31,8 +32,8 @@ TARGET = Target("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False,
 
 def outcome_on(board: str, listen: str) -> deployment.Outcome:
     facts = plan_cases.board(board)
-    found = deployment.Board(facts, "/opt/rkchatd", plan.State())
-    return deployment.Outcome(found, plan.Plan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
+    found = deployment.Board(facts, "/opt/rkchatd", BoardState())
+    return deployment.Outcome(found, DeploymentPlan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
 
 
 def test_how_it_is_reached_over_ssh() -> None:
@@ -59,7 +60,7 @@ def test_clocks_that_were_left_alone_stay_so() -> None:
     bundle: Any = None
     facts = plan_cases.board("orange-pi-5-plus")
     for said, there, expected in ((None, {}, True), (None, {"pin": False}, False), (True, {"pin": False}, True)):
-        state = plan.State(releases={"a": {"manifest": there}}, current="a")
+        state = BoardState(releases={"a": {"manifest": there}}, current="a")
         file = Path("/dev/null")
         options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
         spec = deployment.make_spec(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
@@ -114,7 +115,7 @@ def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: 
 def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:
     row = {"manifest": {}, "files": {}, "proven": 1, "deployed": 1}
     with pytest.raises(UsageError, match="there is no one release 'zzz' on the board; there are: a"):
-        plan.rollback(plan.State(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
+        planning.plan_rollback(BoardState(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
 
 
 def test_what_a_bundle_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

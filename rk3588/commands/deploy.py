@@ -17,11 +17,11 @@ from rk3588 import bundle as bundles
 from rk3588 import runtime as runtimes
 from rk3588.commands import target
 from rk3588.commands.waiting import Clock
-from rk3588.deploy import deployment, judge, layout, plan, shell
+from rk3588.deploy import deployment, judge, layout, planning, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
 from rk3588.deploy.deployment import Options, Outcome
-from rk3588.deploy.plan import Activate, Send, Step
+from rk3588.deploy.steps import Activate, Send, Step, describe_plan, plan_as_json
 from rk3588.errors import DeployError, UsageError, printable
 
 _EVENTS = {
@@ -56,7 +56,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--pin/--no-pin", default=None, help="Highest clocks while the NPU is busy; else as it is.")
 @click.option("--patience", type=click.IntRange(1, 3600), metavar="S", help="Until it has to answer; else by its size.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the daemon; else as they are.")
-@click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
+@click.option("--keep", type=click.IntRange(2, 50), default=planning.KEEP, show_default=True, help="Releases to keep.")
 @click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
 @click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
 @click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the packaged one.")
@@ -137,10 +137,10 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         text = f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}"
         click.echo(printable(text), err=True)
     if only_plan:
-        steps = plan.as_json(outcome.plan)
+        steps = plan_as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
         facts |= _chosen(outcome)
-        click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
+        click.echo(json.dumps([facts], indent=2) if as_json else describe_plan(outcome.plan))
         if judge.refusals(findings):
             raise DeployError("it would be refused: see above")
         if not as_json:

@@ -10,7 +10,7 @@ import click
 
 from rk3588.commands import target
 from rk3588.deploy import deployment
-from rk3588.deploy.plan import State, latest_first
+from rk3588.deploy.state import BoardState, latest_first
 from rk3588.errors import printable
 
 
@@ -39,7 +39,7 @@ def command(name: str, as_json: bool, **given: Any) -> None:
         click.echo(printable(f"no release below {prefix}"), err=True)
 
 
-def listed(state: State) -> list[dict[str, Any]]:
+def listed(state: BoardState) -> list[dict[str, Any]]:
     """Releases as plain rows, newest first."""
     rows = []
     for name in latest_first(state):

@@ -10,7 +10,8 @@ import click
 
 from rk3588.commands import target
 from rk3588.commands.deploy import Drawn
-from rk3588.deploy import deployment, plan
+from rk3588.deploy import deployment
+from rk3588.deploy.steps import describe_plan
 from rk3588.errors import printable
 
 
@@ -29,6 +30,6 @@ def command(name: str, to: str | None, only_plan: bool, as_json: bool, **given: 
             row = {"host": name, "release": steps.release, "commands": done.commands, "healthy": not only_plan}
             click.echo(json.dumps([row], indent=2))
         elif only_plan:
-            click.echo(plan.describe(steps))
+            click.echo(describe_plan(steps))
         else:
             click.echo(printable(f"{name}: release {steps.release} is current and answered a chat"), err=True)

@@ -17,7 +17,7 @@ from rk3588.errors import ConnectError, DeployError
 from . import shell
 from .agent_zip import agent_zip
 from .connection import PATIENCE, Connection, Result, Session
-from .plan import Send
+from .steps import Send
 
 # The zip is read from stdin into memory and imported from there: nothing is left on the board. -I: nothing is imported
 # from the current folder or the user's, which root must not run.

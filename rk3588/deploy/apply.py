@@ -11,7 +11,7 @@ from rk3588.errors import DeployError
 
 from . import agent
 from .connection import Connection, Session
-from .plan import Activate, Command, Plan, Send, Step
+from .steps import Activate, Command, DeploymentPlan, Send, Step
 
 _EVENT_SECONDS = 30.0
 
@@ -34,7 +34,9 @@ class Watcher:
     def event(self, what: str) -> None: ...
 
 
-def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None) -> None:
+def apply(
+    plan: DeploymentPlan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None
+) -> None:
     """Run all steps; DeployError or ConnectError says which one failed and why, ``done`` how far it came."""
     sender = agent.Sender(connection, agent.Throttle(rate), watcher.sent)
     for step in plan.steps:

@@ -15,13 +15,14 @@ from typing import Any
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, printable
 
-from . import agent, judge, layout, plan, probes, programs, release, release_bundle, sizes
+from . import agent, judge, layout, planning, probes, programs, release, release_bundle, sizes
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
 from .judge import Finding, Need
-from .plan import Plan, State
 from .release_spec import ReleaseSpec
+from .state import BoardState
+from .steps import DeploymentPlan
 
 _MARGIN = 64 << 20  # bytes of disk beside what is sent
 _STATE_SECONDS = 1800.0  # changed files are hashed anew
@@ -41,7 +42,7 @@ class Options:
     pin: bool | None = None
     patience: int | None = None
     settings: Mapping[str, Any] | None = None  # of the daemon
-    keep: int = plan.KEEP
+    keep: int = planning.KEEP
     prefix: str | None = None
     rate: float | None = None  # bytes/s
 
@@ -52,7 +53,7 @@ class Board:
 
     facts: Facts
     prefix: str
-    state: State
+    state: BoardState
 
     @property
     def systemd(self) -> bool:
@@ -70,7 +71,7 @@ class Outcome:
     """What a run came to; ``findings`` are the board's."""
 
     board: Board
-    plan: Plan
+    plan: DeploymentPlan
     done: Done
     healthy: bool
     findings: tuple[Finding, ...]
@@ -80,9 +81,9 @@ class Outcome:
 def look(connection: Connection, prefix: str | None = None, thorough: bool = False) -> tuple[Facts, str]:
     """The board's facts, and where its releases lie."""
     if prefix is not None:
-        plan.check_prefix(prefix)
+        planning.check_prefix(prefix)
     found = probes.parse(probes.gather(connection, prefix, thorough))
-    return found, plan.check_prefix(found.prefix)
+    return found, planning.check_prefix(found.prefix)
 
 
 def ground(connection: Connection, found: Facts, prefix: str) -> list[Finding]:
@@ -121,11 +122,11 @@ def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -
         yield
 
 
-def state_of(connection: Connection, prefix: str, systemd: bool) -> State:
+def state_of(connection: Connection, prefix: str, systemd: bool) -> BoardState:
     """What lies below the prefix, and whether it answers."""
     rule = layout.RULE if systemd else ""
     answer = agent.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
-    return State.from_answer(answer)
+    return BoardState.from_answer(answer)
 
 
 def deploy(
@@ -159,10 +160,10 @@ def _planned(connection: Connection, bundle: Bundle, options: Options, found: Fa
     spec = make_spec(bundle, options, board)
     # Refused before anything is read of a library that may not fit the board.
     early = judge.judge(found, prefix, simulated=options.simulated)
-    steps, manifest = plan.Plan("", ()), {}
+    steps, manifest = DeploymentPlan("", ()), {}
     if not judge.refusals(early):
         wanted = release.build(spec, found)
-        steps, manifest = plan.plan(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
+        steps, manifest = planning.plan_release(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
     else:
         release_bundle.model_of(bundle, options.simulated)
     need = Need(
@@ -213,12 +214,12 @@ def kept_settings(board: Board) -> Mapping[str, Any]:
 
 def roll_back(
     connection: Connection, prefix: str | None, to: str | None, watcher: Watcher, *, only_plan: bool = False
-) -> tuple[Plan, Done]:
+) -> tuple[DeploymentPlan, Done]:
     """Back to another release that is on the board."""
     found, where = look_to_change(connection, prefix)
     systemd = found.systemd is not None
     with hold(connection, where, systemd, watcher):
-        steps = plan.rollback(state_of(connection, where, systemd), where, systemd, to)
+        steps = planning.plan_rollback(state_of(connection, where, systemd), where, systemd, to)
         done = Done()
         if not only_plan:
             apply(steps, connection, done, watcher)

@@ -23,9 +23,9 @@ from pathlib import Path
 from rk3588 import bundle
 from rk3588.boards import catalogue
 from rk3588.deploy import agent
-from rk3588.deploy.plan import Send
 from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import config, connection
+from rk3588.deploy.steps import Send
 from rk3588.simboard import control, tree
 from tests import deploying, sshd
 
