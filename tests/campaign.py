@@ -28,7 +28,7 @@ from pathlib import Path
 from rk3588 import bundle
 from rk3588.deploy import deployment
 from rk3588.deploy.apply import Watcher
-from rk3588.deploy.board.files import forget
+from rk3588.deploy.board.files import delete_durably
 from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
@@ -73,7 +73,7 @@ def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
         file.seek(0, os.SEEK_END)
         while True:
             file.write(bytes(4096))
-    return lambda: forget(str(filler))
+    return lambda: delete_durably(str(filler))
 
 
 def rebooted(scene: Scene, _process: subprocess.Popen[str]) -> Heal:

@@ -16,7 +16,7 @@ pytest.importorskip("paramiko")
 
 from rk3588.commands import deploy, releases
 from rk3588.commands.deploy import Drawn, reach
-from rk3588.deploy import agent, deployment, planning
+from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.release_files import File
@@ -85,9 +85,9 @@ def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest
 def test_a_limited_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first byte on, however long other things took meanwhile."""
     now = [100.0]
-    monkeypatch.setattr("rk3588.deploy.agent.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("rk3588.deploy.agent.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    throttle = agent.Throttle(500_000)
+    monkeypatch.setattr("rk3588.deploy.transfer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rk3588.deploy.transfer.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    throttle = transfer.Throttle(500_000)
     assert throttle.block <= 50_000
     for _ in range(100):
         throttle.wait(throttle.block)

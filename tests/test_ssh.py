@@ -17,7 +17,7 @@ pytest.importorskip("paramiko")
 
 import paramiko
 
-from rk3588.deploy import agent
+from rk3588.deploy import agent_client
 from rk3588.deploy.ssh import config, connection
 from rk3588.errors import ConnectError
 from tests import ssh_client, sshd
@@ -162,7 +162,7 @@ def test_what_start_files_say_around_an_answer_is_borne(talker: sshd.Sshd, mode:
         assert session.read_line() == b"heard two"
         assert session.read_line() == b""
         assert session.finish().code == 0
-        assert agent.ask(board, "state", "/opt/absent", "", root=False)["exists"] is False
+        assert agent_client.ask(board, "state", "/opt/absent", "", root=False)["exists"] is False
 
 
 SILENT = {  # what its shell does: what we say
@@ -186,8 +186,9 @@ def test_why_nothing_runs_is_said(talker: sshd.Sshd) -> None:
             with pytest.raises(ConnectError, match=f"^board runs no commands: its login shell said: .*{words}"):
                 assert board.user_id
         with pytest.raises(ConnectError, match=words):
-            agent.ask(board, "state", "/x/y", "", root=False)
-        with pytest.raises(ConnectError, match=words), agent.locked(board, "/x", "me", "/x", root=False, waiting=print):
+            agent_client.ask(board, "state", "/x/y", "", root=False)
+        held = agent_client.hold_lock(board, "/x", "me", "/x", root=False, waiting=print)
+        with pytest.raises(ConnectError, match=words), held:
             pass
 
 

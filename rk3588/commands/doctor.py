@@ -51,7 +51,7 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
     with target.open_board(name, *reach) as connection, _told(name):
         facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
-        weak = deployment.ground(connection, facts, prefix)
+        weak = deployment.prefix_findings(connection, facts, prefix)
     findings = [*weak, *judge.judge(facts, prefix, need, simulated)]
     if as_json:
         rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 _PACKAGES = ("rk3588", "rk3588/deploy", "rk3588/deploy/board")
-_MODULES = ("ground", "files", "service", "activation", "agent")
+_MODULES = ("safe_paths", "files", "service", "activation", "agent")
 _MAIN = "import sys\nfrom rk3588.deploy.board.agent import main\nmain(sys.argv[1:])\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rk3588.errors import DeployError
 
-from . import agent
+from . import agent_client, transfer
 from .connection import Connection, Session
 from .steps import Activate, Command, DeploymentPlan, Send, Step
 
@@ -38,7 +38,7 @@ def apply(
     plan: DeploymentPlan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None
 ) -> None:
     """Run all steps; DeployError or ConnectError says which one failed and why, ``done`` how far it came."""
-    sender = agent.Sender(connection, agent.Throttle(rate), watcher.sent)
+    sender = transfer.Sender(connection, transfer.Throttle(rate), watcher.sent)
     for step in plan.steps:
         watcher.step(step)
         if isinstance(step, Send):
@@ -53,8 +53,8 @@ def apply(
 
 def _command(step: Command, connection: Connection) -> None:
     if step.agent:
-        session = agent.start(connection, step.line, root=step.root, stdin=step.stdin)
-        agent.answer(connection, session.finish(step.seconds))
+        session = agent_client.start(connection, step.line, root=step.root, stdin=step.stdin)
+        agent_client.checked_answer(connection, session.finish(step.seconds))
         return
     result = connection.run(step.line, root=step.root, stdin=step.stdin, timeout=step.seconds)
     if result.code:

@@ -31,7 +31,7 @@ Ask = Callable[[str], Optional[str]]  # a question that wants a secret; None: no
 
 
 @dataclass(frozen=True)
-class Result:
+class CommandResult:
     """What a command gave: exit code, stdout, stderr."""
 
     code: int
@@ -154,7 +154,7 @@ class Session(ABC):
             out[:] = rest
             return line
 
-    def finish(self, timeout: float = PATIENCE) -> Result:
+    def finish(self, timeout: float = PATIENCE) -> CommandResult:
         """Close its stdin, wait for its end; an error has what the board said where it was never started."""
         self.end_input()
         code = self.exit_code(timeout)
@@ -169,7 +169,7 @@ class Session(ABC):
             out, err = (bytes(buffer) for buffer in self._buffers)
         if not self._begun:
             raise self._never_started(code, out, err)
-        return Result(code, out, err.rpartition(self._marks.begin)[2].partition(self._marks.end)[0])
+        return CommandResult(code, out, err.rpartition(self._marks.begin)[2].partition(self._marks.end)[0])
 
     def _never_started(self, code: int, out: bytes, err: bytes) -> RkError:
         if self.program == "sudo":
@@ -237,7 +237,7 @@ class Connection(ABC):
             session.send(secret)
         return session
 
-    def run(self, line: str, *, root: bool = False, stdin: bytes = b"", timeout: float = PATIENCE) -> Result:
+    def run(self, line: str, *, root: bool = False, stdin: bytes = b"", timeout: float = PATIENCE) -> CommandResult:
         """Run a command to its end; a failure is the caller's to judge."""
         session = self.start(line, root=root)
         if stdin:
@@ -254,7 +254,7 @@ class Connection(ABC):
             return False
         return True if b"password" in tried.err or b"authentication" in tried.err else None
 
-    def _run_plain(self, line: str, stdin: bytes = b"") -> Result:
+    def _run_plain(self, line: str, stdin: bytes = b"") -> CommandResult:
         session = self._start_wrapped(line)
         with contextlib.suppress(BrokenPipeError):
             session.send(stdin)

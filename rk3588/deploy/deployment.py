@@ -15,7 +15,7 @@ from typing import Any
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, printable
 
-from . import agent, judge, layout, planning, probes, programs, release, release_bundle, sizes
+from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, sizes
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
@@ -86,12 +86,12 @@ def look(connection: Connection, prefix: str | None = None, thorough: bool = Fal
     return found, planning.check_prefix(found.prefix)
 
 
-def ground(connection: Connection, found: Facts, prefix: str) -> list[Finding]:
+def prefix_findings(connection: Connection, found: Facts, prefix: str) -> list[Finding]:
     """What is wrong with the folders on the way to ``prefix``, if that can be seen: a deployment refuses the same."""
     if found.python is None or found.python < judge.OLDEST_PYTHON:
         return []
     try:
-        said = agent.ask(connection, "ground", prefix, root=found.systemd is not None)
+        said = agent_client.ask(connection, "check_prefix", prefix, root=found.systemd is not None)
     except DeployError:
         return []  # no rights: the facts say so
     wrong, _, mend = str(said.get("wrong", "")).rpartition(": ")
@@ -118,14 +118,14 @@ def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -
         path = f"~/.rkchatd-deploy-{place}.lock"
     who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
     waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
-    with agent.locked(connection, path, who, prefix, root=systemd, waiting=waiting):
+    with agent_client.hold_lock(connection, path, who, prefix, root=systemd, waiting=waiting):
         yield
 
 
 def state_of(connection: Connection, prefix: str, systemd: bool) -> BoardState:
     """What lies below the prefix, and whether it answers."""
     rule = layout.RULE if systemd else ""
-    answer = agent.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
+    answer = agent_client.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
     return BoardState.from_answer(answer)
 
 
@@ -235,5 +235,5 @@ def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool
         if not (state.releases or state.incoming or state.keys or state.user or state.rule):
             return False
         rule, user = (layout.RULE, layout.USER) if systemd else ("", "")
-        agent.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
+        agent_client.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
         return True

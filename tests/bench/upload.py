@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rk3588 import bundle
 from rk3588.boards import catalogue
-from rk3588.deploy import agent
+from rk3588.deploy import transfer
 from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import config, connection
 from rk3588.deploy.steps import Send
@@ -52,7 +52,7 @@ def ours(server: sshd.Sshd, step: Send, cut_at: int | None = None) -> int:
             if cut_at is not None and sent >= cut_at:
                 board.transport.sock.close()
 
-        sender = agent.Sender(board, agent.Throttle(None), progress)
+        sender = transfer.Sender(board, transfer.Throttle(None), progress)
         try:
             count = sender.send(step)
         except Exception:
