@@ -246,7 +246,7 @@ def recover(scene: Scene, wanted: Path) -> None:
     while scene.processes("[d]eploy.board.agent"):
         assert time.monotonic() < deadline, "agents of a lost connection are still there"
         time.sleep(0.5)
-    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
+    with connection.connect(config.Destination(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
         options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
         planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
     assert planned.steps == (), describe_plan(planned)

@@ -15,19 +15,19 @@ from click.testing import CliRunner
 pytest.importorskip("paramiko")
 
 from rk3588.commands import deploy, releases
-from rk3588.commands.deploy import Drawn, reach
+from rk3588.commands.deploy import ProgressDisplay, reach
 from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import connection
-from rk3588.deploy.ssh.config import Target
+from rk3588.deploy.ssh.config import Destination
 from rk3588.deploy.state import BoardState
 from rk3588.deploy.steps import DeploymentPlan, Send
 from rk3588.errors import UsageError
 from tests import deploying, plan_cases
 
-TARGET = Target("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
+TARGET = Destination("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
 
 
 def outcome_on(board: str, listen: str) -> deployment.Outcome:
@@ -39,7 +39,7 @@ def outcome_on(board: str, listen: str) -> deployment.Outcome:
 def test_how_it_is_reached_over_ssh() -> None:
     """The tunnel goes the way that was taken, whatever the configuration makes of it."""
     target = replace(TARGET, openssh=("-i", "/home/me/a key", "-J", "door", "me@kitchen"))
-    over = connection.SshConnection(target, connection.Way(), lambda _: None)
+    over = connection.SshConnection(target, connection.Route(), lambda _: None)
     said = reach(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
     assert "ssh -NL 8080:127.0.0.1:8080 -i '/home/me/a key' -J door me@kitchen " in said
     assert "URL            http://127.0.0.1:8080/v1" in said
@@ -74,7 +74,7 @@ def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", out)
-    drawn = Drawn(quiet=False)
+    drawn = ProgressDisplay(quiet=False)
     drawn.step(Send(File("model", b"", 10_000_000, ""), "/model", have=8_000_000))
     drawn.sent(8_000_000)
     assert out.getvalue() == ""

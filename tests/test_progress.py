@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rk3588.commands.waiting import Clock
+from rk3588.commands.waiting import ElapsedSeconds
 from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
 from tests import quickstart
@@ -79,14 +79,14 @@ def test_quickstart_shows_the_same(
 
 def test_a_clock_on_a_terminal() -> None:
     out = Terminal()
-    clock = Clock(out)
+    clock = ElapsedSeconds(out)
     clock.start(Ticks())
     clock.stop()
     assert re.fullmatch(r"(\r\x1b\[K  \d+ s){2}\r\x1b\[K", out.getvalue())
 
 
 def test_no_clock_where_there_is_no_terminal() -> None:
-    clock = Clock(None)
+    clock = ElapsedSeconds(None)
     clock.start()
     clock.stop()
 

@@ -11,8 +11,7 @@ import click
 from rk3588 import boards, inventory, lazy
 from rk3588 import simboard as simulated
 from rk3588.boards import Board, Host
-from rk3588.commands import known as inventories
-from rk3588.commands import simboard
+from rk3588.commands import inventories, simboard
 from rk3588.errors import UsageError, printable, printable_json
 from rk3588.simboard import SimBoard
 
@@ -107,10 +106,10 @@ def add(name: str, kind: str, project: bool, file: Path | None, **fields: Any) -
     """Add one of your boards to hosts.yaml; prints the file's path."""
     if project and file:
         raise UsageError("give --project or --hosts, not both")
-    target = file or (Path(boards.HOSTS) if project else boards.find_inventory() or boards.user_file())
+    listed_in = file or (Path(boards.HOSTS) if project else boards.find_inventory() or boards.user_file())
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items() if value}
-    inventory.add_host(target, name, {"board": kind, **given})
-    click.echo(target)
+    inventory.add_host(listed_in, name, {"board": kind, **given})
+    click.echo(listed_in)
 
 
 @board.command("rm")
@@ -119,16 +118,16 @@ def add(name: str, kind: str, project: bool, file: Path | None, **fields: Any) -
 def remove(name: str, file: Path | None) -> None:
     """Take one of your boards out of hosts.yaml; prints the file's path. The board itself stays as it is."""
     known = inventories.load(file)
-    target = file or known.file
+    listed_in = file or known.file
     if name not in known.hosts:
         if simulated.find(name):
             raise UsageError(f"{name} is a simulated board: rk3588 board down {name} ends it")
         if known.type_named(name):
             raise UsageError(f"{name} is a type of board, which stays: only boards of yours can be removed")
-    if target is None:
+    if listed_in is None:
         raise UsageError(f"there is no host {name!r}: no {boards.HOSTS} was found")
-    inventory.remove_host(target, name)
-    click.echo(target)
+    inventory.remove_host(listed_in, name)
+    click.echo(listed_in)
 
 
 def describe_board(board: Board) -> dict[str, Any]:

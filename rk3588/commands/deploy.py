@@ -15,8 +15,8 @@ import yaml
 
 from rk3588 import bundle as bundles
 from rk3588 import runtime as runtimes
-from rk3588.commands import target
-from rk3588.commands.waiting import Clock
+from rk3588.commands import connecting
+from rk3588.commands.waiting import ElapsedSeconds
 from rk3588.deploy import deployment, judge, layout, planning, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
@@ -63,7 +63,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--sim-library", type=click.Path(path_type=Path), metavar="FILE", help="librksim.so for the board.")
 @click.option("--sim-runtime", type=click.Path(path_type=Path), metavar="FILE", help="The simulated librkllmrt.so.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome, or with --plan the plan, as JSON.")
-@target.connection_options
+@connecting.connection_options
 def command(path: Path, name: str, runtime: str | None, expose: str | None, **given: Any) -> None:
     """Bring BUNDLE to a board and start the chat daemon on it.
 
@@ -91,11 +91,11 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         prefix=given["prefix"],
         rate=given["limit_rate"],
     )
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+    with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         if expose == "lan" and not given["only_plan"] and not given["sure"]:
             _ask_exposure(connection, options)
-        with closing(Drawn(given["as_json"])) as drawn:
-            outcome = deployment.deploy(connection, bundle, options, drawn, only_plan=given["only_plan"])
+        with closing(ProgressDisplay(given["as_json"])) as display:
+            outcome = deployment.deploy(connection, bundle, options, display, only_plan=given["only_plan"])
         _report(name, connection, outcome, given["only_plan"], given["as_json"])
 
 
@@ -123,7 +123,8 @@ def _ask_exposure(connection: Connection, options: Options) -> None:
     state = deployment.state_of(connection, prefix, found.systemd is not None)
     if deployment.Board(found, prefix, state).manifest.get("listen") == layout.LAN:
         return
-    if not target.yes("Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"):
+    question = "Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"
+    if not connecting.confirm(question):
         raise UsageError("not opened: say yes, give --yes, or leave --expose lan out")
 
 
@@ -171,7 +172,7 @@ def reach(connection: Connection, outcome: Outcome) -> str:
     """How to use it now: URL, key, and what to enter in Open WebUI and Home Assistant."""
     board = outcome.board
     open_to_all, port = outcome.manifest["listen"] == layout.LAN, outcome.manifest["port"]
-    address, words = target.way_to(connection)
+    address, words = connecting.how_to_reach(connection)
     here = address is None or board.facts.simulated  # the board's loopback is this machine's
     address = address or next(iter(board.facts.addresses), "127.0.0.1")
     host = address if open_to_all else "127.0.0.1"
@@ -196,15 +197,15 @@ def reach(connection: Connection, outcome: Outcome) -> str:
     )
 
 
-class Drawn(Watcher):
+class ProgressDisplay(Watcher):
     """Progress on stderr: a bar for what is sent, a line for what happens. Silent where stderr is no terminal."""
 
     def __init__(self, quiet: bool) -> None:
-        self._out = None if quiet else target.progress_stream()
+        self._out = None if quiet else connecting.progress_stream()
         self._size = self._there = self._sent = 0  # bytes of a file, those that were on the board before, and now
         self._started = self._drawn = 0.0
         self._what = ""
-        self._clock = Clock(self._out)
+        self._clock = ElapsedSeconds(self._out)
 
     def step(self, step: Step) -> None:
         self.close()

@@ -12,7 +12,7 @@ import click
 
 from rk3588 import bundle, predict, shape
 from rk3588.boards import Board
-from rk3588.commands import known as inventories
+from rk3588.commands import inventories
 from rk3588.errors import UsageError, printable
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape

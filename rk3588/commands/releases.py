@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rk3588.commands import target
+from rk3588.commands import connecting
 from rk3588.deploy import deployment
 from rk3588.deploy.state import BoardState, latest_first
 from rk3588.errors import printable
@@ -17,10 +17,10 @@ from rk3588.errors import printable
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
-@target.connection_options
+@connecting.connection_options
 def command(name: str, as_json: bool, **given: Any) -> None:
     """The releases on HOST, the last to serve first; the current one is marked."""
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+    with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         facts, prefix = deployment.look(connection, given["prefix"])
         state = deployment.state_of(connection, prefix, facts.systemd is not None)
     rows = listed(state)

@@ -33,10 +33,10 @@ RAM = Path("/dev/shm")
 BUILD = Path(__file__).resolve().parent.parent.parent / "build"
 
 
-def target(server: sshd.Sshd) -> config.Target:
+def target(server: sshd.Sshd) -> config.Destination:
     known = server.folder / "known_hosts"
     known.write_text(server.known)
-    return config.Target(
+    return config.Destination(
         "bench", "127.0.0.1", server.port, sshd.USER, (server.key,), True, (), None, (known,), False, None, 10.0
     )
 
