@@ -15,7 +15,7 @@ from click.testing import CliRunner
 pytest.importorskip("paramiko")
 
 from rk3588.commands import deploy, releases
-from rk3588.commands.deploy import ProgressDisplay, reach
+from rk3588.commands.deploy import ProgressDisplay, usage_text
 from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
@@ -32,7 +32,7 @@ TARGET = Destination("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), F
 
 def outcome_on(board: str, listen: str) -> deployment.Outcome:
     facts = plan_cases.board(board)
-    found = deployment.Board(facts, "/opt/rkchatd", BoardState())
+    found = deployment.Inspection(facts, "/opt/rkchatd", BoardState())
     return deployment.Outcome(found, DeploymentPlan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
 
 
@@ -40,17 +40,17 @@ def test_how_it_is_reached_over_ssh() -> None:
     """The tunnel goes the way that was taken, whatever the configuration makes of it."""
     target = replace(TARGET, openssh=("-i", "/home/me/a key", "-J", "door", "me@kitchen"))
     over = connection.SshConnection(target, connection.Route(), lambda _: None)
-    said = reach(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
+    said = usage_text(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
     assert "ssh -NL 8080:127.0.0.1:8080 -i '/home/me/a key' -J door me@kitchen " in said
     assert "URL            http://127.0.0.1:8080/v1" in said
     assert "sudo cat /opt/rkchatd/keys" in said
-    said = reach(over, outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    said = usage_text(over, outcome_on("orange-pi-5-plus", "0.0.0.0"))
     assert "URL            http://192.0.2.7:8080/v1" in said
     assert "ssh -NL" not in said
 
 
 def test_how_this_machine_is_reached_from_the_network() -> None:
-    said = reach(LocalConnection(lambda _: None), outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    said = usage_text(LocalConnection(lambda _: None), outcome_on("orange-pi-5-plus", "0.0.0.0"))
     assert "URL            http://192.168.1.20:8080/v1" in said
     assert "127.0.0.1" not in said
 
@@ -63,7 +63,7 @@ def test_clocks_that_were_left_alone_stay_so() -> None:
         state = BoardState(releases={"a": {"manifest": there}}, current="a")
         file = Path("/dev/null")
         options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
-        spec = deployment.make_spec(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
+        spec = deployment.make_spec(bundle, options, deployment.Inspection(facts, "/opt/rkchatd", state))
         assert spec.pin is expected
 
 

@@ -97,7 +97,7 @@ def test_a_simulated_board_is_not_refused_for_the_npu_it_cannot_have(
 ) -> None:
     facts = plan_cases.board("nspawn")
     monkeypatch.setattr(connecting, "open_connection", lambda *_: LocalConnection(nobody))
-    monkeypatch.setattr(deployment, "look", lambda *_, **__: (facts, "/opt/rkchatd"))
+    monkeypatch.setattr(deployment, "gather_facts", lambda *_, **__: (facts, "/opt/rkchatd"))
     result = CliRunner().invoke(doctor.command, ["attic", *options], standalone_mode=False)
     assert result.return_value == code, result.output
     assert ("refuse" in result.output) == bool(code)
@@ -126,7 +126,7 @@ def test_the_doctor_sees_what_a_deployment_would_refuse(
     (home / "shared").chmod(mode)
     facts = replace(plan_cases.board("no-systemd"), python=(3, 11))
     monkeypatch.setattr(connecting, "open_connection", lambda *_: LocalConnection(nobody))
-    monkeypatch.setattr(deployment, "look", lambda *_, **__: (facts, str(home / "shared" / "rkchatd")))
+    monkeypatch.setattr(deployment, "gather_facts", lambda *_, **__: (facts, str(home / "shared" / "rkchatd")))
     result = CliRunner().invoke(doctor.command, ["attic"], standalone_mode=False)
     assert result.return_value == (1 if mode == 0o777 else 0), result.output
     assert result.output.startswith("refuse prefix      everybody may write in ") == (mode == 0o777)

@@ -10,7 +10,7 @@ import click
 
 from rk3588 import boards, inventory, lazy
 from rk3588 import simboard as simulated
-from rk3588.boards import Board, Host
+from rk3588.boards import BoardType, Host
 from rk3588.commands import inventories, simboard
 from rk3588.errors import UsageError, printable, printable_json
 from rk3588.simboard import SimBoard
@@ -130,7 +130,7 @@ def remove(name: str, file: Path | None) -> None:
     click.echo(listed_in)
 
 
-def describe_board(board: Board) -> dict[str, Any]:
+def describe_board(board: BoardType) -> dict[str, Any]:
     """A board type for JSON."""
     facts: dict[str, Any] = {
         "board": board.id,
@@ -164,7 +164,7 @@ def describe_simulated(one: SimBoard) -> dict[str, Any]:
     return {"host": one.ssh["name"], "kind": kind, "address": one.ssh["address"], "port": one.ssh["port"]}
 
 
-def _ram(board: Board) -> str:
+def _ram(board: BoardType) -> str:
     return " ".join(map(str, board.ram_gb))
 
 

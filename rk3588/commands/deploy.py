@@ -119,9 +119,9 @@ def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
 
 def _ask_exposure(connection: Connection, options: Options) -> None:
     """Once: a board that is open already is not asked about again."""
-    found, prefix = deployment.look(connection, options.prefix)
-    state = deployment.state_of(connection, prefix, found.systemd is not None)
-    if deployment.Board(found, prefix, state).manifest.get("listen") == layout.LAN:
+    facts, prefix = deployment.gather_facts(connection, options.prefix)
+    state = deployment.read_state(connection, prefix, facts.systemd is not None)
+    if deployment.Inspection(facts, prefix, state).manifest.get("listen") == layout.LAN:
         return
     question = "Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"
     if not connecting.confirm(question):
@@ -160,7 +160,7 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
     click.echo(printable(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n"), err=True)
-    click.echo(printable(reach(connection, outcome)))
+    click.echo(printable(usage_text(connection, outcome)))
 
 
 def _chosen(outcome: Outcome) -> dict[str, Any]:
@@ -168,16 +168,16 @@ def _chosen(outcome: Outcome) -> dict[str, Any]:
     return {key: outcome.manifest[key] for key in ("runtime", "model_file") if key in outcome.manifest}
 
 
-def reach(connection: Connection, outcome: Outcome) -> str:
+def usage_text(connection: Connection, outcome: Outcome) -> str:
     """How to use it now: URL, key, and what to enter in Open WebUI and Home Assistant."""
-    board = outcome.board
+    inspection = outcome.inspection
     open_to_all, port = outcome.manifest["listen"] == layout.LAN, outcome.manifest["port"]
     address, words = connecting.how_to_reach(connection)
-    here = address is None or board.facts.simulated  # the board's loopback is this machine's
-    address = address or next(iter(board.facts.addresses), "127.0.0.1")
+    here = address is None or inspection.facts.simulated  # the board's loopback is this machine's
+    address = address or next(iter(inspection.facts.addresses), "127.0.0.1")
     host = address if open_to_all else "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
-    read = f"{'sudo ' if board.systemd else ''}cat {board.prefix}/keys"
+    read = f"{'sudo ' if inspection.systemd else ''}cat {inspection.prefix}/keys"
     lines = [f"URL            http://{host}:{port}/v1"]
     if not open_to_all and not here:
         tunnel = shell.command("ssh", "-NL", f"{port}:127.0.0.1:{port}", *words)

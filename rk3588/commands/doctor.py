@@ -50,7 +50,7 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
         need = judge.Need(sizes.memory_needed(bundle, simulated), sizes.disk_needed(bundle, simulated))
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
     with connecting.open_connection(name, *reach) as connection, _told(name):
-        facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
+        facts, prefix = deployment.gather_facts(connection, given["prefix"], thorough=True)
         weak = deployment.prefix_findings(connection, facts, prefix)
     findings = [*weak, *judge.judge(facts, prefix, need, simulated)]
     if as_json:

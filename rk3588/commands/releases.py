@@ -21,8 +21,8 @@ from rk3588.errors import printable
 def command(name: str, as_json: bool, **given: Any) -> None:
     """The releases on HOST, the last to serve first; the current one is marked."""
     with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        facts, prefix = deployment.look(connection, given["prefix"])
-        state = deployment.state_of(connection, prefix, facts.systemd is not None)
+        facts, prefix = deployment.gather_facts(connection, given["prefix"])
+        state = deployment.read_state(connection, prefix, facts.systemd is not None)
     rows = listed(state)
     if as_json:
         click.echo(json.dumps(rows, indent=2))

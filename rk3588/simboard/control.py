@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from rk3588 import children
-from rk3588.boards import Board
+from rk3588.boards import BoardType
 from rk3588.errors import BoardError, UsageError
 
 from . import SimBoard, alive, find, nspawn, tree
@@ -20,7 +20,7 @@ from .preparing import new_key, prepare
 _UP_SECONDS = 30.0
 
 
-def up(name: str, board: Board) -> SimBoard:
+def up(name: str, board: BoardType) -> SimBoard:
     """A board without root; it stays up until ``down`` or a reboot of this machine."""
     folder = prepare(name)
     (folder / "home").mkdir()

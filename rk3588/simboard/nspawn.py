@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from rk3588.boards import Board
+from rk3588.boards import BoardType
 from rk3588.errors import BoardError, UsageError
 from rk3588.resources import source_tree
 
@@ -107,7 +107,7 @@ def build(progress: Progress = lambda _: None) -> Path:
     return folder
 
 
-def up(name: str, board: Board, disk: int = DISK, progress: Progress = lambda _: None) -> SimBoard:
+def up(name: str, board: BoardType, disk: int = DISK, progress: Progress = lambda _: None) -> SimBoard:
     """A board with ``disk`` bytes at /opt, reachable when this returns; BoardError or UsageError otherwise."""
     reason = missing()
     if reason:
@@ -123,7 +123,7 @@ def up(name: str, board: Board, disk: int = DISK, progress: Progress = lambda _:
         raise
 
 
-def _start(name: str, folder: Path, lower: Path, board: Board, disk: int) -> SimBoard:
+def _start(name: str, folder: Path, lower: Path, board: BoardType, disk: int) -> SimBoard:
     for part in ("upper", "work", "root", "disk"):
         (folder / part).mkdir()
     tree.firmware(folder / "firmware", board)
