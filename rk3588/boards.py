@@ -56,7 +56,7 @@ class Soc:
 
 
 @dataclass(frozen=True)
-class Board:
+class BoardType:
     """A type of board. ``compatible`` and ``models`` are what the device tree may say of it; RAM options in GiB."""
 
     id: str
@@ -73,7 +73,7 @@ class Host:
     """One board of the user's. What is None is left to ssh's own configuration; ``ram_gb`` None: not said."""
 
     name: str
-    board: Board
+    board: BoardType
     address: str
     user: str | None
     port: int
@@ -91,13 +91,13 @@ class Boards:
     """
 
     socs: Mapping[str, Soc]
-    boards: Mapping[str, Board]
+    boards: Mapping[str, BoardType]
     hosts: Mapping[str, Host] = field(default_factory=dict)
     file: Path | None = None
     instead_of: Path | None = None
     contested: frozenset[str] = frozenset()
 
-    def board(self, name: str) -> Board:
+    def board(self, name: str) -> BoardType:
         """A board type, by its own name or by a host's, then with the host's own RAM if that is known.
 
         UsageError with the nearest right name.
@@ -116,7 +116,7 @@ class Boards:
             )
         raise UsageError(f"unknown board {name!r}: {nearest(name, [*self.boards, *self.hosts])}")
 
-    def type_named(self, name: str) -> Board | None:
+    def type_named(self, name: str) -> BoardType | None:
         """A board type by its id, or by the name it is sold under."""
         if name in self.boards:
             return self.boards[name]
@@ -139,7 +139,7 @@ class Boards:
         where = str(self.file) if self.file else f"no {HOSTS} was found"
         raise UsageError(f"unknown host {name!r} ({where}): {nearest(name, self.hosts)}")
 
-    def identify(self, compatible: Sequence[str], model: str = "") -> Board | None:
+    def identify(self, compatible: Sequence[str], model: str = "") -> BoardType | None:
         """The board whose device tree has these ``compatible`` entries (any may match) or calls itself ``model``."""
         for entry in compatible:
             for board in self.boards.values():
@@ -231,7 +231,7 @@ def _soc(name: str, table: Table) -> Soc:
     return Soc(name, cores, bandwidth)
 
 
-def _board(name: str, table: Table, socs: Mapping[str, Soc], boards: Mapping[str, Board]) -> Board:
+def _board(name: str, table: Table, socs: Mapping[str, Soc], boards: Mapping[str, BoardType]) -> BoardType:
     soc_node = table.need("soc")
     soc = table.as_text(soc_node, "soc")
     if soc not in socs:
@@ -245,7 +245,7 @@ def _board(name: str, table: Table, socs: Mapping[str, Soc], boards: Mapping[str
     ram = table.wholes("ram_gb", 1, 1024)
     if not ram:
         table.fail(None, f"{table.what} has no 'ram_gb', the sizes it is sold with, as in [4, 8, 16]")
-    return Board(
+    return BoardType(
         id=name,
         name=table.text("name") or name,
         soc=socs[soc],
@@ -256,7 +256,7 @@ def _board(name: str, table: Table, socs: Mapping[str, Soc], boards: Mapping[str
     )
 
 
-def host_from(name: str, table: Table, boards: Mapping[str, Board]) -> Host:
+def host_from(name: str, table: Table, boards: Mapping[str, BoardType]) -> Host:
     """One host out of its entry."""
     table.only(_HOST_KEYS)
     board_node = table.need("board")

@@ -11,7 +11,7 @@ RkError
 ├── LibraryError         no usable librkllmrt, or one of another version
 │   └── NoSuchLibrary    there is none where the call says               exit code 2
 ├── RuntimeFailure       librkllmrt answered with an error
-├── BoardError           the catalogue or the inventory of boards
+├── BoardError           the catalogue or the inventory of boards, or a simulated board that does not come up
 ├── ConnectError         a board cannot be reached, or not be logged in to, or the link to it was lost
 │   └── HostKeyError     its SSH key is unknown, another than the known one, or revoked
 ├── DeployError          a board refuses a release, or a step on it failed

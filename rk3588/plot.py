@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .boards import Board
+from .boards import BoardType
 from .errors import TargetError, UsageError
 from .predict import Prediction
 from .rkllm import SYSTEM_BYTES
@@ -30,7 +30,7 @@ def check(file: Path) -> None:
         raise UsageError("--plot needs matplotlib: pip install 'rk3588[plot]'") from error
 
 
-def draw(file: Path, sizes: Shape, found: list[tuple[Board, Prediction]]) -> None:
+def draw(file: Path, sizes: Shape, found: list[tuple[BoardType, Prediction]]) -> None:
     """Write the figure; a dtype whose prediction is the same on several boards is one point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -26,15 +26,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588 import bundle
-from rk3588.deploy import deployment, plan
+from rk3588.deploy import deployment
 from rk3588.deploy.apply import Watcher
-from rk3588.deploy.board.files import forget
+from rk3588.deploy.board.files import delete_durably
 from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
-from rk3588.errors import TargetError
+from rk3588.deploy.steps import describe_plan
+from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
-from rk3588.simboard.control import new_key
+from rk3588.simboard.preparing import new_key
 from tests.deploying import watched
 from tests.scene import PATIENCE, RATE, Scene, reboot, scene
 
@@ -72,7 +73,7 @@ def disk_full(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
         file.seek(0, os.SEEK_END)
         while True:
             file.write(bytes(4096))
-    return lambda: forget(str(filler))
+    return lambda: delete_durably(str(filler))
 
 
 def rebooted(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
@@ -245,10 +246,10 @@ def recover(scene: Scene, wanted: Path) -> None:
     while scene.processes("[d]eploy.board.agent"):
         assert time.monotonic() < deadline, "agents of a lost connection are still there"
         time.sleep(0.5)
-    with connection.connect(config.Target(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
+    with connection.connect(config.Destination(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
         options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
         planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
-    assert planned.steps == (), plan.describe(planned)
+    assert planned.steps == (), describe_plan(planned)
 
 
 def damaged(release: Path) -> list[str]:
@@ -301,7 +302,7 @@ def run(
             try:
                 with contextlib.suppress(queue.Empty), scene(place, f"campaign{number}", daemon, real) as stage:
                     rounds_on(stage)
-            except TargetError as error:  # a container did not start, which is not what is tried here
+            except BoardError as error:  # a container did not start, which is not what is tried here
                 print(f"board {number}: {error}", flush=True)
                 failures += 1
                 if failures == 3:

@@ -134,11 +134,16 @@ class Deployer:
 
 def answer_of(port: int, key: str, address: str = "127.0.0.1") -> str:
     """What the daemon says to a chat."""
+    return str(reply_to_chat(port, key, address)["choices"][0]["message"]["content"])
+
+
+def reply_to_chat(port: int, key: str, address: str = "127.0.0.1") -> dict[str, Any]:
+    """The daemon's whole reply to a chat."""
     asked = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}).encode()
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"http://{address}:{port}/v1/chat/completions", asked, headers)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        return str(json.loads(answer.read())["choices"][0]["message"]["content"])
+        return dict(json.loads(answer.read()))
 
 
 @contextmanager

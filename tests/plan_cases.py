@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rk3588.deploy import judge, plan, probes, release
+from rk3588.deploy import judge, layout, planning, probes
 from rk3588.deploy.facts import Facts, Holder, Library, Node
-from rk3588.deploy.plan import State
-from rk3588.deploy.release import File, Release
+from rk3588.deploy.release import Release
+from rk3588.deploy.release_files import File
+from rk3588.deploy.state import BoardState
+from rk3588.deploy.steps import DeploymentPlan, describe_plan
 from rk3588.errors import RkError
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden" / "plans"
-PREFIX = release.PREFIX
+PREFIX = layout.PREFIX
 GIB = 1 << 30
 
 
@@ -49,7 +51,7 @@ def wanted(text: str = "weights", *extra: File, runtime: str = "npu", systemd: b
     return Release(name, {"id": name, **manifest}, files, "the rule\n" if systemd else "")
 
 
-def on_board(*releases: Release, current: int = 0, **more: Any) -> State:
+def on_board(*releases: Release, current: int = 0, **more: Any) -> BoardState:
     """A board that has these releases, as they were deployed one after the other, and serves one of them."""
     rows = {
         one.id: {
@@ -72,10 +74,10 @@ def on_board(*releases: Release, current: int = 0, **more: Any) -> State:
         "active": True,
         "ready": True,
     }
-    return State(**{**settled, **more})
+    return BoardState(**{**settled, **more})
 
 
-def changed(state: State, name: str, **files: str | None) -> State:
+def changed(state: BoardState, name: str, **files: str | None) -> BoardState:
     """The state with hashes of a release's files replaced; None: the file is gone. ``__`` stands for ``/``."""
     rows = json.loads(json.dumps(state.releases))
     for key, digest in files.items():
@@ -90,7 +92,7 @@ def changed(state: State, name: str, **files: str | None) -> State:
 A, B, C, D = (wanted(text) for text in ("weights", "other weights", "third weights", "fourth weights"))
 SIM_A, SIM_B = (wanted(text, runtime="sim") for text in ("weights", "other weights"))
 PLAIN_A = wanted("weights", systemd=False)
-EMPTY = State()
+EMPTY = BoardState()
 PINS = judge.Need(pins=True)
 NEVER = {"manifest": dict(D.manifest), "files": {f.path: f.sha256 for f in D.files}, "deployed": 5000.0, "proven": 0}
 
@@ -100,13 +102,13 @@ class Case:
     """A board, its state, and the release it is to get; ``act``: instead of the plan of a deployment."""
 
     facts: Facts
-    state: State = EMPTY
+    state: BoardState = EMPTY
     release: Release = A
     simulated: bool = False
     need: judge.Need = PINS
-    keep: int = plan.KEEP
+    keep: int = planning.KEEP
     prefix: str = PREFIX
-    act: Callable[[State], plan.Plan] | None = None
+    act: Callable[[BoardState], DeploymentPlan] | None = None
 
 
 def arriving(*whole: str, **parts: int) -> Mapping[str, Any]:
@@ -133,8 +135,8 @@ def _fresh(opi: Facts, rock: Facts, sim: Facts) -> dict[str, Case]:
         "fresh-other-prefix": Case(opi, prefix="/mnt/nvme/rkchatd"),
         "fresh-rk3582": Case(replace(opi, compatible=("radxa,rock-5c-lite", "rockchip,rk3582"), model="ROCK 5C Lite")),
         "fresh-unknown-rk3588": Case(replace(opi, compatible=("someone,new", "rockchip,rk3588"), model="New Board")),
-        "fresh-user-is-there": Case(opi, State(user=True, groups=("rkchatd", "render"))),
-        "fresh-user-lacks-group": Case(opi, State(user=True, groups=("rkchatd",))),
+        "fresh-user-is-there": Case(opi, BoardState(user=True, groups=("rkchatd", "render"))),
+        "fresh-user-lacks-group": Case(opi, BoardState(user=True, groups=("rkchatd",))),
         "fresh-same-file-twice": Case(opi, release=wanted("weights", file("bundle/copy.bin", "weights"))),
         "fresh-hostile-names": Case(opi, release=wanted("w", file("bundle/a'; rm -rf ~; echo '.txt", "x"))),
         "fresh-space-in-name": Case(opi, release=wanted("w", file("bundle/my model/a b.json", "x"))),
@@ -181,7 +183,7 @@ def _broken(opi: Facts) -> dict[str, Case]:
     moved = changed(on_board(A), A.id, librkllmrt_so="f" * 64)
 
     def with_incoming(incoming: Mapping[str, Any]) -> Case:
-        return Case(opi, State(exists=True, keys=True, user=True, groups=("render",), incoming=incoming))
+        return Case(opi, BoardState(exists=True, keys=True, user=True, groups=("render",), incoming=incoming))
 
     return {
         "resume-nothing-arrived": with_incoming(arriving()),
@@ -195,7 +197,7 @@ def _broken(opi: Facts) -> dict[str, Case]:
         "damaged-file-not-linked-by-its-old-hash": Case(opi, moved, release=B),
         "damaged-manifest-of-another": Case(opi, without, release=C),
         "damaged-manifest-of-the-wanted": Case(opi, without, release=A),
-        "rollback-to-a-damaged-manifest": Case(opi, without, act=lambda s: plan.rollback(s, PREFIX, True)),
+        "rollback-to-a-damaged-manifest": Case(opi, without, act=lambda s: planning.plan_rollback(s, PREFIX, True)),
         "unproven-same-release": Case(opi, on_board(A, B, current=1, unproven=cut), release=B),
         "unproven-other-release": Case(opi, on_board(A, B, current=1, unproven=cut), release=C),
         "unproven-back-to-the-old": Case(opi, on_board(A, B, current=0, unproven=cut), release=A),
@@ -236,8 +238,8 @@ def _refused(opi: Facts, rock: Facts) -> dict[str, Case]:
 
 
 def _back(opi: Facts) -> dict[str, Case]:
-    def to(wish: str | None) -> Callable[[State], plan.Plan]:
-        return lambda state: plan.rollback(state, PREFIX, True, wish)
+    def to(wish: str | None) -> Callable[[BoardState], DeploymentPlan]:
+        return lambda state: planning.plan_rollback(state, PREFIX, True, wish)
 
     unproven = replace(on_board(A), releases={**on_board(A).releases, D.id: NEVER})
     damaged = changed(on_board(A, B, current=1), A.id, rkchatd_pyz="f" * 64)
@@ -260,8 +262,8 @@ def rendered(case: Case) -> str:
     if not judge.refusals(findings):
         try:
             wish = (case.facts, case.state, case.release, case.prefix, case.keep)
-            made = case.act(case.state) if case.act else plan.plan(*wish)
-            lines.append(plan.describe(made) or "nothing to do")
+            made = case.act(case.state) if case.act else planning.plan_release(*wish)
+            lines.append(describe_plan(made) or "nothing to do")
             lines.append(f"{len(made.steps)} steps, {made.bytes} bytes")
         except RkError as error:
             lines.append(f"error: {error}")

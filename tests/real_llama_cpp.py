@@ -21,11 +21,11 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests.libllama import Context, LlamaCpp, use_our_library
+from tests.plans import make_plan
 from tests.real_models import REAL_MODELS, RealModel
 
 MEAN_KL, CLOSE = 1e-4, 1e-2
@@ -97,7 +97,7 @@ def compare(llama: LlamaCpp, model: RealModel, count: int, folder: Path) -> list
     expand(model.path, expanded)
     (bundle,) = convert(make_plan(open_source(model.path), "real", folder, [quant.scheme("fp32")], threads=2))
     made = time.monotonic()
-    with sim.SimModel(bundle / "model.sim.gguf") as ours, llama.context(expanded, count + CONTINUED) as context:
+    with hostlib.SimModel(bundle / "model.sim.gguf") as ours, llama.context(expanded, count + CONTINUED) as context:
         ids = ours.tokenise(text(), add_bos=model.add_bos)[:count]
         assert len(ids) == count, f"the text has {len(ids)} tokens, {count} are wanted"
         found = ours.logits(ids)

@@ -10,7 +10,7 @@ import pytest
 from rk3588.deploy.connection import Ask
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.ssh import config, connection, hostkeys
-from rk3588.deploy.ssh.config import Target
+from rk3588.deploy.ssh.config import Destination
 from tests import sshd
 
 needs_sshd = pytest.mark.skipif(bool(sshd.MISSING), reason=sshd.MISSING)
@@ -43,11 +43,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def target_of(server: sshd.Sshd, known: Path | None = None) -> Target:
+def destination_of(server: sshd.Sshd, known: Path | None = None) -> Destination:
     file = known or server.folder / "known_hosts"
     if known is None:
         file.write_text(server.known)
-    return Target(
+    return Destination(
         name="board",
         address="127.0.0.1",
         port=server.port,
@@ -63,10 +63,10 @@ def target_of(server: sshd.Sshd, known: Path | None = None) -> Target:
     )
 
 
-PLAIN = Target("board", "board", 22, "me", (), True, (), None, (), False, None, 10.0)
+PLAIN = Destination("board", "board", 22, "me", (), True, (), None, (), False, None, 10.0)
 
 
-def connect(target: Target, ask: Ask = nobody, accept: hostkeys.Accept = no) -> connection.SshConnection:
+def connect(target: Destination, ask: Ask = nobody, accept: hostkeys.Accept = no) -> connection.SshConnection:
     return connection.connect(target, ask, accept)
 
 

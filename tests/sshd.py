@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rk3588.simboard.control import new_key
+from rk3588.simboard.preparing import new_key
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 MISSING = "" if os.access(SSHD, os.X_OK) else "no sshd here (Debian: openssh-server)"
@@ -61,8 +61,8 @@ class Sshd:
         return (self.folder / "log").read_text(errors="replace")
 
     def stop(self) -> None:
-        """The listener and every session of it."""
-        for pid in [*descendants(self.process.pid), self.process.pid]:
+        """The listener and every session of it; those above first, so that none of them can say that another ended."""
+        for pid in [self.process.pid, *reversed(descendants(self.process.pid))]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from rk3588.deploy import agent as asking
-from rk3588.deploy import probes
-from rk3588.deploy.board import activation, agent, files, ground, service
+from rk3588.deploy import agent_client, probes
+from rk3588.deploy.board import activation, agent, files, safe_paths, service
 from rk3588.deploy.local import LocalConnection
 from rk3588.errors import DeployError
 
@@ -75,7 +74,7 @@ def test_units_of_the_user_stay(
     for name in ("rkchatd.service", "rkchatd-clocks.service", "rkchatd-backup.service"):
         (tmp_path / name).touch()
     monkeypatch.setattr(service, "UNITS", str(tmp_path))
-    activation.take_away(str(prefix), {"service": "systemd"})
+    activation.remove_service(str(prefix), {"service": "systemd"})
     assert [path.name for path in tmp_path.glob("*.service")] == ["rkchatd-backup.service"]
     assert "disable --now rkchatd-clocks.service" in systemctl
 
@@ -84,7 +83,7 @@ def test_what_has_ended_does_not_hang(prefix: Path, monkeypatch: pytest.MonkeyPa
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     group(prefix, monkeypatch, ended.pid)
-    assert service.stuck() == ""
+    assert service.why_not_stopped() == ""
 
 
 @pytest.fixture
@@ -116,11 +115,11 @@ def test_a_lock_lies_where_others_cannot_take_it(alone: Path, capsys: pytest.Cap
 def test_a_lock_that_is_taken_away_is_taken_anew(alone: Path) -> None:
     """Its holder unlinks it at the end: a handle on what was unlinked has nothing."""
     path = str(alone / "lock")
-    first = files.locked(path)
+    first = files.try_lock(path)
     assert first is not None
-    assert files.locked(path) is None
+    assert files.try_lock(path) is None
     Path(path).unlink()
-    second = files.locked(path)
+    second = files.try_lock(path)
     assert second is not None
     os.close(first)
     os.close(second)
@@ -159,7 +158,7 @@ def test_others_cannot_put_a_program_where_it_is_run(
     what: str, alone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = make(alone)
-    agent.firm(str(prefix))  # sound
+    agent.refuse_unsafe_prefix(str(prefix))  # sound
     WEAK[what](alone)
     lock = str(alone / "lock")
     for words in (["state", str(prefix), ""], ["lock", lock, "me", str(prefix)], ["remove", str(prefix), "", ""]):
@@ -176,21 +175,21 @@ def test_others_cannot_put_a_program_where_it_is_run(
 def test_another_user_on_the_way_is_named(alone: Path) -> None:
     prefix = make(alone)
     os.chown(alone / "a", 65534, 65534)
-    assert "a belongs to nobody" in ground.weakness(str(prefix))
-    assert f"sudo chown root: {alone}/a" in ground.weakness(str(prefix))
+    assert "a belongs to nobody" in safe_paths.why_unsafe(str(prefix))
+    assert f"sudo chown root: {alone}/a" in safe_paths.why_unsafe(str(prefix))
     os.chown(alone / "a", 0, 0)
     (prefix / "releases" / "agent.pyz").touch()
     os.chown(prefix / "releases" / "agent.pyz", 65534, -1)
-    assert "agent.pyz belongs to nobody" in ground.weakness(str(prefix / "releases" / "agent.pyz"))
+    assert "agent.pyz belongs to nobody" in safe_paths.why_unsafe(str(prefix / "releases" / "agent.pyz"))
 
 
 def test_a_group_counts_unless_it_is_ours_alone(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = make(alone)
     (alone / "a").chmod(0o775)
-    monkeypatch.setattr(ground, "ours_alone", lambda *_: False)
-    assert "may write in" in ground.weakness(str(prefix))
-    monkeypatch.setattr(ground, "ours_alone", lambda *_: True)
-    assert bool(ground.weakness(str(prefix))) == (os.geteuid() == 0)  # root's rule knows no such groups
+    monkeypatch.setattr(safe_paths, "is_own_group", lambda *_: False)
+    assert "may write in" in safe_paths.why_unsafe(str(prefix))
+    monkeypatch.setattr(safe_paths, "is_own_group", lambda *_: True)
+    assert bool(safe_paths.why_unsafe(str(prefix))) == (os.geteuid() == 0)  # root's rule knows no such groups
 
 
 def test_tmp_is_no_place_for_what_root_runs(tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ def test_tmp_is_no_place_for_what_root_runs(tmp_path: Path) -> None:
     if os.geteuid() != 0 or not str(tmp_path).startswith("/tmp/"):
         pytest.skip("needs root, and a temporary folder in /tmp")
     with pytest.raises(DeployError, match=r"everybody may write in /tmp, .* run as root: give another --prefix"):
-        asking.ask(LocalConnection(lambda _: None), "state", str(tmp_path / "rkchatd"), "", root=False)
+        agent_client.ask(LocalConnection(lambda _: None), "state", str(tmp_path / "rkchatd"), "", root=False)
 
 
 def test_what_lies_in_the_current_folder_is_not_run(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +206,7 @@ def test_what_lies_in_the_current_folder_is_not_run(alone: Path, monkeypatch: py
         (alone / f"{name}.py").write_text(f"open({str(alone / 'ran')!r}, 'w')")
     monkeypatch.chdir(alone)
     monkeypatch.setenv("PYTHONPATH", str(alone))
-    said = asking.ask(LocalConnection(lambda _: None), "state", str(alone / "none"), "", root=False)
+    said = agent_client.ask(LocalConnection(lambda _: None), "state", str(alone / "none"), "", root=False)
     assert said["exists"] is False
     assert not (alone / "ran").exists()
     facts = probes.parse(probes.gather(LocalConnection(lambda _: None)))

@@ -22,7 +22,7 @@ RUN = "from rk3588.deploy.board import clocks; clocks.REST = clocks.TICK = 0.05;
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A board's /sys; one CPU is at its highest by the user's wish."""
-    tree.whole(tmp_path / "root", catalogue().board("rock-5b"))
+    tree.write_all(tmp_path / "root", catalogue().board("rock-5b"))
     governor = tmp_path / "root" / "sys/devices/system/cpu/cpufreq/policy6/scaling_governor"
     governor.write_text("performance\n")
     return tmp_path / "root"

@@ -6,62 +6,21 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("paramiko")
 
-from rk3588 import simboard
-from rk3588.boards import catalogue
-from rk3588.simboard import control
-from tests import deploying, sshd
+from tests import deploying, simulated_board
 from tests.deploying import Deployer
+from tests.simulated_board import contents, key_of, prefix_of
 
 pytestmark = pytest.mark.usefixtures("board_watch")
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bundles")
-    kinds = {"one": "", "two": "", "three": "", "dies": "die", "lies": "lie", "crashes": "crash", "slow": "slow 2"}
-    return {name: deploying.bundle(folder, name, behaviour) for name, behaviour in kinds.items()}
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deploying.standin(tmp_path_factory.mktemp("daemon"))
-
-
-@pytest.fixture
-def board(daemon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
-    """A fresh board."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    control.up("attic", catalogue().board("rock-5b"))
-    yield Deployer("attic", daemon, tmp_path)
-    if simboard.find("attic"):
-        control.down("attic")
-
-
-@pytest.fixture
-def port() -> int:
-    return sshd.free_port()
-
-
-def prefix_of(board: Deployer) -> Path:
-    return board.found().folder / "home" / ".local" / "share" / "rkchatd"
-
-
-def key_of(board: Deployer) -> str:
-    return (prefix_of(board) / "keys").read_text().strip().rpartition(":")[2]
-
-
-def contents(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+bundles, daemon = simulated_board.bundles, simulated_board.daemon
+board, port = simulated_board.board, simulated_board.port
 
 
 def test_a_deployment_its_repetition_and_the_next_one(board: Deployer, bundles: dict[str, Path], port: int) -> None:
@@ -79,15 +38,6 @@ def test_a_deployment_its_repetition_and_the_next_one(board: Deployer, bundles: 
     old, new = (prefix_of(board) / "releases" / row["release"] / "librkllmrt.so" for row in (first, second))
     assert old.stat().st_ino == new.stat().st_ino
     assert not list((prefix_of(board) / "incoming").iterdir())
-
-
-def test_the_plan_of_what_would_be_refused_fails(board: Deployer, bundles: dict[str, Path]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        words = board.words(bundles["one"], "--port", taken.getsockname()[1], "--plan")
-        done = board.run(*words, code=1)
-    assert json.loads(done.stdout)[0]["steps"]
-    assert "another program listens on port" in done.stderr
-    assert done.stderr.endswith("Error: it would be refused: see above\n")
 
 
 def test_plan_prints_and_changes_nothing(board: Deployer, bundles: dict[str, Path], port: int) -> None:
@@ -134,54 +84,6 @@ def test_a_first_release_that_fails_leaves_no_service(board: Deployer, bundles: 
     assert not (prefix_of(board) / "current").exists()
     board.deploy(bundles["slow"], "--port", port)
     assert [row["name"] for row in board.releases()] == ["slow"]
-
-
-@pytest.mark.slow
-def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: int) -> None:
-    for name in ("one", "two", "three"):
-        board.deploy(bundles[name], "--port", port)
-    assert [(row["name"], row["current"]) for row in board.releases()] == [
-        ("three", True),
-        ("two", False),
-        ("one", False),
-    ]
-    (row,) = json.loads(board.run("rollback", "attic", "--json").stdout)
-    assert (row["commands"], row["healthy"]) == (1, True)
-    assert deploying.answer_of(port, key_of(board)) == "two here"
-    oldest = board.releases()[-1]["release"]
-    board.run("rollback", "attic", "--to", oldest[:8])
-    assert deploying.answer_of(port, key_of(board)) == "one here"
-    assert "there is no one release" in board.run("rollback", "attic", "--to", "zzz", code=1).stderr
-    assert "one w8a8 (sim)  answers" in board.run("releases", "attic").stdout
-
-
-@pytest.mark.slow
-def test_pruning(board: Deployer, bundles: dict[str, Path], port: int) -> None:
-    for name in ("one", "two", "three"):
-        board.deploy(bundles[name], "--port", port, "--keep", 2)
-    assert [row["name"] for row in board.releases()] == ["three", "two"]
-
-
-def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port: int) -> None:
-    before = contents(board.found().folder / "home")
-    board.deploy(bundles["one"], "--port", port)
-    assert "say yes" in board.run("remove", "attic", code=2).stderr
-    assert json.loads(board.run("remove", "attic", "--yes", "--json").stdout) == [{"host": "attic", "removed": True}]
-    left = contents(board.found().folder / "home") - before
-    assert left == {".local", ".local/share"}
-    assert control.started_on(board.found().folder) == []
-    assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
-
-
-def test_remove_leaves_alone_what_is_not_ours(board: Deployer) -> None:
-    """A prefix may be mistyped, and be a folder with everything that somebody has."""
-    folder = board.found().folder / "home" / "all.of.it"
-    (folder / "releases" / "0123").mkdir(parents=True)
-    (folder / "photos").mkdir()
-    (folder / "photos" / "one.jpg").write_text("mine")
-    board.run("remove", "attic", "--yes", "--prefix", folder)
-    assert contents(folder) == {"photos", "photos/one.jpg"}
-    assert "nothing to remove" in board.run("remove", "attic", "--yes", "--prefix", folder).stderr
 
 
 @pytest.mark.slow
@@ -283,30 +185,6 @@ def test_half_a_file_of_something_else_is_not_continued(board: Deployer, bundles
     assert board.deploy(bundles["one"], "--port", port)["bytes_sent"] > 300_000
 
 
-def test_a_bundle_that_is_not_what_it_says(board: Deployer, tmp_path: Path, port: int) -> None:
-    """A byte changed on the host, with the size it had: the board's hash tells."""
-    path = deploying.bundle(tmp_path, "mine")
-    model = path / "model.sim.gguf"
-    data = bytearray(model.read_bytes())
-    data[1000] ^= 1
-    model.write_bytes(data)
-    said = board.fail(path, "--port", port)
-    assert "is not what was announced" in said
-    assert "rk3588 bundle verify" in said
-
-
-@pytest.mark.parametrize("runtime", ["sim", "absent", "file"])
-def test_the_wrong_kind_of_bundle(board: Deployer, bundles: dict[str, Path], tmp_path: Path, runtime: str) -> None:
-    if runtime == "sim":
-        npu = deploying.bundle(tmp_path, "npu", target="rk3588")
-        assert "only a model for an NPU: give --runtime FILE" in board.fail(npu)
-        return
-    more = ("--runtime", "/dev/null") if runtime == "file" else ()
-    words = ["deploy", bundles["one"], "--board", "attic", "--daemon", board.daemon, *more]
-    said = board.run(*words, code=1).stderr
-    assert "only a model for the simulated runtime, which no NPU can run: give --runtime sim" in said
-
-
 def test_a_bundle_for_an_npu_with_a_library_of_the_user(
     board: Deployer, tmp_path: Path, port: int, rkllm_library: Path
 ) -> None:
@@ -321,85 +199,3 @@ def test_a_bundle_for_an_npu_with_a_library_of_the_user(
     assert json.loads((folder / "release.json").read_text())["runtime_version"] == "1.1.1"
     assert (folder / "bundle" / "model.rkllm").stat().st_size == 300_000
     assert deploying.answer_of(port, key_of(board)) == "npu here"
-
-
-def test_the_wrong_library(board: Deployer, tmp_path: Path, rkllm_library: Path) -> None:
-    npu = deploying.bundle(tmp_path, "npu", target="rk3588")
-    words = ["deploy", npu, "--board", "attic", "--daemon", board.daemon, "--runtime"]
-    assert "is the simulated runtime: say --runtime sim" in board.run(*words, rkllm_library, code=1).stderr
-    old = tmp_path / "librkllmrt.so"
-    elf = bytearray(rkllm_library.read_bytes()[:64])
-    old.write_bytes(bytes(elf) + b"rkllm-runtime version: 1.2.1\0rkllm_init\0")
-    assert "is librkllmrt 1.2.1; this toolkit speaks 1.1.1" in board.run(*words, old, code=1).stderr
-    elf[18:20] = (243).to_bytes(2, "little")
-    old.write_bytes(elf)
-    assert "is not a shared library for aarch64 or x86-64" in board.run(*words, old, code=1).stderr
-    elf[18:20] = (40).to_bytes(2, "little")
-
-
-def test_doctor(board: Deployer, bundles: dict[str, Path]) -> None:
-    done = board.run("doctor", "attic")
-    levels = [line.split()[0] for line in done.stdout.splitlines()]
-    assert levels == sorted(levels, key=["refuse", "warn", "info", "ok"].index)
-    assert "Radxa Rock 5B, RK3588" in done.stdout
-    said = json.loads(board.run("doctor", "attic", "--json", "--bundle", bundles["one"], "--runtime", "sim").stdout)
-    assert {"level", "fact", "text", "remedy"} == set(said["findings"][0])
-    assert said["facts"]["driver"] == "0.9.8"
-    assert any("the model needs" in finding["text"] for finding in said["findings"])
-    tree = board.found().folder / "tree"
-    (tree / "sys" / "kernel" / "debug" / "rknpu" / "version").write_text("RKNPU driver: v0.9.2\n")
-    assert "0.9.2 is too old" in board.run("doctor", "attic", "--runtime", "npu", code=1).stdout
-
-
-def test_deploy_to_this_machine(
-    bundles: dict[str, Path], daemon: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``--board local``, on a board without systemd (the faked tree has none)."""
-    folder = tmp_path / "local"
-    monkeypatch.setenv("HOME", str(folder / "home"))
-    monkeypatch.setenv("RKBOARD_SYSROOT", str(folder / "tree"))
-    (folder / "home").mkdir(parents=True)
-    local = Deployer("local", daemon, tmp_path)
-    try:
-        row = local.deploy(bundles["one"], "--port", port)
-        assert row["host"] == "local"
-        prefix = folder / "home" / ".local" / "share" / "rkchatd"
-        key = (prefix / "keys").read_text().strip().rpartition(":")[2]
-        assert deploying.answer_of(port, key) == "one here"
-        assert local.deploy(bundles["one"]) == {**row, "commands": 0, "bytes_sent": 0}
-        local.run("remove", "local", "--yes")
-        assert not prefix.exists()
-    finally:
-        for pid in control.started_on(folder):
-            os.kill(pid, signal.SIGKILL)
-
-
-def test_board_up_and_down(tmp_path: Path, daemon: Path) -> None:
-    local = Deployer("x", daemon, tmp_path)
-    said = local.run("board", "up", "cellar", "--board", "khadas-edge2")
-    assert "Khadas Edge2" in said.stderr
-    assert said.stdout.startswith("ssh -i ")
-    listed = local.run("board", "list").stdout.splitlines()
-    assert re.fullmatch(r"cellar +user +127\.0\.0\.1:\d+", listed[-1])
-    assert json.loads(local.run("board", "list", "--json").stdout)["simulated"][0]["host"] == "cellar"
-    assert "is up already" in local.run("board", "up", "cellar", code=2).stderr
-    assert "type of board" in local.run("board", "up", "rock-5b", code=2).stderr
-    local.run("board", "down", "cellar")
-    assert "there is no simulated board" in local.run("board", "down", "cellar", code=2).stderr
-    assert not (tmp_path / "rk3588" / "boards" / "cellar").exists()
-
-
-def test_a_simulated_board_that_was_ended_from_outside(board: Deployer) -> None:
-    """As after a reboot of this machine."""
-    os.kill(board.found().pid, signal.SIGKILL)
-    assert "start it again with `rk3588 board up attic`" in board.run("doctor", "attic", code=1).stderr
-    board.run("board", "up", "attic")
-    board.run("releases", "attic")
-
-
-def test_hosts_that_are_none(daemon: Path, tmp_path: Path) -> None:
-    local = Deployer("x", daemon, tmp_path)
-    assert "is a type of board" in local.run("doctor", "rock-5b", code=2).stderr
-    assert "is not a host" in local.run("doctor", "a b", code=2).stderr
-    closed = f"127.0.0.1:{sshd.free_port()}"
-    assert f"cannot reach {closed}: Connection refused" in local.run("doctor", closed, code=1).stderr

@@ -10,43 +10,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("paramiko")
 
-from rk3588.commands.deploy import Drawn, reach
-from rk3588.deploy import agent, deployment, plan
+from rk3588.commands import deploy, releases
+from rk3588.commands.deploy import ProgressDisplay, usage_text
+from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
 from rk3588.deploy.local import LocalConnection
-from rk3588.deploy.plan import Send
-from rk3588.deploy.release import File
+from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import connection
-from rk3588.deploy.ssh.config import Target
-from tests import plan_cases
+from rk3588.deploy.ssh.config import Destination
+from rk3588.deploy.state import BoardState
+from rk3588.deploy.steps import DeploymentPlan, Send
+from rk3588.errors import UsageError
+from tests import deploying, plan_cases
 
-TARGET = Target("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
+TARGET = Destination("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
 
 
 def outcome_on(board: str, listen: str) -> deployment.Outcome:
     facts = plan_cases.board(board)
-    found = deployment.Board(facts, "/opt/rkchatd", plan.State())
-    return deployment.Outcome(found, plan.Plan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
+    found = deployment.Inspection(facts, "/opt/rkchatd", BoardState())
+    return deployment.Outcome(found, DeploymentPlan("0123", ()), Done(), True, (), {"listen": listen, "port": 8080})
 
 
 def test_how_it_is_reached_over_ssh() -> None:
     """The tunnel goes the way that was taken, whatever the configuration makes of it."""
     target = replace(TARGET, openssh=("-i", "/home/me/a key", "-J", "door", "me@kitchen"))
-    over = connection.SshConnection(target, connection.Way(), lambda _: None)
-    said = reach(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
+    over = connection.SshConnection(target, connection.Route(), lambda _: None)
+    said = usage_text(over, outcome_on("orange-pi-5-plus", "127.0.0.1"))
     assert "ssh -NL 8080:127.0.0.1:8080 -i '/home/me/a key' -J door me@kitchen " in said
     assert "URL            http://127.0.0.1:8080/v1" in said
     assert "sudo cat /opt/rkchatd/keys" in said
-    said = reach(over, outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    said = usage_text(over, outcome_on("orange-pi-5-plus", "0.0.0.0"))
     assert "URL            http://192.0.2.7:8080/v1" in said
     assert "ssh -NL" not in said
 
 
 def test_how_this_machine_is_reached_from_the_network() -> None:
-    said = reach(LocalConnection(lambda _: None), outcome_on("orange-pi-5-plus", "0.0.0.0"))
+    said = usage_text(LocalConnection(lambda _: None), outcome_on("orange-pi-5-plus", "0.0.0.0"))
     assert "URL            http://192.168.1.20:8080/v1" in said
     assert "127.0.0.1" not in said
 
@@ -56,11 +60,11 @@ def test_clocks_that_were_left_alone_stay_so() -> None:
     bundle: Any = None
     facts = plan_cases.board("orange-pi-5-plus")
     for said, there, expected in ((None, {}, True), (None, {"pin": False}, False), (True, {"pin": False}, True)):
-        state = plan.State(releases={"a": {"manifest": there}}, current="a")
+        state = BoardState(releases={"a": {"manifest": there}}, current="a")
         file = Path("/dev/null")
         options = deployment.Options(pin=said, daemon=file, sim_library=file, runtime=file)
-        wish = deployment.make_wish(bundle, options, deployment.Board(facts, "/opt/rkchatd", state))
-        assert wish.pin is expected
+        spec = deployment.make_spec(bundle, options, deployment.Inspection(facts, "/opt/rkchatd", state))
+        assert spec.pin is expected
 
 
 def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +74,7 @@ def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", out)
-    drawn = Drawn(quiet=False)
+    drawn = ProgressDisplay(quiet=False)
     drawn.step(Send(File("model", b"", 10_000_000, ""), "/model", have=8_000_000))
     drawn.sent(8_000_000)
     assert out.getvalue() == ""
@@ -81,9 +85,9 @@ def test_progress_counts_what_is_sent_and_not_what_was_there(monkeypatch: pytest
 def test_a_limited_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first byte on, however long other things took meanwhile."""
     now = [100.0]
-    monkeypatch.setattr("rk3588.deploy.agent.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("rk3588.deploy.agent.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    throttle = agent.Throttle(500_000)
+    monkeypatch.setattr("rk3588.deploy.transfer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rk3588.deploy.transfer.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    throttle = transfer.Throttle(500_000)
     assert throttle.block <= 50_000
     for _ in range(100):
         throttle.wait(throttle.block)
@@ -91,3 +95,35 @@ def test_a_limited_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] += 60
     throttle.wait(throttle.block)
     assert now[0] - 160 == pytest.approx(101 * throttle.block / 500_000)
+
+
+FILES = ("--runtime", "--daemon", "--sim-library", "--sim-runtime", "--ssh-config", "--hosts")
+
+
+@pytest.mark.parametrize("option", FILES)
+def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: str) -> None:
+    """So the exit code is 2, before anything is asked of the board."""
+    bundle, absent = deploying.bundle(tmp_path, "one"), str(tmp_path / "absent")
+    words = [str(bundle), "--board", "me@192.0.2.7", "--plan", option, absent]
+    caught = CliRunner().invoke(deploy.command, words).exception
+    assert isinstance(caught, UsageError) and caught.exit_code == 2
+    assert str(caught).startswith(f"{option} {absent}: there is no such file; ")
+    if option in ("--ssh-config", "--hosts"):
+        assert isinstance(CliRunner().invoke(releases.command, ["me@192.0.2.7", option, absent]).exception, UsageError)
+
+
+def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:
+    row = {"manifest": {}, "files": {}, "proven": 1, "deployed": 1}
+    with pytest.raises(UsageError, match="there is no one release 'zzz' on the board; there are: a"):
+        planning.plan_rollback(BoardState(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
+
+
+def test_what_a_bundle_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its model's name comes from its manifest."""
+    outcome = outcome_on("orange-pi-5-plus", "127.0.0.1")
+    manifest = {**outcome.manifest, "runtime": "npu", "model_file": "a\x1b]0;x\x07b", "runtime_version": "1.1.1"}
+    local = LocalConnection(lambda _: None)
+    deploy._report("local\x9b", local, replace(outcome, manifest=manifest), only_plan=False, as_json=False)
+    said = capsys.readouterr()
+    assert "a\ufffd]0;x\ufffdb" in said.err
+    assert not {"\x1b", "\x07", "\x9b"} & set(said.out + said.err)

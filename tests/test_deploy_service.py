@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.boards import catalogue
-from rk3588.deploy import release
+from rk3588.deploy import units
 from rk3588.simboard import control, nspawn, tree
 from tests import deploying, sshd, test_clocks
 from tests import scene as scenes
@@ -94,7 +94,7 @@ def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str
         deadline = time.monotonic() + 30
         while True:
             try:
-                assert deploying.answer_of(port, key)
+                reply = deploying.reply_to_chat(port, key)
                 break
             except OSError:
                 assert time.monotonic() < deadline
@@ -102,6 +102,8 @@ def test_the_tunnel_it_names_leads_there(scene: Scene, tiny_bundles: Mapping[str
     finally:
         process.kill()
         process.wait()
+    assert reply["choices"][0]["finish_reason"]
+    assert reply["model"] == scene.serving()  # its text may be empty: the model is a random one
 
 
 def test_it_runs_as_nobody_in_particular(scene: Scene) -> None:
@@ -192,7 +194,7 @@ def npu_board(scene: Scene) -> Iterator[Path]:
     """The board with what a container's /sys has not: an NPU and clocks, for who looks below RKBOARD_SYSROOT."""
     root = scene.board.folder / "root"
     sysroot = root / "sysroot"
-    tree.whole(sysroot, catalogue().board("rock-5b"))
+    tree.write_all(sysroot, catalogue().board("rock-5b"))
     test_clocks.load(sysroot, 0)
     (sysroot / "run" / "systemd" / "system").mkdir(parents=True)
     settings = root / "etc" / "ssh" / "sshd_config.d" / "sysroot.conf"
@@ -249,7 +251,7 @@ def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
     more = {"GROUPS": "SupplementaryGroups=video", "LOAD": "90", "BACKOFF": "", "AFFINITY": "CPUAffinity=0 1 2 3"}
     assert facts.little_cpus == (0, 1, 2, 3)
     for name in ("rkchatd.service", "rkchatd-clocks.service"):
-        text = release.filled(name, {**values, **more})
+        text = units.fill_template(name, {**values, **more})
         assert "@" not in text.replace("@system-service", "")
         (tmp_path / name).write_text(text)
         if not os.access("/usr/bin/systemd-analyze", os.X_OK):

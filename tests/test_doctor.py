@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rk3588 import bundle as bundles
-from rk3588.deploy import judge, release
+from rk3588.deploy import judge, sizes
 from rk3588.deploy.facts import Clock, Facts, Holder, Library, Node
 from rk3588.deploy.judge import Need
 from tests import deploying
@@ -205,5 +205,5 @@ def test_memory_of_a_bundle_is_its_weights_and_all_its_context(tmp_path: Path) -
     manifest["model"] = {**shape, "head_dim": 128, "vocab_size": 32000, "context_length": 4096, "tied": False}
     (path / "rkbundle.json").write_text(json.dumps(manifest))
     bundle = bundles.read(path)
-    assert 2 * GIB < release.memory_needed(bundle, simulated=True) < 2.2 * GIB
-    assert release.memory_needed(bundle, simulated=True, context=1024) < 0.6 * GIB
+    assert 2 * GIB < sizes.memory_needed(bundle, simulated=True) < 2.2 * GIB
+    assert sizes.memory_needed(bundle, simulated=True, context=1024) < 0.6 * GIB

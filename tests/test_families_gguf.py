@@ -14,17 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rk3588.errors import CheckpointError
 from rkconvert.architectures import gguf_metadata
 from rkconvert.architectures.model import BASE_ROPE
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
 from rkconvert.sources.gguf_file import read_headers
+from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_families import cases, gguf_files
 from tests.packed import blocks
+from tests.plans import make_plan
 
 
 def artifact(source: Source, out: Path) -> Path:
@@ -184,5 +185,5 @@ def test_the_logits_of_a_file_are_those_of_transformers(tmp_path: Path) -> None:
     """One case to the end: the others have the folder's artifact, whose logits test_families.py compares."""
     found = artifact(open_source(gguf_files.write("qwen3", tmp_path / "tiny.gguf")), tmp_path)
     golden = cases.load("qwen3")["logits"]
-    with sim.SimModel(found) as model:
+    with hostlib.SimModel(found) as model:
         assert np.abs(model.logits(cases.ids()) - golden).max() < 1e-4 * golden.std()

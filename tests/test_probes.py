@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.boards import catalogue
-from rk3588.deploy import judge, probes, release
+from rk3588.deploy import judge, probes, units
 from rk3588.deploy.facts import Facts
 from rk3588.deploy.local import LocalConnection
 from rk3588.errors import printable
@@ -27,7 +27,7 @@ NVME = "/mnt/nvme/rkchatd"
 @pytest.fixture
 def sysroot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files of a Rock 5B, as `board up` makes them, for this machine's shell."""
-    tree.whole(tmp_path / "tree", catalogue().board("rock-5b"))
+    tree.write_all(tmp_path / "tree", catalogue().board("rock-5b"))
     monkeypatch.setenv("RKBOARD_SYSROOT", str(tmp_path / "tree"))
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path / "tree"
@@ -253,7 +253,8 @@ def test_the_prefix_is_that_of_the_service(sysroot: Path) -> None:
 
 
 def test_what_the_unit_says_is_what_the_probe_reads() -> None:
-    line = next(line for line in release.filled("rkchatd.service", {"PREFIX": NVME}).splitlines() if "guard" in line)
+    unit = units.fill_template("rkchatd.service", {"PREFIX": NVME})
+    line = next(line for line in unit.splitlines() if "guard" in line)
     assert line.startswith("ExecStartPre=")
     assert line.endswith(f" guard {NVME}")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rk3588.commands.waiting import Clock
-from rk3588.errors import TargetError
+from rk3588.commands.waiting import ElapsedSeconds
+from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
 from tests import quickstart
 
@@ -79,14 +79,14 @@ def test_quickstart_shows_the_same(
 
 def test_a_clock_on_a_terminal() -> None:
     out = Terminal()
-    clock = Clock(out)
+    clock = ElapsedSeconds(out)
     clock.start(Ticks())
     clock.stop()
     assert re.fullmatch(r"(\r\x1b\[K  \d+ s){2}\r\x1b\[K", out.getvalue())
 
 
 def test_no_clock_where_there_is_no_terminal() -> None:
-    clock = Clock(None)
+    clock = ElapsedSeconds(None)
     clock.start()
     clock.stop()
 
@@ -115,5 +115,5 @@ def test_the_image_of_a_board_that_cannot_be_built(monkeypatch: pytest.MonkeyPat
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(nspawn, "cache", lambda: tmp_path / "cache")
-    with pytest.raises(TargetError, match=r"mmdebstrap --mode=root .* failed: E: no such suite"):
+    with pytest.raises(BoardError, match=r"mmdebstrap --mode=root .* failed: E: no such suite"):
         nspawn.build(lambda _: None)

@@ -15,7 +15,7 @@ pytest.importorskip("paramiko")
 
 from rk3588 import simboard
 from rk3588.boards import catalogue
-from rk3588.commands import doctor, target
+from rk3588.commands import connecting, doctor
 from rk3588.deploy import deployment
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.ssh import connection, openssh
@@ -47,22 +47,22 @@ def nowhere(*_: Any) -> None:
 def test_a_mistyped_board_gets_the_nearest(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     with pytest.raises(ConnectError, match=f"{name} is not a name that can be resolved: did you mean '{meant}'"):
-        target.open_board(name, False, None, None)
+        connecting.open_connection(name, False, None, None)
     with pytest.raises(ConnectError, match="give USER@ADDRESS"):
-        target.open_board("somewhere.invalid", False, None, None)
+        connecting.open_connection("somewhere.invalid", False, None, None)
 
 
 @pytest.mark.parametrize("name", ["rock-5b", "orange-pi-5-8gb", "Radxa Rock 5B"])
 def test_a_type_is_no_board(name: str) -> None:
     with pytest.raises(UsageError, match="is a type of board: give one of yours"):
-        target.open_board(name, False, None, None)
+        connecting.open_connection(name, False, None, None)
 
 
 def test_a_host_and_a_simulated_board_of_one_name(home: Path) -> None:
     """As from somebody's hosts.yaml in the current folder."""
     (home / "hosts.yaml").write_text("hosts:\n  attic: {board: rock-5b, address: 203.0.113.9}\n")
     with pytest.raises(UsageError, match=r"attic is a board in .*hosts\.yaml and a simulated one"):
-        target.open_board("attic", False, None, None)
+        connecting.open_connection("attic", False, None, None)
 
 
 def test_ssh_is_asked_once_for_each_host_and_what_is_left_out_is_said_once(
@@ -70,20 +70,20 @@ def test_ssh_is_asked_once_for_each_host_and_what_is_left_out_is_said_once(
 ) -> None:
     (home / ".ssh" / "config").write_text("Host *\n  RevokedHostKeys /dev/null\n")
     asked: list[str] = []
-    real = openssh.asked
+    real = openssh.query
 
-    def counted(program: str, host: str, *more: Any) -> openssh.Said:
+    def counted(program: str, host: str, *more: Any) -> openssh.ConfigValues:
         asked.append(host)
         return real(program, host, *more)
 
     def route(*given: Any) -> None:
         aim, _, _, resolver = given
         for _ in range(2):
-            connection._route(aim, resolver)
+            connection._hops(aim, resolver)
 
-    monkeypatch.setattr(openssh, "asked", counted)
+    monkeypatch.setattr(openssh, "query", counted)
     monkeypatch.setattr(connection, "connect", route)
-    target.open_board("kitchen", False, None, None)
+    connecting.open_connection("kitchen", False, None, None)
     said = capsys.readouterr().err.splitlines()
     if openssh.client():
         assert asked == ["192.0.2.7", "door"]
@@ -96,8 +96,8 @@ def test_a_simulated_board_is_not_refused_for_the_npu_it_cannot_have(
     options: list[str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = plan_cases.board("nspawn")
-    monkeypatch.setattr(target, "open_board", lambda *_: LocalConnection(nobody))
-    monkeypatch.setattr(deployment, "look", lambda *_, **__: (facts, "/opt/rkchatd"))
+    monkeypatch.setattr(connecting, "open_connection", lambda *_: LocalConnection(nobody))
+    monkeypatch.setattr(deployment, "gather_facts", lambda *_, **__: (facts, "/opt/rkchatd"))
     result = CliRunner().invoke(doctor.command, ["attic", *options], standalone_mode=False)
     assert result.return_value == code, result.output
     assert ("refuse" in result.output) == bool(code)
@@ -125,8 +125,8 @@ def test_the_doctor_sees_what_a_deployment_would_refuse(
     (home / "shared").mkdir()
     (home / "shared").chmod(mode)
     facts = replace(plan_cases.board("no-systemd"), python=(3, 11))
-    monkeypatch.setattr(target, "open_board", lambda *_: LocalConnection(nobody))
-    monkeypatch.setattr(deployment, "look", lambda *_, **__: (facts, str(home / "shared" / "rkchatd")))
+    monkeypatch.setattr(connecting, "open_connection", lambda *_: LocalConnection(nobody))
+    monkeypatch.setattr(deployment, "gather_facts", lambda *_, **__: (facts, str(home / "shared" / "rkchatd")))
     result = CliRunner().invoke(doctor.command, ["attic"], standalone_mode=False)
     assert result.return_value == (1 if mode == 0o777 else 0), result.output
     assert result.output.startswith("refuse prefix      everybody may write in ") == (mode == 0o777)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rk3588 import resources
-from rk3588.deploy import release
+from rk3588.deploy import programs
 from rk3588.errors import DeployError, LibraryError
 
 HERE = {"x86_64": "x86_64", "aarch64": "aarch64"}[platform.machine()]
@@ -27,8 +27,8 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             return tmp_path / name
         raise LibraryError(name)
 
-    monkeypatch.setattr(release, "packaged", packaged)
-    monkeypatch.setattr(release, "source_tree", lambda: None)
+    monkeypatch.setattr(programs, "packaged", packaged)
+    monkeypatch.setattr(programs, "source_tree", lambda: None)
     return tmp_path
 
 
@@ -36,26 +36,26 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clone(installation: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     top = installation / "clone"
     (top / "build" / OTHER).mkdir(parents=True)
-    monkeypatch.setattr(release, "source_tree", lambda: top)
+    monkeypatch.setattr(programs, "source_tree", lambda: top)
     return top
 
 
 def test_the_daemon_of_the_wheel_and_of_a_clone(installation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeployError) as told:
-        release.find_daemon()
+        programs.find_daemon()
     assert str(told.value) == (
         "rkchatd.pyz is not in this installation, which was made without a network: install rk3588 again with one, or "
         "run `make pyz` in a clone of its sources and give --daemon build/rkchatd.pyz of there"
     )
     (installation / "rkchatd.pyz").touch()
-    assert release.find_daemon() == installation / "rkchatd.pyz"
+    assert programs.find_daemon() == installation / "rkchatd.pyz"
     (installation / "rkchatd.pyz").unlink()
-    monkeypatch.setattr(release, "source_tree", lambda: installation)
+    monkeypatch.setattr(programs, "source_tree", lambda: installation)
     with pytest.raises(DeployError, match="is not built yet: run `make pyz`"):
-        release.find_daemon()
+        programs.find_daemon()
     (installation / "build").mkdir()
     (installation / "build" / "rkchatd.pyz").touch()
-    assert release.find_daemon() == installation / "build" / "rkchatd.pyz"
+    assert programs.find_daemon() == installation / "build" / "rkchatd.pyz"
 
 
 def test_what_lies_beside_an_installation_is_not_ours(installation: Path) -> None:
@@ -63,36 +63,36 @@ def test_what_lies_beside_an_installation_is_not_ours(installation: Path) -> Non
     (installation / "build").mkdir()
     (installation / "build" / "rkchatd.pyz").touch()
     with pytest.raises(DeployError):
-        release.find_daemon()
+        programs.find_daemon()
 
 
 def test_libraries_of_this_machine(installation: Path) -> None:
     for machine in ("", HERE):
-        assert release.find_library("librksim.so", machine) == installation / "lib" / "librksim.so"
+        assert programs.find_library("librksim.so", machine) == installation / "lib" / "librksim.so"
 
 
 @pytest.mark.usefixtures("installation")
 def test_libraries_of_another_machine_for_somebody_who_used_pip() -> None:
     """One sentence names both, where both are needed."""
     with pytest.raises(LibraryError) as told:
-        release.find_library("librkllmrt.so", OTHER)
+        programs.find_library("librkllmrt.so", OTHER)
     assert str(told.value) == (
         f"this installation has librksim.so and librkllmrt.so for {HERE} only, and the board is {OTHER}: run "
         f"`make {OTHER}` in a clone of rk3588's sources and give --sim-library build/{OTHER}/librksim.so "
         f"--sim-runtime build/{OTHER}/librkllmrt.so of there"
     )
     with pytest.raises(LibraryError) as told:
-        release.find_library("librksim.so", OTHER)
+        programs.find_library("librksim.so", OTHER)
     assert "--sim-runtime" not in str(told.value)
     with pytest.raises(LibraryError, match=r"there is no librksim\.so for riscv64 here"):
-        release.find_library("librksim.so", "riscv64")
+        programs.find_library("librksim.so", "riscv64")
 
 
 def test_libraries_of_another_machine_in_a_clone(clone: Path) -> None:
     with pytest.raises(LibraryError, match=f"is not built yet: run `make {OTHER}`"):
-        release.find_library("librksim.so", OTHER)
+        programs.find_library("librksim.so", OTHER)
     (clone / "build" / OTHER / "librksim.so").touch()
-    assert release.find_library("librksim.so", OTHER) == clone / "build" / OTHER / "librksim.so"
+    assert programs.find_library("librksim.so", OTHER) == clone / "build" / OTHER / "librksim.so"
 
 
 def test_a_clone_that_hides_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

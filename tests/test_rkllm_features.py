@@ -156,7 +156,8 @@ def test_adapters_of_any_family(tmp_path: Path, interleaved: bool) -> None:
 
 def test_an_adapter_of_another_family_is_refused(tmp_path: Path) -> None:
     path = ALL.write(tmp_path / "m.gguf")
-    with hostlib.SimModel(path) as one, pytest.raises(SimError, match=r"general\.architecture is 'llama', expected 'tiny'"):
+    sentence = r"general\.architecture is 'llama', expected 'tiny'"
+    with hostlib.SimModel(path) as one, pytest.raises(SimError, match=sentence):
         one.use_lora(adapter(tmp_path / "a.gguf", ALL, "llama"))
     with (
         hostlib.SimModel(path) as one,

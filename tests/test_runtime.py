@@ -12,7 +12,7 @@ import pytest
 
 from rk3588 import bundle as bundles
 from rk3588 import runtime
-from rk3588.deploy import deployment, release
+from rk3588.deploy import deployment, release_bundle
 from rk3588.errors import BundleError, DeployError, LibraryError, UsageError
 from rkruntime.daemon import app, config
 from rkruntime.daemon.engine import WorkerEngine
@@ -124,7 +124,7 @@ def test_what_is_sent_to_a_board(both: Path) -> None:
         (True, "model.sim.gguf", "model.rkllm", "here"),
         (False, "model.rkllm", "model.sim.gguf", "there"),
     ):
-        files = {file.path: file for file in release._bundle_files(bundle, simulated)}
+        files = {file.path: file for file in release_bundle.bundle_files(bundle, simulated)}
         assert f"bundle/{model}" in files and f"bundle/{left_out}" not in files
         manifest = json.loads(bytes(files["bundle/rkbundle.json"].source))
         assert [entry["name"] for entry in manifest["lora"]["adapters"]] == [lora]
@@ -138,7 +138,7 @@ def test_a_bundle_that_cannot_chat_is_not_deployed(tmp_path: Path, tiny_bundles:
     with pytest.raises(DeployError, match=r"has no chat_template.jinja, so the daemon could not chat with it"):
         nothing: Any = None  # the board is not even looked at
         deployment.deploy(nothing, bare, deployment.Options(), nothing)
-    release.check_template(bundles.read(tiny_bundles["w8a8"]))
+    release_bundle.check_template(bundles.read(tiny_bundles["w8a8"]))
 
 
 def test_the_context_is_the_models_own(tmp_path: Path, tiny_bundles: Mapping[str, Path]) -> None:

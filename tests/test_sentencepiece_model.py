@@ -15,9 +15,9 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rk3588 import sim
+from rk3588 import hostlib
 from rk3588.errors import CheckpointError
-from rkconvert.artifact import writer
+from rkconvert.artifact import header
 from rkconvert.tokenizers.huggingface import read_vocabulary
 from rkconvert.tokenizers.sentencepiece_model import read_model
 from rkconvert.tokenizers.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
@@ -47,15 +47,15 @@ def folder(path: Path, raw: bytes, **options: Any) -> Path:
     return path
 
 
-def opened(vocabulary: Vocabulary, path: Path) -> sim.SimModel:
-    writer.write_vocabulary(path, "x", vocabulary)
-    return sim.SimModel(path, vocab_only=True)
+def opened(vocabulary: Vocabulary, path: Path) -> hostlib.SimModel:
+    header.write_tokenizer(path, "x", vocabulary)
+    return hostlib.SimModel(path, vocab_only=True)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["prefix", "no prefix"])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[sim.SimModel, sentencepiece.SentencePieceProcessor]]:
+) -> Iterator[tuple[hostlib.SimModel, sentencepiece.SentencePieceProcessor]]:
     """Tokens that text becomes before it is merged only without the prefix: after one, transformers puts it again."""
     own = {} if request.param else {"user_defined_symbols": "<tool>,\n\n,<用户>"}
     raw = trained(add_dummy_prefix=request.param, **own)
@@ -65,7 +65,7 @@ def pair(
         yield model, sentencepiece.SentencePieceProcessor(model_proto=raw)
 
 
-def test_the_same_ids_for_random_texts(pair: tuple[sim.SimModel, Any]) -> None:
+def test_the_same_ids_for_random_texts(pair: tuple[hostlib.SimModel, Any]) -> None:
     model, reference = pair
     texts = [text.replace("\0", "") for text in random_texts(21, 10_000, ["<tool>", "<用户>", "\n\n", "▁▁"])]
     for text, expected in zip(texts, reference.encode(texts), strict=True):
@@ -74,12 +74,12 @@ def test_the_same_ids_for_random_texts(pair: tuple[sim.SimModel, Any]) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.text(st.sampled_from("ab e\n▁")))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_same_ids_for_any_text(pair: tuple[sim.SimModel, Any], text: str) -> None:
+def test_the_same_ids_for_any_text(pair: tuple[hostlib.SimModel, Any], text: str) -> None:
     model, reference = pair
     assert model.tokenise(text, parse_special=False) == reference.encode(text)
 
 
-def test_the_same_text_for_ids(pair: tuple[sim.SimModel, Any]) -> None:
+def test_the_same_text_for_ids(pair: tuple[hostlib.SimModel, Any]) -> None:
     model, reference = pair
     for text in ("The quick brown fox", " jumps\nover 1024 dogs", "naïve 你好", "  x"):
         ids = reference.encode(text)

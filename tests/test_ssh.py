@@ -15,11 +15,13 @@ import pytest
 
 pytest.importorskip("paramiko")
 
-from rk3588.deploy import agent
+import paramiko
+
+from rk3588.deploy import agent_client
 from rk3588.deploy.ssh import config, connection
 from rk3588.errors import ConnectError
 from tests import ssh_client, sshd
-from tests.ssh_client import connect, no, nobody, target_of
+from tests.ssh_client import connect, destination_of, no, nobody
 
 server, home = ssh_client.server, ssh_client.home
 
@@ -29,8 +31,8 @@ def test_through_a_jump_host(server: sshd.Sshd, tmp_path: Path) -> None:
     try:
         known = tmp_path / "known_hosts"
         known.write_text(server.known + inner.known)
-        target = replace(target_of(inner, known), jumps=("door",))
-        jump, logins = target_of(server, known), server.log.count("Accepted publickey")
+        target = replace(destination_of(inner, known), jumps=("door",))
+        jump, logins = destination_of(server, known), server.log.count("Accepted publickey")
         with connection.connect(target, nobody, no, lambda _: jump) as through:
             assert through.run("echo $SSH_CONNECTION").text.split()[3] == str(inner.port)
         assert server.log.count("Accepted publickey") == logins + 1
@@ -44,11 +46,11 @@ def test_a_jump_host_has_a_way_of_its_own(home: Path) -> None:
         "Host inner\n  ProxyJump middle,last\nHost middle\n  ProxyJump outer\nHost last\n  ProxyJump elsewhere\n"
         "Host * !outer\n  ProxyJump outer\n"
     )
-    way = connection._route(config.resolve("inner"), config.resolve)
+    way = connection._hops(config.resolve("inner"), config.resolve)
     assert [hop.address for hop in way] == ["outer", "middle", "last", "inner"]
     (home / ".ssh" / "config").write_text("Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n")
     with pytest.raises(ConnectError, match="through itself"):
-        connection._route(config.resolve("a"), config.resolve)
+        connection._hops(config.resolve("a"), config.resolve)
 
 
 RELAY = """\
@@ -66,11 +68,11 @@ def test_a_proxy_that_stands_still_is_not_waited_for(server: sshd.Sshd, home: Pa
     (home / "relay.py").write_text(RELAY)
     command = f"python3 {home}/relay.py {server.port}"
     started = time.monotonic()
-    with connect(replace(target_of(server), proxy_command=command, silence=1.0)) as through:
+    with connect(replace(destination_of(server), proxy_command=command, silence=1.0)) as through:
         assert through.run("echo here").text == "here\n"
         session = through.start("cat > /dev/null")
-        assert through._way.process
-        through._way.process.send_signal(signal.SIGSTOP)
+        assert through._route.process
+        through._route.process.send_signal(signal.SIGSTOP)
         with pytest.raises(ConnectError, match="was lost"):
             for _ in range(64):
                 session.send(bytes(1 << 20))
@@ -79,21 +81,21 @@ def test_a_proxy_that_stands_still_is_not_waited_for(server: sshd.Sshd, home: Pa
 
 def test_through_a_proxy_command(server: sshd.Sshd, home: Path) -> None:
     (home / "relay.py").write_text(RELAY)
-    with connect(replace(target_of(server), proxy_command=f"python3 {home}/relay.py {server.port}")) as through:
+    with connect(replace(destination_of(server), proxy_command=f"python3 {home}/relay.py {server.port}")) as through:
         assert through.run("echo here").text == "here\n"
 
 
 def test_nothing_listens(server: sshd.Sshd) -> None:
     with pytest.raises(ConnectError, match=r"cannot reach 127\.0\.0\.1:\d+: Connection refused"):
-        connect(replace(target_of(server), port=sshd.free_port()))
+        connect(replace(destination_of(server), port=sshd.free_port()))
     with pytest.raises(ConnectError, match="not a name that can be resolved"):
-        connect(replace(target_of(server), address="no-such-board.invalid"))
+        connect(replace(destination_of(server), address="no-such-board.invalid"))
 
 
 def test_something_else_listens(server: sshd.Sshd) -> None:
     """A port that accepts and says nothing, as a board that is still booting behind a forwarded port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        silent = replace(target_of(server), port=listener.getsockname()[1], connect_timeout=1.0)
+        silent = replace(destination_of(server), port=listener.getsockname()[1], connect_timeout=1.0)
         started = time.monotonic()
         with pytest.raises(ConnectError, match="does not speak SSH"):
             connect(silent)
@@ -105,7 +107,7 @@ def test_something_else_listens(server: sshd.Sshd) -> None:
 
 @pytest.fixture
 def board(server: sshd.Sshd) -> Iterator[connection.SshConnection]:
-    with connect(target_of(server)) as open_connection:
+    with connect(destination_of(server)) as open_connection:
         yield open_connection
 
 
@@ -146,7 +148,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
 @pytest.mark.parametrize("mode", ["noise", "trace"])
 def test_what_start_files_say_around_an_answer_is_borne(talker: sshd.Sshd, mode: str) -> None:
     (talker.folder / "mode").write_text(mode)
-    with connect(target_of(talker)) as board:
+    with connect(destination_of(talker)) as board:
         assert board.user_id == os.getuid()
         result = board.run("cat; exit 3", stdin=b"in\0put")
         assert (result.code, result.out) == (3, b"in\0put")
@@ -160,7 +162,7 @@ def test_what_start_files_say_around_an_answer_is_borne(talker: sshd.Sshd, mode:
         assert session.read_line() == b"heard two"
         assert session.read_line() == b""
         assert session.finish().code == 0
-        assert agent.ask(board, "state", "/opt/absent", "", root=False)["exists"] is False
+        assert agent_client.ask(board, "state", "/opt/absent", "", root=False)["exists"] is False
 
 
 SILENT = {  # what its shell does: what we say
@@ -178,14 +180,15 @@ SILENT = {  # what its shell does: what we say
 
 
 def test_why_nothing_runs_is_said(talker: sshd.Sshd) -> None:
-    with connect(target_of(talker)) as board:
+    with connect(destination_of(talker)) as board:
         for script, words in SILENT.items():
             (talker.folder / "mode").write_text(script)
             with pytest.raises(ConnectError, match=f"^board runs no commands: its login shell said: .*{words}"):
                 assert board.user_id
         with pytest.raises(ConnectError, match=words):
-            agent.ask(board, "state", "/x/y", "", root=False)
-        with pytest.raises(ConnectError, match=words), agent.locked(board, "/x", "me", "/x", root=False, waiting=print):
+            agent_client.ask(board, "state", "/x/y", "", root=False)
+        held = agent_client.hold_lock(board, "/x", "me", "/x", root=False, waiting=print)
+        with pytest.raises(ConnectError, match=words), held:
             pass
 
 
@@ -220,7 +223,7 @@ def test_a_server_that_dies_is_noticed(tmp_path: Path) -> None:
         pytest.skip(sshd.MISSING)
     mortal = sshd.start(tmp_path / "mortal")
     try:
-        with connect(target_of(mortal)) as open_connection:
+        with connect(destination_of(mortal)) as open_connection:
             killer = threading.Timer(1.0, mortal.stop)
             killer.start()
             with pytest.raises(ConnectError, match="was lost"):
@@ -232,10 +235,46 @@ def test_a_server_that_dies_is_noticed(tmp_path: Path) -> None:
         mortal.stop()
 
 
+def test_a_lost_link_is_none_of_the_command_s_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """paramiko closes the channels first and says afterwards that the link is gone: here, on a busy machine."""
+    if sshd.MISSING:
+        pytest.skip(sshd.MISSING)
+    unlink = paramiko.Channel._unlink  # type: ignore[attr-defined]
+
+    def slowly(channel: paramiko.Channel) -> None:
+        unlink(channel)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(paramiko.Channel, "_unlink", slowly)
+    mortal = sshd.start(tmp_path / "mortal")
+    try:
+        with connect(destination_of(mortal)) as board:
+            session = board.start("cat")
+            mortal.stop()
+            with pytest.raises(ConnectError, match="was lost"):
+                session.finish()
+    finally:
+        mortal.stop()
+
+
+def test_an_answer_that_comes_after_the_exit_code(
+    board: connection.SshConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where neither machine has time: it is waited for, as its end is known."""
+    receive, late = paramiko.Channel.recv, iter([2.5])
+
+    def slowly(channel: paramiko.Channel, size: int) -> bytes:
+        time.sleep(next(late, 0))
+        return receive(channel, size)
+
+    monkeypatch.setattr(paramiko.Channel, "recv", slowly)
+    assert board.run("echo late").text == "late\n"
+
+
 def test_a_board_that_is_stuck_is_not_waited_for(server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel acknowledges all that is sent, and nobody reads it."""
     monkeypatch.setattr(connection, "_ANSWER_SECONDS", 1.0)
-    with connect(target_of(server)) as board:
+    with connect(destination_of(server)) as board:
         channel = board.transport.open_session()
         monkeypatch.setattr(board.transport, "open_session", lambda **_: channel)
         sessions = sshd.descendants(server.process.pid)

@@ -18,7 +18,7 @@ pytest.importorskip("paramiko")
 
 from rk3588.boards import Host, catalogue
 from rk3588.deploy.ssh import config, openssh
-from rk3588.deploy.ssh.config import Target
+from rk3588.deploy.ssh.config import Destination
 from rk3588.deploy.ssh.tokens import seconds
 from rk3588.errors import ConnectError, UsageError
 from tests import ssh_client
@@ -90,7 +90,7 @@ def of_ssh(text: bytes) -> dict[str, str]:
     return dict(line.partition(" ")[::2] for line in os.fsdecode(out).splitlines())
 
 
-def ours(target: Target) -> dict[str, str | None]:
+def ours(target: Destination) -> dict[str, str | None]:
     timeout = "none" if target.connect_timeout == config.CONNECT_SECONDS else f"{target.connect_timeout:.0f}"
     return {
         "user": target.user,

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588.errors import ConnectError, HostKeyError
-from rk3588.simboard.control import new_key
+from rk3588.simboard.preparing import new_key
 from tests import ssh_client, sshd
-from tests.ssh_client import PLAIN, connect, needs_sshd, target_of
+from tests.ssh_client import PLAIN, connect, destination_of, needs_sshd
 
 server = ssh_client.server
 
@@ -23,7 +23,7 @@ server = ssh_client.server
 def test_a_first_key_is_shown_and_kept_on_yes(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "new" / "known_hosts"
     with pytest.raises(HostKeyError, match=r"not known yet.*ED25519 SHA256:.*--accept-new"):
-        connect(target_of(server, known))
+        connect(destination_of(server, known))
     assert not known.exists()
     asked: list[str] = []
 
@@ -32,17 +32,17 @@ def test_a_first_key_is_shown_and_kept_on_yes(server: sshd.Sshd, tmp_path: Path)
         asked.append(question)
         return True
 
-    connect(target_of(server, known), accept=yes).close()
+    connect(destination_of(server, known), accept=yes).close()
     printed = subprocess.check_output(["ssh-keygen", "-lf", str(server.folder / "host_ed25519.pub")], text=True)
     assert printed.split()[1] in asked[0]
     assert known.read_text() == server.known
-    connect(target_of(server, known)).close()  # not asked again
+    connect(destination_of(server, known)).close()  # not asked again
 
 
 def test_names_are_hashed_where_the_config_says_so(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text("# no line end")
-    hashed = replace(target_of(server, known), hash_names=True)
+    hashed = replace(destination_of(server, known), hash_names=True)
     connect(hashed, accept=lambda *_: True).close()
     assert known.read_text().splitlines()[1].startswith("|1|")
     connect(hashed).close()
@@ -52,7 +52,7 @@ def test_a_changed_key_is_refused_whatever_is_accepted(server: sshd.Sshd, tmp_pa
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} {new_key(tmp_path / 'other')}\n")
     with pytest.raises(HostKeyError, match=r"has CHANGED.*known_hosts, line 1.*ssh-keygen -R '\[127"):
-        connect(target_of(server, known), accept=lambda *_: True)
+        connect(destination_of(server, known), accept=lambda *_: True)
 
 
 def test_another_type_of_key_is_not_a_changed_one(server: sshd.Sshd, tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_another_type_of_key_is_not_a_changed_one(server: sshd.Sshd, tmp_path: P
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} ssh-rsa {rsa}\n")
     with pytest.raises(HostKeyError, match=r"another type of key \(RSA\).*no sign of an attack.*at a terminal$"):
-        connect(target_of(server, known))
+        connect(destination_of(server, known))
     with pytest.raises(HostKeyError, match="another type"):  # as --accept-new answers
-        connect(target_of(server, known), accept=lambda _, new: new)
-    connect(target_of(server, known), accept=lambda *_: True).close()
+        connect(destination_of(server, known), accept=lambda _, new: new)
+    connect(destination_of(server, known), accept=lambda *_: True).close()
     assert len(known.read_text().splitlines()) == 2
 
 
@@ -75,7 +75,7 @@ def test_the_server_is_asked_for_the_type_that_is_known(tmp_path: Path) -> None:
     new_key(folder / "host_ed25519")
     both = sshd.start(folder, f"HostKey {folder}/host_ed25519", host_key="host_ecdsa")
     try:
-        connect(target_of(both)).close()
+        connect(destination_of(both)).close()
     finally:
         both.stop()
 
@@ -84,28 +84,28 @@ def test_a_revoked_key_is_refused(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text(f"{server.known}@revoked * ssh-rsa AAAA\n@revoked {server.known}")
     with pytest.raises(HostKeyError, match="revoked"):
-        connect(target_of(server, known), accept=lambda *_: True)
+        connect(destination_of(server, known), accept=lambda *_: True)
 
 
 def test_any_of_several_known_keys_of_a_type_will_do(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} {new_key(tmp_path / 'older')}\n{server.known}")
-    connect(target_of(server, known)).close()
+    connect(destination_of(server, known)).close()
 
 
 def test_names_with_wildcards_as_openssh_reads_them(server: sshd.Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text(f"other,[127.0.0.?]:* {server.host_key}\n")
-    connect(target_of(server, known)).close()
+    connect(destination_of(server, known)).close()
     for damaged in ("|1|", "|1|x|y", "|1|AAAA|AAAA", "|1|\u00e9|"):
         known.write_text(f"{damaged} {server.host_key}\n{server.known}")
-        connect(target_of(server, known)).close()
+        connect(destination_of(server, known)).close()
     known.write_text(f"![127.0.0.1]:{server.port},* {server.host_key}\n")
     with pytest.raises(HostKeyError, match="not known yet"):
-        connect(target_of(server, known))
+        connect(destination_of(server, known))
     known.write_text(f"{server.known}@revoked * {server.host_key}\n")
     with pytest.raises(HostKeyError, match="revoked"):
-        connect(target_of(server, known), accept=lambda *_: True)
+        connect(destination_of(server, known), accept=lambda *_: True)
 
 
 def test_names_are_known_in_small_letters() -> None:
@@ -119,7 +119,7 @@ def test_a_changed_ecdsa_key_names_the_file_to_compare_with(tmp_path: Path) -> N
     try:
         known.write_text(f"[127.0.0.1]:{one.port} {other.host_key}\n")
         with pytest.raises(HostKeyError, match=r"shows ECDSA SHA256:.*/ssh_host_ecdsa_key\.pub.* -f \S+known_hosts`"):
-            connect(target_of(one, known))
+            connect(destination_of(one, known))
     finally:
         one.stop()
         other.stop()
@@ -129,7 +129,7 @@ def test_known_hosts_that_cannot_be_read_or_written(server: sshd.Sshd, tmp_path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(HostKeyError, match=r"cannot note the key.*UserKnownHostsFile"):
-        connect(target_of(server, tmp_path / "file" / "known_hosts"), accept=lambda *_: True)
+        connect(destination_of(server, tmp_path / "file" / "known_hosts"), accept=lambda *_: True)
 
 
 # --------------------------------------------------------------------------------------------------------- logins
@@ -138,7 +138,7 @@ def test_known_hosts_that_cannot_be_read_or_written(server: sshd.Sshd, tmp_path:
 def test_a_wrong_key_is_one_sentence(server: sshd.Sshd, tmp_path: Path) -> None:
     new_key(tmp_path / "wrong")
     with pytest.raises(ConnectError, match=r"does not let .* in \(tried: .*wrong\).*ssh-copy-id"):
-        connect(replace(target_of(server), keys=(tmp_path / "absent", tmp_path / "wrong")))
+        connect(replace(destination_of(server), keys=(tmp_path / "absent", tmp_path / "wrong")))
 
 
 @needs_sshd
@@ -150,9 +150,9 @@ def test_a_server_that_wants_two_keys(tmp_path: Path) -> None:
     try:
         with (folder / "authorized_keys").open("a") as file:
             file.write((folder / "second.pub").read_text())
-        connect(replace(target_of(server), keys=(folder / "second", server.key))).close()
+        connect(replace(destination_of(server), keys=(folder / "second", server.key))).close()
         with pytest.raises(ConnectError, match="does not let"):
-            connect(target_of(server))
+            connect(destination_of(server))
     finally:
         server.stop()
 
@@ -166,7 +166,7 @@ def test_more_keys_than_a_server_has_patience_for(tmp_path: Path) -> None:
         for other in others:
             new_key(other)
         with pytest.raises(ConnectError, match=r"hung up after \d keys.*IdentitiesOnly"):
-            connect(replace(target_of(server), keys=(*others, server.key)))
+            connect(replace(destination_of(server), keys=(*others, server.key)))
     finally:
         server.stop()
 
@@ -177,11 +177,11 @@ def test_an_encrypted_key_asks_for_its_passphrase(server: sshd.Sshd, tmp_path: P
     shutil.copy(server.key, key)
     subprocess.check_output(["ssh-keygen", "-q", "-p", "-N", "open sesame", "-f", str(key)])
     answers = iter(["wrong", "open sesame"])
-    connect(replace(target_of(server), keys=(key,)), ask=lambda _: next(answers)).close()
+    connect(replace(destination_of(server), keys=(key,)), ask=lambda _: next(answers)).close()
     with pytest.raises(ConnectError, match="wrong three times"):
-        connect(replace(target_of(server), keys=(key,)), ask=lambda _: "wrong")
+        connect(replace(destination_of(server), keys=(key,)), ask=lambda _: "wrong")
     with pytest.raises(ConnectError, match="does not let"):
-        connect(replace(target_of(server), keys=(key,)))  # nobody to ask
+        connect(replace(destination_of(server), keys=(key,)))  # nobody to ask
 
 
 @needs_sshd
@@ -196,12 +196,12 @@ def test_a_key_of_the_agent(server: sshd.Sshd, tmp_path: Path, monkeypatch: pyte
         for number in range(3):
             new_key(tmp_path / f"other{number}")
             subprocess.run(["ssh-add", "-q", str(tmp_path / f"other{number}")], check=True)
-        connect(replace(target_of(server), keys=(), only_these_keys=False)).close()
+        connect(replace(destination_of(server), keys=(), only_these_keys=False)).close()
         # With the public half only beside the configuration, the agent still has the private one.
         shutil.copy(server.folder / "id.pub", tmp_path / "mine.pub")
-        connect(replace(target_of(server), keys=(tmp_path / "mine",))).close()
+        connect(replace(destination_of(server), keys=(tmp_path / "mine",))).close()
         with pytest.raises(ConnectError, match="does not let"):
-            connect(replace(target_of(server), keys=(tmp_path / "absent",)))
+            connect(replace(destination_of(server), keys=(tmp_path / "absent",)))
     finally:
         agent.kill()
         agent.wait()
@@ -219,7 +219,7 @@ def test_a_certificate_lets_in(where: str, tmp_path: Path) -> None:
     sign = ["ssh-keygen", "-q", "-s", str(tmp_path / "ca"), "-I", "me", "-n", sshd.USER, str(folder / "id.pub")]
     subprocess.run(sign, check=True, stderr=subprocess.DEVNULL)
     server = sshd.start(folder, f"TrustedUserCAKeys {tmp_path}/ca.pub")
-    target, certificate = target_of(server), folder / "id-cert.pub"
+    target, certificate = destination_of(server), folder / "id-cert.pub"
     agent = None
     try:
         if where != "beside":

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("paramiko")
 
-from rk3588.deploy import agent, local
+from rk3588.deploy import agent_client, local
 from rk3588.deploy import connection as sessions
 from rk3588.deploy.local import LocalConnection
 from rk3588.errors import ConnectError, DeployError
@@ -107,4 +107,4 @@ def test_a_step_that_sudo_ends_at_once_is_told_in_its_words(sudo: Path) -> None:
     )
     sudo.chmod(0o755)
     with pytest.raises(DeployError, match="not allowed to execute python3"):
-        agent.start(Ordinary(nobody), "state", root=True, stdin=bytes(1 << 20))
+        agent_client.start(Ordinary(nobody), "state", root=True, stdin=bytes(1 << 20))

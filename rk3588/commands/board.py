@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import click
 
 from rk3588 import boards, inventory, lazy
 from rk3588 import simboard as simulated
-from rk3588.boards import Board, Host
-from rk3588.commands import known as inventories
-from rk3588.commands import simboard
-from rk3588.errors import UsageError
+from rk3588.boards import BoardType, Host
+from rk3588.commands import inventories, simboard
+from rk3588.errors import UsageError, printable, printable_json
 from rk3588.simboard import SimBoard
 
 HOSTS_OPTION = click.option(
@@ -55,21 +53,21 @@ def list_boards(file: Path | None, as_json: bool) -> None:
             "hosts": [describe_host(h) for h in known.hosts.values()],
             "simulated": [describe_simulated(s) for s in simulated.all_up()],
         }
-        click.echo(json.dumps(described, indent=2, ensure_ascii=False))
+        click.echo(printable_json(described))
         return
     rows = [("BOARD", "NAME", "SOC", "RAM GB")]
     rows += [(b.id, b.name, b.soc.name, _ram(b)) for b in known.boards.values()]
-    click.echo(_columns(rows))
+    click.echo(printable(_columns(rows)))
     if known.hosts:
         lines = [("HOST", "BOARD", "ADDRESS", "GROUPS")]
         lines += [(h.name, h.board.id, _login(h), " ".join(h.groups)) for h in known.hosts.values()]
-        click.echo("\n" + _columns(lines))
-        click.echo(f"hosts from {known.file}", err=True)
+        click.echo("\n" + printable(_columns(lines)))
+        click.echo(printable(f"hosts from {known.file}"), err=True)
     up = [describe_simulated(one) for one in simulated.all_up()]
     if up:
         lines = [("SIMULATED", "KIND", "ADDRESS", "")]
         lines += [(one["host"], one["kind"], f"{one['address']}:{one['port']}", "") for one in up]
-        click.echo("\n" + _columns(lines))
+        click.echo("\n" + printable(_columns(lines)))
 
 
 @board.command()
@@ -87,9 +85,9 @@ def show(name: str, file: Path | None, as_json: bool) -> None:
     else:
         facts = describe_board(known.board(name))
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        click.echo(printable_json(facts))
     else:
-        click.echo(_lines(facts))
+        click.echo(printable(_lines(facts)))
 
 
 @board.command()
@@ -108,10 +106,10 @@ def add(name: str, kind: str, project: bool, file: Path | None, **fields: Any) -
     """Add one of your boards to hosts.yaml; prints the file's path."""
     if project and file:
         raise UsageError("give --project or --hosts, not both")
-    target = file or (Path(boards.HOSTS) if project else boards.find_inventory() or boards.user_file())
+    listed_in = file or (Path(boards.HOSTS) if project else boards.find_inventory() or boards.user_file())
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items() if value}
-    inventory.add_host(target, name, {"board": kind, **given})
-    click.echo(target)
+    inventory.add_host(listed_in, name, {"board": kind, **given})
+    click.echo(listed_in)
 
 
 @board.command("rm")
@@ -120,19 +118,19 @@ def add(name: str, kind: str, project: bool, file: Path | None, **fields: Any) -
 def remove(name: str, file: Path | None) -> None:
     """Take one of your boards out of hosts.yaml; prints the file's path. The board itself stays as it is."""
     known = inventories.load(file)
-    target = file or known.file
+    listed_in = file or known.file
     if name not in known.hosts:
         if simulated.find(name):
             raise UsageError(f"{name} is a simulated board: rk3588 board down {name} ends it")
         if known.type_named(name):
             raise UsageError(f"{name} is a type of board, which stays: only boards of yours can be removed")
-    if target is None:
+    if listed_in is None:
         raise UsageError(f"there is no host {name!r}: no {boards.HOSTS} was found")
-    inventory.remove_host(target, name)
-    click.echo(target)
+    inventory.remove_host(listed_in, name)
+    click.echo(listed_in)
 
 
-def describe_board(board: Board) -> dict[str, Any]:
+def describe_board(board: BoardType) -> dict[str, Any]:
     """A board type for JSON."""
     facts: dict[str, Any] = {
         "board": board.id,
@@ -166,7 +164,7 @@ def describe_simulated(one: SimBoard) -> dict[str, Any]:
     return {"host": one.ssh["name"], "kind": kind, "address": one.ssh["address"], "port": one.ssh["port"]}
 
 
-def _ram(board: Board) -> str:
+def _ram(board: BoardType) -> str:
     return " ".join(map(str, board.ram_gb))
 
 

@@ -15,13 +15,13 @@ import yaml
 
 from rk3588 import bundle as bundles
 from rk3588 import runtime as runtimes
-from rk3588.commands import target
-from rk3588.commands.waiting import Clock
-from rk3588.deploy import deployment, judge, plan, release, shell
+from rk3588.commands import connecting
+from rk3588.commands.waiting import ElapsedSeconds
+from rk3588.deploy import deployment, judge, layout, planning, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
 from rk3588.deploy.deployment import Options, Outcome
-from rk3588.deploy.plan import Activate, Send, Step
+from rk3588.deploy.steps import Activate, Send, Step, describe_plan, plan_as_json
 from rk3588.errors import DeployError, UsageError, printable
 
 _EVENTS = {
@@ -56,14 +56,14 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.option("--pin/--no-pin", default=None, help="Highest clocks while the NPU is busy; else as it is.")
 @click.option("--patience", type=click.IntRange(1, 3600), metavar="S", help="Until it has to answer; else by its size.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the daemon; else as they are.")
-@click.option("--keep", type=click.IntRange(2, 50), default=plan.KEEP, show_default=True, help="Releases to keep.")
+@click.option("--keep", type=click.IntRange(2, 50), default=planning.KEEP, show_default=True, help="Releases to keep.")
 @click.option("--limit-rate", type=Rate(), metavar="RATE", help="Bytes a second at the most, as in 8M.")
 @click.option("--yes", "sure", is_flag=True, help="Ask nothing but passwords.")
 @click.option("--daemon", type=click.Path(path_type=Path), metavar="FILE", help="rkchatd.pyz, if not the packaged one.")
 @click.option("--sim-library", type=click.Path(path_type=Path), metavar="FILE", help="librksim.so for the board.")
 @click.option("--sim-runtime", type=click.Path(path_type=Path), metavar="FILE", help="The simulated librkllmrt.so.")
 @click.option("--json", "as_json", is_flag=True, help="The outcome, or with --plan the plan, as JSON.")
-@target.connection_options
+@connecting.connection_options
 def command(path: Path, name: str, runtime: str | None, expose: str | None, **given: Any) -> None:
     """Bring BUNDLE to a board and start the chat daemon on it.
 
@@ -71,13 +71,18 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
     there are not sent twice, and a board that is as wanted is left alone.
     """
     bundle = bundles.read(path)
+    library = None if runtime in (None, "sim") else Path(runtime)
+    files = {"runtime": library, **{name: given[name] for name in ("daemon", "sim_library", "sim_runtime")}}
+    for option, file in files.items():
+        if file is not None and not file.exists():
+            raise UsageError(f"--{option.replace('_', '-')} {file}: there is no such file; give the path of one")
     options = Options(
-        runtime=None if runtime in (None, "sim") else Path(runtime),
+        runtime=library,
         simulated=runtime == "sim",
         daemon=given["daemon"],
         sim_library=given["sim_library"],
         sim_runtime=given["sim_runtime"],
-        listen={None: None, "loopback": release.LOOPBACK, "lan": release.LAN}[expose],
+        listen={None: None, "loopback": layout.LOOPBACK, "lan": layout.LAN}[expose],
         port=given["port"],
         pin=given["pin"],
         patience=given["patience"],
@@ -86,11 +91,11 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         prefix=given["prefix"],
         rate=given["limit_rate"],
     )
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+    with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         if expose == "lan" and not given["only_plan"] and not given["sure"]:
             _ask_exposure(connection, options)
-        with closing(Drawn(given["as_json"])) as drawn:
-            outcome = deployment.deploy(connection, bundle, options, drawn, only_plan=given["only_plan"])
+        with closing(ProgressDisplay(given["as_json"])) as display:
+            outcome = deployment.deploy(connection, bundle, options, display, only_plan=given["only_plan"])
         _report(name, connection, outcome, given["only_plan"], given["as_json"])
 
 
@@ -103,7 +108,7 @@ def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[a-z][a-z_]*", key):
             raise UsageError(f"--set {text!r}: give a setting of the daemon and its value, as in temperature=0")
-        if key in release.OUR_SETTINGS:
+        if key in layout.OUR_SETTINGS:
             raise UsageError(f"--set {key}: that one is the deployment's own")
         try:
             found[key] = yaml.safe_load(value)
@@ -114,11 +119,12 @@ def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
 
 def _ask_exposure(connection: Connection, options: Options) -> None:
     """Once: a board that is open already is not asked about again."""
-    found, prefix = deployment.look(connection, options.prefix)
-    state = deployment.state_of(connection, prefix, found.systemd is not None)
-    if deployment.Board(found, prefix, state).manifest.get("listen") == release.LAN:
+    facts, prefix = deployment.gather_facts(connection, options.prefix)
+    state = deployment.read_state(connection, prefix, facts.systemd is not None)
+    if deployment.Inspection(facts, prefix, state).manifest.get("listen") == layout.LAN:
         return
-    if not target.yes("Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"):
+    question = "Everybody in the board's network who has a key will be able to chat, without TLS. Open it?"
+    if not connecting.confirm(question):
         raise UsageError("not opened: say yes, give --yes, or leave --expose lan out")
 
 
@@ -129,12 +135,13 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
     chosen = outcome.manifest
     if chosen and not as_json:
         where = "on its NPU" if chosen["runtime"] == runtimes.NPU else "simulated, its NPU is not used"
-        click.echo(f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}", err=True)
+        text = f"{name}: {where}: {chosen['model_file']} with librkllmrt {chosen['runtime_version']}"
+        click.echo(printable(text), err=True)
     if only_plan:
-        steps = plan.as_json(outcome.plan)
+        steps = plan_as_json(outcome.plan)
         facts = {"host": name, "release": outcome.plan.release, "bytes": outcome.plan.bytes, "steps": steps}
         facts |= _chosen(outcome)
-        click.echo(json.dumps([facts], indent=2) if as_json else plan.describe(outcome.plan))
+        click.echo(json.dumps([facts], indent=2) if as_json else describe_plan(outcome.plan))
         if judge.refusals(findings):
             raise DeployError("it would be refused: see above")
         if not as_json:
@@ -152,8 +159,8 @@ def _report(name: str, connection: Connection, outcome: Outcome, only_plan: bool
         click.echo(json.dumps([result], indent=2))
         return
     state = "deployed" if outcome.done.commands else "already as wanted"
-    click.echo(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n", err=True)
-    click.echo(printable(reach(connection, outcome)))
+    click.echo(printable(f"{name}: release {outcome.plan.release} {state}, it answered a chat.\n"), err=True)
+    click.echo(printable(usage_text(connection, outcome)))
 
 
 def _chosen(outcome: Outcome) -> dict[str, Any]:
@@ -161,16 +168,16 @@ def _chosen(outcome: Outcome) -> dict[str, Any]:
     return {key: outcome.manifest[key] for key in ("runtime", "model_file") if key in outcome.manifest}
 
 
-def reach(connection: Connection, outcome: Outcome) -> str:
+def usage_text(connection: Connection, outcome: Outcome) -> str:
     """How to use it now: URL, key, and what to enter in Open WebUI and Home Assistant."""
-    board = outcome.board
-    open_to_all, port = outcome.manifest["listen"] == release.LAN, outcome.manifest["port"]
-    address, words = target.way_to(connection)
-    here = address is None or board.facts.simulated  # the board's loopback is this machine's
-    address = address or next(iter(board.facts.addresses), "127.0.0.1")
+    inspection = outcome.inspection
+    open_to_all, port = outcome.manifest["listen"] == layout.LAN, outcome.manifest["port"]
+    address, words = connecting.how_to_reach(connection)
+    here = address is None or inspection.facts.simulated  # the board's loopback is this machine's
+    address = address or next(iter(inspection.facts.addresses), "127.0.0.1")
     host = address if open_to_all else "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
-    read = f"{'sudo ' if board.systemd else ''}cat {board.prefix}/keys"
+    read = f"{'sudo ' if inspection.systemd else ''}cat {inspection.prefix}/keys"
     lines = [f"URL            http://{host}:{port}/v1"]
     if not open_to_all and not here:
         tunnel = shell.command("ssh", "-NL", f"{port}:127.0.0.1:{port}", *words)
@@ -190,15 +197,15 @@ def reach(connection: Connection, outcome: Outcome) -> str:
     )
 
 
-class Drawn(Watcher):
+class ProgressDisplay(Watcher):
     """Progress on stderr: a bar for what is sent, a line for what happens. Silent where stderr is no terminal."""
 
     def __init__(self, quiet: bool) -> None:
-        self._out = None if quiet else target.progress_stream()
+        self._out = None if quiet else connecting.progress_stream()
         self._size = self._there = self._sent = 0  # bytes of a file, those that were on the board before, and now
         self._started = self._drawn = 0.0
         self._what = ""
-        self._clock = Clock(self._out)
+        self._clock = ElapsedSeconds(self._out)
 
     def step(self, step: Step) -> None:
         self.close()

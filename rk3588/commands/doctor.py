@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,9 +11,9 @@ from typing import Any
 import click
 
 from rk3588 import bundle as bundles
-from rk3588.commands import target
-from rk3588.deploy import deployment, judge, release
-from rk3588.errors import printable
+from rk3588.commands import connecting
+from rk3588.deploy import deployment, judge, sizes
+from rk3588.errors import printable, printable_json
 
 _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
 
@@ -22,9 +21,9 @@ _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """Every disk is searched for runtimes: that may take a while."""
-    out = target.progress_stream()
+    out = connecting.progress_stream()
     if out:
-        out.write(f"looking at {name} …")
+        out.write(printable(f"looking at {name} …"))
         out.flush()
     try:
         yield
@@ -38,25 +37,25 @@ def _told(name: str) -> Iterator[None]:
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Whether there is room for this one.")
 @click.option("--runtime", type=click.Choice(["npu", "sim"]), help="What is to run there [as the board is].")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
-@target.connection_options
+@connecting.connection_options
 def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **given: Any) -> int:
     """Look at HOST (a name of hosts.yaml, user@address or local): every fact judged, worst first.
 
     Changes nothing. Exit code 1 when the board would be refused.
     """
-    simulated = runtime == "sim" or (runtime is None and target.is_simulated(name, given["hosts"]))
+    simulated = runtime == "sim" or (runtime is None and connecting.is_simulated(name, given["hosts"]))
     need = judge.Need()
     if path:
         bundle = bundles.read(path)
-        need = judge.Need(release.memory_needed(bundle, simulated), release.size_of(bundle, simulated))
+        need = judge.Need(sizes.memory_needed(bundle, simulated), sizes.disk_needed(bundle, simulated))
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
-    with target.open_board(name, *reach) as connection, _told(name):
-        facts, prefix = deployment.look(connection, given["prefix"], thorough=True)
-        weak = deployment.ground(connection, facts, prefix)
+    with connecting.open_connection(name, *reach) as connection, _told(name):
+        facts, prefix = deployment.gather_facts(connection, given["prefix"], thorough=True)
+        weak = deployment.prefix_findings(connection, facts, prefix)
     findings = [*weak, *judge.judge(facts, prefix, need, simulated)]
     if as_json:
         rows = [{key: value for key, value in asdict(finding).items() if key != "npu"} for finding in findings]
-        click.echo(json.dumps({"host": name, "findings": rows, "facts": asdict(facts)}, indent=2, ensure_ascii=False))
+        click.echo(printable_json({"host": name, "findings": rows, "facts": asdict(facts)}))
     else:
         for finding in findings:
             level = click.style(f"{finding.level:<7}", fg=_COLOURS[finding.level])

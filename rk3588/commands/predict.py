@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from rk3588 import bundle, predict, rkllm, shape
-from rk3588.boards import Board
-from rk3588.commands import known as inventories
+from rk3588.boards import BoardType
+from rk3588.commands import inventories
 from rk3588.errors import UsageError, printable
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape
@@ -89,7 +89,7 @@ def _sizes(model: str) -> Shape:
     return found
 
 
-def _with_ram(chosen: list[Board], ram: int, named: bool) -> list[Board]:
+def _with_ram(chosen: list[BoardType], ram: int, named: bool) -> list[BoardType]:
     """Boards with so much RAM; UsageError for one that was asked for and is not sold so."""
     for board in chosen if named else ():
         if ram not in board.ram_gb:
@@ -127,7 +127,7 @@ def _dtypes(model: Path, given: tuple[str, ...]) -> list[str]:
     return [dtype]
 
 
-def _object(board: Board, found: Prediction) -> dict[str, Any]:
+def _object(board: BoardType, found: Prediction) -> dict[str, Any]:
     parts = found.memory
     return {
         "board": board.id,
@@ -146,7 +146,7 @@ def _estimate(of: Estimate) -> dict[str, float]:
     return {"value": round(of.value, 2), "low": round(of.low, 2), "high": round(of.high, 2)}
 
 
-def _text(sizes: Shape, work: Workload, found: list[tuple[Board, Prediction]]) -> str:
+def _text(sizes: Shape, work: Workload, found: list[tuple[BoardType, Prediction]]) -> str:
     lines = [
         f"{sizes.name}: {sizes.total_params / 1e6:,.1f} M parameters; prompt {work.prompt}, "
         f"context {work.context} tokens",
@@ -162,12 +162,12 @@ def _text(sizes: Shape, work: Workload, found: list[tuple[Board, Prediction]]) -
     return "\n".join(lines)
 
 
-def _alike(found: list[tuple[Board, Prediction]]) -> list[tuple[list[str], list[Prediction]]]:
+def _alike(found: list[tuple[BoardType, Prediction]]) -> list[tuple[list[str], list[Prediction]]]:
     """Boards with the same predictions and RAM stand together: all RK3588 boards are alike until somebody measures."""
-    by_board: dict[object, tuple[Board, list[Prediction]]] = {}
+    by_board: dict[object, tuple[BoardType, list[Prediction]]] = {}
     for board, prediction in found:
         by_board.setdefault((board.name, board.ram_gb), (board, []))[1].append(prediction)
-    groups: list[tuple[list[Board], list[Prediction]]] = []
+    groups: list[tuple[list[BoardType], list[Prediction]]] = []
     for board, predictions in by_board.values():
         for members, shared in groups:
             if shared == predictions:
@@ -178,7 +178,7 @@ def _alike(found: list[tuple[Board, Prediction]]) -> list[tuple[list[str], list[
     return [([_fits(board, predictions) for board in members], predictions) for members, predictions in groups]
 
 
-def _fits(board: Board, predictions: list[Prediction]) -> str:
+def _fits(board: BoardType, predictions: list[Prediction]) -> str:
     texts = []
     for prediction in predictions:
         enough = [gb for gb in board.ram_gb if prediction.memory.fits(gb)]

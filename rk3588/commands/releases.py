@@ -8,21 +8,21 @@ from typing import Any
 
 import click
 
-from rk3588.commands import target
+from rk3588.commands import connecting
 from rk3588.deploy import deployment
-from rk3588.deploy.plan import State, latest_first
+from rk3588.deploy.state import BoardState, latest_first
 from rk3588.errors import printable
 
 
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
-@target.connection_options
+@connecting.connection_options
 def command(name: str, as_json: bool, **given: Any) -> None:
     """The releases on HOST, the last to serve first; the current one is marked."""
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        facts, prefix = deployment.look(connection, given["prefix"])
-        state = deployment.state_of(connection, prefix, facts.systemd is not None)
+    with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        facts, prefix = deployment.gather_facts(connection, given["prefix"])
+        state = deployment.read_state(connection, prefix, facts.systemd is not None)
     rows = listed(state)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -36,10 +36,10 @@ def command(name: str, as_json: bool, **given: Any) -> None:
         size = f"{row['bytes'] / 1e6:9.1f} MB"
         click.echo(f"{mark} {printable(row['release'])}  {row['deployed']}  {size}  {model}{health}{condition}")
     if not rows:
-        click.echo(f"no release below {prefix}", err=True)
+        click.echo(printable(f"no release below {prefix}"), err=True)
 
 
-def listed(state: State) -> list[dict[str, Any]]:
+def listed(state: BoardState) -> list[dict[str, Any]]:
     """Releases as plain rows, newest first."""
     rows = []
     for name in latest_first(state):

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from rk3588.commands import target
-from rk3588.commands.deploy import Drawn
-from rk3588.deploy import deployment, plan
+from rk3588.commands import connecting
+from rk3588.commands.deploy import ProgressDisplay
+from rk3588.deploy import deployment
+from rk3588.deploy.steps import describe_plan
+from rk3588.errors import printable
 
 
 @click.command()
@@ -18,16 +20,16 @@ from rk3588.deploy import deployment, plan
 @click.option("--to", metavar="RELEASE", help="Which one; its first characters are enough. Else the one before.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would be run; change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
-@target.connection_options
+@connecting.connection_options
 def command(name: str, to: str | None, only_plan: bool, as_json: bool, **given: Any) -> None:
     """Go back on HOST to the release before, or to another one; it has to answer a chat, as after a deployment."""
-    with target.open_board(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
-        with closing(Drawn(as_json)) as drawn:
-            steps, done = deployment.roll_back(connection, given["prefix"], to, drawn, only_plan=only_plan)
+    with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
+        with closing(ProgressDisplay(as_json)) as display:
+            steps, done = deployment.roll_back(connection, given["prefix"], to, display, only_plan=only_plan)
         if as_json:
             row = {"host": name, "release": steps.release, "commands": done.commands, "healthy": not only_plan}
             click.echo(json.dumps([row], indent=2))
         elif only_plan:
-            click.echo(plan.describe(steps))
+            click.echo(describe_plan(steps))
         else:
-            click.echo(f"{name}: release {steps.release} is current and answered a chat", err=True)
+            click.echo(printable(f"{name}: release {steps.release} is current and answered a chat"), err=True)

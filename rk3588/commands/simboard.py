@@ -7,11 +7,10 @@ from collections.abc import Callable
 import click
 
 from rk3588 import simboard
-from rk3588.commands import known as inventories
-from rk3588.commands import target
-from rk3588.commands.waiting import Clock
+from rk3588.commands import connecting, inventories
+from rk3588.commands.waiting import ElapsedSeconds
 from rk3588.deploy import shell
-from rk3588.errors import UsageError
+from rk3588.errors import UsageError, printable
 from rk3588.simboard import SimBoard
 
 
@@ -42,13 +41,13 @@ def up(name: str, kind: str, systemd: bool) -> None:
             raise
         raise UsageError("simulated boards need paramiko: pip install 'rk3588[deploy]'") from error
     ssh = started.ssh
-    click.echo(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}", err=True)
+    click.echo(printable(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}"), err=True)
     click.echo(shell.command("ssh", *ssh["openssh"]))
 
 
 def _with_progress(start: Callable[[Callable[[str], None]], SimBoard]) -> SimBoard:
     """Each thing it is at, a line on stderr; on a terminal with the seconds."""
-    clock = Clock(target.progress_stream())
+    clock = ElapsedSeconds(connecting.progress_stream())
 
     def tell(what: str) -> None:
         clock.stop()

@@ -7,7 +7,7 @@ import time
 from typing import Any, Optional
 
 
-class Clock:
+class ElapsedSeconds:
     """Draws the seconds on a line of its own, which goes when it stops. ``out``: a terminal, or None for nothing."""
 
     def __init__(self, out: Any) -> None:

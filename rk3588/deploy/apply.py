@@ -9,9 +9,9 @@ from typing import Any
 
 from rk3588.errors import DeployError
 
-from . import agent
+from . import agent_client, transfer
 from .connection import Connection, Session
-from .plan import Activate, Command, Plan, Send, Step
+from .steps import Activate, Command, DeploymentPlan, Send, Step
 
 _EVENT_SECONDS = 30.0
 
@@ -34,9 +34,11 @@ class Watcher:
     def event(self, what: str) -> None: ...
 
 
-def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None) -> None:
+def apply(
+    plan: DeploymentPlan, connection: Connection, done: Done, watcher: Watcher, rate: float | None = None
+) -> None:
     """Run all steps; DeployError or ConnectError says which one failed and why, ``done`` how far it came."""
-    sender = agent.Sender(connection, agent.Throttle(rate), watcher.sent)
+    sender = transfer.Sender(connection, transfer.Throttle(rate), watcher.sent)
     for step in plan.steps:
         watcher.step(step)
         if isinstance(step, Send):
@@ -51,8 +53,8 @@ def apply(plan: Plan, connection: Connection, done: Done, watcher: Watcher, rate
 
 def _command(step: Command, connection: Connection) -> None:
     if step.agent:
-        session = agent.start(connection, step.line, root=step.root, stdin=step.stdin)
-        agent.answer(connection, session.finish(step.seconds))
+        session = agent_client.start(connection, step.line, root=step.root, stdin=step.stdin)
+        agent_client.checked_answer(connection, session.finish(step.seconds))
         return
     result = connection.run(step.line, root=step.root, stdin=step.stdin, timeout=step.seconds)
     if result.code:

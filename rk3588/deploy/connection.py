@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0  # seconds for a command that computes nothing
 _STRAGGLERS = 2.0  # seconds for output after the exit: a background child may hold the pipe for ever
+_LATE_OUTPUT = 20.0  # seconds more where an answer has no end yet: on a busy machine its exit code may come first
 _FLOOD = 256 << 20  # bytes of an answer: more no board of good will gives
 Data = Union[bytes, memoryview]
 Ask = Callable[[str], Optional[str]]  # a question that wants a secret; None: nobody is there to answer
 
 
 @dataclass(frozen=True)
-class Result:
+class CommandResult:
     """What a command gave: exit code, stdout, stderr."""
 
     code: int
@@ -75,11 +76,13 @@ class Session(ABC):
         self._buffers = (bytearray(), bytearray())
         self._changed = threading.Condition()
         self._readers: list[threading.Thread] = []
+        self._open_streams = 0
 
     def _read_from(self, *sources: Callable[[int], bytes]) -> None:
         for source, buffer in zip(sources, self._buffers):
             thread = threading.Thread(target=self._drain, args=(source, buffer), daemon=True)
             self._readers.append(thread)
+            self._open_streams += 1
             thread.start()
 
     def _drain(self, source: Callable[[int], bytes], buffer: bytearray) -> None:
@@ -95,6 +98,7 @@ class Session(ABC):
                 answered = self._ended and buffer is self._buffers[0]
                 if len(buffer) < _FLOOD and not answered:  # more is read, so that nothing blocks, and thrown away
                     buffer += data
+                self._open_streams -= not data
                 self._changed.notify_all()
 
     @abstractmethod
@@ -131,6 +135,12 @@ class Session(ABC):
         self._strip()
         return self._ended or (self._begun and b"\n" in self._buffers[0])
 
+    def _is_complete(self) -> bool:
+        """Whether nothing of the answer is to come any more: both marks of its end are there, or both streams ended."""
+        self._strip()
+        marked = self._ended and self._marks.end in self._buffers[1]
+        return marked or self._open_streams == 0
+
     def read_line(self, timeout: float = PATIENCE) -> bytes:
         """The next line of stdout without its end; b"" when it ended before one."""
         out, deadline = self._buffers[0], time.monotonic() + timeout
@@ -144,7 +154,7 @@ class Session(ABC):
             out[:] = rest
             return line
 
-    def finish(self, timeout: float = PATIENCE) -> Result:
+    def finish(self, timeout: float = PATIENCE) -> CommandResult:
         """Close its stdin, wait for its end; an error has what the board said where it was never started."""
         self.end_input()
         code = self.exit_code(timeout)
@@ -155,11 +165,11 @@ class Session(ABC):
         for reader in self._readers:
             reader.join(max(0.0, until - time.monotonic()))
         with self._changed:
-            self._strip()
+            self._changed.wait_for(self._is_complete, _LATE_OUTPUT)
             out, err = (bytes(buffer) for buffer in self._buffers)
         if not self._begun:
             raise self._never_started(code, out, err)
-        return Result(code, out, err.rpartition(self._marks.begin)[2].partition(self._marks.end)[0])
+        return CommandResult(code, out, err.rpartition(self._marks.begin)[2].partition(self._marks.end)[0])
 
     def _never_started(self, code: int, out: bytes, err: bytes) -> RkError:
         if self.program == "sudo":
@@ -227,7 +237,7 @@ class Connection(ABC):
             session.send(secret)
         return session
 
-    def run(self, line: str, *, root: bool = False, stdin: bytes = b"", timeout: float = PATIENCE) -> Result:
+    def run(self, line: str, *, root: bool = False, stdin: bytes = b"", timeout: float = PATIENCE) -> CommandResult:
         """Run a command to its end; a failure is the caller's to judge."""
         session = self.start(line, root=root)
         if stdin:
@@ -244,7 +254,7 @@ class Connection(ABC):
             return False
         return True if b"password" in tried.err or b"authentication" in tried.err else None
 
-    def _run_plain(self, line: str, stdin: bytes = b"") -> Result:
+    def _run_plain(self, line: str, stdin: bytes = b"") -> CommandResult:
         session = self._start_wrapped(line)
         with contextlib.suppress(BrokenPipeError):
             session.send(stdin)

@@ -15,13 +15,14 @@ from typing import Any
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, printable
 
-from . import agent, judge, plan, probes, release
+from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, sizes
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
 from .judge import Finding, Need
-from .plan import Plan, State
-from .release import Wish
+from .release_spec import ReleaseSpec
+from .state import BoardState
+from .steps import DeploymentPlan
 
 _MARGIN = 64 << 20  # bytes of disk beside what is sent
 _STATE_SECONDS = 1800.0  # changed files are hashed anew
@@ -41,18 +42,18 @@ class Options:
     pin: bool | None = None
     patience: int | None = None
     settings: Mapping[str, Any] | None = None  # of the daemon
-    keep: int = plan.KEEP
+    keep: int = planning.KEEP
     prefix: str | None = None
     rate: float | None = None  # bytes/s
 
 
 @dataclass(frozen=True)
-class Board:
-    """A board that was looked at: who serves where."""
+class Inspection:
+    """What was found on a board: its facts, where its releases lie, and which."""
 
     facts: Facts
     prefix: str
-    state: State
+    state: BoardState
 
     @property
     def systemd(self) -> bool:
@@ -69,47 +70,47 @@ class Board:
 class Outcome:
     """What a run came to; ``findings`` are the board's."""
 
-    board: Board
-    plan: Plan
+    inspection: Inspection
+    plan: DeploymentPlan
     done: Done
     healthy: bool
     findings: tuple[Finding, ...]
     manifest: Mapping[str, Any]  # of the wanted release
 
 
-def look(connection: Connection, prefix: str | None = None, thorough: bool = False) -> tuple[Facts, str]:
+def gather_facts(connection: Connection, prefix: str | None = None, thorough: bool = False) -> tuple[Facts, str]:
     """The board's facts, and where its releases lie."""
     if prefix is not None:
-        plan.check_prefix(prefix)
-    found = probes.parse(probes.gather(connection, prefix, thorough))
-    return found, plan.check_prefix(found.prefix)
+        planning.check_prefix(prefix)
+    facts = probes.parse(probes.gather(connection, prefix, thorough))
+    return facts, planning.check_prefix(facts.prefix)
 
 
-def ground(connection: Connection, found: Facts, prefix: str) -> list[Finding]:
+def prefix_findings(connection: Connection, facts: Facts, prefix: str) -> list[Finding]:
     """What is wrong with the folders on the way to ``prefix``, if that can be seen: a deployment refuses the same."""
-    if found.python is None or found.python < judge.OLDEST_PYTHON:
+    if facts.python is None or facts.python < judge.OLDEST_PYTHON:
         return []
     try:
-        said = agent.ask(connection, "ground", prefix, root=found.systemd is not None)
+        said = agent_client.ask(connection, "check_prefix", prefix, root=facts.systemd is not None)
     except DeployError:
         return []  # no rights: the facts say so
     wrong, _, mend = str(said.get("wrong", "")).rpartition(": ")
     return [Finding("refuse", "prefix", printable(wrong), printable(mend))] if wrong else []
 
 
-def look_to_change(connection: Connection, prefix: str | None) -> tuple[Facts, str]:
+def gather_facts_for_change(connection: Connection, prefix: str | None) -> tuple[Facts, str]:
     """The same for what changes the board, which has one service: DeployError where it runs from another prefix."""
-    found, where = look(connection, prefix)
-    if found.serves not in ("", where):
+    facts, where = gather_facts(connection, prefix)
+    if facts.serves not in ("", where):
         raise DeployError(
-            f"the daemon on {connection.name} runs from {found.serves}: leave --prefix out, or take that one away first"
+            f"the daemon on {connection.name} runs from {facts.serves}: leave --prefix out, or take that one away first"
         )
-    _need_python(found)
-    return found, where
+    _check_python(facts)
+    return facts, where
 
 
 @contextmanager
-def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -> Iterator[None]:
+def board_lock(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -> Iterator[None]:
     """The board's lock, with this user's name in it."""
     path = "/run/rkchatd-deploy.lock"  # one service, whatever the prefix
     if not systemd:
@@ -117,28 +118,28 @@ def hold(connection: Connection, prefix: str, systemd: bool, watcher: Watcher) -
         path = f"~/.rkchatd-deploy-{place}.lock"
     who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
     waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
-    with agent.locked(connection, path, who, prefix, root=systemd, waiting=waiting):
+    with agent_client.hold_lock(connection, path, who, prefix, root=systemd, waiting=waiting):
         yield
 
 
-def state_of(connection: Connection, prefix: str, systemd: bool) -> State:
+def read_state(connection: Connection, prefix: str, systemd: bool) -> BoardState:
     """What lies below the prefix, and whether it answers."""
-    rule = release.RULE if systemd else ""
-    answer = agent.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
-    return State.from_answer(answer)
+    rule = layout.RULE if systemd else ""
+    answer = agent_client.ask(connection, "state", prefix, rule, root=systemd, seconds=_STATE_SECONDS)
+    return BoardState.from_answer(answer)
 
 
 def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
-    release.check_template(bundle)
-    found, prefix = look_to_change(connection, options.prefix)
-    systemd = found.systemd is not None
+    release_bundle.check_template(bundle)
+    facts, prefix = gather_facts_for_change(connection, options.prefix)
+    systemd = facts.systemd is not None
     if only_plan:
-        return _planned(connection, bundle, options, found, prefix)
-    with hold(connection, prefix, systemd, watcher):
-        outcome = _planned(connection, bundle, options, found, prefix)
+        return _plan_release(connection, bundle, options, facts, prefix)
+    with board_lock(connection, prefix, systemd, watcher):
+        outcome = _plan_release(connection, bundle, options, facts, prefix)
         refusals = judge.refusals(list(outcome.findings))
         if refusals:
             told = "; ".join(f"{finding.text}: {finding.remedy}" for finding in refusals)
@@ -147,78 +148,78 @@ def deploy(
         return replace(outcome, healthy=True)  # the plan was empty and it is ready, or the activation proved it
 
 
-def _need_python(found: Facts) -> None:
-    if found.python is None or found.python < judge.OLDEST_PYTHON:
-        (finding,) = (item for item in judge.judge(found, "") if item.fact == "python")
+def _check_python(facts: Facts) -> None:
+    if facts.python is None or facts.python < judge.OLDEST_PYTHON:
+        (finding,) = (item for item in judge.judge(facts, "") if item.fact == "python")
         raise DeployError(f"the board has {finding.text}: {finding.remedy}")
 
 
-def _planned(connection: Connection, bundle: Bundle, options: Options, found: Facts, prefix: str) -> Outcome:
-    state = state_of(connection, prefix, found.systemd is not None)
-    board = Board(found, prefix, state)
-    wish = make_wish(bundle, options, board)
+def _plan_release(connection: Connection, bundle: Bundle, options: Options, facts: Facts, prefix: str) -> Outcome:
+    state = read_state(connection, prefix, facts.systemd is not None)
+    inspection = Inspection(facts, prefix, state)
+    spec = make_spec(bundle, options, inspection)
     # Refused before anything is read of a library that may not fit the board.
-    early = judge.judge(found, prefix, simulated=options.simulated)
-    steps, manifest = plan.Plan("", ()), {}
+    early = judge.judge(facts, prefix, simulated=options.simulated)
+    steps, manifest = DeploymentPlan("", ()), {}
     if not judge.refusals(early):
-        wanted = release.build(wish, found)
-        steps, manifest = plan.plan(found, state, wanted, prefix, options.keep), dict(wanted.manifest)
+        wanted = release.build(spec, facts)
+        steps, manifest = planning.plan_release(facts, state, wanted, prefix, options.keep), dict(wanted.manifest)
     else:
-        release.model_of(bundle, options.simulated)
+        release_bundle.model_of(bundle, options.simulated)
     need = Need(
-        memory=release.memory_needed(bundle, options.simulated, _context(wish)),
+        memory=sizes.memory_needed(bundle, options.simulated, _context(spec)),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,
-        port=None if state.active and board.manifest.get("port") == wish.port else wish.port,
-        pins=wish.pin and found.systemd is not None,
+        port=None if state.active and inspection.manifest.get("port") == spec.port else spec.port,
+        pins=spec.pin and facts.systemd is not None,
     )
-    findings = judge.judge(found, prefix, need, simulated=options.simulated)
-    return Outcome(board, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
+    findings = judge.judge(facts, prefix, need, simulated=options.simulated)
+    return Outcome(inspection, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
 
 
-def _context(wish: Wish) -> int:
-    said = wish.settings.get("context", 0)
+def _context(spec: ReleaseSpec) -> int:
+    said = spec.settings.get("context", 0)
     return said if isinstance(said, int) else 0  # the daemon says what is wrong with it
 
 
-def make_wish(bundle: Bundle, options: Options, board: Board) -> Wish:
+def make_spec(bundle: Bundle, options: Options, inspection: Inspection) -> ReleaseSpec:
     """The options, with what the board has now where nothing else was said, and the files found on this host."""
-    listen = options.listen or str(board.manifest.get("listen", release.LOOPBACK))
-    said = board.manifest.get("port")
-    port = options.port or (said if isinstance(said, int) else release.PORT)
+    listen = options.listen or str(inspection.manifest.get("listen", layout.LOOPBACK))
+    said = inspection.manifest.get("port")
+    port = options.port or (said if isinstance(said, int) else layout.PORT)
     if options.runtime is None and not options.simulated:
-        release.model_of(bundle, simulated=False)
+        release_bundle.model_of(bundle, simulated=False)
         raise DeployError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
-    machine = board.facts.machine
-    twin = options.sim_runtime or release.find_library("librkllmrt.so", machine) if options.simulated else None
-    return Wish(
+    machine = inspection.facts.machine
+    twin = options.sim_runtime or programs.find_library("librkllmrt.so", machine) if options.simulated else None
+    return ReleaseSpec(
         bundle=bundle,
-        daemon=options.daemon or release.find_daemon(),
+        daemon=options.daemon or programs.find_daemon(),
         runtime=options.runtime,
-        sim_library=options.sim_library or release.find_library("librksim.so", machine),
+        sim_library=options.sim_library or programs.find_library("librksim.so", machine),
         sim_runtime=twin,
         listen=listen,
         port=port,
-        pin=bool(board.manifest.get("pin", True)) if options.pin is None else options.pin,
+        pin=bool(inspection.manifest.get("pin", True)) if options.pin is None else options.pin,
         patience=options.patience,
-        settings=kept_settings(board) if options.settings is None else options.settings,
-        prefix=board.prefix,
+        settings=kept_settings(inspection) if options.settings is None else options.settings,
+        prefix=inspection.prefix,
     )
 
 
-def kept_settings(board: Board) -> Mapping[str, Any]:
+def kept_settings(inspection: Inspection) -> Mapping[str, Any]:
     """The daemon's settings as they are on the board."""
-    said = board.manifest.get("settings")
+    said = inspection.manifest.get("settings")
     return dict(said) if isinstance(said, dict) else {}
 
 
 def roll_back(
     connection: Connection, prefix: str | None, to: str | None, watcher: Watcher, *, only_plan: bool = False
-) -> tuple[Plan, Done]:
+) -> tuple[DeploymentPlan, Done]:
     """Back to another release that is on the board."""
-    found, where = look_to_change(connection, prefix)
-    systemd = found.systemd is not None
-    with hold(connection, where, systemd, watcher):
-        steps = plan.rollback(state_of(connection, where, systemd), where, systemd, to)
+    facts, where = gather_facts_for_change(connection, prefix)
+    systemd = facts.systemd is not None
+    with board_lock(connection, where, systemd, watcher):
+        steps = planning.plan_rollback(read_state(connection, where, systemd), where, systemd, to)
         done = Done()
         if not only_plan:
             apply(steps, connection, done, watcher)
@@ -227,12 +228,12 @@ def roll_back(
 
 def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool:
     """Take away all that deployments made; False when there was nothing."""
-    found, where = look_to_change(connection, prefix)
-    systemd = found.systemd is not None
-    with hold(connection, where, systemd, watcher):
-        state = state_of(connection, where, systemd)
+    facts, where = gather_facts_for_change(connection, prefix)
+    systemd = facts.systemd is not None
+    with board_lock(connection, where, systemd, watcher):
+        state = read_state(connection, where, systemd)
         if not (state.releases or state.incoming or state.keys or state.user or state.rule):
             return False
-        rule, user = (release.RULE, release.USER) if systemd else ("", "")
-        agent.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
+        rule, user = (layout.RULE, layout.USER) if systemd else ("", "")
+        agent_client.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
         return True

@@ -15,7 +15,7 @@ from typing import Any, Optional
 from rk3588.errors import ConnectError, DeployError, printable
 from rk3588.rkllm import version_in
 
-from . import release, shell
+from . import layout, shell
 from .connection import Connection
 from .facts import Clock, Facts, Holder, Library, Node
 
@@ -37,8 +37,8 @@ serves=$(sed -n 's/^ExecStartPre=.* guard //p' "$R"/etc/systemd/system/rkchatd.s
 """
 # Where releases lie when nobody says: where the service has them, else as a new deployment would put them.
 _PREFIX = f"""
-if [ ! -d "$R"/run/systemd/system ]; then W="$HOME"/{release.USER_PREFIX}
-else W="${{serves:-{release.PREFIX}}}"; fi
+if [ ! -d "$R"/run/systemd/system ]; then W="$HOME"/{layout.USER_PREFIX}
+else W="${{serves:-{layout.PREFIX}}}"; fi
 """
 
 Raw = Mapping[str, str]  # a fact's name → what its command printed

@@ -17,7 +17,7 @@ from rk3588.boards import NAME
 
 @dataclass(frozen=True)
 class SimBoard:
-    """One that is up. ``ssh``: how to reach it, as fields of ``deploy.ssh.config.Target``."""
+    """One that is up. ``ssh``: how to reach it, as fields of ``deploy.ssh.config.Destination``."""
 
     folder: Path
     kind: str

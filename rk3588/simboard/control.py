@@ -10,52 +10,21 @@ import subprocess
 import time
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from rk3588 import children
-from rk3588.boards import NAME, Board
-from rk3588.errors import TargetError, UsageError
+from rk3588.boards import BoardType
+from rk3588.errors import BoardError, UsageError
 
-from . import SimBoard, alive, find, home, tree
+from . import SimBoard, alive, find, nspawn, tree
+from .preparing import new_key, prepare
 
 _UP_SECONDS = 30.0
 
 
-def new_key(path: Path) -> str:
-    """A new ed25519 key at ``path`` and its public half beside it; returns ``TYPE BASE64``."""
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    path.touch(mode=0o600)
-    path.write_bytes(private)
-    path.with_suffix(".pub").write_bytes(public + b"\n")
-    return public.decode()
-
-
-def prepare(name: str) -> Path:
-    """The folder of a new board; UsageError if there is one of this name that is up."""
-    if not NAME.fullmatch(name):
-        raise UsageError(f"{name!r}: names have small letters, digits, dots and dashes only")
-    there = find(name)
-    if there and alive(there.pid):
-        raise UsageError(f"{name} is up already: rk3588 board down {name}")
-    folder = home() / name
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True, mode=0o700)
-    except OSError as error:
-        raise TargetError(f"cannot make {folder}: {error.strerror}") from error
-    return folder
-
-
-def up(name: str, board: Board) -> SimBoard:
+def up(name: str, board: BoardType) -> SimBoard:
     """A board without root; it stays up until ``down`` or a reboot of this machine."""
     folder = prepare(name)
     (folder / "home").mkdir()
-    tree.whole(folder / "tree", board)
+    tree.write_all(folder / "tree", board)
     for key in ("id", "host_key"):
         new_key(folder / key)
     with (folder / "log").open("wb") as log:
@@ -70,7 +39,7 @@ def up(name: str, board: Board) -> SimBoard:
             return found
         time.sleep(0.02)
     said = (folder / "log").read_text(errors="replace").strip().splitlines()
-    raise TargetError(f"the simulated board did not come up: {said[-1] if said else 'no answer'}")
+    raise BoardError(f"the simulated board did not come up: {said[-1] if said else 'no answer'}")
 
 
 def down(name: str) -> None:
@@ -79,9 +48,7 @@ def down(name: str) -> None:
     if board is None:
         raise UsageError(f"there is no simulated board {name!r}")
     if board.kind == "nspawn":
-        from .nspawn import down as end_container
-
-        end_container(board.folder)
+        nspawn.down(board.folder)
     else:
         for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):  # again: one may just have started another
             living = [board.pid, *started_on(board.folder)]

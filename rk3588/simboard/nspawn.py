@@ -22,12 +22,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from rk3588.boards import Board
-from rk3588.errors import TargetError, UsageError
+from rk3588.boards import BoardType
+from rk3588.errors import BoardError, UsageError
 from rk3588.resources import source_tree
 
 from . import SimBoard, alive, find, tree, write
-from .control import new_key, prepare
+from .preparing import new_key, prepare
 
 Progress = Callable[[str], None]
 
@@ -88,7 +88,7 @@ def image() -> Path:
 
 
 def build(progress: Progress = lambda _: None) -> Path:
-    """The image, built if it is not there (about a minute); TargetError with mmdebstrap's last words.
+    """The image, built if it is not there (about a minute); BoardError with mmdebstrap's last words.
 
     ``progress`` is told what it is at.
     """
@@ -107,8 +107,8 @@ def build(progress: Progress = lambda _: None) -> Path:
     return folder
 
 
-def up(name: str, board: Board, disk: int = DISK, progress: Progress = lambda _: None) -> SimBoard:
-    """A board with ``disk`` bytes at /opt, reachable when this returns; TargetError or UsageError otherwise."""
+def up(name: str, board: BoardType, disk: int = DISK, progress: Progress = lambda _: None) -> SimBoard:
+    """A board with ``disk`` bytes at /opt, reachable when this returns; BoardError or UsageError otherwise."""
     reason = missing()
     if reason:
         raise UsageError(reason)
@@ -123,7 +123,7 @@ def up(name: str, board: Board, disk: int = DISK, progress: Progress = lambda _:
         raise
 
 
-def _start(name: str, folder: Path, lower: Path, board: Board, disk: int) -> SimBoard:
+def _start(name: str, folder: Path, lower: Path, board: BoardType, disk: int) -> SimBoard:
     for part in ("upper", "work", "root", "disk"):
         (folder / part).mkdir()
     tree.firmware(folder / "firmware", board)
@@ -219,7 +219,7 @@ def power_cut(board: SimBoard) -> None:
 
 
 def wait_for_login(folder: Path, address: str) -> None:
-    """Return when an SSH server greets and lets users in; TargetError when none does in time."""
+    """Return when an SSH server greets and lets users in; BoardError when none does in time."""
     deadline = time.monotonic() + _UP_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -231,7 +231,7 @@ def wait_for_login(folder: Path, address: str) -> None:
                     return
         time.sleep(0.1)
     said = (folder / "console.log").read_text(errors="replace").strip().splitlines()
-    raise TargetError(f"the simulated board at {address} did not come up: {said[-1].strip() if said else 'no word'}")
+    raise BoardError(f"the simulated board at {address} did not come up: {said[-1].strip() if said else 'no word'}")
 
 
 def down(folder: Path) -> None:
@@ -262,7 +262,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         words = done.stderr.strip().splitlines()
-        raise TargetError(f"`{' '.join(command[:3])}` failed: {words[-1] if words else done.returncode}")
+        raise BoardError(f"`{' '.join(command[:3])}` failed: {words[-1] if words else done.returncode}")
 
 
 def _follow(command: list[str], progress: Progress) -> None:
@@ -278,4 +278,4 @@ def _follow(command: list[str], progress: Progress) -> None:
             if line.strip():
                 said.append(line.strip())
     if process.returncode:
-        raise TargetError(f"`{' '.join(command[:3])}` failed: {said[0] if said else process.returncode}")
+        raise BoardError(f"`{' '.join(command[:3])}` failed: {said[0] if said else process.returncode}")

@@ -86,14 +86,14 @@ def serve(channel: paramiko.Channel, process: subprocess.Popen[bytes]) -> None:
     channel.close()
 
 
-def _feed(channel: paramiko.Channel, target: int, close: Callable[[], None], heard: threading.Event) -> None:
-    """Carry what the client sends to ``target``; ``heard`` is set at its first word, or its end."""
+def _feed(channel: paramiko.Channel, stdin: int, close: Callable[[], None], heard: threading.Event) -> None:
+    """Carry what the client sends to ``stdin``; ``heard`` is set at its first word, or its end."""
     with contextlib.suppress(OSError, EOFError):
         while data := channel.recv(1 << 16):
             heard.set()
             view = memoryview(data)
             while view:
-                view = view[os.write(target, view) :]
+                view = view[os.write(stdin, view) :]
     heard.set()
     with contextlib.suppress(OSError):
         close()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from rk3588.boards import Board
+from rk3588.boards import BoardType
 
 _NPU_HZ = (300_000_000, 400_000_000, 500_000_000, 600_000_000, 700_000_000, 800_000_000, 900_000_000, 1_000_000_000)
 _DMC_HZ = (528_000_000, 1_068_000_000, 1_560_000_000, 2_112_000_000)
 _CPU_KHZ = {0: 1_800_000, 4: 2_352_000, 6: 2_352_000}  # first CPU of each cluster
 
 
-def firmware(folder: Path, board: Board) -> None:
+def firmware(folder: Path, board: BoardType) -> None:
     """``/sys/firmware``."""
     base = folder / "devicetree" / "base"
     base.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def debugfs(folder: Path) -> None:
     (rknpu / "load").write_text("NPU load:  Core0:  0%, Core1:  0%, Core2:  0%,\n")
 
 
-def whole(root: Path, board: Board) -> None:
+def write_all(root: Path, board: BoardType) -> None:
     """Everything a fact looks at below /sys and /dev, for a board without root."""
     firmware(root / "sys" / "firmware", board)
     debugfs(root / "sys" / "kernel" / "debug")

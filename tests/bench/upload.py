@@ -22,10 +22,10 @@ from pathlib import Path
 
 from rk3588 import bundle
 from rk3588.boards import catalogue
-from rk3588.deploy import agent
-from rk3588.deploy.plan import Send
-from rk3588.deploy.release import File
+from rk3588.deploy import transfer
+from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import config, connection
+from rk3588.deploy.steps import Send
 from rk3588.simboard import control, tree
 from tests import deploying, sshd
 
@@ -33,10 +33,10 @@ RAM = Path("/dev/shm")
 BUILD = Path(__file__).resolve().parent.parent.parent / "build"
 
 
-def target(server: sshd.Sshd) -> config.Target:
+def target(server: sshd.Sshd) -> config.Destination:
     known = server.folder / "known_hosts"
     known.write_text(server.known)
-    return config.Target(
+    return config.Destination(
         "bench", "127.0.0.1", server.port, sshd.USER, (server.key,), True, (), None, (known,), False, None, 10.0
     )
 
@@ -52,7 +52,7 @@ def ours(server: sshd.Sshd, step: Send, cut_at: int | None = None) -> int:
             if cut_at is not None and sent >= cut_at:
                 board.transport.sock.close()
 
-        sender = agent.Sender(board, agent.Throttle(None), progress)
+        sender = transfer.Sender(board, transfer.Throttle(None), progress)
         try:
             count = sender.send(step)
         except Exception:
@@ -93,7 +93,7 @@ def main(megabytes: int, rounds: int) -> None:
         step = Send(File("model", source, size, bundle.sha256(source)), str(place), root=False)
         (board / "home").mkdir()
         # For the deployment: a board of its own without systemd, so that nothing of this machine is touched.
-        tree.whole(board / "tree", catalogue().board("rock-5b"))
+        tree.write_all(board / "tree", catalogue().board("rock-5b"))
         server = sshd.start(folder / "sshd", f"SetEnv RKBOARD_SYSROOT={board}/tree HOME={board}/home")
         try:
             compare(server, step, source, place, size, rounds)

@@ -19,12 +19,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from rk3588 import quant, sim
+from rk3588 import hostlib, quant
 from rkconvert.build import convert
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import Source, open_source
+from rkconvert.sources.base import Source
+from rkconvert.sources.opening import open_source
 from tests.golden_families import cases, gguf_files
 from tests.libllama import LlamaCpp, use_our_library
+from tests.plans import make_plan
 
 # Largest difference, in standard deviations of the logits. llama.cpp looks GELU up in a table of half-precision
 # numbers, which makes it that much worse than ours is beside transformers (test_families.py).
@@ -86,7 +87,7 @@ def changing(family: str, settings: Settings) -> Callable[[dict[str, Any]], None
 def ours(source: Source, folder: Path) -> npt.NDArray[np.float32]:
     scheme = quant.scheme("fp32")
     (bundle,) = convert(make_plan(source, "tiny", folder, [scheme], threads=1, overwrite=True))
-    with sim.SimModel(bundle / "model.sim.gguf") as model:
+    with hostlib.SimModel(bundle / "model.sim.gguf") as model:
         return model.logits(cases.ids())
 
 

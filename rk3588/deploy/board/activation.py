@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .files import current_of, forget, load, refuse, say, sync_folder, text_of, write
+from .files import current_of, delete_durably, load, print_answer, refuse, sync_folder, text_of, write
 from .service import (
     SERVICE,
     installed,
+    is_ready,
     last_words,
-    prove,
-    ready,
     service_ended,
     start,
     stop,
-    stuck,
     systemctl,
     units_of,
+    wait_until_proven,
+    why_not_stopped,
 )
 
 STATE_DIR = "/var/lib/rkchatd"
@@ -40,7 +40,7 @@ OURS = (
 )
 
 
-def switch(prefix: str, name: str) -> None:
+def switch_to(prefix: str, name: str) -> None:
     """Make NAME the current release and start it. Its units go where systemd looks, those of no release away."""
     folder = f"{prefix}/releases/{name}"
     manifest = load(folder + "/release.json")
@@ -54,11 +54,11 @@ def switch(prefix: str, name: str) -> None:
                 systemctl("disable", "--now", os.path.basename(place))
                 os.unlink(place)
         systemctl("daemon-reload")
-    link(prefix, name)
+    point_current_at(prefix, name)
     start(prefix, manifest)
 
 
-def link(prefix: str, name: str) -> None:
+def point_current_at(prefix: str, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(prefix + "/current.new")
     os.symlink("releases/" + name, prefix + "/current.new")
@@ -66,7 +66,7 @@ def link(prefix: str, name: str) -> None:
     sync_folder(prefix)
 
 
-def trial(prefix: str, name: str, manifest: dict[str, Any]) -> tuple[str, list[str]]:
+def try_beside(prefix: str, name: str, manifest: dict[str, Any]) -> tuple[str, list[str]]:
     """Let NAME prove itself on a port of its own while the current one goes on serving; "" or what was wrong."""
     folder = f"{prefix}/releases/{name}"
     port = free_port()
@@ -87,7 +87,7 @@ def trial(prefix: str, name: str, manifest: dict[str, Any]) -> tuple[str, list[s
         return "" if process.poll() is None else f"it ended with {process.returncode}"
 
     try:
-        wrong = prove(prefix, manifest, port, ended)
+        wrong = wait_until_proven(prefix, manifest, port, ended)
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
@@ -119,47 +119,47 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     write(marker, json.dumps({"old": old, "new": name, "boot": text_of("/proc/sys/kernel/random/boot_id").strip()}))
     if side_by_side and old_manifest and old != name:
         tell(step="trial")
-        wrong, words = trial(prefix, name, manifest)
+        wrong, words = try_beside(prefix, name, manifest)
         if wrong:
-            forget(marker)
-            healthy = ready(old_manifest["port"])[0]
+            delete_durably(marker)
+            healthy = is_ready(old_manifest["port"])[0]
             return {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": healthy}
     tell(step="switch")
     if old_manifest.get("service") == "systemd":
         stop(prefix, old_manifest)
-        hanging = stuck()
+        hanging = why_not_stopped()
         if hanging:  # nothing is to be switched then
-            forget(marker)
+            delete_durably(marker)
             return {"ok": False, "error": hanging, "log": [], "current": old, "old_healthy": False}
     with contextlib.suppress(OSError):
         os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
     if old_manifest and old_manifest["service"] != manifest["service"]:
         stop(prefix, old_manifest)
-    switch(prefix, name)
-    wrong = prove(prefix, manifest, manifest["port"], lambda: service_ended(prefix, manifest))
+    switch_to(prefix, name)
+    wrong = wait_until_proven(prefix, manifest, manifest["port"], lambda: service_ended(prefix, manifest))
     if not wrong:
         if manifest["service"] == "systemd":
             places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
             systemctl("enable", "--now", *map(os.path.basename, places))  # now: it serves already, the clocks' does not
         os.replace(f"{prefix}/releases/{name}/.proving", f"{prefix}/releases/{name}/.proven")
         sync_folder(f"{prefix}/releases/{name}")
-        forget(marker)
+        delete_durably(marker)
         return {"ok": True, "current": name}
     words = last_words(prefix, manifest)
     answer = {"ok": False, "error": wrong, "log": words, "current": old, "old_healthy": False}
     if old_manifest and old != name:
         tell(step="back")
-        switch(prefix, old)
-        again = prove(prefix, old_manifest, old_manifest["port"], lambda: service_ended(prefix, old_manifest))
-        answer["old_healthy"] = not again
+        switch_to(prefix, old)
+        old_ended: Callable[[], str] = lambda: service_ended(prefix, old_manifest)  # noqa: E731
+        answer["old_healthy"] = not wait_until_proven(prefix, old_manifest, old_manifest["port"], old_ended)
     elif old != name:  # the first release there: nothing to go back to
         stop(prefix, manifest)
-        take_away(prefix, manifest)
-    forget(marker)
+        remove_service(prefix, manifest)
+    delete_durably(marker)
     return answer
 
 
-def take_away(prefix: str, manifest: dict[str, Any]) -> None:
+def remove_service(prefix: str, manifest: dict[str, Any]) -> None:
     """No service any more; releases stay."""
     stop(prefix, manifest)
     if manifest.get("service") == "systemd":
@@ -199,7 +199,7 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
 
         try:
             os.lseek(log, 0, os.SEEK_SET)
-            told_activation(prefix, name, bool(side_by_side), tell)
+            activate_and_report(prefix, name, bool(side_by_side), tell)
         finally:
             os._exit(0)
     offset, done = 0, False
@@ -212,14 +212,14 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
         time.sleep(0 if whole else 0.05)
 
 
-def told_activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., None]) -> None:
+def activate_and_report(prefix: str, name: str, side_by_side: bool, tell: Callable[..., None]) -> None:
     """The activation, with its outcome told whatever happens."""
     try:
         tell(**activation(prefix, name, side_by_side, tell))
     except Exception as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         now = load(prefix + "/current/release.json")
-        healthy = bool(now) and ready(now["port"])[0]
+        healthy = bool(now) and is_ready(now["port"])[0]
         tell(ok=False, error=what, log=[], current=current_of(prefix), old_healthy=healthy)
 
 
@@ -230,14 +230,14 @@ def guard(prefix: str) -> None:
         return
     old = marker.get("old")
     if old and os.path.isdir(f"{prefix}/releases/{old}"):
-        link(prefix, old)
-    forget(prefix + "/unproven.json")
+        point_current_at(prefix, old)
+    delete_durably(prefix + "/unproven.json")
 
 
 def remove(prefix: str, rule: str, user: str) -> None:
     """Everything a deployment ever made, and nothing else; the prefix too, if it is empty then."""
     manifest = load(prefix + "/current/release.json")
-    take_away(prefix, manifest or {"service": "systemd" if installed() else "process"})
+    remove_service(prefix, manifest or {"service": "systemd" if installed() else "process"})
     if rule and os.path.exists(rule):
         os.unlink(rule)
         if shutil.which("udevadm"):
@@ -254,4 +254,4 @@ def remove(prefix: str, rule: str, user: str) -> None:
     with contextlib.suppress(OSError):
         os.rmdir(prefix)
     left = [place for place in places if os.path.lexists(place)]
-    say(ok=not left, **({"error": f"{left[0]} could not be deleted"} if left else {}))
+    print_answer(ok=not left, **({"error": f"{left[0]} could not be deleted"} if left else {}))

@@ -24,15 +24,15 @@ from .files import (
     incoming_state,
     load,
     lock,
+    print_answer,
     receive,
     refuse,
     release_state,
-    say,
     subfolders,
     text_of,
 )
-from .ground import weakness
-from .service import is_active, ready, units_of
+from .safe_paths import why_unsafe
+from .service import is_active, is_ready, units_of
 
 
 def state(prefix: str, rule: str) -> None:
@@ -46,7 +46,7 @@ def state(prefix: str, rule: str) -> None:
         uid = entry.pw_uid
     except KeyError:
         groups, uid = [], None
-    say(
+    print_answer(
         ok=True,
         exists=os.path.isdir(prefix),
         releases={name: release_state(f"{prefix}/releases/{name}") for name in subfolders(prefix + "/releases")},
@@ -59,16 +59,16 @@ def state(prefix: str, rule: str) -> None:
         groups=groups,
         keys=os.path.isfile(prefix + "/keys") and os.path.getsize(prefix + "/keys") > 0,
         active=bool(manifest) and is_active(prefix, manifest),
-        ready=bool(manifest) and ready(manifest["port"])[0],
+        ready=bool(manifest) and is_ready(manifest["port"])[0],
     )
 
 
-def ground(prefix: str) -> None:
+def check_prefix(prefix: str) -> None:
     """For the doctor: what a deployment would be refused for."""
-    say(ok=True, wrong=wrong_at(prefix))
+    print_answer(ok=True, wrong=why_prefix_unsafe(prefix))
 
 
-COMMANDS = {f.__name__: f for f in (state, ground, receive, finish, activate, guard, remove, lock)}
+COMMANDS = {f.__name__: f for f in (state, check_prefix, receive, finish, activate, guard, remove, lock)}
 PREFIX_AT = {"state": 0, "finish": 0, "activate": 0, "remove": 0, "lock": 2}  # where in its words; receive looks itself
 
 
@@ -76,18 +76,18 @@ def main(words: list[str]) -> None:
     name, *rest = words
     os.chdir("/")  # not where somebody may have put things, in a home folder say
     if name in PREFIX_AT:
-        firm(rest[PREFIX_AT[name]], *((f"releases/{rest[1]}/agent.pyz",) if name == "activate" else ()))
+        refuse_unsafe_prefix(rest[PREFIX_AT[name]], *((f"releases/{rest[1]}/agent.pyz",) if name == "activate" else ()))
     COMMANDS[name](*rest)
 
 
-def wrong_at(prefix: str, *more: str) -> str:
+def why_prefix_unsafe(prefix: str, *more: str) -> str:
     """Why others could put there what is run from a prefix; "" where nobody could."""
-    found = (weakness(f"{prefix}/{path}") for path in ("", "releases", "incoming", *more))
+    found = (why_unsafe(f"{prefix}/{path}") for path in ("", "releases", "incoming", *more))
     return next(filter(None, found), "")
 
 
-def firm(prefix: str, *more: str) -> None:
+def refuse_unsafe_prefix(prefix: str, *more: str) -> None:
     """Refuse to do anything at a prefix where others could put what is run from there."""
-    wrong = wrong_at(prefix, *more)
+    wrong = why_prefix_unsafe(prefix, *more)
     if wrong:
         refuse(wrong)

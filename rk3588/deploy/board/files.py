@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn, Optional, cast
 
-from .ground import weakness
+from .safe_paths import why_unsafe
 
 BLOCK = 1 << 20
 SILENCE = 60  # seconds without a byte: the sender is gone
@@ -25,12 +25,12 @@ SYNC_EVERY = 64 << 20
 DISK_FULL = 28  # ENOSPC
 
 
-def say(**words: object) -> None:
+def print_answer(**words: object) -> None:
     print(json.dumps(words), flush=True)
 
 
 def refuse(message: str) -> NoReturn:
-    say(ok=False, error=message)
+    print_answer(ok=False, error=message)
     sys.exit(1)
 
 
@@ -130,7 +130,7 @@ def receive() -> None:
 
 def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mode: int) -> None:
     """Take one file into PATH, going on where a broken transfer stopped if the sender agrees."""
-    wrong = weakness(os.path.dirname(path))
+    wrong = why_unsafe(os.path.dirname(path))
     if wrong:
         refuse(wrong)
     part = path + ".part"
@@ -149,13 +149,13 @@ def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mod
             break
         hashed.update(block)
         have += len(block)
-    say(have=have, sha256=hashed.hexdigest())
+    print_answer(have=have, sha256=hashed.hexdigest())
     signal.alarm(SILENCE)
     if int(stdin.readline() or -1) != have:
         hashed, have = hashlib.sha256(), 0
     try:
         os.ftruncate(out, have)
-        take(stdin, out, size, have, hashed)
+        receive_bytes(stdin, out, size, have, hashed)
     except OSError as error:
         if error.errno == DISK_FULL:  # give back what was taken, the board may need it
             os.unlink(part)
@@ -173,10 +173,10 @@ def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mod
     os.rename(part, path)
     os.close(out)
     sync_folder(os.path.dirname(path))
-    say(ok=True)
+    print_answer(ok=True)
 
 
-def take(stdin: io.BufferedReader, out: int, size: int, have: int, hashed: Any) -> None:
+def receive_bytes(stdin: io.BufferedReader, out: int, size: int, have: int, hashed: Any) -> None:
     synced = have
     os.lseek(out, have, os.SEEK_SET)
     while have < size:
@@ -213,7 +213,7 @@ def write(path: str, text: str, mode: int = 0o644) -> None:
     sync_folder(os.path.dirname(path))
 
 
-def forget(path: str) -> None:
+def delete_durably(path: str) -> None:
     """Delete a file so that it stays deleted if the supply fails now."""
     os.unlink(path)
     sync_folder(os.path.dirname(path))
@@ -245,7 +245,7 @@ def finish(prefix: str, name: str) -> None:
         os.rename(final, damaged)
     os.rename(folder, final)
     sync_folder(prefix + "/releases")
-    say(ok=True)
+    print_answer(ok=True)
 
 
 def lock(path: str, who: str, prefix: str) -> None:
@@ -254,21 +254,21 @@ def lock(path: str, who: str, prefix: str) -> None:
     PATH lies where only its owner can write, so that nobody else can take it first: ``~`` is the home folder.
     """
     path = os.path.expanduser(path)
-    wrong = weakness(os.path.dirname(path))
+    wrong = why_unsafe(os.path.dirname(path))
     if wrong:
         refuse(wrong)
     # One whose link broke holds it until its silence is noticed.
     deadline = time.monotonic() + LOCK_SILENCE + 4
-    handle = locked(path)
+    handle = try_lock(path)
     while handle is None:
         if time.monotonic() > deadline:
             refuse(f"a deployment by {text_of(path)[:200] or 'somebody'} is going on there")
         time.sleep(0.2)
-        handle = locked(path)
+        handle = try_lock(path)
     os.ftruncate(handle, 0)
     os.pwrite(handle, who.encode(), 0)
-    settle(prefix)
-    say(ok=True)
+    wait_for_running_activation(prefix)
+    print_answer(ok=True)
     while True:
         signal.alarm(LOCK_SILENCE)  # killed by it: the lock falls with the process
         if not sys.stdin.buffer.readline():
@@ -276,7 +276,7 @@ def lock(path: str, who: str, prefix: str) -> None:
     os.unlink(path)
 
 
-def locked(path: str) -> Optional[int]:
+def try_lock(path: str) -> Optional[int]:
     """A handle that has the lock; None while another process has it."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
@@ -290,7 +290,7 @@ def locked(path: str) -> Optional[int]:
     return None
 
 
-def settle(prefix: str) -> None:
+def wait_for_running_activation(prefix: str) -> None:
     """Wait for an activation whose deployer is gone."""
     try:
         log = os.open(prefix + "/activation.log", os.O_RDONLY)
@@ -303,7 +303,7 @@ def settle(prefix: str) -> None:
             break
         except BlockingIOError:
             if not told:
-                say(waiting=True)
+                print_answer(waiting=True)
             told = True
             time.sleep(0.3)
     os.close(log)

@@ -74,12 +74,12 @@ def stop(prefix: str, manifest: dict[str, Any]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, number)
         for _ in range(150):
-            if not group_lives(group):
+            if not group_is_alive(group):
                 return
             time.sleep(0.1)
 
 
-def stuck() -> str:
+def why_not_stopped() -> str:
     """What a stopped service left running: in the NPU's driver a process can hang that no signal ends; "" for none."""
     for top in GROUPS:
         for pid in text_of(f"{top}/system.slice/{SERVICE}/cgroup.procs").split():
@@ -88,7 +88,7 @@ def stuck() -> str:
     return ""
 
 
-def group_lives(group: int) -> bool:
+def group_is_alive(group: int) -> bool:
     """Whether a process of the group runs: one that only waits to be collected does not."""
     for path in glob.glob("/proc/[0-9]*/stat"):
         words = text_of(path).rpartition(") ")[2].split(" ")  # state, parent, group, …
@@ -101,7 +101,7 @@ def start(prefix: str, manifest: dict[str, Any]) -> None:
     if manifest["service"] == "systemd":
         systemctl("reset-failed", SERVICE)
         systemctl("stop", SERVICE)  # and wait: else the old daemon may still answer, and prove the new one
-        hanging = stuck()
+        hanging = why_not_stopped()
         if hanging:  # a second one on the NPU could freeze the board
             raise OSError(errno.EBUSY, hanging)
         systemctl("--no-block", "start", SERVICE)
@@ -132,7 +132,7 @@ def call(port: int, path: str, body: Optional[bytes] = None, key: str = "", time
         return 0, str(getattr(error, "reason", None) or error)
 
 
-def ready(port: int) -> tuple[bool, Any]:
+def is_ready(port: int) -> tuple[bool, Any]:
     status, said = call(port, "/ready", timeout=5.0)
     return status == 200, said
 
@@ -149,7 +149,7 @@ def chat(prefix: str, port: int, seconds: float) -> str:
     asked = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1, "temperature": 0}
     status, said = call(port, "/v1/chat/completions", json.dumps(asked).encode(), first_key(prefix), seconds)
     if status != 200:
-        return f"a chat was answered with {status}: {brief(said)}"
+        return f"a chat was answered with {status}: {short_message(said)}"
     try:
         choice = said["choices"][0]
         answer = choice["message"]["content"]
@@ -157,13 +157,13 @@ def chat(prefix: str, port: int, seconds: float) -> str:
         uncounted = answer or choice["finish_reason"] == "length"
         tokens = said["usage"]["completion_tokens"] if "usage" in said else uncounted
     except (KeyError, IndexError, TypeError):
-        return f"a chat was answered with something else: {brief(said)}"
+        return f"a chat was answered with something else: {short_message(said)}"
     if not isinstance(answer, str) or not tokens:
         return "a chat was answered with no token"
     return ""
 
 
-def brief(said: Any) -> str:
+def short_message(said: Any) -> str:
     """The message in an error of any of the usual shapes."""
     while isinstance(said, dict) and said:
         known = [said[key] for key in ("error", "message", "reason", "detail", "status") if key in said]
@@ -171,7 +171,7 @@ def brief(said: Any) -> str:
     return str(said).strip()[:300]
 
 
-def prove(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], str]) -> str:
+def wait_until_proven(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], str]) -> str:
     """Wait until the daemon answers a chat; "" or why it does not. ``ended()`` says if and why it gave up."""
     deadline = time.monotonic() + manifest["load_seconds"]
     reason = "no answer"
@@ -179,10 +179,10 @@ def prove(prefix: str, manifest: dict[str, Any], port: int, ended: Callable[[], 
         gone = ended()
         if gone:
             return gone
-        fine, said = ready(port)
+        fine, said = is_ready(port)
         if fine:
             return chat(prefix, port, max(30.0, deadline - time.monotonic()))
-        reason = brief(said)
+        reason = short_message(said)
         restarts = said.get("restarts") if isinstance(said, dict) else 0
         if isinstance(restarts, int) and restarts >= RESTARTS:
             return f"its worker ended {restarts} times ({reason})"

@@ -16,60 +16,69 @@ from paramiko.pkey import PublicBlob, UnknownKeyType
 from rk3588.deploy.connection import Ask
 from rk3588.errors import ConnectError
 
-from .config import Target
+from .config import Destination
+from .failures import FAILURES, as_connect_error
 
 _PASSWORDS = 3
 _AGENT_SECONDS = 5.0
 
 
-def log_in(transport: paramiko.Transport, target: Target, ask: Ask) -> None:
+def log_in(transport: paramiko.Transport, destination: Destination, ask: Ask) -> None:
     """Authenticate; ConnectError says what was tried."""
     tried: list[str] = []
-    ask = ask if target.asks else _nobody
-    try:
-        allowed = _allowed(transport, target)
-        if transport.is_authenticated():
-            return  # a server that asks for nothing
-        if "publickey" in allowed:
-            agent = _agent(target)
-            try:
-                for label, key in _keys(target, agent, ask):
-                    tried.append(label)
-                    left = _offer(transport, target, key)
-                    if left == []:
-                        return
-                    allowed = set(left or allowed)  # one that was good, and not enough
-                    if "publickey" not in allowed:
-                        break
-            finally:
-                if agent:
-                    agent.close()
-        if {"password", "keyboard-interactive"} & allowed:
-            for _ in range(_PASSWORDS):
-                secret = ask(f"{target.user}@{target.address}'s password: ")
-                if secret is None:
-                    break
-                if "password" not in tried:
-                    tried.append("password")
-                if _password_works(transport, target, secret):
-                    return
-    except (paramiko.SSHException, EOFError, OSError) as error:
-        if isinstance(error, EOFError) and len(tried) > 1:  # OpenSSH gives six tries
-            raise ConnectError(
-                f"{target.name} hung up after {len(tried)} keys: if it takes no more tries, name the right key in "
-                "ssh's configuration (IdentityFile, and IdentitiesOnly yes); if the link was lost, try again"
-            ) from error
-        raise ConnectError(f"cannot reach {target.name}: the login as {target.user} broke off ({error})") from error
+    with as_connect_error(lambda error: _how_it_broke_off(destination, tried, error)):
+        if _is_let_in(transport, destination, ask if destination.asks else _nobody, tried):
+            return
     offered = ", ".join(tried) or "nothing, as no key file, agent or terminal is there"
     raise ConnectError(
-        f"{target.name} does not let {target.user} in (tried: {offered}). Is the user right? A key is brought there "
-        f"with `ssh-copy-id -p {target.port} {target.user}@{target.address}`"
+        f"{destination.name} does not let {destination.user} in (tried: {offered}). Is the user right? A key is "
+        f"brought there with `ssh-copy-id -p {destination.port} {destination.user}@{destination.address}`"
     )
 
 
-def _allowed(transport: paramiko.Transport, target: Target) -> set[str]:
+def _how_it_broke_off(destination: Destination, tried: list[str], error: Exception) -> str:
+    if isinstance(error, EOFError) and len(tried) > 1:  # OpenSSH gives six tries
+        return (
+            f"{destination.name} hung up after {len(tried)} keys: if it takes no more tries, name the right key in "
+            "ssh's configuration (IdentityFile, and IdentitiesOnly yes); if the link was lost, try again"
+        )
+    return f"cannot reach {destination.name}: the login as {destination.user} broke off ({error})"
+
+
+def _is_let_in(transport: paramiko.Transport, destination: Destination, ask: Ask, tried: list[str]) -> bool:
+    """Whether a key or a password is taken; each that is offered goes into ``tried``."""
+    allowed = _allowed(transport, destination)
+    if transport.is_authenticated():
+        return True  # a server that asks for nothing
+    if "publickey" in allowed:
+        agent = _agent(destination)
+        try:
+            for label, key in _keys(destination, agent, ask):
+                tried.append(label)
+                left = _offer(transport, destination, key)
+                if left == []:
+                    return True
+                allowed = set(left or allowed)  # one that was good, and not enough
+                if "publickey" not in allowed:
+                    break
+        finally:
+            if agent:
+                agent.close()
+    if {"password", "keyboard-interactive"} & allowed:
+        for _ in range(_PASSWORDS):
+            secret = ask(f"{destination.user}@{destination.address}'s password: ")
+            if secret is None:
+                break
+            if "password" not in tried:
+                tried.append("password")
+            if _password_works(transport, destination, secret):
+                return True
+    return False
+
+
+def _allowed(transport: paramiko.Transport, destination: Destination) -> set[str]:
     try:
-        transport.auth_none(target.user)
+        transport.auth_none(destination.user)
     except paramiko.BadAuthenticationType as error:
         return set(error.allowed_types)
     except paramiko.AuthenticationException:
@@ -81,11 +90,11 @@ def _nobody(_question: str) -> None:
     return None
 
 
-def _keys(target: Target, agent: Optional[Agent], ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
+def _keys(destination: Destination, agent: Optional[Agent], ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
     """Every key, and before it the certificates that were made for it."""
-    certificates = [blob for file in target.certificates if (blob := _certificate(file))]
-    for label, key, file in _plain_keys(target, agent, ask):
-        beside = [] if target.certificates or file is None else [_certificate(Path(f"{file}-cert.pub"))]
+    certificates = [blob for file in destination.certificates if (blob := _certificate(file))]
+    for label, key, file in _plain_keys(destination, agent, ask):
+        beside = [] if destination.certificates or file is None else [_certificate(Path(f"{file}-cert.pub"))]
         for certificate in (*certificates, *beside):
             if certificate and _is_for(certificate, key):
                 key.public_blob = certificate
@@ -112,18 +121,18 @@ def _is_for(certificate: PublicBlob, key: paramiko.PKey) -> bool:
 
 
 def _plain_keys(
-    target: Target, agent: Optional[Agent], ask: Ask
+    destination: Destination, agent: Optional[Agent], ask: Ask
 ) -> Iterator[tuple[str, paramiko.PKey, Optional[Path]]]:
     """The configured files' keys that the agent holds first, then the agent's others, then the files themselves."""
     from_agent: list[paramiko.PKey] = list(agent.get_keys()) if agent else []
-    files = {blob: file for file in target.keys if (blob := _public_blob(file))}
+    files = {blob: file for file in destination.keys if (blob := _public_blob(file))}
     wanted = [key for key in from_agent if key.asbytes() in files]
-    if not target.only_these_keys:
+    if not destination.only_these_keys:
         wanted += [key for key in from_agent if key not in wanted]
     for key in wanted:
         yield f"{key.get_name()} of the agent", key, files.get(key.asbytes())
     held = {key.asbytes() for key in wanted}
-    for file in target.keys:
+    for file in destination.keys:
         if _public_blob(file) in held or not file.is_file():
             continue
         loaded = _load(file, ask)
@@ -151,11 +160,11 @@ class Agent(paramiko.agent.AgentSSH):
         self._close()  # type: ignore[attr-defined]
 
 
-def _agent(target: Target) -> Optional[Agent]:
-    path = os.environ.get("SSH_AUTH_SOCK", "") if target.agent is None else target.agent
+def _agent(destination: Destination) -> Optional[Agent]:
+    path = os.environ.get("SSH_AUTH_SOCK", "") if destination.agent is None else destination.agent
     try:
         return Agent(path) if path else None
-    except (paramiko.SSHException, OSError):
+    except FAILURES:
         return None
 
 
@@ -186,18 +195,18 @@ def _load(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
     raise ConnectError(f"the passphrase of {file} was wrong three times")
 
 
-def _offer(transport: paramiko.Transport, target: Target, key: paramiko.PKey) -> Optional[list[str]]:
+def _offer(transport: paramiko.Transport, destination: Destination, key: paramiko.PKey) -> Optional[list[str]]:
     """What is asked for beside this key: nothing, or the ways to go on with; None for a key that is not let in."""
     try:
-        return list(transport.auth_publickey(target.user, key))
+        return list(transport.auth_publickey(destination.user, key))
     except paramiko.AuthenticationException:
         _refused(transport)
         return None
 
 
-def _password_works(transport: paramiko.Transport, target: Target, secret: str) -> bool:
+def _password_works(transport: paramiko.Transport, destination: Destination, secret: str) -> bool:
     try:
-        return not transport.auth_password(target.user, secret)
+        return not transport.auth_password(destination.user, secret)
     except paramiko.AuthenticationException:
         return _refused(transport)
 

@@ -13,8 +13,8 @@ from rk3588.boards import Host
 from rk3588.errors import ConnectError, UsageError
 
 from . import openssh
-from .openssh import Said
-from .reader import Reader
+from .openssh import ConfigValues
+from .reader import ConfigReader
 from .tokens import PROXY, Tokens, home_in, local_user, seconds
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
@@ -34,7 +34,7 @@ _SPEC = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\s@-][^:\s@
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where to connect to and as whom. ``jumps`` are host specs, nearest first."""
 
     name: str  # as the user said it
@@ -78,10 +78,10 @@ def parse_spec(spec: str) -> tuple[Optional[str], str, Optional[int]]:
     return match["user"], match["host"].strip("[]"), port
 
 
-def resolve(spec: str, config: Optional[Path] = None) -> Target:
+def resolve(spec: str, config: Optional[Path] = None) -> Destination:
     """What is configured for ``[user@]host[:port]``. ``config``: instead of the user's and the system's files."""
     user, host, port = parse_spec(spec)
-    said, remarks = _said(host, user, port, config)
+    said, remarks = _read_config(host, user, port, config)
 
     def one(key: str, default: str = "") -> str:
         return said.get(key, [default])[0]
@@ -105,7 +105,7 @@ def resolve(spec: str, config: Optional[Path] = None) -> Target:
     remarks += [f"{key} of ssh's configuration for {host} is not followed here" for key in passed]
     interval, count = seconds(one("serveraliveinterval", "0")), int(one("serveralivecountmax", "3"))
     patience = one("connecttimeout", "none")
-    return Target(
+    return Destination(
         name=spec,
         address=address,
         port=set_port,
@@ -132,18 +132,20 @@ def resolve(spec: str, config: Optional[Path] = None) -> Target:
     )
 
 
-def _said(host: str, user: Optional[str], port: Optional[int], config: Optional[Path]) -> tuple[Said, list[str]]:
+def _read_config(
+    host: str, user: Optional[str], port: Optional[int], config: Optional[Path]
+) -> tuple[ConfigValues, list[str]]:
     """What ssh's configuration says, and what of it was left out; known hosts and the agent as whole paths."""
     program, remarks = openssh.client(), []
     if program:
         try:
-            said = openssh.asked(program, host, user, port, config, SYSTEM_CONFIG)
+            said = openssh.query(program, host, user, port, config, SYSTEM_CONFIG)
             for key in _KNOWN:
                 said[key] = [home_in(name) for name in _names(said.get(key, [""])[0])]
             return said, []
-        except openssh.CannotSay as error:
+        except openssh.QueryUnsupported as error:
             remarks.append(f"{program} cannot say how it is configured ({error}): its files are read without it")
-    reader, home = Reader(host, user, port), Path.home() / ".ssh"
+    reader, home = ConfigReader(host, user, port), Path.home() / ".ssh"
     reader.read([(config, home)] if config else [(home / "config", home), (SYSTEM_CONFIG, SYSTEM_CONFIG.parent)])
     said = reader.said
     said["hostname"] = [reader.address]
@@ -162,7 +164,7 @@ def _names(text: str) -> list[str]:
     return [name for name in re.split(r" (?=[/~])", text) if name and name.lower() != "none"]
 
 
-def _paths(said: Said, key: str, tokens: Tokens, usual: tuple[str, ...]) -> tuple[Path, ...]:
+def _paths(said: ConfigValues, key: str, tokens: Tokens, usual: tuple[str, ...]) -> tuple[Path, ...]:
     names = said.get(key) or [f"~/.ssh/{name}" for name in usual]
     return tuple(tokens.path(name, key) for name in names if name.lower() != "none")
 
@@ -186,22 +188,22 @@ def _agent(said: str) -> Optional[str]:
     return os.environ.get(said[1:], "") if said.startswith("$") else said
 
 
-def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = None) -> Target:
+def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = None) -> Destination:
     """The same for a host of the inventory, whose entry goes before ssh's own configuration."""
     login = f"{host.user}@" if host.user else ""
     address = f"[{host.address}]" if ":" in host.address else host.address
-    target = resolve(f"{login}{address}" + (f":{host.port}" if host.port != 22 else ""), config)
-    jumps = (host.jump,) if host.jump else target.jumps
+    destination = resolve(f"{login}{address}" + (f":{host.port}" if host.port != 22 else ""), config)
+    jumps = (host.jump,) if host.jump else destination.jumps
     way = hosts.get(host.jump or "")
     through = f"{way.user + '@' if way.user else ''}{way.address}:{way.port}" if way else host.jump
     options = (*(("-i", str(host.key)) if host.key else ()), *(("-J", through) if through else ()))
     return replace(
-        target,
+        destination,
         name=host.name,
-        keys=(host.key,) if host.key else target.keys,
+        keys=(host.key,) if host.key else destination.keys,
         jumps=jumps,
-        proxy_command=None if jumps else target.proxy_command,
-        openssh=(*options, *target.openssh),
+        proxy_command=None if jumps else destination.proxy_command,
+        openssh=(*options, *destination.openssh),
     )
 
 

@@ -20,7 +20,8 @@ from rk3588.deploy.shell import Marks
 from rk3588.errors import ConnectError
 
 from .auth import log_in
-from .config import Target, resolve
+from .config import Destination, resolve
+from .failures import FAILURES, as_connect_error
 from .hostkeys import Accept, KnownHosts
 
 _KEEPALIVES = 4  # in the time of silence after which a link counts as lost
@@ -29,42 +30,45 @@ _LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
 _PROXY_SECONDS = 3.0  # for a ProxyCommand to end when it is told to
 _JUMPS = 8
 _ANSWER_SECONDS = 60.0  # for a board to start a command
+_ENDING_SECONDS = 2.0  # for paramiko to say that a link is lost, after it has closed what went over it
 _WINDOW = 1 << 24
 _BLOCK = 1 << 18
 # Encryption and authentication in one pass: faster than AES-CTR with a MAC (tests/bench/upload.py).
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
-def connect(target: Target, ask: Ask, accept: Accept, resolver: Callable[[str], Target] = resolve) -> SshConnection:
+def connect(
+    destination: Destination, ask: Ask, accept: Accept, resolver: Callable[[str], Destination] = resolve
+) -> SshConnection:
     """Log in, through the jump hosts if there are any; ConnectError or HostKeyError in one sentence.
 
     ``resolver`` says what is configured for a jump host.
     """
-    way = Way()
+    route = Route()
     try:
-        for hop in _route(target, resolver):
+        for hop in _hops(destination, resolver):
             known = KnownHosts(hop)
-            way.transports.append(_transport(known, _socket(hop, way), ask, accept))
+            route.transports.append(_transport(known, _socket(hop, route), ask, accept))
     except BaseException:
-        way.close()
+        route.close()
         raise
-    return SshConnection(target, way, ask)
+    return SshConnection(destination, route, ask)
 
 
-def _route(target: Target, resolver: Callable[[str], Target], depth: int = 0) -> list[Target]:
+def _hops(destination: Destination, resolver: Callable[[str], Destination], depth: int = 0) -> list[Destination]:
     """Where to log in, one after the other. As with OpenSSH, how the first jump host is reached may be configured."""
-    if not target.jumps:
-        return [target]
+    if not destination.jumps:
+        return [destination]
     if depth > _JUMPS:
-        raise ConnectError(f"more than {_JUMPS} jump hosts lead to {target.name}: does one go through itself?")
-    first, *others = (resolver(spec) for spec in reversed(target.jumps))
-    if (first.address, first.port) == (target.address, target.port):
-        return [target]  # `Host *` with a ProxyJump is meant for all but the jump host
+        raise ConnectError(f"more than {_JUMPS} jump hosts lead to {destination.name}: does one go through itself?")
+    first, *others = (resolver(spec) for spec in reversed(destination.jumps))
+    if (first.address, first.port) == (destination.address, destination.port):
+        return [destination]  # `Host *` with a ProxyJump is meant for all but the jump host
     plain = [replace(hop, jumps=(), proxy_command=None) for hop in others]
-    return [*_route(first, resolver, depth + 1), *plain, target]
+    return [*_hops(first, resolver, depth + 1), *plain, destination]
 
 
-class Way:
+class Route:
     """What a connection goes through: jump hosts' transports, the board's last; a ProxyCommand's process."""
 
     def __init__(self) -> None:
@@ -83,7 +87,7 @@ class Way:
                     break
 
 
-class Impatient:
+class StallLimitedSocket:
     """A socket, or a channel like one, that ends when a write moves nothing for a while: paramiko would try for ever.
 
     A socket of TCP has TCP_USER_TIMEOUT for it.
@@ -110,21 +114,21 @@ class Impatient:
         return getattr(self._inner, name)
 
 
-def _proxied(command: str, way: Way) -> socket.socket:
+def _proxy_socket(command: str, route: Route) -> socket.socket:
     """A socket whose other end is the command's stdin and stdout; run as ssh runs it, by the user's own shell."""
     ours, theirs = socket.socketpair()
     line = [os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}"]
     with theirs:
         end = theirs.fileno()
-        way.process = subprocess.Popen(line, stdin=end, stdout=end, start_new_session=True)
+        route.process = subprocess.Popen(line, stdin=end, stdout=end, start_new_session=True)
     return ours
 
 
-def _plain(target: Target) -> socket.socket:
+def _tcp_socket(destination: Destination) -> socket.socket:
     """Connected to the first of the host's addresses that answers."""
     failure = OSError("it has no address")
     for family, kind, protocol, _, address in socket.getaddrinfo(
-        target.address, target.port, target.family, socket.SOCK_STREAM
+        destination.address, destination.port, destination.family, socket.SOCK_STREAM
     ):
         try:
             made = socket.socket(family, kind, protocol)
@@ -132,7 +136,7 @@ def _plain(target: Target) -> socket.socket:
             failure = error
             continue
         try:
-            made.settimeout(target.connect_timeout)
+            made.settimeout(destination.connect_timeout)
             made.connect(address)
         except OSError as error:
             made.close()
@@ -143,59 +147,66 @@ def _plain(target: Target) -> socket.socket:
     raise failure
 
 
-def _socket(target: Target, way: Way) -> Any:
+def _socket(destination: Destination, route: Route) -> Any:
     """A connected socket, or a channel through the last jump host."""
-    where = f"{target.address}:{target.port}"
-    try:
-        if way.transports:
-            to, origin = (target.address, target.port), ("127.0.0.1", 0)
-            channel = way.transports[-1].open_channel("direct-tcpip", to, origin, timeout=target.connect_timeout)
-            return Impatient(channel, target.silence)
-        if target.proxy_command:
-            return Impatient(_proxied(target.proxy_command, way), target.silence)
-        plain = _plain(target)
-    except socket.gaierror as error:
-        raise ConnectError(
-            f"{target.address} is not a name that can be resolved ({error.strerror}): give USER@ADDRESS, a board that "
-            "`rk3588 board list` shows, or add it with `rk3588 board add`"
-        ) from error
-    except (TimeoutError, socket.timeout) as error:
-        raise ConnectError(f"{where} does not answer: is the board on, and in this network?") from error
-    except (OSError, paramiko.SSHException, EOFError) as error:
-        through = " through its jump host" if way.transports else ""
-        raise ConnectError(f"cannot reach {where}{through}: {getattr(error, 'strerror', None) or error}") from error
+    with as_connect_error(lambda error: _why_unreachable(destination, bool(route.transports), error)):
+        if route.transports:
+            to, origin = (destination.address, destination.port), ("127.0.0.1", 0)
+            jump, seconds = route.transports[-1], destination.connect_timeout
+            channel = jump.open_channel("direct-tcpip", to, origin, timeout=seconds)
+            return StallLimitedSocket(channel, destination.silence)
+        if destination.proxy_command:
+            return StallLimitedSocket(_proxy_socket(destination.proxy_command, route), destination.silence)
+        tcp = _tcp_socket(destination)
     # Without it a write blocks for ever once the cable is out.
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(target.silence * 1000))
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return plain
+    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(destination.silence * 1000))
+    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return tcp
+
+
+def _why_unreachable(destination: Destination, jumps: bool, error: Exception) -> str:
+    where = f"{destination.address}:{destination.port}"
+    if isinstance(error, socket.gaierror):
+        return (
+            f"{destination.address} is not a name that can be resolved ({error.strerror}): give USER@ADDRESS, a board "
+            "that `rk3588 board list` shows, or add it with `rk3588 board add`"
+        )
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return f"{where} does not answer: is the board on, and in this network?"
+    through = " through its jump host" if jumps else ""
+    return f"cannot reach {where}{through}: {getattr(error, 'strerror', None) or error}"
 
 
 def _transport(known: KnownHosts, sock: Any, ask: Ask, accept: Accept) -> paramiko.Transport:
-    target = known.target
+    destination = known.destination
     transport = paramiko.Transport(sock, default_window_size=_WINDOW)
+    where = f"{destination.address}:{destination.port}"
     try:
-        transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS
-        options = transport.get_security_options()
-        options.ciphers = (*_CIPHERS, *(name for name in options.ciphers if name not in _CIPHERS))
-        options.key_types = known.order(tuple(options.key_types))
-        transport.start_client(timeout=target.connect_timeout)
-        key = transport.get_remote_server_key()  # none when the timeout passed, of which start_client says nothing
-    except (paramiko.SSHException, EOFError, OSError) as error:
-        transport.close()
-        sock.close()
-        raise ConnectError(f"{target.address}:{target.port} does not speak SSH with us: {error}") from error
-    try:
+        with as_connect_error(lambda error: f"{where} does not speak SSH with us: {error}"):
+            transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS
+            options = transport.get_security_options()
+            options.ciphers = (*_CIPHERS, *(name for name in options.ciphers if name not in _CIPHERS))
+            options.key_types = known.order(tuple(options.key_types))
+            transport.start_client(timeout=destination.connect_timeout)
+            key = transport.get_remote_server_key()  # none when the timeout passed, of which start_client says nothing
         known.check(key, accept)
-        log_in(transport, target, ask)
+        log_in(transport, destination, ask)
     except BaseException:
         transport.close()
+        sock.close()
         raise
-    transport.set_keepalive(max(1, int(target.silence / _KEEPALIVES)))
+    transport.set_keepalive(max(1, int(destination.silence / _KEEPALIVES)))
     return transport
 
 
+def _is_lost(transport: paramiko.Transport) -> bool:
+    """Whether the link is gone: asked after a channel has ended without a word, which may be the first sign of it."""
+    transport.join(_ENDING_SECONDS)
+    return not transport.is_active()
+
+
 def _close(channel: paramiko.Channel) -> None:
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the other side is to be told: it may be gone
+    with contextlib.suppress(*FAILURES):  # the other side is to be told: it may be gone
         channel.close()
 
 
@@ -214,7 +225,7 @@ class SshSession(Session):
                 sent = self._channel.send(view[:_BLOCK])  # type: ignore[arg-type]
             except (TimeoutError, socket.timeout) as error:
                 raise ConnectError(f"{self.what} took no data for {self._patience:.0f} s") from error
-            except (OSError, EOFError, paramiko.SSHException) as error:
+            except FAILURES as error:
                 self._lost_or_ended(error)
             if not sent:
                 self._lost_or_ended(None)
@@ -226,7 +237,7 @@ class SshSession(Session):
         raise BrokenPipeError from cause
 
     def end_input(self) -> None:
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        with contextlib.suppress(*FAILURES):
             self._channel.shutdown_write()
 
     def exit_code(self, timeout: float) -> Optional[int]:
@@ -235,7 +246,7 @@ class SshSession(Session):
             return None
         code = self._channel.exit_status
         if code == -1:  # no status came: killed by a signal, or the link is gone
-            if not self._channel.get_transport().is_active():
+            if _is_lost(self._channel.get_transport()):
                 raise ConnectError(f"the link to {self.what} was lost: run the same command again")
             return 255
         return code
@@ -245,18 +256,18 @@ class SshSession(Session):
 
 
 class SshConnection(Connection):
-    def __init__(self, target: Target, way: Way, ask: Ask) -> None:
-        super().__init__(target.name, ask)
-        self.target = target
-        self._way = way
+    def __init__(self, destination: Destination, route: Route, ask: Ask) -> None:
+        super().__init__(destination.name, ask)
+        self.destination = destination
+        self._route = route
 
     @property
     def transport(self) -> paramiko.Transport:
         """The board's own."""
-        return self._way.transports[-1]
+        return self._route.transports[-1]
 
     def _start(self, line: str, marks: Marks) -> Session:
-        try:
+        with as_connect_error(self._why_not_started):
             channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
             # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
             impatience = threading.Timer(_ANSWER_SECONDS, _close, [channel])
@@ -266,15 +277,16 @@ class SshConnection(Connection):
                 channel.exec_command(line)
             finally:
                 impatience.cancel()
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            if not self.transport.is_active():
-                raise ConnectError(f"the link to {self.name} was lost: run the same command again") from error
-            raise ConnectError(f"{self.name} does not start a command ({error}): is the board overloaded?") from error
-        return SshSession(self.name, marks, channel, _DISK_STALL + self.target.silence)
+        return SshSession(self.name, marks, channel, _DISK_STALL + self.destination.silence)
+
+    def _why_not_started(self, error: Exception) -> str:
+        if _is_lost(self.transport):
+            return f"the link to {self.name} was lost: run the same command again"
+        return f"{self.name} does not start a command ({error}): is the board overloaded?"
 
     @property
     def cipher(self) -> str:
         return str(getattr(self.transport, "remote_cipher", ""))
 
     def close(self) -> None:
-        self._way.close()
+        self._route.close()

@@ -20,7 +20,7 @@ from paramiko.hostkeys import HostKeys
 from rk3588.deploy import shell
 from rk3588.errors import ConnectError, HostKeyError
 
-from .config import USER_KNOWN, Target
+from .config import USER_KNOWN, Destination
 
 # Asked with the whole question, and whether nothing at all is known of the host yet; whether the answer was yes.
 Accept = Callable[[str, bool], bool]
@@ -47,11 +47,11 @@ class _Known:
 class KnownHosts:
     """The known keys of one host, by type: there may be several; and those revoked for it."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, destination: Destination) -> None:
+        self.destination = destination
         self.keys: dict[str, list[_Known]] = {}
         self.revoked: set[bytes] = set()
-        for file in target.known_hosts:
+        for file in destination.known_hosts:
             try:
                 lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
             except OSError as error:
@@ -78,7 +78,7 @@ class KnownHosts:
 
     def _fits(self, pattern: str) -> bool:
         """One hashed name, or one with ``*`` and ``?``."""
-        wanted = self.target.known_as
+        wanted = self.destination.known_as
         if pattern.startswith("|1|"):
             try:
                 return pattern == HostKeys.hash_host(wanted, pattern)
@@ -94,28 +94,28 @@ class KnownHosts:
 
     def check(self, key: paramiko.PKey, accept: Accept) -> None:
         """Return if the server may be trusted; HostKeyError says what is wrong and what to check."""
-        target, name, shown = self.target, key.get_name(), fingerprint(key)
+        destination, name, shown = self.destination, key.get_name(), fingerprint(key)
         if key.asbytes() in self.revoked:
-            raise HostKeyError(f"{target.known_as} shows a key that is marked as revoked ({shown}): do not go on")
+            raise HostKeyError(f"{destination.known_as} shows a key that is marked as revoked ({shown}): do not go on")
         if name in self.keys:
             if key.asbytes() in [known.blob for known in self.keys[name]]:
                 return
             known = self.keys[name][0]
             elsewhere = () if known.file == Path(USER_KNOWN).expanduser() else ("-f", known.file)
-            forget = shell.command("ssh-keygen", "-R", target.known_as, *elsewhere)
+            forget = shell.command("ssh-keygen", "-R", destination.known_as, *elsewhere)
             raise HostKeyError(
-                f"the key of {target.known_as} has CHANGED: it shows {shown}, {known.file}, line {known.line} has "
+                f"the key of {destination.known_as} has CHANGED: it shows {shown}, {known.file}, line {known.line} has "
                 "another. If the board was set up anew, compare with "
                 f"`ssh-keygen -lf /etc/ssh/ssh_host_{_kind(name).lower()}_key.pub` on its own console, then run "
                 f"`{forget}`; if it was not, somebody may be listening: do not go on"
             )
-        question = f"The board {target.known_as} is not known yet. Its key is {shown}."
+        question = f"The board {destination.known_as} is not known yet. Its key is {shown}."
         otherwise = ", or give --accept-new"
         if self.keys:
             types = ", ".join(_kind(kind) for kind in self.keys)
             question = (
-                f"{target.known_as} is known under another type of key ({types}) and shows {shown} now; this is no "
-                "sign of an attack by itself."
+                f"{destination.known_as} is known under another type of key ({types}) and shows {shown} now; this is "
+                "no sign of an attack by itself."
             )
             otherwise = " at a terminal"  # whoever is in between could choose the type
         if not accept(f"{question} Is it the right one?", not self.keys):
@@ -123,18 +123,18 @@ class KnownHosts:
         self._remember(key)
 
     def _remember(self, key: paramiko.PKey) -> None:
-        file = self.target.known_hosts[0] if self.target.known_hosts else None
+        file = self.destination.known_hosts[0] if self.destination.known_hosts else None
         if file is None or str(file) == "/dev/null":
             return
-        name = self.target.known_as
-        if self.target.hash_names:
+        name = self.destination.known_as
+        if self.destination.hash_names:
             name = HostKeys.hash_host(name)
         try:
             _append(file, f"{name} {key.get_name()} {key.get_base64()}\n")
         except OSError as error:
             raise HostKeyError(
-                f"cannot note the key of {self.target.known_as} in {file}: {error.strerror}; make it writable, or name "
-                "another file in ssh's configuration (UserKnownHostsFile)"
+                f"cannot note the key of {self.destination.known_as} in {file}: {error.strerror}; make it writable, or "
+                "name another file in ssh's configuration (UserKnownHostsFile)"
             ) from error
 
 

@@ -19,14 +19,14 @@ from rk3588.errors import ConnectError
 
 from .words import LINE, words
 
-Said = dict[str, list[str]]  # a keyword in small letters → its values, one for each line
+ConfigValues = dict[str, list[str]]  # a keyword in small letters → its values, one for each line
 SECONDS = 30.0  # a Match may run a program, and a name may have to be looked up
 _DEPTH = 16  # of Include
 # Lines with paths; ssh takes the home folder for them from the system's list of users, whatever HOME says.
 _PATHS = ("userknownhostsfile", "globalknownhostsfile", "identityagent")
 
 
-class CannotSay(Exception):
+class QueryUnsupported(Exception):
     """This ssh is too old for its own configuration, or for the question; its text says which."""
 
 
@@ -39,11 +39,11 @@ def client() -> Optional[str]:
     return shutil.which("ssh")
 
 
-def asked(
+def query(
     program: str, host: str, user: Optional[str], port: Optional[int], config: Optional[Path], system: Path
-) -> Said:
+) -> ConfigValues:
     """What ssh has configured for ``host``; ConnectError with its own words, which name file and line."""
-    with _file_to_read(config, system) as (file, names):
+    with _file_for_ssh(config, system) as (file, names):
         options = [*(("-F", str(file.absolute())) if file else ()), *(("-l", user) if user else ())]
         options += ["-p", str(port)] if port else []
         code, out, err = _run([program, "-G", *options, "--", host], host)
@@ -51,13 +51,13 @@ def asked(
         err = err.replace(temporary, real)
     if code:
         if re.search(r"Unsupported Match attribute|missing argument for Match '!?\w+=", err):
-            raise CannotSay("it does not know a word of a Match line")
+            raise QueryUnsupported("it does not know a word of a Match line")
         if re.match(r"(unknown|illegal) option -- G", err):
-            raise CannotSay("it is older than 6.8")
+            raise QueryUnsupported("it is older than 6.8")
         reasons = [line.strip() for line in err.splitlines() if not line.startswith("Pseudo-terminal")]
         reason = reasons[0] if reasons else f"exit code {code}"
         raise ConnectError(f"cannot read ssh's configuration for {host}: {reason}")
-    said: Said = {}
+    said: ConfigValues = {}
     for line in out.splitlines():
         key, _, value = line.partition(" ")
         said.setdefault(key.lower(), []).append(value)
@@ -82,7 +82,7 @@ def _run(command: Sequence[str], host: str) -> tuple[int, str, str]:
 
 
 @contextlib.contextmanager
-def _file_to_read(config: Optional[Path], system: Path) -> Iterator[tuple[Optional[Path], dict[str, str]]]:
+def _file_for_ssh(config: Optional[Path], system: Path) -> Iterator[tuple[Optional[Path], dict[str, str]]]:
     """The file to name to ssh, None for its usual ones; and whose place it takes where it is one that was made.
 
     ssh knows the home folder from the system's list of users. Where HOME says another, everything of ours lies there:
@@ -93,7 +93,7 @@ def _file_to_read(config: Optional[Path], system: Path) -> Iterator[tuple[Option
         yield config, {}
         return
     with tempfile.TemporaryDirectory(prefix="rk3588-ssh-") as folder:
-        moved = _Moved(Path(folder), home)
+        moved = _RelocatedFiles(Path(folder), home)
         ours = home / ".ssh"
         files = [(config, ours)] if config else [(ours / "config", ours), (system, system.parent)]
         lines = [f'Include "{moved.copy(file, base)}"' for file, base in files if file.is_file()]
@@ -104,7 +104,7 @@ def _file_to_read(config: Optional[Path], system: Path) -> Iterator[tuple[Option
         yield top, moved.names
 
 
-class _Moved:
+class _RelocatedFiles:
     """Files of a configuration written anew into ``folder``, their lines and line numbers as they are."""
 
     def __init__(self, folder: Path, home: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Optional
 
 from rk3588.errors import ConnectError
 
-from .openssh import Said, included
+from .openssh import ConfigValues, included
 from .tokens import Tokens, fits, in_list, local_user, seconds
 from .words import LINE, words
 
@@ -25,12 +25,12 @@ _TIMES = ("connecttimeout", "serveraliveinterval")
 _WHOLE = ("port", "serveralivecountmax")
 
 
-class Reader:
+class ConfigReader:
     """One lookup. ``said`` is as ``ssh -G`` says it; ``remarks`` are what was left out."""
 
     def __init__(self, host: str, user: Optional[str], port: Optional[int]) -> None:
         self.original = self._host = host
-        self.said: Said = {**({"user": [user]} if user else {}), **({"port": [str(port)]} if port else {})}
+        self.said: ConfigValues = {**({"user": [user]} if user else {}), **({"port": [str(port)]} if port else {})}
         self.remarks: dict[str, None] = {}  # in order, each once
         self._final = self._wants_final = False
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from rk3588 import boards, simboard
-from rk3588.commands import known as inventories
+from rk3588.commands import inventories
 from rk3588.deploy.connection import Connection
 from rk3588.errors import ConnectError, UsageError, printable
 
@@ -35,7 +35,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def ask(question: str) -> str | None:
+def ask_secret(question: str) -> str | None:
     """A secret from the terminal; None where there is none."""
     if not os.isatty(0):
         return None
@@ -45,16 +45,18 @@ def ask(question: str) -> str | None:
         return None
 
 
-def yes(question: str) -> bool:
+def confirm(question: str) -> bool:
     return os.isatty(0) and click.confirm(question, err=True)
 
 
-def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path | None) -> Connection:
+def open_connection(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path | None) -> Connection:
     """A connection to ``local``, to a host of hosts.yaml, to a simulated board that is up, or to user@address:port."""
     if name == LOCAL:
         from rk3588.deploy.local import LocalConnection
 
-        return LocalConnection(ask)
+        return LocalConnection(ask_secret)
+    if ssh_config is not None and not ssh_config.exists():
+        raise UsageError(f"--ssh-config {ssh_config}: there is no such file; leave it out for ~/.ssh/config")
     try:
         from rk3588.deploy.ssh import config, connection
     except ModuleNotFoundError as error:
@@ -66,12 +68,12 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
         if accept_new and new:
             click.echo(f"{question} Accepted.", err=True)
             return True
-        return yes(question)
+        return confirm(question)
 
     known = inventories.load(hosts)
 
     @functools.lru_cache
-    def resolver(spec: str) -> config.Target:
+    def resolver(spec: str) -> config.Destination:
         """Of the board, and of its jump hosts."""
         if spec in known.hosts:
             found = config.resolve_host(known.host(spec), dict(known.hosts), ssh_config)
@@ -89,13 +91,13 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
     if simulated:
         if not simboard.alive(simulated.pid):
             raise ConnectError(f"the simulated board {name} runs no more: start it again with `rk3588 board up {name}`")
-        target = config.Target(**simulated.ssh)
+        destination = config.Destination(**simulated.ssh)
     elif name not in known.hosts and (known.type_named(name) or known.with_memory(name)[0]):
         raise UsageError(f"{name} is a type of board: give one of yours, or user@address")
     else:
-        target = resolver(name)
+        destination = resolver(name)
     try:
-        return connection.connect(target, ask, accept, resolver)
+        return connection.connect(destination, ask_secret, accept, resolver)
     except ConnectError as error:
         like = difflib.get_close_matches(name, [*known.hosts, *(one.ssh["name"] for one in simboard.all_up())], 1)
         if not isinstance(error.__cause__, socket.gaierror) or not like:
@@ -104,13 +106,13 @@ def open_board(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path
 
 
 def is_simulated(name: str, hosts: Path | None) -> bool:
-    """Whether it is a simulated board that ``open_board`` goes to."""
+    """Whether it is a simulated board that ``open_connection`` goes to."""
     return name != LOCAL and name not in boards.load(hosts).hosts and simboard.find(name) is not None
 
 
-def way_to(connection: Connection) -> tuple[str | None, tuple[str, ...]]:
+def how_to_reach(connection: Connection) -> tuple[str | None, tuple[str, ...]]:
     """The board's address, None for this machine, and the words that take OpenSSH's ssh there."""
-    found = getattr(connection, "target", None)
+    found = getattr(connection, "destination", None)
     return (found.address, found.openssh) if found else (None, ())
 
 

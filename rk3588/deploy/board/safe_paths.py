@@ -14,11 +14,11 @@ import stat
 LINKS = 40  # on one way, as the kernel has it
 
 
-def weakness(path: str) -> str:
-    """What is wrong with the ground at PATH, and what mends it; "" where it is sound. What is not there yet is not."""
+def why_unsafe(path: str) -> str:
+    """Why others could put a program at PATH, and what mends it; "" where they cannot. What is not there is safe."""
     me = os.geteuid()
     current, rest, links = start_of(path)
-    wrong = of_folder(current, me)
+    wrong = why_entry_unsafe(current, me)
     while rest and not wrong:
         name = rest.pop(0)
         if name in ("", "."):
@@ -42,7 +42,7 @@ def weakness(path: str) -> str:
             rest = aim.split("/") + rest
             continue
         current = full
-        wrong = of_folder(current, me)
+        wrong = why_entry_unsafe(current, me)
     return wrong
 
 
@@ -55,7 +55,7 @@ def start_of(path: str) -> tuple[str, list[str], int]:
     return "/", path.split("/"), 0
 
 
-def of_folder(path: str, me: int) -> str:
+def why_entry_unsafe(path: str, me: int) -> str:
     """What is wrong with one folder, or file."""
     found = os.lstat(path)
     who = "root" if me == 0 else name_of(me)
@@ -66,12 +66,12 @@ def of_folder(path: str, me: int) -> str:
     if found.st_mode & stat.S_IWOTH:
         mend = f"chmod o-w {path}, {other}" if not found.st_mode & stat.S_ISVTX else "give another --prefix"
         return f"everybody may write in {path}, and {runs}: {mend}"
-    if found.st_mode & stat.S_IWGRP and not (me and ours_alone(found.st_gid, me)):
+    if found.st_mode & stat.S_IWGRP and not (me and is_own_group(found.st_gid, me)):
         return f"the group {group_of(found.st_gid)} may write in {path}, and {runs}: chmod g-w {path}, {other}"
     return ""
 
 
-def ours_alone(gid: int, me: int) -> bool:
+def is_own_group(gid: int, me: int) -> bool:
     """Whether a group has nobody in it but us, as the group has that many systems make for each user."""
     try:
         mine = pwd.getpwuid(me)

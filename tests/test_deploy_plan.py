@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rk3588.commands import releases
-from rk3588.deploy import facts, judge, plan, probes, shell
-from rk3588.deploy.plan import Activate, Command, Send, State
+from rk3588.deploy import facts, judge, planning, probes, shell
+from rk3588.deploy.state import BoardState, latest_first
+from rk3588.deploy.steps import Activate, Command, Send, describe_plan, plan_as_json
 from rk3588.errors import DeployError, UsageError
 from tests import plan_cases
 from tests.plan_cases import PREFIX, A, B, on_board, wanted
@@ -67,14 +68,14 @@ def test_hostile_file_names_stay_one_word(names: list[str]) -> None:
     release = wanted("w", *(plan_cases.file(f"bundle/{name}", f"of {name}") for name in names))
     folder = f"{PREFIX}/incoming/{release.id}/bundle"
     opi = plan_cases.board("orange-pi-5-plus")
-    sent = [step for step in plan.plan(opi, State(), release, PREFIX).steps if isinstance(step, Send)]
+    sent = [step for step in planning.plan_release(opi, BoardState(), release, PREFIX).steps if isinstance(step, Send)]
     paths = [words_of(step.line)[1] for step in sent]
     assert [f"{folder}/{name}" for name in names] == paths[-len(names) :]
     arrived = {release.id: {"files": {f"bundle/{name}": "0" * 64 for name in names}, "parts": {}}}
-    again = plan.plan(opi, State(exists=True, incoming=arrived), release, PREFIX).steps
+    again = planning.plan_release(opi, BoardState(exists=True, incoming=arrived), release, PREFIX).steps
     (removal,) = (step for step in again if isinstance(step, Command) and step.line.startswith("rm "))
     assert words_of(removal.line)[3:] == [f"{folder}/{name}" for name in sorted(names)]
-    linked = plan.plan(opi, on_board(release), wanted("other", *release.files[5:]), PREFIX).steps
+    linked = planning.plan_release(opi, on_board(release), wanted("other", *release.files[5:]), PREFIX).steps
     links = [words_of(step.line) for step in linked if isinstance(step, Command) and step.line.startswith("ln ")]
     assert {f"{PREFIX}/releases/{release.id}/bundle/{name}" for name in names} <= {line[2] for line in links}
 
@@ -87,13 +88,13 @@ def test_a_nul_is_refused() -> None:
 @pytest.mark.parametrize("prefix", UNBEARABLE)
 def test_prefixes_that_units_could_not_bear(prefix: str) -> None:
     with pytest.raises(UsageError, match="--prefix"):
-        plan.check_prefix(prefix)
+        planning.check_prefix(prefix)
 
 
 @given(st.text(max_size=40))
 def test_any_prefix_is_harmless_or_refused(prefix: str) -> None:
     try:
-        plan.check_prefix(prefix)
+        planning.check_prefix(prefix)
     except UsageError:
         return
     assert shell.command(prefix) == prefix
@@ -107,12 +108,12 @@ def test_after_a_plan_there_is_nothing_to_do() -> None:
         if case.act or judge.refusals(judge.judge(case.facts, case.prefix, case.need, case.simulated)):
             continue
         after = on_board(case.release, user=True, groups=("rkchatd", "render", "video"))
-        assert plan.plan(case.facts, after, case.release, case.prefix).steps == (), name
+        assert planning.plan_release(case.facts, after, case.release, case.prefix).steps == (), name
 
 
 def test_a_switch_comes_after_all_that_could_fail_and_deletions_after_it() -> None:
     for case in CASES.values():
-        steps = plan.plan(case.facts, case.state, case.release, case.prefix).steps
+        steps = planning.plan_release(case.facts, case.state, case.release, case.prefix).steps
         switch = [number for number, step in enumerate(steps) if isinstance(step, Activate)]
         assert len(switch) <= 1
         for number, step in enumerate(steps):
@@ -126,7 +127,7 @@ def test_nothing_that_could_serve_again_is_deleted_before_its_turn() -> None:
     for name, case in CASES.items():
         if name.startswith("damaged"):
             continue
-        for step in plan.plan(case.facts, case.state, case.release, case.prefix, 2).steps:
+        for step in planning.plan_release(case.facts, case.state, case.release, case.prefix, 2).steps:
             if isinstance(step, Command) and step.line.startswith("rm -rf"):
                 doomed = words_of(step.line)[3:]
                 assert f"{case.prefix}/releases/{case.release.id}" not in doomed
@@ -138,14 +139,14 @@ def test_pruning_has_an_end() -> None:
     opi = plan_cases.board("orange-pi-5-plus")
     state = on_board(*(wanted(f"model {number}") for number in range(3)), current=2)
     release = wanted("model 2")
-    assert plan.plan(opi, state, release, PREFIX, 3).steps == ()
+    assert planning.plan_release(opi, state, release, PREFIX, 3).steps == ()
 
 
 def test_bytes_of_a_resumed_plan() -> None:
     case = CASES["resume-half-a-file"]
-    made = plan.plan(case.facts, case.state, case.release, case.prefix)
+    made = planning.plan_release(case.facts, case.state, case.release, case.prefix)
     assert made.bytes == A.size - 3
-    assert sum(step["bytes"] for step in plan.as_json(made)) == made.bytes
+    assert sum(step["bytes"] for step in plan_as_json(made)) == made.bytes
 
 
 @settings(max_examples=100)
@@ -157,7 +158,7 @@ def test_bytes_of_a_resumed_plan() -> None:
 )
 def test_a_board_may_describe_itself_as_it_likes(answer: dict[str, Any]) -> None:
     with contextlib.suppress(DeployError):
-        releases.listed(State.from_answer(answer))
+        releases.listed(BoardState.from_answer(answer))
 
 
 ROW: dict[str, Any] = {"manifest": {"name": "n", "files": {}}, "files": {}, "proven": 1, "deployed": 1.0}
@@ -177,7 +178,7 @@ SENSELESS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("answer", SENSELESS, ids=str)
 def test_what_no_agent_of_ours_says_is_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(DeployError, match="makes no sense"):
-        State.from_answer(answer)
+        BoardState.from_answer(answer)
 
 
 def test_what_a_board_calls_its_releases_does_not_steer_a_terminal() -> None:
@@ -185,8 +186,8 @@ def test_what_a_board_calls_its_releases_does_not_steer_a_terminal() -> None:
     title = "\x1b]0;owned\x07\x9b31m"
     state = replace(on_board(A, B, current=1), incoming={title: {"files": {}, "parts": {}}})
     state = replace(state, releases={**state.releases, title: {**ROW, "manifest": {"name": title, "files": {}}}})
-    made = plan.plan(plan_cases.board("orange-pi-5-plus"), state, A, PREFIX)
-    for text in (plan.describe(made), json.dumps(plan.as_json(made)), json.dumps(releases.listed(state))):
+    made = planning.plan_release(plan_cases.board("orange-pi-5-plus"), state, A, PREFIX)
+    for text in (describe_plan(made), json.dumps(plan_as_json(made)), json.dumps(releases.listed(state))):
         assert "owned" in text
         assert all(sign.isprintable() or sign == "\n" for sign in text)
 
@@ -195,7 +196,7 @@ def test_the_newest_is_by_the_proof_and_not_by_a_clock_that_jumps() -> None:
     state = on_board(A, B, current=1)
     rows = json.loads(json.dumps(state.releases))
     rows[A.id]["deployed"], rows[B.id]["deployed"] = 2e9, 1.0
-    assert plan.latest_first(State(releases=rows)) == [B.id, A.id]
+    assert latest_first(BoardState(releases=rows)) == [B.id, A.id]
 
 
 # -------------------------------------------------------------------------------------------------- facts, judged

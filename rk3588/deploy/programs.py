@@ -1,0 +1,88 @@
+"""The daemon and the libraries that go into a release: found on this host, and checked against the board."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Optional
+
+from rk3588 import rkllm, runtime
+from rk3588.errors import DeployError, LibraryError
+from rk3588.resources import packaged, source_tree
+
+from .facts import Facts
+
+_CROSS_COMPILED = ("aarch64", "x86_64")  # what `make` builds on another machine
+
+
+def find_daemon() -> Path:
+    """``rkchatd.pyz``: of the package, else what ``make pyz`` built in this source tree."""
+    for candidate in (_packaged("rkchatd.pyz"), _built("rkchatd.pyz")):
+        if candidate and candidate.is_file():
+            return candidate
+    if source_tree():
+        raise DeployError("rkchatd.pyz is not built yet: run `make pyz`, or give --daemon FILE")
+    raise DeployError(
+        "rkchatd.pyz is not in this installation, which was made without a network: install rk3588 again with one, or "
+        "run `make pyz` in a clone of its sources and give --daemon build/rkchatd.pyz of there"
+    )
+
+
+def find_library(name: str, machine: str) -> Path:
+    """Our own library for the board's processor: this machine's, or what ``make aarch64`` built."""
+    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    candidates = [_packaged(f"lib/{machine}/{name}"), _built(f"{machine}/{name}")]
+    if machine in ("", here):
+        candidates.append(_packaged(f"lib/{name}"))
+    for candidate in candidates:
+        if candidate and candidate.is_file():
+            return candidate
+    options = {"librksim.so": "--sim-library", "librkllmrt.so": "--sim-runtime"}
+    if machine not in _CROSS_COMPILED:
+        raise LibraryError(f"there is no {name} for {machine} here: compile it there, and give {options[name]} FILE")
+    if source_tree():
+        raise LibraryError(f"{name} for {machine} is not built yet: run `make {machine}`, or give {options[name]} FILE")
+    needed = ("librksim.so",) if name == "librksim.so" else tuple(options)
+    given = " ".join(f"{options[file]} build/{machine}/{file}" for file in needed)
+    raise LibraryError(
+        f"this installation has {' and '.join(needed)} for {here} only, and the board is {machine}: run "
+        f"`make {machine}` in a clone of rk3588's sources and give {given} of there"
+    )
+
+
+def _built(name: str) -> Optional[Path]:
+    top = source_tree()
+    return top / "build" / name if top else None
+
+
+def _packaged(name: str) -> Optional[Path]:
+    try:
+        return packaged(name)
+    except LibraryError:
+        return None
+
+
+def read_for_board(path: Path, facts: Facts, option: str) -> runtime.Library:
+    """The library ``path``, given with ``option``; LibraryError where this board could not load it."""
+    library = runtime.read(path)
+    if facts.machine and library.machine != facts.machine:
+        machines = f"built for {library.machine}, the board is {facts.machine}"
+        raise LibraryError(f"{path} is {machines}: give the file for {facts.machine} with {option}")
+    newest = tuple(int(part) for part in facts.libc.removeprefix("glibc ").split(".") if part.isdigit())
+    if facts.libc.startswith("glibc ") and library.glibc > newest:
+        raise LibraryError(
+            f"{path} needs glibc {library.glibc[0]}.{library.glibc[1]}, the board has {facts.libc[6:]}: give {option}, "
+            "built for an older one (make aarch64 builds for 2.28)"
+        )
+    return library
+
+
+def check_is_rockchips(library: runtime.Library) -> None:
+    """LibraryError for the simulated runtime, and for a release of Rockchip's that this toolkit does not speak."""
+    if library.simulated:
+        raise LibraryError(f"{library.path} is the simulated runtime: say --runtime sim for it")
+    if not rkllm.is_spoken(library.version):
+        raise LibraryError(
+            f"{library.path} is librkllmrt {library.version}; this toolkit speaks {rkllm.RELEASE}: fetch that one (see "
+            "README)"
+        )
