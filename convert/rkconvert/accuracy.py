@@ -111,10 +111,10 @@ def record(found: Bundle, accuracy: Accuracy) -> None:
     """Into the bundle's manifest and card. The bundle is replaced as a whole; its other files are not copied."""
     with bundle.new_folder(found.path.absolute(), replace=True) as folder:
         for entry in found.manifest["files"]:
-            target = folder / entry["path"]
-            target.parent.mkdir(exist_ok=True)
+            copy = folder / entry["path"]
+            copy.parent.mkdir(exist_ok=True)
             if entry["path"] != CARD:
-                _link_or_copy(found.path / entry["path"], target)
+                _link_or_copy(found.path / entry["path"], copy)
         manifest = {key: value for key, value in found.manifest.items() if key not in ("schema", "files")}
         manifest["accuracy"] = asdict(accuracy)
         named = {**manifest, "files": found.manifest["files"]}
@@ -123,8 +123,8 @@ def record(found: Bundle, accuracy: Accuracy) -> None:
         bundle.write_manifest(folder, manifest)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, copy: Path) -> None:
     try:
-        os.link(source.resolve(), target)
+        os.link(source.resolve(), copy)
     except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+        shutil.copyfile(source, copy)

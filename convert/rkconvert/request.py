@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rk3588 import files, quant, templates
 from rk3588.errors import CheckpointError, TargetError, UsageError
+from rk3588.quant import Scheme
 
 from . import calibration
 from .adapters import lora
-from .adapters.lora import LoraOption
+from .adapters.lora import Lora, LoraOption
 from .plan import Plan, plan_artifacts
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
@@ -109,28 +110,15 @@ class Request:
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         source = self._with_template(source)
-        likely, remarks = self.check(), []
-        options, job = self.board, None
-        if options:
-            for found, notes in (
-                preflight.check_model(source, schemes),
-                preflight.check_memory(source),
-            ):
-                likely += found
-                remarks += notes
-            dataset = calibration.load(options.dataset, source.vocabulary)
-            remarks += preflight.settle(likely, self.force)
-            job = ToolkitJob(options, dataset, install.needed())
-        for adapter in self.adapters if self.follow_links else ():
-            files.follow_links(adapter.path)
-        adapters = [lora.read(adapter, source) for adapter in self.adapters if isinstance(source, Source)]
+        job, remarks = self._toolkit_job(source, schemes, self.check())
+        loras = self._read_loras(source)
         plan = Plan(
             source=source,
             name=name,
             out=out,
             artifacts=plan_artifacts(source, schemes, for_sim="sim" in self.targets, hybrid_rate=self.hybrid_rate),
             overwrite=self.overwrite,
-            loras=tuple(adapters),
+            loras=tuple(loras),
             lora_mode=self.lora_mode or lora.MODES[0],
             hybrid_rate=self.hybrid_rate,
             board=job,
@@ -140,5 +128,24 @@ class Request:
         if in_the_way and not dry_run:
             raise TargetError(in_the_way[0])
         if job:
-            preflight.check_loras(plan.source, [adapter.name for adapter in adapters])
+            preflight.check_loras(plan.source, [adapter.name for adapter in loras])
         return replace(plan, remarks=(*remarks, *in_the_way))
+
+    def _toolkit_job(
+        self, source: Checkpoint, schemes: list[Scheme], likely: list[Likely]
+    ) -> tuple[ToolkitJob | None, list[str]]:
+        """What rkllm-toolkit is to do, None for nothing, and what is to be noted of it."""
+        options, remarks = self.board, list[str]()
+        if options is None:
+            return None, remarks
+        for found, notes in (preflight.check_model(source, schemes), preflight.check_memory(source)):
+            likely += found
+            remarks += notes
+        dataset = calibration.load(options.dataset, source.vocabulary)
+        remarks += preflight.settle(likely, self.force)
+        return ToolkitJob(options, dataset, install.needed()), remarks
+
+    def _read_loras(self, source: Checkpoint) -> list[Lora]:
+        for adapter in self.adapters if self.follow_links else ():
+            files.follow_links(adapter.path)
+        return [lora.read(adapter, source) for adapter in self.adapters if isinstance(source, Source)]

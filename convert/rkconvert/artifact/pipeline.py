@@ -196,7 +196,8 @@ class Output:
 @functools.cache
 def _keep_memory() -> None:
     """Have glibc use a block's memory for the next one. It would return each to the kernel and ask for zeroed pages
-    again, which takes longer than quantising does."""
+    again: 1.2 GB into three dtypes took 40,000 page faults with this and 75,000 to 160,000 without, and 3.26 s of the
+    processor instead of 3.36."""
     trim_threshold, mmap_threshold = -1, -3
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt:

@@ -78,18 +78,18 @@ def calls_for(
     return [load, ("build", build), ("export_rkllm", {"export_path": str(export.absolute())})]
 
 
-def _adopt(exports: dict[Path, Lora | None], target: Path, folder: Path) -> None:
+def _adopt(exports: dict[Path, Lora | None], place: Path, folder: Path) -> None:
     """The first export is the model; the adapters' lie beside their own. A file that is not there is a failure."""
     for number, (export, adapter) in enumerate(exports.items()):
         if number == 0:
-            _move(export, target)
+            _move(export, place)
         if adapter is not None:
             _move(export.with_name(f"{export.stem}{_LORA_SUFFIX}.rkllm"), folder / lora.npu_file(adapter))
 
 
-def _move(export: Path, target: Path) -> None:
+def _move(export: Path, place: Path) -> None:
     if not export.is_file() or export.stat().st_size == 0:
         what = "the LoRA" if export.stem.endswith(_LORA_SUFFIX) else "the model"
-        raise ToolkitError(f"rkllm-toolkit said that it exported {what}, and wrote no {target.name}")
-    target.parent.mkdir(exist_ok=True)
-    export.replace(target)
+        raise ToolkitError(f"rkllm-toolkit said that it exported {what}, and wrote no {place.name}")
+    place.parent.mkdir(exist_ok=True)
+    export.replace(place)
