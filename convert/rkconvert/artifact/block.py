@@ -71,5 +71,6 @@ class Block:
         return CheckpointError(f"{self._at(row, column)} is {value}: the model is damaged, get it again")
 
     def _at(self, row: int, column: int) -> str:
-        place = f"row {self.row + row}, column {column}" if len(self.tensor.shape) == 2 else f"position {self.row + row + column}"
+        row += self.row
+        place = f"row {row}, column {column}" if len(self.tensor.shape) == 2 else f"position {row + column}"
         return f"{self.tensor.file}: tensor {self.tensor.name}, {place}"
