@@ -61,7 +61,7 @@ def test_fused_layers_are_split_whatever_the_blocks(
     shards = models.write_llama(tmp_path / "shards", settings, weights, dtype=dtype, shards=3)
     schemes = [quant.scheme("fp32"), quant.scheme("w8a8")]
     first = convert(make_plan(open_source(whole), "a", tmp_path / "1", schemes, threads=2))
-    reading = sys.modules[merge.blocks.__globals__["block_rows"].__module__]
+    reading = sys.modules[vars(merge)["blocks"].__globals__["block_rows"].__module__]
     monkeypatch.setattr(reading, "BLOCK_BYTES", 500)  # three rows, of runs of 16 and 32
     second = convert(make_plan(open_source(shards), "a", tmp_path / "2", schemes, threads=2))
     for one, other in zip(first, second, strict=True):
@@ -88,7 +88,8 @@ def test_of_a_model_with_images_the_language_model_is_converted(tmp_path: Path, 
         "vision_config": {"hidden_size": 8}, "mm_tokens_per_image": 256, "vocab_size": cases.VOCABULARY,
     }  # fmt: skip
     weights = {prefix + key.removeprefix("model."): value for key, value in cases.weights(name).items()}
-    weights |= {"vision_tower.x.weight": np.zeros((2, 2)), "multi_modal_projector.y.weight": np.zeros((2, 2))}
+    image = np.zeros((2, 2), np.float32)
+    weights |= {"vision_tower.x.weight": image, "multi_modal_projector.y.weight": image}
     source = open_source(models.write_llama(tmp_path / "m", settings, weights))
     assert "the part that reads images is left out" in source.notes[0]
     assert source.config == open_source(plain).config
