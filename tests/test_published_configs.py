@@ -118,7 +118,13 @@ def neutral(name: str, key: str, changed: Any) -> bool:
         (key == "hidden_act" and bool(settings.get("hidden_activation") or "hidden_activation" in settings))
         or (key == "no_rope_layer_interval" and "no_rope_layers" in settings)
         or (key in ("sliding_window_pattern", "_sliding_window_pattern") and "layer_types" in settings)
-        or (key in ("rope_scaling", "rope_parameters") and not changed)
+        or (key in ("rope_scaling", "rope_parameters") and unscaled(changed))
         or key == "use_sliding_window"  # a window as long as the context, or of layers that are not there
         or changed in (0, False, "", [], {})
     )
+
+
+def unscaled(scaling: Any) -> bool:
+    """Dynamic NTK scales nothing up to the original context."""
+    kind = scaling.get("rope_type") or scaling.get("type") if scaling else None
+    return kind in (None, "default", "dynamic")
