@@ -41,6 +41,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Phi-3-mini": _llama(32, 3072, 8192, 32, 32, 32064, model_type="phi3"),
     "Gemma-2B": _llama(18, 2048, 16384, 8, 1, 256000, model_type="gemma", head_dim=256),
     "Gemma-2-2B": _llama(26, 2304, 9216, 8, 4, 256000, model_type="gemma2", head_dim=256),
+    "Phi-2": _llama(32, 2560, 10240, 32, 32, 51200, model_type="phi"),
+    "phi with fewer KV heads, tied": _llama(2, 64, 160, 4, 2, 100, model_type="phi", tie_word_embeddings=True),
+    "Gemma-3-1B": _llama(26, 1152, 6912, 4, 1, 262144, model_type="gemma3_text", head_dim=256),
+    "Gemma with biases": _llama(2, 64, 160, 4, 2, 100, model_type="gemma", head_dim=24, attention_bias=True),
+    "SmolLM3-3B": _llama(36, 2048, 11008, 16, 4, 128256, model_type="smollm3"),
+    "smollm3 with biases": _llama(
+        2, 64, 160, 4, 2, 100, pad_token_id=0, model_type="smollm3", attention_bias=True, mlp_bias=True
+    ),
+    "Ministral-8B": _llama(36, 4096, 12288, 32, 8, 131072, model_type="ministral", head_dim=128),
+    "Qwen3 with biases": _llama(2, 64, 160, 4, 2, 100, model_type="qwen3", head_dim=24, attention_bias=True),
     "Gemma-2-9B": _llama(42, 3584, 14336, 16, 8, 256000, model_type="gemma2", head_dim=256),
 }
 REPORTED: dict[str, tuple[dict[str, Any], int]] = {

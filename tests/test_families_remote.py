@@ -86,8 +86,8 @@ def test_of_a_model_with_images_the_language_model_is_converted(tmp_path: Path, 
         "vision_config": {"hidden_size": 8}, "mm_tokens_per_image": 256, "vocab_size": cases.VOCABULARY,
     }  # fmt: skip
     weights = {prefix + key.removeprefix("model."): value for key, value in cases.weights(name).items()}
-    seen = np.zeros((2, 2), np.float32)
-    weights |= {"vision_tower.x.weight": seen, "multi_modal_projector.y.weight": seen}
+    image = np.zeros((2, 2), np.float32)
+    weights |= {"vision_tower.x.weight": image, "multi_modal_projector.y.weight": image}
     source = open_source(models.write_llama(tmp_path / "m", settings, weights))
     assert "the part that reads images is left out" in source.notes[0]
     assert source.config == open_source(plain).config

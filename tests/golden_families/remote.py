@@ -106,8 +106,7 @@ def _attention(q: Array, k: Array, v: Array) -> Array:
     scores = np.where(np.tri(tokens, dtype=bool), scores, -np.inf)
     share = np.exp(scores - scores.max(-1, keepdims=True))
     share /= share.sum(-1, keepdims=True)
-    mixed: Array = np.einsum("hqk,khd->qhd", share, v).reshape(tokens, -1)
-    return mixed
+    return np.asarray(np.einsum("hqk,khd->qhd", share, v).reshape(tokens, -1))
 
 
 def _silu(x: Array) -> Array:

@@ -25,7 +25,7 @@ _ACTIVATIONS = {
 _IDLE = re.compile(
     r"_.*|auto_map|architectures|model_type|.*_token_id|.*version|.*dtype|.*dropout.*|.*pdrop|initializer.*|use_cache|"
     r"pretraining_tp|torchscript|output_.*|return_dict|problem_type|task_specific_params|id2label|label2id|"
-    r"tokenizer_class|attn_implementation|attention_implementation|chunk_size_feed_forward|gradient_checkpointing|"
+    r"tokenizer_class|attn_implementation|attention_implementation|chunk_size_feed_forward|gradient_checkpointing|is_llama_config|"
     r"is_decoder|finetuning_task|prefix|name_or_path|cache_implementation|unsloth.*|tie_encoder_decoder|num_labels|"
     r"use_bfloat16|summary_.*|max_length|min_length|do_sample|temperature|top_[kp]|typical_p|repetition_penalty|"
     r"length_penalty|num_beam.*|diversity_penalty|early_stopping|num_return_sequences|suppress_tokens|"
@@ -40,8 +40,8 @@ _COMMON = {
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "qk_layernorm": (False,), "use_bidirectional_attention": (False,), "num_experts": (0,), "num_local_experts": (0,),
     "attention_bias": (False,), "mlp_bias": (False,), "partial_rotary_factor": (1.0,), "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,), "cross_attention_hidden_size": (), "pruned_heads": ({},), "use_sliding_window":
-    (False,),
+    "add_cross_attention": (False,), "pruned_heads": ({},), "use_sliding_window": (False,), "use_mrope": (False,),
+    "rope_interleaved": (False,), "lm_head_bias": (False,), "full_attn_mod": (1,), "interpolate_factor": (1,),
 }  # fmt: skip
 # Settings of one family that change nothing here: MiniCPM4's draft models and its sparse attention, which is computed
 # as the dense one that it stands for; Qwen's and SmolLM3's where their windows are off.
@@ -200,6 +200,8 @@ def _refuse_unknown(settings: Mapping[str, Any], family: Family, where: str) -> 
             continue
         if any(value == neutral for neutral in _NEUTRAL.get(key, ())):
             continue
+        if key == "sliding_window_size" and value == settings.get("sliding_window"):  # the same, in Gemma 2's files
+            continue
         raise CheckpointError(
             f"{where}: {key} is {shown(value)}, which this version does not know for {family.title} and which may "
             "change what the model computes: take it out of a copy of the file if it does not"
@@ -219,7 +221,8 @@ def _context(fields: Fields) -> int:
 
 def _activation(fields: Fields, family: Family) -> str:
     name = fields.text("hidden_act", "silu")
-    if family.name == "gemma" and name == "gelu":  # what Gemma's first files said, meaning the other
+    # What Gemma's first files said, meaning the other.
+    if family.name == "gemma" and name == "gelu" and not fields.get("hidden_activation"):
         return "gelu_tanh"
     if name not in _ACTIVATIONS:
         raise CheckpointError(f"{fields.where}: hidden_act is {name!r}, only {', '.join(_ACTIVATIONS)} are supported")

@@ -11,6 +11,7 @@ from rk3588.shape import Shape
 # Canonical names are llama.cpp's, which the artifact uses too.
 EMBEDDING, OUTPUT, OUTPUT_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 ROPE_FACTORS, ROPE_LONG_FACTORS = "rope_freqs.weight", "rope_factors_long.weight"
+_TOP_EXTRAS = ("output_norm.bias", "output.bias")
 NO_ROPE, BASE_ROPE, LOCAL_ROPE = 0, 1, 2  # which frequencies a layer turns by, as the artifact numbers them
 
 
@@ -87,6 +88,8 @@ class ModelConfig:
             context=self.context_length,
             extras=sum(shape[0] for name, shape in self._layer("").items() if len(shape) == 1),
             family=self.family,
+            gated=self.gated,
+            top_extras=sum(shape[0] for name, shape in self.tensors().items() if name in _TOP_EXTRAS),
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
