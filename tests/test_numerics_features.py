@@ -106,7 +106,8 @@ def test_every_kernel_thread_count_and_split_gives_the_same_bits(expected: Mappi
 
 def without(model: Model) -> Iterator[tuple[str, Model]]:
     """``model`` with one of its features off, for each of them."""
-    together = {"attention.temperature_length": "attention.temperature_scale", "rope.freq_base_local": "rope.layers"}
+    temperature = ("attention.temperature_scale", "attention.temperature_length")
+    together = {temperature[0]: temperature[1], temperature[1]: temperature[0], "rope.freq_base_local": "rope.layers"}
     for key in model.keys:
         off = {key, together.get(key, key)}
         if key != "rope.scaling.original_context_length":
@@ -182,7 +183,7 @@ def any_model(draw: st.DrawFn) -> Model:
     parallel = draw(st.booleans())
     norms = ["attn_norm"] if parallel else draw(st.lists(st.sampled_from(NORMS), unique=True))
     heads = draw(st.lists(st.sampled_from(["attn_q_norm", "attn_k_norm"]), unique=True))
-    number = st.floats(0.125, 8, width=32)
+    number = st.floats(0.125, 2, width=32)
     choices: dict[str, st.SearchStrategy[Any]] = {
         **{f"{name}_scale": number for name in ("embedding", "residual", "logit")},
         **dict.fromkeys(("attention.scale", "attn_logit_softcapping", "final_logit_softcapping"), number),
