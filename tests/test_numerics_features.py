@@ -150,6 +150,16 @@ def test_long_prompts_equal_the_reference(tmp_path: Path) -> None:
             np.testing.assert_array_equal(logits(path, ids(291), chunk=chunk), wanted)
 
 
+@pytest.mark.parametrize("setting", ["tile64", "group"])
+def test_shared_activation_scales_equal_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("RKSIM_ACT_SCALE", setting)
+    for name in ("all", "all in parallel"):
+        path = CASES[name].write(tmp_path / name, "w8a8_g128")
+        np.testing.assert_array_equal(logits(path, ids(150)), Reference(path, setting).logits(ids(150)))
+
+
 def test_the_context_alone_chooses_the_factors(built: Mapping[tuple[str, str], Path]) -> None:
     """Of LongRoPE, once for all positions; what was asked before does not show."""
     path = built["long factors", "fp32"]
