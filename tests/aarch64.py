@@ -6,6 +6,7 @@ libc6-arm64-cross (Debian).
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from rk3588.hostlib import SimModel, kernel
 from tests import models, smollm2
+from tests.test_numerics_features import CASES, ids
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "aarch64"
 SYSROOT = Path("/usr/aarch64-linux-gnu")
 IDS = [1, 5, 9, 44, 7, 7, 120, 3, 88]
+FEATURED = ids(39)  # longer than the windows and the original contexts
 
 PROGRAM = r"""
 #include <dlfcn.h>
@@ -56,23 +59,26 @@ def cross_compile(source: Path, program: Path) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         (folder / "logits.c").write_text(PROGRAM, encoding="utf-8")
         cross_compile(folder / "logits.c", folder / "logits")
         dtypes = ["w8a8", "w8a8_g128", "fp16", "fp32"]
         smollm2.convert(models.tiny_llama(folder / "source"), folder, dtypes, name="tiny")
-        for dtype in dtypes:
-            model = folder / f"tiny-rk3588-{dtype}" / "model.sim.gguf"
+        found = {dtype: folder / f"tiny-rk3588-{dtype}" / "model.sim.gguf" for dtype in dtypes}
+        for (feature, described), dtype in itertools.product(CASES.items(), dtypes):
+            found[f"{feature}, {dtype}"] = described.write(folder / f"{feature}-{dtype}", dtype)
+        for name, model in found.items():
+            tokens = IDS if name in dtypes else FEATURED
             with SimModel(model) as here:
-                expected = here.logits(IDS).tobytes()
+                expected = here.logits(tokens).tobytes()
             for wanted in ("neon", "scalar"):
                 command = ["qemu-aarch64", "-L", str(SYSROOT), "-E", f"RKSIM_KERNEL={wanted}", str(folder / "logits")]
-                arguments = [str(BUILD / "librksim.so"), str(model), *map(str, IDS)]
+                arguments = [str(BUILD / "librksim.so"), str(model), *map(str, tokens)]
                 done = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, check=True)
                 if done.stdout != expected:
-                    sys.exit(f"{dtype}: {wanted} on aarch64 gives other logits than {kernel()} here")
-                print(f"{dtype}: {wanted} on aarch64 = {kernel()} here, CRC-32 {zlib.crc32(expected):08x}")
+                    sys.exit(f"{name}: {wanted} on aarch64 gives other logits than {kernel()} here")
+                print(f"{name}: {wanted} on aarch64 = {kernel()} here, CRC-32 {zlib.crc32(expected):08x}")
 
 
 if __name__ == "__main__":

@@ -155,3 +155,24 @@ def test_any_header_is_refused_or_runs(tmp_path_factory: pytest.TempPathFactory,
         assert logits(path, ids(3)).shape == (3, 131)
     except SimError as error:
         assert str(error) and "\n" not in str(error)
+
+
+def of_version_2(path: Path, absent: str = "", architecture: str = "llama") -> Path:
+    """A model without features as version 2 has it, but for the tensor ``absent``."""
+    ours = ("version", "dtype", "group_size", "header_crc32")
+    said = {
+        key if key.removeprefix("rksim.") in ours else key.replace("rksim.", "llama."): value
+        for key, value in Model().described("w8a8").items()
+        if key != "rksim.family"
+    }
+    tensors = {name: values for name, values in artifacts.stored(Model(), "w8a8").items() if name != absent}
+    return artifacts.write(path, {**said, "general.architecture": architecture}, tensors, version=2)
+
+
+def test_version_2_has_one_architecture(tmp_path: Path) -> None:
+    """It computes as it did; what version 3 may lack, it must have."""
+    path = Model().write(tmp_path / "3.gguf", "w8a8")
+    np.testing.assert_array_equal(logits(of_version_2(tmp_path / "2.gguf"), ids(39)), logits(path, ids(39)))
+    for name in ("blk.0.attn_norm.weight", "blk.1.ffn_norm.weight", "blk.1.ffn_gate.weight"):
+        assert f"lacks the tensor {name}" in refusal(of_version_2(tmp_path / "2.gguf", name))
+    assert "is 'rksim', and version 2 of the format" in refusal(of_version_2(tmp_path / "2.gguf", "", "rksim"))
