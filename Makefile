@@ -42,7 +42,7 @@ bench: ready  ## speed beside llama.cpp, which it compiles first, and scp (half 
 	@$(PY) -m tests.bench.daemon --llama-python $(BENCH_VENV)/bin/python
 
 soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
-	@.ci/setup litellm
+	@.ci/setup litellm real
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
 	@.ci/setup clang
 	@$(PY) -m tests.fuzz.run --seconds 600
