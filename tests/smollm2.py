@@ -21,15 +21,17 @@ NAME = "SmolLM2-135M-Instruct"
 _DAY = 86400
 
 
-def bundles(dtypes: Iterable[str]) -> dict[str, Path]:
-    """One bundle for each dtype; those not there yet are converted in one pass over the model."""
-    folder = CACHE / f"smollm2-{_key()}"
-    wanted = {dtype: folder / f"{NAME}-rk3588-{dtype}" for dtype in dtypes}
+def bundles(dtypes: Iterable[str], model: Path | None = None, name: str = NAME) -> dict[str, Path]:
+    """One bundle for each dtype; those not there yet are converted in one pass over the model. ``model`` may be another
+    than SmolLM2."""
+    model = model or smollm2_gguf()
+    folder = CACHE / f"smollm2-{_key(model)}"
+    wanted = {dtype: folder / f"{name}-rk3588-{dtype}" for dtype in dtypes}
     with _alone():
         _forget_old(keep=folder)
         missing = [dtype for dtype, path in wanted.items() if not path.is_dir()]
         if missing:
-            convert(smollm2_gguf(), folder, missing, name=NAME)
+            convert(model, folder, missing, name=name)
     return wanted
 
 
@@ -41,14 +43,13 @@ def convert(model: Path, out: Path, dtypes: Iterable[str], *, name: str) -> None
     assert done.returncode == 0, done.stderr
 
 
-def _key() -> str:
+def _key(model: Path) -> str:
     """Changes with whatever a bundle is made from: converter, core, quantiser and model."""
     digest = hashlib.sha256()
     sources = sorted([*(ROOT / "convert").rglob("*.py"), *(ROOT / "rk3588").glob("*.py")])
     for path in [*sources, Path(hostlib.library()._name)]:
         digest.update(path.read_bytes())
-    model = smollm2_gguf().stat()
-    digest.update(f"{model.st_size} {model.st_mtime_ns}".encode())
+    digest.update(f"{model.stat().st_size} {model.stat().st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 

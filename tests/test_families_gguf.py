@@ -5,14 +5,18 @@ What llama.cpp computes of the same files is compared by tests/golden_families/l
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import gguf
+import hypothesis.strategies as st
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
 
 from rk3588 import hostlib, quant
 from rk3588.errors import CheckpointError
@@ -187,3 +191,32 @@ def test_the_logits_of_a_file_are_those_of_transformers(tmp_path: Path) -> None:
     golden = cases.load("qwen3")["logits"]
     with hostlib.SimModel(found) as model:
         assert np.abs(model.logits(cases.ids()) - golden).max() < 1e-4 * golden.std()
+
+
+@functools.cache
+def metadata(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return read_headers(gguf_files.write(name, Path(folder) / "tiny.gguf")).metadata
+
+
+NUMBERS = st.integers(-1, 1 << 33) | st.floats() | st.sampled_from([0, 1, 2, 8, 16, 64, 0.0, 1.0])
+KINDS = st.sampled_from(["yarn", "linear", "longrope", "none", "", "gemma3", "\x00"])
+VALUES = NUMBERS | KINDS | st.booleans() | st.lists(st.integers(0, 3), max_size=4) | st.none()
+SETTINGS = sorted(gguf_metadata.KEYS)
+FUZZED = ["llama_biases", "qwen2_yarn", "phi3_longrope", "phi2", "gemma2", "gemma3", "minicpm", "smollm3"]
+
+
+@given(st.sampled_from(FUZZED), st.dictionaries(st.sampled_from(SETTINGS), VALUES, max_size=4))
+def test_any_settings_end_in_a_model_or_in_one_sentence(name: str, changes: dict[str, Any]) -> None:
+    family = gguf_files.architecture(name)
+    settings = metadata(name) | {f"{family}.{key}": value for key, value in changes.items()}
+    try:
+        config = gguf_metadata.read_config(settings, "x.gguf", vocab_size=384, tied=True)
+        config = gguf_metadata.with_rope_factors(config, {}, settings, "x.gguf")
+    except CheckpointError as error:
+        assert str(error).startswith("x.gguf") and "\n" not in str(error)
+        return
+    numbers = [config.norm_eps, config.rope.theta, config.embedding_scale, config.residual_scale, config.logit_scale]
+    numbers += [*config.rope.scaling.factors, config.rope.scaling.attention_factor]
+    assert all(math.isfinite(number) and number > 0 for number in numbers)
+    assert len(config.windows) in (0, config.layers) and len(config.rope.layers) in (0, config.layers)

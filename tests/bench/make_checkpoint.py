@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tests.models import CHATML, SPECIAL, Tiny, config, gguf_name
+from tests.models import CHATML, SPECIAL, Tiny, add_vocabulary, config, gguf_name
 
 _BLOCK = (1 << 23) + 4099  # weights; not a multiple of any row, so rows differ from each other
 _SHARD = 4 << 30
@@ -30,16 +30,20 @@ _SCALING = {
 
 @dataclass(frozen=True)
 class Size:
-    """The layers are those of Llama 3.2 3B; only how many there are and the vocabulary differ."""
+    """The layers are those of Llama 3.2 3B where nothing else is said."""
 
     layers: int
     vocab: int
+    hidden: int = 3072
+    heads: int = 24
+    head_dim: int = 128
 
     @property
     def shape(self) -> Tiny:
         return Tiny(
-            layers=self.layers, hidden=3072, heads=24, kv_heads=8, head_dim=128, intermediate=8192, tied=True,
-            rope_scaling=_SCALING, vocab_size=self.vocab, rope_theta=500000.0,
+            layers=self.layers, hidden=self.hidden, heads=self.heads, kv_heads=8, head_dim=self.head_dim,
+            intermediate=8192, tied=True, rope_scaling=_SCALING, vocab_size=self.vocab,
+            rope_theta=500000.0,
         )  # fmt: skip
 
 
@@ -129,7 +133,8 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def make_gguf(path: Path, size: Size) -> Path:
-    """The same tensors as F16 (vectors F32), as llama.cpp's converter lays a file out; returns it."""
+    """The same tensors as F16 (vectors F32), as llama.cpp's converter lays a file out, with a tokenizer of a few words
+    and no scaling of RoPE; returns it."""
     import gguf
 
     shape, kinds = size.shape, gguf.GGMLQuantizationType
@@ -144,6 +149,7 @@ def make_gguf(path: Path, size: Size) -> Path:
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_vocab_size(shape.vocab_size)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    add_vocabulary(writer, path.parent, shape.vocab_size)
     shapes = shape.shapes()
     for name, sides in shapes.items():
         matrix = len(sides) == 2

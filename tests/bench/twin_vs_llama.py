@@ -24,7 +24,7 @@ import gguf
 import numpy as np
 
 from tests import smollm2
-from tests.models import smollm2_gguf
+from tests.bench.twin_models import MODELS
 
 HERE = Path(__file__).resolve().parent
 BUILD = smollm2.ROOT / "build"
@@ -73,27 +73,30 @@ class Engine:
         return dict(json.loads(line))
 
 
-def llama_engine(python: Path) -> Engine:
+def llama_engine(python: Path, name: str, source: Path) -> Engine:
     """Q8_0 of the same published weights, written once by llama.cpp itself."""
-    target = BUILD / "cache" / f"{smollm2.NAME}.Q8_0.gguf"
+    target = BUILD / "cache" / f"{name}.Q8_0.gguf"
     script = str(HERE / "twin_llama.py")
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
-        subprocess.run([str(python), script, "--quantise", str(smollm2_gguf()), str(part)], check=True)
+        subprocess.run([str(python), script, "--quantise", str(source), str(part)], check=True)
         part.rename(target)
-    # Tied: the embedding is read whole as lm_head.
-    weights = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(target).tensors)
-    return Engine(LLAMA, [str(python), script, str(target)], weights)
+    return Engine(LLAMA, [str(python), script, str(target)], weights_of(target))
 
 
 def our_engine(dtype: str, bundle: Path) -> Engine:
     model = bundle / "model.sim.gguf"
-    tensors = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors}
-    if "output.weight" in tensors:  # then decoding reads one row of the embedding, not all of it
-        del tensors["token_embd.weight"]
     command = [sys.executable, str(HERE / "twin_ours.py"), str(model)]
-    return Engine(f"ours {dtype}", command, sum(tensors.values()))
+    return Engine(f"ours {dtype}", command, weights_of(model))
+
+
+def weights_of(model: Path) -> int:
+    """Bytes that decoding a token reads: of the embedding one row where lm_head is another tensor, else all of it."""
+    tensors = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors}
+    if "output.weight" in tensors:
+        del tensors["token_embd.weight"]
+    return sum(tensors.values())
 
 
 def memory_speed(threads: int, size: int = 1 << 30, rounds: int = 25) -> float:
@@ -138,6 +141,7 @@ def table(engines: list[Engine], threads: int, peak: float) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of the simulated runtime beside llama.cpp's.")
+    parser.add_argument("--model", choices=MODELS, default=smollm2.NAME, help="default: %(default)s")
     parser.add_argument("--threads", default="1,2", help="comma-separated (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=7, help="measured rounds (default: %(default)s)")
     parser.add_argument("--dtypes", default="w8a8,w8a8_g128,w8a8_g256,w8a8_g512,fp16,fp32", help="default: %(default)s")
@@ -153,8 +157,11 @@ def main() -> None:
     if not options.llama_python.is_file():
         raise SystemExit(f"Error: {options.llama_python} is not there: run `make bench`, which builds llama.cpp")
     dtypes = options.dtypes.split(",")
-    bundles = smollm2.bundles(dtypes)
-    engines = [llama_engine(options.llama_python), *(our_engine(dtype, bundles[dtype]) for dtype in dtypes)]
+    print(options.model)
+    source = MODELS[options.model]()
+    bundles = smollm2.bundles(dtypes, source, options.model)
+    theirs = llama_engine(options.llama_python, options.model, source)
+    engines = [theirs, *(our_engine(dtype, bundles[dtype]) for dtype in dtypes)]
     for threads in map(int, options.threads.split(",")):
         peak = memory_speed(threads)
         measure(engines, threads, options.repeat)

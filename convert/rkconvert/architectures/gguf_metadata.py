@@ -62,6 +62,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "residual_scale": (1,),
     "logit_scale": (1,),
 }
+KEYS = frozenset(_USED | _IDLE | _NEUTRAL.keys()).union(*_OWN.values())  # every one that is known to some family
 
 
 def stated_licence(metadata: Mapping[str, Any]) -> str:
