@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -15,6 +15,7 @@ import click
 from rk3588 import runtime
 from rk3588.errors import UsageError
 from rk3588.sampling import DEFAULTS, Sampling, settle
+from rk3588.templates import FOLD, REFUSE
 
 
 class Number(click.FloatRange):
@@ -59,6 +60,8 @@ TABLE = (
     Setting("library", _Library(), None, "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, "
             "else Rockchip's where it is installed and the bundle is for it, else the simulated].", metavar="FILE|sim"),
     Setting("template", _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"),
+    Setting("system_role", click.Choice([FOLD, REFUSE]), FOLD, "Where the template has no system role: `fold` the "
+            "system prompt into the user's message, or `refuse` it."),
     Setting("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096.", ("-c",), "N"),
     Setting("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
     Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, unless a request has its own limit; -1: "
@@ -81,6 +84,7 @@ class Settings:
 
     library: Optional[Path] = None
     template: Optional[Path] = None
+    system_role: str = FOLD
     context: int = 0
     beyond_board: bool = False
     max_tokens: int = -1
@@ -89,11 +93,12 @@ class Settings:
     top_p: Optional[float] = None
     repeat_penalty: Optional[float] = None
     lora: Optional[str] = None  # as Model.choose_lora takes it
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """Out of a mapping that may have other keys too; UsageError for what no single value shows to be wrong."""
-        names = {field.name for field in fields(cls)}
+        names = {each.name for each in fields(cls)}
         found = cls(**{name: value for name, value in values.items() if name in names})
         if found.max_tokens == 0:
             raise UsageError("max_tokens 0 asks for no answers: give a number above 0, or -1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from rk3588.errors import RequestRefused
+from rk3588.templates import RESERVED
 
 from . import formats, strictjson
 from .config import Config
@@ -35,12 +36,6 @@ _AT_LOAD: Mapping[str, str] = {
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
-}  # fmt: skip
-# Names in templates that are not the client's to give: what we pass, what the bundle says, what Jinja and we define.
-OF_THE_TEMPLATE = {
-    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "unk_token", "pad_token",
-    "raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace",
-    "self", "super", "loop", "caller", "varargs", "kwargs", "context", "environment",
 }  # fmt: skip
 
 
@@ -269,7 +264,7 @@ def _tools(fields: Fields) -> Optional[Sequence[Mapping[str, Any]]]:
 
 def _template_variables(fields: Fields) -> Mapping[str, Any]:
     found = fields.mapping("chat_template_kwargs")
-    taken = sorted(OF_THE_TEMPLATE & set(found))
+    taken = sorted(RESERVED & set(found))
     if taken:
         raise RequestRefused(f"{taken[0]!r} in 'chat_template_kwargs' is the server's to give", "chat_template_kwargs")
     return found
