@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -20,6 +21,22 @@ from .errors import BundleError, UsageError, printable
 Message = Mapping[str, Any]
 _MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
 _MOST_WORDS = 300  # characters of what a template says for itself
+
+
+FOLD, REFUSE = "fold", "refuse"  # what is done with a system prompt where the template has no system role
+NO_SYSTEM_ROLE = (
+    "the chat template has no system role: the system prompt is put before the user's message (system_role: refuse "
+    "refuses it)"
+)
+NO_TOOLS = "the chat template has no place for tools: the model is not told of them"
+_PROBE = "SYSTEMPROMPT"  # no template has a reason to change it
+_TOOLS_OF_A_MESSAGE = re.compile(r"""\bmessage(?:\.tools\b|\[['"]tools['"]\])""")
+# Names in templates that are not a user's to give: what we pass, what the bundle says, what Jinja and we define.
+RESERVED = {
+    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "unk_token", "pad_token",
+    "raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace",
+    "self", "super", "loop", "caller", "varargs", "kwargs", "context", "environment",
+}  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -47,14 +64,25 @@ class Source(NamedTuple):
         return cls(text, special, str(where))
 
 
+class Rendered(NamedTuple):
+    """``notes``: what a template has no place for, and what was done with it."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
 class ChatTemplate:
     """A compiled template with its special tokens. ``where`` names it in errors (BundleError)."""
 
     def __init__(self, source: str, tokens: Mapping[str, Optional[str]], where: str = TEMPLATE) -> None:
         self.where = where
+        self._takes_system: Optional[bool] = None
+        self._reads_tools_off_a_message = _TOOLS_OF_A_MESSAGE.search(source) is not None
         self._tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self._names = meta.find_undeclared_variables(environment.parse(source))
         except Exception as error:  # also what Jinja's compiler and Python's make of a hostile one
             raise BundleError(f"{where} is not a Jinja template that can be used: {_said(error)}") from error
 
@@ -80,6 +108,112 @@ class ChatTemplate:
         except Exception as error:
             # A template's own raise_exception comes here too, say on roles that do not alternate.
             raise BundleError(f"{self.where} refuses this conversation: {_said(error)}") from error
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        variables: Optional[Mapping[str, Any]] = None,
+        system_role: str = FOLD,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Rendered:
+        """``render``, with what the template has no place for put where it has one, or refused.
+
+        Where it has no system role (Gemma's refuses one, some leave it out without a word) a system prompt is put
+        before the user's next message, or refused, as ``system_role`` says. Tools reach it under the name it knows.
+        """
+        notes, known = [], dict(variables or {})
+        if any(message.get("role") == "system" for message in messages) and not self._has_system_role(known):
+            if system_role == REFUSE:
+                raise BundleError(
+                    f"{self.where} has no system role: leave the system prompt out, or have it put before the user's "
+                    "message (system_role: fold)"
+                )
+            messages = folded(messages)
+            notes.append(NO_SYSTEM_ROLE)
+        if known.get("tools"):
+            messages, told = self._place_tools(messages, known)
+            notes += told
+        try:
+            text = self.render(messages, known, add_generation_prompt=add_generation_prompt)
+        except BundleError:
+            # DeepSeek's templates want the arguments of a call as the model wrote them, others as an object.
+            written = _with_written_arguments(messages)
+            if written is None:
+                raise
+            text = self.render(written, known, add_generation_prompt=add_generation_prompt)
+        return Rendered(text, tuple(notes))
+
+    def _place_tools(
+        self, messages: Sequence[Message], variables: dict[str, Any]
+    ) -> tuple[Sequence[Message], tuple[str, ...]]:
+        """SmolLM3's template knows them as ``xml_tools``, Phi-4-mini's reads them off the system message."""
+        if "tools" in self._names:
+            return messages, ()
+        if "xml_tools" in self._names:
+            variables.setdefault("xml_tools", variables["tools"])
+            return messages, ()
+        if self._reads_tools_off_a_message:
+            text = _to_json([tool.get("function", tool) for tool in variables["tools"]])
+            first: Message = {"role": "system", "content": ""}
+            if messages and messages[0].get("role") == "system":
+                first, messages = messages[0], messages[1:]
+            return [{**first, "tools": text}, *messages], ()
+        return messages, (NO_TOOLS,)
+
+    def _has_system_role(self, variables: Optional[Mapping[str, Any]]) -> bool:
+        """Tried once, on the first conversation that has one. A template that refuses anything has no say in it."""
+        if self._takes_system is None:
+            question: Message = {"role": "user", "content": "?"}
+            try:
+                told = self.render([{"role": "system", "content": _PROBE}, question], variables)
+                self._takes_system = _PROBE in told
+            except BundleError:
+                try:
+                    self.render([question], variables)
+                except BundleError:
+                    return True
+                self._takes_system = False
+        return self._takes_system
+
+
+def _with_written_arguments(messages: Sequence[Message]) -> Optional[list[Message]]:
+    """Calls with their arguments as texts; None where there are none that are not."""
+    found, changed = [], False
+    for message in messages:
+        calls = message.get("tool_calls")
+        if isinstance(calls, Sequence) and not isinstance(calls, str):
+            written = [_written(call) for call in calls]
+            changed = changed or written != list(calls)
+            message = {**message, "tool_calls": written}
+        found.append(message)
+    return found if changed else None
+
+
+def _written(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+        return call
+    return {**call, "function": {**function, "arguments": _to_json(function["arguments"])}}
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """Each system message put before the user's next message, else behind the last one."""
+    found: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") == "system":
+            waiting += [content] if isinstance(content, str) and content else []
+        elif message.get("role") == "user" and waiting and isinstance(content, str):
+            found.append({**message, "content": "\n\n".join([*waiting, content])})
+            waiting = []
+        else:
+            found.append(message)
+    if waiting:
+        last = found.pop() if found and found[-1].get("role") == "user" else None
+        found.append({"role": "user", "content": "\n\n".join([*([last["content"]] if last else []), *waiting])})
+    return found
 
 
 def _said(error: Exception) -> str:

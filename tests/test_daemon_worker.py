@@ -178,7 +178,8 @@ def renderer(**limits: Any) -> Iterator[Renderer]:
 
 
 def render(by: Renderer, template: str, **variables: Any) -> str:
-    return by.render(Source(template, {"bos_token": "<s>"}, "t.jinja"), [{"role": "user", "content": "Hi"}], variables)
+    source = Source(template, {"bos_token": "<s>"}, "t.jinja")
+    return by.render(source, [{"role": "user", "content": "Hi"}], variables, "fold").text
 
 
 # Each would take for ever, or all the memory there is, where it is compiled or where it runs.

@@ -14,15 +14,15 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
-from rk3588 import bundle, quant, shape, sim
+from rk3588 import bundle, hostlib, quant, shape
 from rk3588.commands.predict import command as predict_command
 from rkconvert.adapters import lora, merge
 from rkconvert.build import convert
 from rkconvert.cli import cli
-from rkconvert.plan import make_plan
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import loras, models
 from tests.golden_families import cases, remote
+from tests.plans import make_plan
 from tests.test_families import TOLERANCE, difference, logits
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {**cases.CASES, **remote.CASES}
@@ -71,10 +71,10 @@ def test_an_adapter_of_every_layer(name: str, tmp_path: Path) -> None:
     read = lora.read(lora.LoraOption(tmp_path / "a", "a", 1.0), source)
     fp32 = [quant.scheme("fp32")]
     (merged,) = convert(make_plan(source, "m", tmp_path, fp32, threads=1, loras=[read], lora_mode="merge"))
-    with sim.SimModel(merged / bundle.SIM_MODEL) as model:
+    with hostlib.SimModel(merged / bundle.SIM_MODEL) as model:
         assert difference(model.logits(cases.ids()), wanted) < TOLERANCE
     (kept,) = convert(make_plan(source, "k", tmp_path, fp32, threads=1, loras=[read]))
-    with sim.SimModel(kept / bundle.SIM_MODEL) as model:
+    with hostlib.SimModel(kept / bundle.SIM_MODEL) as model:
         assert np.array_equal(model.logits(cases.ids()), plain)
         model.use_lora(kept / "lora" / "a.gguf")
         assert difference(model.logits(cases.ids()), wanted) < TOLERANCE

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rkconvert.sources.base import open_source
+from rkconvert.sources.opening import open_source
 from tests import smollm2
 from tests.real_models import GEMMA, QWEN, RealModel, hash_of
 

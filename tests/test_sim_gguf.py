@@ -142,7 +142,7 @@ def test_golden_files_answer_with_the_same_bits_for_ever(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_a_vocabulary_alone_says_the_context(name: str) -> None:
-    with sim.SimModel(golden(name), vocab_only=True) as vocabulary:
+    with hostlib.SimModel(golden(name), vocab_only=True) as vocabulary:
         assert (vocabulary.info.context_length, vocabulary.info.n_vocab) == (512, 280)
 
 

@@ -83,7 +83,7 @@ class _Renderer:
     def __call__(self, messages: list[dict[str, str]]) -> str:
         if self._template is None:
             return "\n".join(message["content"] for message in messages)
-        return self._template.render(messages)
+        return self._template.conversation(messages).text
 
     def is_rendered(self, text: str) -> bool:
         """Whether somebody has put the text into a template before."""

@@ -161,7 +161,7 @@ class Conversation:
 
     def _dump(self, argument: str) -> None:
         path = _path(argument, "/dump FILE")
-        text = self.model.prompts.template.render(self.messages, add_generation_prompt=False)
+        text = self.model.prompts.shown(self.messages)
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)

@@ -98,7 +98,13 @@ class Model:
         self.cost = Cost()
         self.lora: Optional[str] = None  # what answers are given with; None: the model alone
         self._adapters: dict[str, _Adapter] = {}
-        self.prompts = Prompts(self.bundle, settings.template)
+        self.prompts = Prompts(
+            self.bundle,
+            settings.template,
+            variables=settings.template_variables,
+            system_role=settings.system_role,
+            warn=warn,
+        )
         try:
             self._load(settings)
         except BaseException:

@@ -6,14 +6,19 @@ typed those characters: only the template's own special tokens are special.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Protocol, Union
 
 from rk3588.bundle import VOCABULARY, Bundle
+<<<<<<< HEAD
 from rk3588.hostlib import SimModel
 from rk3588.templates import ChatTemplate, Message, Source
+=======
+from rk3588.sim import SimModel
+from rk3588.templates import FOLD, ChatTemplate, Message, Rendered, Source
+>>>>>>> w/fam3
 
 from .specials import Specials
 
@@ -23,15 +28,28 @@ Prompt = Union[str, list[int]]
 class Renderer(Protocol):
     """Renders templates somewhere else, where one that never ends does no harm."""
 
-    def render(self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any]) -> str: ...
+    def render(
+        self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any], system_role: str
+    ) -> Rendered: ...
 
 
 class Prompts:
     """Makes the prompts for one bundle; a context manager. ``context`` is what the model's file says of its length,
-    ``template`` a file to use instead of the bundle's own."""
+    ``template`` a file to use instead of the bundle's own. ``variables`` reach it with every conversation,
+    ``system_role`` is ``ChatTemplate.conversation``'s, and ``warn`` is told, once each, its notes."""
 
-    def __init__(self, bundle: Bundle, template: Optional[Path] = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        template: Optional[Path] = None,
+        *,
+        variables: Optional[Mapping[str, Any]] = None,
+        system_role: str = FOLD,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._bundle, self._file = bundle, template
+        self._variables, self._system_role, self._warn = dict(variables or {}), system_role, warn
+        self._told: set[str] = set()
         self._template: Optional[ChatTemplate] = None
         self._specials: Optional[Specials] = None
         self.renderer: Optional[Renderer] = None  # None: here
@@ -64,18 +82,31 @@ class Prompts:
 
         ``variables`` (``tools``, …) reach the template by name; no text in them or in the messages is special.
         """
+        variables = {**self._variables, **(variables or {})}
         if self._vocabulary is None:
-            return self._render(messages, variables or {})
+            return self._render(messages, variables)
         if self._specials is None:
             self._specials = Specials(self._vocabulary)
-        masked = self._specials.mask(messages, variables or {})
+        masked = self._specials.mask(messages, variables)
         text = self._render(masked.messages, masked.variables)
         return self._with_bos(self._vocabulary, masked.encode(text))
 
+    def shown(self, messages: Sequence[Message]) -> str:
+        """A conversation as the model reads it, without a beginning of what the assistant says next."""
+        template, variables = self.template, self._variables
+        return template.conversation(messages, variables, self._system_role, add_generation_prompt=False).text
+
     def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         if self.renderer is None:
-            return self.template.render(messages, variables)
-        return self.renderer.render(Source.of(self._bundle, self._file), messages, variables)
+            found = self.template.conversation(messages, variables, self._system_role)
+        else:
+            source = Source.of(self._bundle, self._file)
+            found = self.renderer.render(source, messages, variables, self._system_role)
+        for note in found.notes:
+            if note not in self._told:
+                self._told.add(note)
+                self._warn(note)
+        return found.text
 
     @staticmethod
     def _with_bos(vocabulary: SimModel, ids: list[int]) -> list[int]:

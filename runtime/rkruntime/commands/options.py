@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 
 from rk3588.errors import UsageError, printable
 from rk3588.runtime import Choice
+from rk3588.templates import RESERVED
 from rkruntime import settings as table
 from rkruntime.model import Cost
 from rkruntime.settings import Settings
@@ -24,15 +26,37 @@ _LORA = click.option(
     metavar="FILE[:NAME[:SCALE]]",
     help="Answer with a LoRA adapter: a GGUF file, or the name of one in the bundle.",
 )
+_VARIABLES = click.option(
+    "--template-variable",
+    "template_variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Tell the chat template something, say enable_thinking=false; VALUE is JSON, else a text.",
+)
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options behind ``Settings``; the command takes them as ``**chosen`` for ``make_settings``."""
-    return table.options()(_LORA(command))
+    return table.options()(_LORA(_VARIABLES(command)))
 
 
 def make_settings(chosen: dict[str, Any]) -> Settings:
-    return Settings.of(chosen)
+    return Settings.of({**chosen, "template_variables": _variables(chosen["template_variables"])})
+
+
+def _variables(given: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--template-variable {each!r}: expected NAME=VALUE, say enable_thinking=false")
+        if name in RESERVED:
+            raise UsageError(f"--template-variable {name}: that name is the template's own, and cannot be given")
+        try:
+            found[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            found[name] = text
+    return found
 
 
 def warn(message: str) -> None:

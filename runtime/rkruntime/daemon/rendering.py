@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from rk3588.errors import BundleError, RkError
-from rk3588.templates import ChatTemplate, Message, Source
+from rk3588.templates import ChatTemplate, Message, Rendered, Source
 
 from .protocol import Channel, Frame, pack
 
@@ -37,7 +37,7 @@ class RendererLost(BaseException):
 
 
 class Renderer:
-    """``render`` as ChatTemplate does it, within limits. ``not_theirs`` are sockets that the keeper must not hold."""
+    """ChatTemplate's ``conversation``, within limits. ``not_theirs`` are sockets that the keeper must not hold."""
 
     def __init__(self, *not_theirs: socket.socket, limits: Optional[Limits] = None) -> None:
         ours, theirs = socket.socketpair()
@@ -56,19 +56,26 @@ class Renderer:
         theirs.close()
         self._end, self._channel = ours, Channel(ours)
 
-    def render(self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    def render(
+        self, source: Source, messages: Sequence[Message], variables: Mapping[str, Any], system_role: str
+    ) -> Rendered:
         """BundleError if the template refuses the conversation, or takes too long or too much for it."""
         self._busy[0] = 1
+<<<<<<< HEAD
         try:
             self._channel.send(source=source, messages=list(messages), variables=dict(variables))
             frame = self._channel.receive()
         except ConnectionError:
             frame = None
+=======
+        self._channel.send(source=source, messages=list(messages), variables=dict(variables), system_role=system_role)
+        frame = self._channel.receive()
+>>>>>>> w/fam3
         if frame is None:
             raise RendererLost("the process that renders chat templates is gone")
         if "refused" in frame:
             raise BundleError(frame["refused"])
-        return str(frame["text"])
+        return Rendered(str(frame["text"]), tuple(map(str, frame["notes"])))
 
     def close(self) -> None:
         """End the keeper."""
@@ -121,10 +128,11 @@ def _answer(compiled: dict[str, ChatTemplate], frame: Frame, limits: Limits) -> 
         if source.text not in compiled:
             compiled.clear()
             compiled[source.text] = ChatTemplate(*source)
-        text = compiled[source.text].render(frame["messages"], frame["variables"])
+        template = compiled[source.text]
+        text, notes = template.conversation(frame["messages"], frame["variables"], frame["system_role"])
         if len(text) > limits.characters:
             raise BundleError(f"{source.where} makes more than {limits.characters} characters of this conversation")
-        return pack({"text": text})
+        return pack({"text": text, "notes": notes})
     except RkError as error:
         return pack({"refused": str(error)})
     except MemoryError:

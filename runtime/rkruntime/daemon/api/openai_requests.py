@@ -7,12 +7,16 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588.errors import RequestRefused
+<<<<<<< HEAD:runtime/rkruntime/daemon/api/openai_requests.py
 from rk3588.sampling import Sampling
 from rkruntime.daemon import formats, strictjson
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields, refuse
 from rkruntime.daemon.jobs import Job, Message
 from rkruntime.daemon.strictjson import BadJson, TooDeep
+=======
+from rk3588.templates import RESERVED
+>>>>>>> w/fam3:runtime/rkruntime/daemon/requests.py
 
 from .dialect import AnswerRequest, FindModel
 
@@ -30,12 +34,6 @@ AT_LOAD: Mapping[str, str] = {
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
-}  # fmt: skip
-# Names in templates that are not the client's to give: what we pass, what the bundle says, what Jinja and we define.
-OF_THE_TEMPLATE = {
-    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "unk_token", "pad_token",
-    "raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace",
-    "self", "super", "loop", "caller", "varargs", "kwargs", "context", "environment",
 }  # fmt: skip
 
 
@@ -245,7 +243,7 @@ def _tools(fields: Fields) -> Optional[Sequence[Mapping[str, Any]]]:
 
 def _template_variables(fields: Fields) -> Mapping[str, Any]:
     found = fields.mapping("chat_template_kwargs")
-    taken = sorted(OF_THE_TEMPLATE & set(found))
+    taken = sorted(RESERVED & set(found))
     if taken:
         raise RequestRefused(f"{taken[0]!r} in 'chat_template_kwargs' is the server's to give", "chat_template_kwargs")
     return found
