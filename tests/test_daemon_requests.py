@@ -17,10 +17,6 @@ from hypothesis import strategies as st
 from rk3588 import bundle as bundles
 from rk3588 import templates
 from rkruntime.daemon import formats, strictjson
-<<<<<<< HEAD
-from rkruntime.daemon.api import openai_requests
-=======
->>>>>>> w/fam3
 from rkruntime.daemon.fields import Fields
 from rkruntime.daemon.jsonprefix import JsonPrefix
 from rkruntime.daemon.strictjson import MAX_DEPTH, BadJson, TooDeep
@@ -236,13 +232,8 @@ def test_a_call_is_replayed_as_the_model_wrote_it(fake: Service, given_: Any, pa
 
 def test_names_that_are_the_servers_are_refused_by_name(fake: Service) -> None:
     globals_ = set(templates._environment().globals)
-<<<<<<< HEAD
-    assert globals_ <= openai_requests.OF_THE_TEMPLATE
-    for name in sorted(openai_requests.OF_THE_TEMPLATE):
-=======
     assert globals_ <= templates.RESERVED
     for name in sorted(templates.RESERVED):
->>>>>>> w/fam3
         reply = fake.chat(chat_template_kwargs={name: 1, "mine": 2})
         assert (reply.status, reply.error["param"]) == (400, "chat_template_kwargs")
         assert repr(name) in reply.error["message"]

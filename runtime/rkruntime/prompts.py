@@ -12,13 +12,8 @@ from types import TracebackType
 from typing import Any, Optional, Protocol, Union
 
 from rk3588.bundle import VOCABULARY, Bundle
-<<<<<<< HEAD
 from rk3588.hostlib import SimModel
-from rk3588.templates import ChatTemplate, Message, Source
-=======
-from rk3588.sim import SimModel
 from rk3588.templates import FOLD, ChatTemplate, Message, Rendered, Source
->>>>>>> w/fam3
 
 from .specials import Specials
 

@@ -61,7 +61,6 @@ class Setting(NamedTuple):
 
 _SETTING = "setting"
 
-<<<<<<< HEAD
 
 def setting(kind: Any, default: Any, help: str, **more: Any) -> Any:
     """A field of a dataclass that users can set; its other parts are those of ``Setting``."""
@@ -87,35 +86,12 @@ def table_of(owner: Any) -> tuple[Setting, ...]:
 
 _PATH = click.Path(path_type=Path)
 _OR = "the model's own, else"
-=======
-TABLE = (
-    Setting("library", _Library(), None, "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, "
-            "else Rockchip's where it is installed and the bundle is for it, else the simulated].", metavar="FILE|sim"),
-    Setting("template", _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"),
-    Setting("system_role", click.Choice([FOLD, REFUSE]), FOLD, "Where the template has no system role: `fold` the "
-            "system prompt into the user's message, or `refuse` it."),
-    Setting("context", click.IntRange(0), 0, "Tokens of context; 0: the model's, at most 4096.", ("-c",), "N"),
-    Setting("beyond_board", click.BOOL, False, "Allow a context above the 4096 tokens that a board can use."),
-    Setting("max_tokens", click.IntRange(-1), -1, "Most tokens of an answer, unless a request has its own limit; -1: "
-            "the context's.", ("-n",), "N"),
-    Setting("temperature", Number(0), None, f"Temperature; 0: greedy [{_MODELS} {DEFAULTS.temperature:g}].",
-            ("--temp",), "T"),
-    Setting("top_k", click.IntRange(1), None, f"Draw from the K likeliest tokens; 1: greedy [{_MODELS} "
-            f"{DEFAULTS.top_k}].", metavar="K"),
-    Setting("top_p", Number(0, 1, min_open=True), None, f"Draw from this share of probability [{_MODELS} "
-            f"{DEFAULTS.top_p:g}].", metavar="P"),
-    Setting("repeat_penalty", Number(0, min_open=True), None, "Above 1 holds repetition down, 1 is none "
-            f"[{_MODELS} {DEFAULTS.repeat_penalty:g}].", metavar="X"),
-)  # fmt: skip
-BY_NAME = {setting.name: setting for setting in TABLE}
->>>>>>> w/fam3
 
 
 @dataclass(frozen=True)
 class Settings:
     """Sampling that is None is the model's own, else ``DEFAULTS``."""
 
-<<<<<<< HEAD
     library: Optional[Path] = setting(
         _Library(),
         None,
@@ -125,6 +101,11 @@ class Settings:
     )
     template: Optional[Path] = setting(
         _PATH, None, "Chat template to use instead of the bundle's: a Jinja file.", metavar="FILE"
+    )
+    system_role: str = setting(
+        click.Choice([FOLD, REFUSE]),
+        FOLD,
+        "Where the template has no system role: `fold` the system prompt into the user's message, or `refuse` it.",
     )
     context: int = setting(
         click.IntRange(0),
@@ -170,18 +151,6 @@ class Settings:
         f"Above 1 holds repetition down, 1 is none [{_OR} {DEFAULTS.repeat_penalty:g}].",
         metavar="X",
     )
-=======
-    library: Optional[Path] = None
-    template: Optional[Path] = None
-    system_role: str = FOLD
-    context: int = 0
-    beyond_board: bool = False
-    max_tokens: int = -1
-    temperature: Optional[float] = None
-    top_k: Optional[int] = None
-    top_p: Optional[float] = None
-    repeat_penalty: Optional[float] = None
->>>>>>> w/fam3
     lora: Optional[str] = None  # as Model.choose_lora takes it
     template_variables: Mapping[str, Any] = field(default_factory=dict)
 

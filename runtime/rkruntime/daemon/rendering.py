@@ -61,16 +61,13 @@ class Renderer:
     ) -> Rendered:
         """BundleError if the template refuses the conversation, or takes too long or too much for it."""
         self._busy[0] = 1
-<<<<<<< HEAD
         try:
-            self._channel.send(source=source, messages=list(messages), variables=dict(variables))
+            self._channel.send(
+                source=source, messages=list(messages), variables=dict(variables), system_role=system_role
+            )
             frame = self._channel.receive()
         except ConnectionError:
             frame = None
-=======
-        self._channel.send(source=source, messages=list(messages), variables=dict(variables), system_role=system_role)
-        frame = self._channel.receive()
->>>>>>> w/fam3
         if frame is None:
             raise RendererLost("the process that renders chat templates is gone")
         if "refused" in frame:

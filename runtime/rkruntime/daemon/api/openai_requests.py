@@ -7,16 +7,13 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588.errors import RequestRefused
-<<<<<<< HEAD:runtime/rkruntime/daemon/api/openai_requests.py
 from rk3588.sampling import Sampling
+from rk3588.templates import RESERVED
 from rkruntime.daemon import formats, strictjson
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields, refuse
 from rkruntime.daemon.jobs import Job, Message
 from rkruntime.daemon.strictjson import BadJson, TooDeep
-=======
-from rk3588.templates import RESERVED
->>>>>>> w/fam3:runtime/rkruntime/daemon/requests.py
 
 from .dialect import AnswerRequest, FindModel
 

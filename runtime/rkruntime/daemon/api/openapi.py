@@ -9,13 +9,14 @@ import json
 from importlib import resources
 from typing import Any
 
+from rk3588.templates import RESERVED
 from rkruntime.daemon import formats
 from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
 
 from .dialect import Object
-from .openai_requests import AT_LOAD, MAX_STOP_LENGTH, MAX_STOPS, OF_THE_TEMPLATE, ROLES
+from .openai_requests import AT_LOAD, MAX_STOP_LENGTH, MAX_STOPS, ROLES
 
 _NULL: Object = {"type": "null"}
 _STRING: Object = {"type": "string"}
@@ -206,7 +207,7 @@ def _requests() -> Object:
         **{name: _or_null("number", description=_fixed(name, setting)) for name, setting in AT_LOAD.items()},
     }
     messages = _list(_schema("Message"), minItems=1, maxItems=Config.max_messages)
-    taken = [{"required": [name]} for name in sorted(OF_THE_TEMPLATE)]
+    taken = [{"required": [name]} for name in sorted(RESERVED)]
     chat = {
         "messages": messages,
         "max_completion_tokens": limit,
