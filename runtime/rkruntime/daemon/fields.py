@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Optional
 
 from rk3588.errors import RequestRefused
+from rk3588.fields import NUMBER, TypedFields
 
 from . import strictjson
 from .strictjson import BadJson
@@ -24,11 +25,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return found
 
 
-class Fields(Mapping[str, Any]):
+class Fields(TypedFields, Mapping[str, Any]):
     """A body's fields. Those that are null count as left out."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
-        self._found = {key: value for key, value in body.items() if value is not None}
+        super().__init__({key: value for key, value in body.items() if value is not None})
 
     def __getitem__(self, key: str) -> Any:
         return self._found[key]
@@ -39,19 +40,19 @@ class Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._found)
 
-    def flag(self, name: str) -> bool:
-        return bool(self._typed(name, bool, "true or false", False))
+    def wrong(self, key: str, expected: str) -> NoReturn:
+        refuse(key, expected)
 
     def text(self, name: str) -> Optional[str]:
-        found: Optional[str] = self._typed(name, str, "a string", None)
+        found: Optional[str] = self.typed(name, str, "a string")
         return found
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._typed(name, dict, "an object", {})
+        found: Mapping[str, Any] = self.typed(name, dict, "an object", {})
         return found
 
     def items_of(self, name: str) -> Sequence[Any]:
-        found: Sequence[Any] = self._typed(name, list, "a list", ())
+        found: Sequence[Any] = self.typed(name, list, "a list", ())
         return found
 
     def whole(self, name: str) -> Optional[int]:
@@ -63,16 +64,8 @@ class Fields(Mapping[str, Any]):
         return value
 
     def number(self, name: str) -> Optional[float]:
-        value = self.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            refuse(name, "a number")
-        return value
-
-    def _typed(self, name: str, kind: type, what: str, default: Any) -> Any:
-        value = self.get(name, default)
-        if name in self and not isinstance(value, kind):
-            refuse(name, what)
-        return value
+        found: Optional[float] = self.typed(name, NUMBER, "a number")
+        return found
 
 
 def refuse(param: str, what: str) -> NoReturn:
