@@ -87,7 +87,7 @@ class Host:
 class Boards:
     """Everything known: the catalogue, and the inventory laid over it. ``file`` is the inventory's, where one was.
 
-    ``instead_of``: the user's own file, where the project's counts; ``contested``: hosts that are others there.
+    ``instead_of``: the user's own file, where the project's counts; ``ambiguous``: hosts that are others there.
     """
 
     socs: Mapping[str, Soc]
@@ -95,7 +95,7 @@ class Boards:
     hosts: Mapping[str, Host] = field(default_factory=dict)
     file: Path | None = None
     instead_of: Path | None = None
-    contested: frozenset[str] = frozenset()
+    ambiguous: frozenset[str] = frozenset()
 
     def board(self, name: str) -> BoardType:
         """A board type, by its own name or by a host's, then with the host's own RAM if that is known.
@@ -130,7 +130,7 @@ class Boards:
 
     def host(self, name: str) -> Host:
         """A board of the user's; UsageError with the nearest right name."""
-        if name in self.contested:
+        if name in self.ambiguous:
             raise UsageError(
                 f"{name!r} is one board in {self.file} and another in {self.instead_of}: say which with --hosts FILE"
             )
@@ -178,10 +178,10 @@ def load(file: Path | None = None) -> Boards:
     own = user_file()
     if given or file != Path(HOSTS) or os.environ.get(VARIABLE) or not own.is_file() or own.samefile(file):
         return known
-    return replace(known, instead_of=own, contested=_contested(known, own))
+    return replace(known, instead_of=own, ambiguous=_ambiguous_hosts(known, own))
 
 
-def _contested(known: Boards, own: Path) -> frozenset[str]:
+def _ambiguous_hosts(known: Boards, own: Path) -> frozenset[str]:
     """Hosts of the project's file that are others in the user's own."""
     try:
         mine = extend(catalogue(), read(own)[1], own).hosts

@@ -35,7 +35,7 @@ def add_host(file: Path, name: str, fields: Mapping[str, Value]) -> Boards:
     if name in before.hosts:
         raise UsageError(f"host {name!r} is in {file} already: choose another name, or change it there")
     _check(name, fields, before)
-    changed = _insert(text, top, name, fields)
+    changed = _with_host(text, top, name, fields)
     # The proof that the text was put in its place: the same hosts as before, and the new one.
     try:
         after = extend(catalogue(), parse(changed, file), file)
@@ -43,7 +43,7 @@ def add_host(file: Path, name: str, fields: Mapping[str, Value]) -> Boards:
     except BoardError:
         right = False
     if not right:
-        entry = f"{name}: {_flow(dict(fields))}"
+        entry = f"{name}: {_inline_yaml(dict(fields))}"
         raise BoardError(f"{file} is written in a way this cannot add to: put `{entry}` below its `hosts:` yourself")
     _write(file, changed)
     return after
@@ -62,7 +62,7 @@ def remove_host(file: Path, name: str) -> Boards:
     assert isinstance(hosts, yaml.MappingNode)
     key, value = next((key, value) for key, value in hosts.value if key.value == name)
     lines = text.splitlines(keepends=True)
-    changed = "".join([*lines[: key.start_mark.line], *lines[_end(value) :]])
+    changed = "".join([*lines[: key.start_mark.line], *lines[_line_after(value) :]])
     try:
         after = extend(catalogue(), parse(changed, file), file)
         right = {**after.hosts, name: before.hosts[name]} == dict(before.hosts) and name not in after.hosts
@@ -74,7 +74,7 @@ def remove_host(file: Path, name: str) -> Boards:
     return after
 
 
-def _end(node: yaml.Node) -> int:
+def _line_after(node: yaml.Node) -> int:
     """The line after a value: without what follows it, comments too."""
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
@@ -92,7 +92,7 @@ def _check(name: str, fields: Mapping[str, Value], known: Boards) -> None:
         raise UsageError(f"host {name!r} cannot be its own jump host")
 
 
-def _flow(value: object) -> str:
+def _inline_yaml(value: object) -> str:
     """A value as YAML on one line."""
     text: str = yaml.safe_dump([value], default_flow_style=True, width=1 << 20, allow_unicode=True, sort_keys=False)
     return text.strip()[1:-1]
@@ -100,11 +100,11 @@ def _flow(value: object) -> str:
 
 def _entry(name: str, fields: Mapping[str, Value], indent: str) -> str:
     lines = [f"{indent}{name}:"]
-    lines += [f"{indent}  {key}: {_flow(value)}" for key, value in fields.items()]
+    lines += [f"{indent}  {key}: {_inline_yaml(value)}" for key, value in fields.items()]
     return "\n".join(lines) + "\n"
 
 
-def _insert(text: str, top: Table, name: str, fields: Mapping[str, Value]) -> str:
+def _with_host(text: str, top: Table, name: str, fields: Mapping[str, Value]) -> str:
     if text and not text.endswith("\n"):
         text += "\n"
     hosts = top.node_of("hosts")
@@ -112,13 +112,13 @@ def _insert(text: str, top: Table, name: str, fields: Mapping[str, Value]) -> st
         key = next((key for found, key, _ in top if found == "hosts"), None)
         if key is None:
             return f"{text}hosts:\n{_entry(name, fields, '  ')}"
-        return _after(text, key.start_mark.line + 1, _entry(name, fields, "  "))
-    line = _end(hosts)
+        return _inserted(text, key.start_mark.line + 1, _entry(name, fields, "  "))
+    line = _line_after(hosts)
     first = hosts.value[0][0] if hosts.value else None
-    return _after(text, line, _entry(name, fields, " " * (first.start_mark.column if first else 2)))
+    return _inserted(text, line, _entry(name, fields, " " * (first.start_mark.column if first else 2)))
 
 
-def _after(text: str, line: int, entry: str) -> str:
+def _inserted(text: str, line: int, entry: str) -> str:
     lines = text.splitlines(keepends=True)
     return "".join([*lines[:line], entry, *lines[line:]])
 

@@ -53,8 +53,8 @@ def nothing() -> None:
 
 def link_down(scene: Scene, _process: subprocess.Popen[str]) -> Heal:
     scene.wait_for_a_moment()
-    nspawn.link(scene.board, "down")
-    return lambda: nspawn.link(scene.board, "up")
+    nspawn.set_link(scene.board, "down")
+    return lambda: nspawn.set_link(scene.board, "up")
 
 
 def sshd_killed(scene: Scene, _process: subprocess.Popen[str]) -> Heal:

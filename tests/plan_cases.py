@@ -62,7 +62,7 @@ def on_board(*releases: Release, current: int = 0, **more: Any) -> BoardState:
         }
         for number, one in enumerate(releases)
     }
-    settled: dict[str, Any] = {
+    serving: dict[str, Any] = {
         "exists": True,
         "releases": rows,
         "current": releases[current].id,
@@ -74,7 +74,7 @@ def on_board(*releases: Release, current: int = 0, **more: Any) -> BoardState:
         "active": True,
         "ready": True,
     }
-    return BoardState(**{**settled, **more})
+    return BoardState(**{**serving, **more})
 
 
 def changed(state: BoardState, name: str, **files: str | None) -> BoardState:
@@ -238,8 +238,8 @@ def _refused(opi: Facts, rock: Facts) -> dict[str, Case]:
 
 
 def _back(opi: Facts) -> dict[str, Case]:
-    def to(wish: str | None) -> Callable[[BoardState], DeploymentPlan]:
-        return lambda state: planning.plan_rollback(state, PREFIX, True, wish)
+    def to(release: str | None) -> Callable[[BoardState], DeploymentPlan]:
+        return lambda state: planning.plan_rollback(state, PREFIX, True, release)
 
     unproven = replace(on_board(A), releases={**on_board(A).releases, D.id: NEVER})
     damaged = changed(on_board(A, B, current=1), A.id, rkchatd_pyz="f" * 64)
@@ -261,8 +261,8 @@ def rendered(case: Case) -> str:
     lines = [f"{one.level}: {one.fact}: {one.text} -> {one.remedy}" for one in told]
     if not judge.refusals(findings):
         try:
-            wish = (case.facts, case.state, case.release, case.prefix, case.keep)
-            made = case.act(case.state) if case.act else planning.plan_release(*wish)
+            arguments = (case.facts, case.state, case.release, case.prefix, case.keep)
+            made = case.act(case.state) if case.act else planning.plan_release(*arguments)
             lines.append(describe_plan(made) or "nothing to do")
             lines.append(f"{len(made.steps)} steps, {made.bytes} bytes")
         except RkError as error:

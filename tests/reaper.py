@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from rk3588.simboard.control import started_on
+from rk3588.simboard.control import processes_of_board
 
 
 def reap(top: Path) -> None:
@@ -28,7 +28,7 @@ def reap(top: Path) -> None:
             _kill(said["pid"])
     for tree in top.glob("**/tree"):  # --board local is described nowhere
         for _ in range(3):  # one may just have started another
-            for pid in started_on(tree.parent):
+            for pid in processes_of_board(tree.parent):
                 _kill(pid)
 
 

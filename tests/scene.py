@@ -63,7 +63,7 @@ class Scene:
 
     def inside(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the board, past SSH."""
-        command = ["nsenter", "-t", str(nspawn.leader(self.board.folder)), "-m", "-u", "-i", "-n", "-p", *words]
+        command = ["nsenter", "-t", str(nspawn.init_pid(self.board.folder)), "-m", "-u", "-i", "-n", "-p", *words]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
 
     def processes(self, pattern: str) -> int:
@@ -141,7 +141,7 @@ def scene(folder: Path, name: str, daemon: Path | None = None, real: Path | None
         )
         host = f"{board.ssh['user']}@{board.ssh['address']}"
         daemon = daemon or deploying.standin(folder)
-        deployer = Deployer(host, daemon, simboard.home().parents[1], ("--ssh-config", settings))
+        deployer = Deployer(host, daemon, simboard.boards_folder().parents[1], ("--ssh-config", settings))
         made = Scene(board, deployer, folder, real)
         made.deploy(made.new_bundle())
         yield made
@@ -151,13 +151,13 @@ def scene(folder: Path, name: str, daemon: Path | None = None, real: Path | None
 
 def reboot(board: simboard.SimBoard) -> None:
     """At once, without a shutdown."""
-    before = nspawn.leader(board.folder)
+    before = nspawn.init_pid(board.folder)
     command = ["nsenter", "-t", str(before), "-m", "-u", "-i", "-n", "-p", "systemctl", "--force", "--force", "reboot"]
     subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, IndexError, ValueError):  # not quite there yet
-            if nspawn.leader(board.folder) != before:
+            if nspawn.init_pid(board.folder) != before:
                 return
         time.sleep(0.05)
     raise AssertionError("the board does not reboot")

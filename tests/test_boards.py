@@ -377,7 +377,7 @@ def test_a_simulated_board_that_is_listed_can_be_shown(monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     folder = tmp_path / "state" / "rk3588" / "boards" / "attic"
     folder.mkdir(parents=True)
-    simboard.write(folder, "server", os.getpid(), "127.0.0.1", 2222, "me", "ssh-ed25519 AAAA")
+    simboard.write_description(folder, "server", os.getpid(), "127.0.0.1", 2222, "me", "ssh-ed25519 AAAA")
     assert "attic" in run("list").stdout
     assert json.loads(run("show", "attic", "--json").stdout)["port"] == 2222
     assert "rk3588 board down attic" in str(run("rm", "attic").exception)

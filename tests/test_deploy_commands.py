@@ -55,7 +55,7 @@ def test_remove_takes_everything(board: Deployer, bundles: dict[str, Path], port
     assert json.loads(board.run("remove", "attic", "--yes", "--json").stdout) == [{"host": "attic", "removed": True}]
     left = contents(board.found().folder / "home") - before
     assert left == {".local", ".local/share"}
-    assert control.started_on(board.found().folder) == []
+    assert control.processes_of_board(board.found().folder) == []
     assert "nothing to remove" in board.run("remove", "attic", "--yes").stderr
 
 
@@ -103,7 +103,7 @@ def test_deploy_to_this_machine(
         local.run("remove", "local", "--yes")
         assert not prefix.exists()
     finally:
-        for pid in control.started_on(folder):
+        for pid in control.processes_of_board(folder):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -41,4 +41,4 @@ def test_the_real_daemon(board: Deployer, tiny_bundles: Mapping[str, Path]) -> N
     assert reply.json["usage"]["completion_tokens"] == 3
     assert service.chat(max_tokens=3, headers={"Authorization": "Bearer wrong"}).status == 401
     control.down("parlour")
-    assert control.started_on(folder) == []  # neither the daemon nor its worker
+    assert control.processes_of_board(folder) == []  # neither the daemon nor its worker

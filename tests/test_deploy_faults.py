@@ -15,7 +15,7 @@ from tests import campaign
 
 pytestmark = [
     pytest.mark.usefixtures("board_watch"),
-    pytest.mark.skipif(bool(nspawn.missing()), reason=nspawn.missing() or "-"),
+    pytest.mark.skipif(bool(nspawn.why_unavailable()), reason=nspawn.why_unavailable() or "-"),
 ]
 
 

@@ -28,7 +28,7 @@ from tests.scene import Scene
 pytestmark = [
     pytest.mark.slow,  # `make test-boards`
     pytest.mark.usefixtures("board_watch"),
-    pytest.mark.skipif(bool(nspawn.missing()), reason=nspawn.missing() or "-"),
+    pytest.mark.skipif(bool(nspawn.why_unavailable()), reason=nspawn.why_unavailable() or "-"),
 ]
 
 # Says at init that all is well and dies of the first prompt, as the real one does with a model of another version.

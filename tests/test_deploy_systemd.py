@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.usefixtures("board_watch"), pytest.mark.slow, pytest.m
 
 @pytest.fixture
 def board(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
-    if why := nspawn.missing():
+    if why := nspawn.why_unavailable():
         pytest.skip(why)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     deployer = Deployer("pantry", pyz, tmp_path)

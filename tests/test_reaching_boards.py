@@ -35,7 +35,7 @@ def attic(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "hosts.yaml").write_text("hosts:\n  kitchen: {board: rock-5b, address: 192.0.2.7, jump: door}\n")
     folder = home / "state" / "rk3588" / "boards" / "attic"
     folder.mkdir(parents=True)
-    simboard.write(folder, "nspawn", os.getpid(), "127.0.0.1", 2222, "me", "ssh-ed25519 AAAA")
+    simboard.write_description(folder, "nspawn", os.getpid(), "127.0.0.1", 2222, "me", "ssh-ed25519 AAAA")
     return home
 
 

@@ -113,7 +113,7 @@ def board(server: sshd.Sshd) -> Iterator[connection.SshConnection]:
 
 def test_commands(board: connection.SshConnection) -> None:
     result = board.run("cat; echo complaint >&2; exit 3", stdin=b"in\0put")
-    assert (result.code, result.out, result.complaint) == (3, b"in\0put", "complaint")
+    assert (result.code, result.out, result.error_line) == (3, b"in\0put", "complaint")
     assert board.run("echo $LC_ALL; echo $PATH").text.startswith("C\n")
     assert board.user_id >= 0
 
@@ -153,8 +153,8 @@ def test_what_start_files_say_around_an_answer_is_borne(talker: sshd.Sshd, mode:
         result = board.run("cat; exit 3", stdin=b"in\0put")
         assert (result.code, result.out) == (3, b"in\0put")
         if mode == "noise":
-            assert result.complaint == "exit code 3"
-        assert board.run("echo why >&2; exit 4").complaint.endswith("why")
+            assert result.error_line == "exit code 3"
+        assert board.run("echo why >&2; exit 4").error_line.endswith("why")
         session = board.start("read -r word; echo heard $word; read -r word; echo heard $word")
         session.send(b"one\n")
         assert session.read_line() == b"heard one"

@@ -51,7 +51,7 @@ def list_boards(file: Path | None, as_json: bool) -> None:
         described = {
             "boards": [describe_board(b) for b in known.boards.values()],
             "hosts": [describe_host(h) for h in known.hosts.values()],
-            "simulated": [describe_simulated(s) for s in simulated.all_up()],
+            "simulated": [describe_simulated(s) for s in simulated.running()],
         }
         click.echo(printable_json(described))
         return
@@ -63,7 +63,7 @@ def list_boards(file: Path | None, as_json: bool) -> None:
         lines += [(h.name, h.board.id, _login(h), " ".join(h.groups)) for h in known.hosts.values()]
         click.echo("\n" + printable(_columns(lines)))
         click.echo(printable(f"hosts from {known.file}"), err=True)
-    up = [describe_simulated(one) for one in simulated.all_up()]
+    up = [describe_simulated(one) for one in simulated.running()]
     if up:
         lines = [("SIMULATED", "KIND", "ADDRESS", "")]
         lines += [(one["host"], one["kind"], f"{one['address']}:{one['port']}", "") for one in up]
@@ -77,7 +77,7 @@ def list_boards(file: Path | None, as_json: bool) -> None:
 def show(name: str, file: Path | None, as_json: bool) -> None:
     """All that is known of a board type, a host, or a simulated board."""
     known = inventories.load(file)
-    up = next((one for one in simulated.all_up() if one.ssh["name"] == name), None)
+    up = next((one for one in simulated.running() if one.ssh["name"] == name), None)
     if name in known.hosts:
         facts = {**describe_host(known.host(name)), "type": describe_board(known.board(name))}
     elif up:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import getpass
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def confirm(question: str) -> bool:
     return os.isatty(0) and click.confirm(question, err=True)
 
 
+@contextlib.contextmanager
+def needs_paramiko(otherwise: str) -> Iterator[None]:
+    """UsageError in these words where the extra ``deploy`` is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("paramiko", "cryptography"):
+            raise
+        raise UsageError(otherwise) from error
+
+
 def open_connection(name: str, accept_new: bool, ssh_config: Path | None, hosts: Path | None) -> Connection:
     """A connection to ``local``, to a host of hosts.yaml, to a simulated board that is up, or to user@address:port."""
     if name == LOCAL:
@@ -57,12 +69,8 @@ def open_connection(name: str, accept_new: bool, ssh_config: Path | None, hosts:
         return LocalConnection(ask_secret)
     if ssh_config is not None and not ssh_config.exists():
         raise UsageError(f"--ssh-config {ssh_config}: there is no such file; leave it out for ~/.ssh/config")
-    try:
+    with needs_paramiko("SSH needs paramiko: pip install 'rk3588[deploy]' (or --board local, on the board)"):
         from rk3588.deploy.ssh import config, connection
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("paramiko", "cryptography"):
-            raise
-        raise UsageError("SSH needs paramiko: pip install 'rk3588[deploy]' (or --board local, on the board)") from error
 
     def accept(question: str, new: bool) -> bool:
         if accept_new and new:
@@ -85,11 +93,11 @@ def open_connection(name: str, accept_new: bool, ssh_config: Path | None, hosts:
 
     simulated = simboard.find(name)
     if simulated and name in known.hosts:
-        if simboard.alive(simulated.pid):
+        if simboard.is_alive(simulated.pid):
             raise UsageError(f"{name} is a board in {known.file} and a simulated one: end that one, or rename it")
         simulated = None
     if simulated:
-        if not simboard.alive(simulated.pid):
+        if not simboard.is_alive(simulated.pid):
             raise ConnectError(f"the simulated board {name} runs no more: start it again with `rk3588 board up {name}`")
         destination = config.Destination(**simulated.ssh)
     elif name not in known.hosts and (known.type_named(name) or known.with_memory(name)[0]):
@@ -99,7 +107,7 @@ def open_connection(name: str, accept_new: bool, ssh_config: Path | None, hosts:
     try:
         return connection.connect(destination, ask_secret, accept, resolver)
     except ConnectError as error:
-        like = difflib.get_close_matches(name, [*known.hosts, *(one.ssh["name"] for one in simboard.all_up())], 1)
+        like = difflib.get_close_matches(name, [*known.hosts, *(one.ssh["name"] for one in simboard.running())], 1)
         if not isinstance(error.__cause__, socket.gaierror) or not like:
             raise
         raise ConnectError(f"{name} is not a name that can be resolved: did you mean {like[0]!r}?") from error

@@ -19,7 +19,7 @@ _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _shown_as_looking(name: str) -> Iterator[None]:
     """Every disk is searched for runtimes: that may take a while."""
     out = connecting.progress_stream()
     if out:
@@ -49,7 +49,7 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
         bundle = bundles.read(path)
         need = judge.Need(sizes.memory_needed(bundle, simulated), sizes.disk_needed(bundle, simulated))
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
-    with connecting.open_connection(name, *reach) as connection, _told(name):
+    with connecting.open_connection(name, *reach) as connection, _shown_as_looking(name):
         facts, prefix = deployment.gather_facts(connection, given["prefix"], thorough=True)
         weak = deployment.prefix_findings(connection, facts, prefix)
     findings = [*weak, *judge.judge(facts, prefix, need, simulated)]

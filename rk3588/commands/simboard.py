@@ -27,7 +27,7 @@ def up(name: str, kind: str, systemd: bool) -> None:
     if name in known.hosts or name in known.boards:
         raise UsageError(f"{name!r} is one of your boards or a type of board: choose another name")
     board = known.board(kind)
-    try:
+    with connecting.needs_paramiko("simulated boards need paramiko: pip install 'rk3588[deploy]'"):
         if systemd:
             from rk3588.simboard import nspawn
 
@@ -36,10 +36,6 @@ def up(name: str, kind: str, systemd: bool) -> None:
             from rk3588.simboard import control
 
             started = control.up(name, board)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("paramiko", "cryptography"):
-            raise
-        raise UsageError("simulated boards need paramiko: pip install 'rk3588[deploy]'") from error
     ssh = started.ssh
     click.echo(printable(f"{name} is up as {board.name}, SSH on {ssh['address']}:{ssh['port']}"), err=True)
     click.echo(shell.command("ssh", *ssh["openssh"]))

@@ -49,7 +49,7 @@ def raise_its_last_words(connection: Connection, session: Session) -> NoReturn:
     """It ended while it was sent something: its last words say why."""
     result = session.finish()
     checked_answer(connection, result)
-    raise DeployError(f"{connection.name} broke a step off: {result.complaint}")
+    raise DeployError(f"{connection.name} broke a step off: {result.error_line}")
 
 
 def ask(connection: Connection, *words: object, root: bool, seconds: float = PATIENCE) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def ask(connection: Connection, *words: object, root: bool, seconds: float = PAT
 def checked_answer(connection: Connection, result: CommandResult) -> dict[str, Any]:
     last = last_json_object(result.text)
     if last is None:
-        raise DeployError(f"{connection.name}: {result.complaint}")
+        raise DeployError(f"{connection.name}: {result.error_line}")
     if not last.get("ok"):
         raise DeployError(f"{connection.name}: {last.get('error', 'the step failed')}")
     return last
@@ -92,7 +92,7 @@ def hold_lock(
         result = session.finish()
         checked_answer(connection, CommandResult(result.code, said + b"\n" + result.out, result.err))
     done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(connection, session, done), daemon=True)
+    beat = threading.Thread(target=_show_signs_of_life, args=(connection, session, done), daemon=True)
     beat.start()
     try:
         yield
@@ -105,10 +105,11 @@ def hold_lock(
             session.kill()
 
 
-def _beat(connection: Connection, session: Session, done: threading.Event) -> None:
+def _show_signs_of_life(connection: Connection, session: Session, done: threading.Event) -> None:
     while not done.wait(_BEAT_SECONDS):
         try:
             session.send(b"\n")
         except (OSError, ConnectError):
-            connection.end("the board's lock was lost, as nothing was heard from here for a while: run it again")
+            reason = "the board's lock was lost, as nothing was heard from here for a while: run it again"
+            connection.refuse_all_further(reason)
             return

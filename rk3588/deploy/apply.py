@@ -58,7 +58,7 @@ def _command(step: Command, connection: Connection) -> None:
         return
     result = connection.run(step.line, root=step.root, stdin=step.stdin, timeout=step.seconds)
     if result.code:
-        raise DeployError(f"{connection.name}: `{step.line.split(' ', 1)[0]}` failed ({step.why}): {result.complaint}")
+        raise DeployError(f"{connection.name}: `{step.line.split(' ', 1)[0]}` failed ({step.why}): {result.error_line}")
 
 
 def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
@@ -70,7 +70,7 @@ def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
         raise
     result = session.finish()
     if last is None:
-        raise DeployError(f"{connection.name}: the activation broke off: {result.complaint}")
+        raise DeployError(f"{connection.name}: the activation broke off: {result.error_line}")
     if last["ok"]:
         return
     words = "".join(f"\n  {line}" for line in last.get("log", ()))

@@ -43,7 +43,7 @@ class CommandResult:
         return self.out.decode("utf-8", "replace")
 
     @property
-    def complaint(self) -> str:
+    def error_line(self) -> str:
         """The last line of stderr, or the exit code where it said nothing."""
         return _last_line(self.err) or f"exit code {self.code}"
 
@@ -80,12 +80,12 @@ class Session(ABC):
 
     def _read_from(self, *sources: Callable[[int], bytes]) -> None:
         for source, buffer in zip(sources, self._buffers):
-            thread = threading.Thread(target=self._drain, args=(source, buffer), daemon=True)
+            thread = threading.Thread(target=self._read_stream, args=(source, buffer), daemon=True)
             self._readers.append(thread)
             self._open_streams += 1
             thread.start()
 
-    def _drain(self, source: Callable[[int], bytes], buffer: bytearray) -> None:
+    def _read_stream(self, source: Callable[[int], bytes], buffer: bytearray) -> None:
         data = b"more"
         while data:
             try:
@@ -117,7 +117,7 @@ class Session(ABC):
     def kill(self) -> None:
         """Let go of it."""
 
-    def _strip(self) -> None:
+    def _take_marks_away(self) -> None:
         """Take away what stands before the command's own first word and after its last."""
         out = self._buffers[0]
         if not self._begun:
@@ -132,12 +132,12 @@ class Session(ABC):
             self._ended = True
 
     def _has_line(self) -> bool:
-        self._strip()
+        self._take_marks_away()
         return self._ended or (self._begun and b"\n" in self._buffers[0])
 
     def _is_complete(self) -> bool:
         """Whether nothing of the answer is to come any more: both marks of its end are there, or both streams ended."""
-        self._strip()
+        self._take_marks_away()
         marked = self._ended and self._marks.end in self._buffers[1]
         return marked or self._open_streams == 0
 
@@ -168,10 +168,10 @@ class Session(ABC):
             self._changed.wait_for(self._is_complete, _LATE_OUTPUT)
             out, err = (bytes(buffer) for buffer in self._buffers)
         if not self._begun:
-            raise self._never_started(code, out, err)
+            raise self._why_never_started(code, out, err)
         return CommandResult(code, out, err.rpartition(self._marks.begin)[2].partition(self._marks.end)[0])
 
-    def _never_started(self, code: int, out: bytes, err: bytes) -> RkError:
+    def _why_never_started(self, code: int, out: bytes, err: bytes) -> RkError:
         if self.program == "sudo":
             return DeployError(f"sudo on {self.what} runs no commands: {_last_line(err) or f'exit code {code}'}")
         said = (out + b"\n" + err).decode("utf-8", "replace").lower()
@@ -190,7 +190,7 @@ class Connection(ABC):
         self._user_id: Optional[int] = None
         self._ended = ""
 
-    def end(self, reason: str) -> None:
+    def refuse_all_further(self, reason: str) -> None:
         """Start nothing more; what is tried fails for this reason."""
         self._ended = reason
 
@@ -219,7 +219,7 @@ class Connection(ABC):
             answer = (result := self.run("id -u")).text.strip()
             if not answer.isdigit():
                 raise ConnectError(
-                    f"{self.name} does not say who we are there: `id -u` answered {answer[:60]!r} ({result.complaint})"
+                    f"{self.name} does not say who we are there: `id -u` answered {answer[:60]!r} ({result.error_line})"
                 )
             self._user_id = int(answer)
         return self._user_id
@@ -230,7 +230,7 @@ class Connection(ABC):
             raise ConnectError(f"{self.name}: {self._ended}")
         if not root or self.user_id == 0:
             return self._start_wrapped(line)
-        words, secret = self._rights()
+        words, secret = self._sudo_words()
         session = self._start_wrapped(line, f"{words} ")
         session.program = "sudo"
         with contextlib.suppress(BrokenPipeError):  # it has ended: what comes next finds out, and why
@@ -249,41 +249,41 @@ class Connection(ABC):
         """Whether sudo wants a password; None where there is no sudo for this user. Asks nobody."""
         if self.user_id == 0:
             return False
-        tried = self._run_plain("sudo -k -n true")
+        tried = self._run_without_sudo("sudo -k -n true")
         if tried.code == 0:
             return False
         return True if b"password" in tried.err or b"authentication" in tried.err else None
 
-    def _run_plain(self, line: str, stdin: bytes = b"") -> CommandResult:
+    def _run_without_sudo(self, line: str, stdin: bytes = b"") -> CommandResult:
         session = self._start_wrapped(line)
         with contextlib.suppress(BrokenPipeError):
             session.send(stdin)
         return session.finish()
 
-    def _rights(self) -> tuple[str, bytes]:
+    def _sudo_words(self) -> tuple[str, bytes]:
         if self._sudo is None:
             # -k with a command ignores what sudo remembers: so it reads a password always or never, and what comes
             # after it on stdin is the command's.
             wanted = self.needs_password()
             if wanted is None:
-                raise self._no_rights()
-            self._sudo = ("sudo -k -S -p ''", self._password()) if wanted else ("sudo -n", b"")
+                raise self._no_sudo_error()
+            self._sudo = ("sudo -k -S -p ''", self._ask_for_sudo_password()) if wanted else ("sudo -n", b"")
         return self._sudo
 
-    def _password(self) -> bytes:
+    def _ask_for_sudo_password(self) -> bytes:
         for _ in range(3):
             answer = self._ask(f"sudo password on {self.name}: ")
             if answer is None:
                 raise DeployError(f"sudo on {self.name} wants a password and there is no terminal to ask for it")
             line = answer.encode() + b"\n"
-            tried = self._run_plain("sudo -k -S -p '' true", line)
+            tried = self._run_without_sudo("sudo -k -S -p '' true", line)
             if tried.code == 0:
                 return line
             if b"sudoers" in tried.err or b"not allowed" in tried.err or b"may not run" in tried.err:
-                raise self._no_rights()  # sudo says so only after the right password
+                raise self._no_sudo_error()  # sudo says so only after the right password
         raise DeployError(f"sudo on {self.name} refused the password three times")
 
-    def _no_rights(self) -> DeployError:
+    def _no_sudo_error(self) -> DeployError:
         return DeployError(
             f"sudo on {self.name} does not let this user in: log in as root or as a user of the group sudo"
         )

@@ -54,7 +54,7 @@ def judge(facts: Facts, prefix: str, need: Need | None = None, simulated: bool =
     parts = (_board, _driver, _nodes, _holders, _clocks, _memory, _disk, _software, _libraries, _rights, _condition)
     found = [finding for part in parts for finding in part(facts, prefix, need)]
     if simulated:
-        found = [_told(finding) for finding in found]
+        found = [_as_info_where_simulated(finding) for finding in found]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -62,7 +62,7 @@ def refusals(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level == "refuse"]
 
 
-def _told(finding: Finding) -> Finding:
+def _as_info_where_simulated(finding: Finding) -> Finding:
     if not finding.npu or finding.level == "ok":
         return finding
     return Finding("info", finding.fact, f"{finding.text} (of no matter to the simulated runtime)", npu=True)

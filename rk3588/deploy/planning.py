@@ -37,14 +37,14 @@ def plan_release(facts: Facts, state: BoardState, release: Release, prefix: str,
     """All steps from what is there to ``release`` serving, the last ``keep`` releases kept to go back to."""
     check_prefix(prefix)
     systemd = facts.systemd is not None
-    whole = _is_whole(state, release)
+    whole = _is_complete(state, release)
     steps = [
-        *(_user(facts, state) if systemd else ()),
-        *_keys(state, prefix, systemd),
-        *(() if whole else _content(state, release, prefix, systemd)),
-        *(_rule(state, release) if systemd else ()),
-        *_activation(facts, state, release, prefix, whole, systemd),
-        *_pruning(state, release, prefix, keep, systemd),
+        *(_user_steps(facts, state) if systemd else ()),
+        *_key_steps(state, prefix, systemd),
+        *(() if whole else _file_steps(state, release, prefix, systemd)),
+        *(_udev_steps(state, release) if systemd else ()),
+        *_activation_steps(facts, state, release, prefix, whole, systemd),
+        *_cleanup_steps(state, release, prefix, keep, systemd),
     ]
     return DeploymentPlan(release.id, tuple(steps))
 
@@ -60,7 +60,8 @@ def plan_rollback(state: BoardState, prefix: str, systemd: bool, to: str | None 
     if not others:
         raise DeployError("there is no other release on the board that ever answered a chat")
     manifest = state.releases[others[0]]["manifest"]
-    damaged = [path for path in _files(state, others[0]) or ["release.json"] if not _file_ok(state, others[0], path)]
+    listed = _listed_files(state, others[0]) or ["release.json"]
+    damaged = [path for path in listed if not _is_unchanged(state, others[0], path)]
     if damaged:
         raise DeployError(f"{damaged[0]} of release {others[0]} has changed on the board: deploy that bundle again")
     if others[0] == state.current and state.ready:
@@ -69,23 +70,23 @@ def plan_rollback(state: BoardState, prefix: str, systemd: bool, to: str | None 
     return DeploymentPlan(others[0], (_activate(prefix, others[0], patience, systemd, ""),))
 
 
-def _is_whole(state: BoardState, release: Release) -> bool:
+def _is_complete(state: BoardState, release: Release) -> bool:
     there = state.releases.get(release.id)
     return there is not None and all(there["files"].get(file.path) == file.sha256 for file in release.files)
 
 
-def _files(state: BoardState, name: str) -> Mapping[str, Any]:
+def _listed_files(state: BoardState, name: str) -> Mapping[str, Any]:
     """Of a release, as its manifest has them; none where that is damaged."""
     files = state.releases[name]["manifest"].get("files")
     return files if isinstance(files, dict) else {}
 
 
-def _file_ok(state: BoardState, name: str, path: str) -> bool:
-    wanted = _files(state, name).get(path, {}).get("sha256")
+def _is_unchanged(state: BoardState, name: str, path: str) -> bool:
+    wanted = _listed_files(state, name).get(path, {}).get("sha256")
     return wanted is not None and bool(state.releases[name]["files"].get(path) == wanted)
 
 
-def _user(facts: Facts, state: BoardState) -> Iterator[Step]:
+def _user_steps(facts: Facts, state: BoardState) -> Iterator[Step]:
     group = npu_group(facts)
     if not state.user:
         line = command("useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", USER)
@@ -94,7 +95,7 @@ def _user(facts: Facts, state: BoardState) -> Iterator[Step]:
         yield Command(command("usermod", "-aG", group, USER), "which may open the NPU")
 
 
-def _keys(state: BoardState, prefix: str, systemd: bool) -> Iterator[Step]:
+def _key_steps(state: BoardState, prefix: str, systemd: bool) -> Iterator[Step]:
     if not state.exists:
         yield Command(command("mkdir", "-p", "-m", "755", prefix), "where releases go", root=systemd)
     if not state.keys:
@@ -104,7 +105,7 @@ def _keys(state: BoardState, prefix: str, systemd: bool) -> Iterator[Step]:
         yield Command(line, "the API's first key, made on the board", root=systemd)
 
 
-def _content(state: BoardState, release: Release, prefix: str, systemd: bool) -> Iterator[Step]:
+def _file_steps(state: BoardState, release: Release, prefix: str, systemd: bool) -> Iterator[Step]:
     """The release's files: those already there somewhere are linked, the others sent."""
     folder = f"{prefix}/incoming/{release.id}"
     arrived = state.incoming.get(release.id, {"files": {}, "parts": {}})
@@ -115,7 +116,7 @@ def _content(state: BoardState, release: Release, prefix: str, systemd: bool) ->
     if stray or wrong:
         line = command("rm", "-f", "--", *(f"{folder}/{path}" for path in sorted({*stray, *wrong})))
         yield Command(line, "files that do not belong to it", root=systemd)
-    places = _places(state, prefix)
+    places = _paths_by_hash(state, prefix)
     for file in release.files:
         if arrived["files"].get(file.path) == file.sha256:
             continue
@@ -131,7 +132,7 @@ def _content(state: BoardState, release: Release, prefix: str, systemd: bool) ->
     yield Command(line, "hashed once more, it becomes a release", root=systemd, stdin=text, agent=True, seconds=seconds)
 
 
-def _places(state: BoardState, prefix: str) -> dict[str, str]:
+def _paths_by_hash(state: BoardState, prefix: str) -> dict[str, str]:
     """Where a file of each hash lies on the board. What a damaged release has is what its files are now."""
     found: dict[str, str] = {}
     for kind, folders in (("releases", state.releases), ("incoming", state.incoming)):
@@ -141,7 +142,7 @@ def _places(state: BoardState, prefix: str) -> dict[str, str]:
     return found
 
 
-def _rule(state: BoardState, release: Release) -> Iterator[Step]:
+def _udev_steps(state: BoardState, release: Release) -> Iterator[Step]:
     if release.rule and state.rule != release.rule:
         line = f"cat > {command(RULE)}.new && mv {command(RULE)}.new {command(RULE)}"
         line = f"{command('mkdir', '-p', str(PurePosixPath(RULE).parent))} && {line}"
@@ -151,7 +152,7 @@ def _rule(state: BoardState, release: Release) -> Iterator[Step]:
         yield Command(line, "now, not at the next boot")
 
 
-def _activation(
+def _activation_steps(
     facts: Facts, state: BoardState, release: Release, prefix: str, whole: bool, systemd: bool
 ) -> Iterator[Step]:
     if whole and state.current == release.id and state.ready and state.active and state.units and not state.unproven:
@@ -174,21 +175,21 @@ def _activate(prefix: str, name: str, seconds: int, systemd: bool, beside: str) 
     return Activate(command(*words), f"{why} it serves; goes back unless it answers a chat", longest, systemd)
 
 
-def _pruning(state: BoardState, release: Release, prefix: str, keep: int, systemd: bool) -> Iterator[Step]:
+def _cleanup_steps(state: BoardState, release: Release, prefix: str, keep: int, systemd: bool) -> Iterator[Step]:
     """Old releases, and what failed deployments left. The one before stays, unless it could not serve again."""
-    before = [state.current] if state.current and _may_serve_again(state, state.current) else []
+    before = [state.current] if state.current and _can_serve_again(state, state.current) else []
     kept = list(dict.fromkeys((release.id, *before)))
-    kept += [name for name in latest_first(state) if name not in kept and _may_serve_again(state, name)]
+    kept += [name for name in latest_first(state) if name not in kept and _can_serve_again(state, name)]
     surplus = [f"{prefix}/releases/{name}" for name in sorted(state.releases) if name not in kept[: max(keep, 2)]]
     surplus += [f"{prefix}/incoming/{name}" for name in sorted(state.incoming) if name != release.id]
-    damaged = state.releases.get(release.id) is not None and not _is_whole(state, release)
+    damaged = state.releases.get(release.id) is not None and not _is_complete(state, release)
     if damaged:
         surplus.append(f"{prefix}/incoming/.damaged-{release.id}")
     if surplus:
         yield Command(command("rm", "-rf", "--", *surplus), "no longer needed", root=systemd, seconds=300)
 
 
-def _may_serve_again(state: BoardState, name: str) -> bool:
+def _can_serve_again(state: BoardState, name: str) -> bool:
     """Whether it could be gone back to: it answered once, and no file of it has changed."""
-    files = _files(state, name)
-    return bool(state.releases[name]["proven"] and files) and all(_file_ok(state, name, path) for path in files)
+    files = _listed_files(state, name)
+    return bool(state.releases[name]["proven"] and files) and all(_is_unchanged(state, name, path) for path in files)

@@ -316,7 +316,7 @@ def _ask(connection: Connection, wanted: list[Fact], prefix: Optional[str], root
     result = connection.run("sh -s", root=root, stdin=("\n".join(lines) + "\n").encode(), timeout=seconds)
     answers = [printable(answer) for answer in result.text.split(_MARK)]
     if len(answers) != len(wanted) + 1:
-        raise ConnectError(f"{connection.name} does not answer like a POSIX shell: {result.complaint}")
+        raise ConnectError(f"{connection.name} does not answer like a POSIX shell: {result.error_line}")
     return {fact.name: answer for fact, answer in zip(wanted, answers)}
 
 

@@ -83,7 +83,7 @@ class Sender:
             result = self._session.finish()
             whole = CommandResult(result.code, line + b"\n" + result.out, result.err)
             agent_client.checked_answer(self._connection, whole)
-            raise DeployError(f"{self._connection.name} ended a transfer: {result.complaint}")
+            raise DeployError(f"{self._connection.name} ended a transfer: {result.error_line}")
         return said
 
     def close(self) -> None:

@@ -25,14 +25,14 @@ class SimBoard:
     ssh: dict[str, Any]
 
 
-def home() -> Path:
+def boards_folder() -> Path:
     """Where simulated boards are kept."""
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "rk3588" / "boards"
 
 
 def find(name: str) -> SimBoard | None:
     """The simulated board of this name, if it is up."""
-    folder = home() / name
+    folder = boards_folder() / name
     if not NAME.fullmatch(name):
         return None
     try:
@@ -61,13 +61,13 @@ def find(name: str) -> SimBoard | None:
     return SimBoard(folder, said["kind"], said["pid"], ssh)
 
 
-def all_up() -> list[SimBoard]:
+def running() -> list[SimBoard]:
     """Those that run, by name."""
-    names = sorted(path.parent.name for path in home().glob("*/board.json"))
-    return [board for name in names if (board := find(name)) and alive(board.pid)]
+    names = sorted(path.parent.name for path in boards_folder().glob("*/board.json"))
+    return [board for name in names if (board := find(name)) and is_alive(board.pid)]
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether the process is there and not only waiting to be collected."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -75,7 +75,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def write(folder: Path, kind: str, pid: int, address: str, port: int, user: str, host_key: str) -> None:
+def write_description(folder: Path, kind: str, pid: int, address: str, port: int, user: str, host_key: str) -> None:
     """Describe a board that is up, so that ``find`` finds it. ``host_key``: ``TYPE BASE64``."""
     known = folder / "known_hosts"
     name = address if port == 22 else f"[{address}]:{port}"

@@ -14,7 +14,7 @@ from rk3588 import children
 from rk3588.boards import BoardType
 from rk3588.errors import BoardError, UsageError
 
-from . import SimBoard, alive, find, nspawn, tree
+from . import SimBoard, find, is_alive, nspawn, tree
 from .preparing import new_key, prepare
 
 _UP_SECONDS = 30.0
@@ -51,7 +51,7 @@ def down(name: str) -> None:
         nspawn.down(board.folder)
     else:
         for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):  # again: one may just have started another
-            living = [board.pid, *started_on(board.folder)]
+            living = [board.pid, *processes_of_board(board.folder)]
             for pid in living:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
@@ -61,11 +61,11 @@ def down(name: str) -> None:
 
 def _wait_for_end(pids: list[int]) -> None:
     deadline = time.monotonic() + 10.0
-    while time.monotonic() < deadline and any(alive(pid) for pid in pids):
+    while time.monotonic() < deadline and any(is_alive(pid) for pid in pids):
         time.sleep(0.05)
 
 
-def started_on(folder: Path) -> list[int]:
+def processes_of_board(folder: Path) -> list[int]:
     """Processes whose environment is that of the board in ``folder``."""
     mark, found = f"RKBOARD_SYSROOT={folder / 'tree'}\0".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):

@@ -26,7 +26,7 @@ from rk3588.boards import BoardType
 from rk3588.errors import BoardError, UsageError
 from rk3588.resources import source_tree
 
-from . import SimBoard, alive, find, tree, write
+from . import SimBoard, find, is_alive, tree, write_description
 from .preparing import new_key, prepare
 
 Progress = Callable[[str], None]
@@ -61,7 +61,7 @@ done
 """
 
 
-def missing() -> str:
+def why_unavailable() -> str:
     """Why such a board cannot be had here; "" if it can."""
     if os.geteuid() != 0:
         return "a board with systemd needs root"
@@ -102,14 +102,14 @@ def build(progress: Progress = lambda _: None) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={_PACKAGES}", _RELEASE, str(part)]
         progress("building its image, once: this takes a minute or two")
-        _follow([*command, f'--customize-hook=chroot "$1" sh -ec {shlex.quote(_SETUP)}'], progress)
+        _run_with_progress([*command, f'--customize-hook=chroot "$1" sh -ec {shlex.quote(_SETUP)}'], progress)
         part.rename(folder)
     return folder
 
 
 def up(name: str, board: BoardType, disk: int = DISK, progress: Progress = lambda _: None) -> SimBoard:
     """A board with ``disk`` bytes at /opt, reachable when this returns; BoardError or UsageError otherwise."""
-    reason = missing()
+    reason = why_unavailable()
     if reason:
         raise UsageError(reason)
     lower = build(progress)
@@ -137,19 +137,19 @@ def _start(name: str, folder: Path, lower: Path, board: BoardType, disk: int) ->
     (folder / "disk" / "lost+found").rmdir()
     new_key(folder / "id")
     host_key = new_key(folder / "host_key")
-    _furnish(folder, name)
+    _configure_root(folder, name)
     address = _network(folder)
     with (folder / "console.log").open("wb") as log:
         command = ["setsid", "--fork", "bash", "-c", _LOOP, "board", str(folder), name, _namespace(folder)]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
     wait_for_login(folder, address)
-    write(folder, "nspawn", int((folder / "loop.pid").read_text()), address, 22, USER, host_key)
+    write_description(folder, "nspawn", int((folder / "loop.pid").read_text()), address, 22, USER, host_key)
     found = find(name)
     assert found
     return found
 
 
-def _furnish(folder: Path, name: str) -> None:
+def _configure_root(folder: Path, name: str) -> None:
     root = folder / "root"
     ssh = root / "etc" / "ssh"
     shutil.copy(folder / "host_key", ssh / "ssh_host_ed25519_key")
@@ -187,12 +187,12 @@ def _network(folder: Path) -> str:
     return f"{net}{low + 2}"
 
 
-def link(board: SimBoard, state: str) -> None:
+def set_link(board: SimBoard, state: str) -> None:
     """Pull the cable (``down``) or put it back (``up``)."""
     _run(["ip", "link", "set", f"v{_namespace(board.folder)}", state])
 
 
-def leader(folder: Path) -> int:
+def init_pid(folder: Path) -> int:
     """The board's PID 1, as this machine numbers it; OSError, IndexError or ValueError while there is none."""
     container = int((folder / "nspawn.pid").read_text())
     return int(Path(f"/proc/{container}/task/{container}/children").read_text().split()[0])
@@ -203,8 +203,8 @@ def power_cut(board: SimBoard) -> None:
     folder = board.folder
     container = int((folder / "nspawn.pid").read_text())
     (folder / "cut").touch()
-    link(board, "down")  # nobody says goodbye
-    os.kill(leader(folder), signal.SIGKILL)
+    set_link(board, "down")  # nobody says goodbye
+    os.kill(init_pid(folder), signal.SIGKILL)
     _wait_for_end_of(container, 30.0)
     disk = os.open(folder / "disk", os.O_RDONLY)
     fcntl.ioctl(disk, _SHUT_DOWN, struct.pack("I", _WITHOUT_LOG))
@@ -214,7 +214,7 @@ def power_cut(board: SimBoard) -> None:
     _run(["umount", "-l", str(folder / "disk")])
     (folder / "disk.new").replace(folder / "disk.img")
     _run(["mount", "-o", "loop", str(folder / "disk.img"), str(folder / "disk")])
-    link(board, "up")
+    set_link(board, "up")
     (folder / "cut").unlink()
 
 
@@ -224,7 +224,7 @@ def wait_for_login(folder: Path, address: str) -> None:
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, IndexError, ValueError):
             # While systemd starts, there is a file by which PAM turns everybody away but root.
-            closed = Path(f"/proc/{leader(folder)}/root/run/nologin").exists()
+            closed = Path(f"/proc/{init_pid(folder)}/root/run/nologin").exists()
             with socket.create_connection((address, 22), 1.0) as probe:
                 probe.settimeout(2.0)
                 if probe.recv(4) == b"SSH-" and not closed:
@@ -254,7 +254,7 @@ def down(folder: Path) -> None:
 
 def _wait_for_end_of(pid: int, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < deadline:
+    while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -265,7 +265,7 @@ def _run(command: list[str]) -> None:
         raise BoardError(f"`{' '.join(command[:3])}` failed: {words[-1] if words else done.returncode}")
 
 
-def _follow(command: list[str], progress: Progress) -> None:
+def _run_with_progress(command: list[str], progress: Progress) -> None:
     """Like ``_run``, telling each line that mmdebstrap marks as information."""
     said: deque[str] = deque(maxlen=1)
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rk3588.boards import NAME
 from rk3588.errors import BoardError, UsageError
 
-from . import alive, find, home
+from . import boards_folder, find, is_alive
 
 
 def new_key(path: Path) -> str:
@@ -32,9 +32,9 @@ def prepare(name: str) -> Path:
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r}: names have small letters, digits, dots and dashes only")
     there = find(name)
-    if there and alive(there.pid):
+    if there and is_alive(there.pid):
         raise UsageError(f"{name} is up already: rk3588 board down {name}")
-    folder = home() / name
+    folder = boards_folder() / name
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True, mode=0o700)

@@ -146,7 +146,7 @@ def main(folder: Path) -> None:
             os._exit(0)  # it can be reached: whoever started it may go on
         os.setsid()
         known = f"{host_key.get_name()} {host_key.get_base64()}"
-        simboard.write(folder, "server", os.getpid(), "127.0.0.1", port, getpass.getuser(), known)
+        simboard.write_description(folder, "server", os.getpid(), "127.0.0.1", port, getpass.getuser(), known)
         while True:
             select.select([listener], [], [])
             connection, _ = listener.accept()

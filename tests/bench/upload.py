@@ -102,7 +102,7 @@ def main(megabytes: int, rounds: int) -> None:
             deploy(server, folder, source)
         finally:
             server.stop()
-            for pid in control.started_on(board):
+            for pid in control.processes_of_board(board):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -27,7 +27,7 @@ def log_in(transport: paramiko.Transport, destination: Destination, ask: Ask) ->
     """Authenticate; ConnectError says what was tried."""
     tried: list[str] = []
     with as_connect_error(lambda error: _how_it_broke_off(destination, tried, error)):
-        if _is_let_in(transport, destination, ask if destination.asks else _nobody, tried):
+        if _is_let_in(transport, destination, ask if destination.asks else _ask_nobody, tried):
             return
     offered = ", ".join(tried) or "nothing, as no key file, agent or terminal is there"
     raise ConnectError(
@@ -47,15 +47,15 @@ def _how_it_broke_off(destination: Destination, tried: list[str], error: Excepti
 
 def _is_let_in(transport: paramiko.Transport, destination: Destination, ask: Ask, tried: list[str]) -> bool:
     """Whether a key or a password is taken; each that is offered goes into ``tried``."""
-    allowed = _allowed(transport, destination)
+    allowed = _allowed_methods(transport, destination)
     if transport.is_authenticated():
         return True  # a server that asks for nothing
     if "publickey" in allowed:
-        agent = _agent(destination)
+        agent = _ssh_agent(destination)
         try:
-            for label, key in _keys(destination, agent, ask):
+            for label, key in _keys_and_certificates(destination, agent, ask):
                 tried.append(label)
-                left = _offer(transport, destination, key)
+                left = _try_key(transport, destination, key)
                 if left == []:
                     return True
                 allowed = set(left or allowed)  # one that was good, and not enough
@@ -76,27 +76,29 @@ def _is_let_in(transport: paramiko.Transport, destination: Destination, ask: Ask
     return False
 
 
-def _allowed(transport: paramiko.Transport, destination: Destination) -> set[str]:
+def _allowed_methods(transport: paramiko.Transport, destination: Destination) -> set[str]:
     try:
         transport.auth_none(destination.user)
     except paramiko.BadAuthenticationType as error:
         return set(error.allowed_types)
     except paramiko.AuthenticationException:
-        _refused(transport)
+        _raise_if_link_is_lost(transport)
     return {"publickey", "password"}
 
 
-def _nobody(_question: str) -> None:
+def _ask_nobody(_question: str) -> None:
     return None
 
 
-def _keys(destination: Destination, agent: Optional[Agent], ask: Ask) -> Iterator[tuple[str, paramiko.PKey]]:
+def _keys_and_certificates(
+    destination: Destination, agent: Optional[Agent], ask: Ask
+) -> Iterator[tuple[str, paramiko.PKey]]:
     """Every key, and before it the certificates that were made for it."""
     certificates = [blob for file in destination.certificates if (blob := _certificate(file))]
     for label, key, file in _plain_keys(destination, agent, ask):
         beside = [] if destination.certificates or file is None else [_certificate(Path(f"{file}-cert.pub"))]
         for certificate in (*certificates, *beside):
-            if certificate and _is_for(certificate, key):
+            if certificate and _certifies(certificate, key):
                 key.public_blob = certificate
                 yield f"{label} with its certificate", key
                 key.public_blob = None
@@ -111,7 +113,7 @@ def _certificate(file: Path) -> Optional[PublicBlob]:
     return blob if "-cert-v01@" in blob.key_type else None
 
 
-def _is_for(certificate: PublicBlob, key: paramiko.PKey) -> bool:
+def _certifies(certificate: PublicBlob, key: paramiko.PKey) -> bool:
     """A certificate has, after its kind and a random string, the same numbers as the key after its kind."""
     numbers, said = paramiko.Message(key.asbytes()), paramiko.Message(certificate.key_blob)
     kind = numbers.get_text()
@@ -135,7 +137,7 @@ def _plain_keys(
     for file in destination.keys:
         if _public_blob(file) in held or not file.is_file():
             continue
-        loaded = _load(file, ask)
+        loaded = _load_private_key(file, ask)
         if loaded is not None:
             loaded.public_blob = None  # paramiko puts a certificate there that lies beside it
             yield str(file), loaded, file
@@ -160,7 +162,7 @@ class Agent(paramiko.agent.AgentSSH):
         self._close()  # type: ignore[attr-defined]
 
 
-def _agent(destination: Destination) -> Optional[Agent]:
+def _ssh_agent(destination: Destination) -> Optional[Agent]:
     path = os.environ.get("SSH_AUTH_SOCK", "") if destination.agent is None else destination.agent
     try:
         return Agent(path) if path else None
@@ -175,7 +177,7 @@ def _public_blob(file: Path) -> Optional[bytes]:
         return None
 
 
-def _load(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
+def _load_private_key(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
     """The private key, with its passphrase asked for if it has one; None for a file that is no key we can use."""
     secret: Optional[str] = None
     for _ in range(1 + _PASSWORDS):
@@ -195,12 +197,12 @@ def _load(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
     raise ConnectError(f"the passphrase of {file} was wrong three times")
 
 
-def _offer(transport: paramiko.Transport, destination: Destination, key: paramiko.PKey) -> Optional[list[str]]:
+def _try_key(transport: paramiko.Transport, destination: Destination, key: paramiko.PKey) -> Optional[list[str]]:
     """What is asked for beside this key: nothing, or the ways to go on with; None for a key that is not let in."""
     try:
         return list(transport.auth_publickey(destination.user, key))
     except paramiko.AuthenticationException:
-        _refused(transport)
+        _raise_if_link_is_lost(transport)
         return None
 
 
@@ -208,10 +210,10 @@ def _password_works(transport: paramiko.Transport, destination: Destination, sec
     try:
         return not transport.auth_password(destination.user, secret)
     except paramiko.AuthenticationException:
-        return _refused(transport)
+        return _raise_if_link_is_lost(transport)
 
 
-def _refused(transport: paramiko.Transport) -> bool:
+def _raise_if_link_is_lost(transport: paramiko.Transport) -> bool:
     """False; EOFError where it was the link that ended, which paramiko tells in the same words."""
     if not transport.is_active():
         raise EOFError("the link was lost, or the board has just started and lets nobody in yet: try again")

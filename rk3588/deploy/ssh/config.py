@@ -15,7 +15,7 @@ from rk3588.errors import ConnectError, UsageError
 from . import openssh
 from .openssh import ConfigValues
 from .reader import ConfigReader
-from .tokens import PROXY, Tokens, home_in, local_user, seconds
+from .tokens import PROXY, Tokens, expand_home, local_user, seconds
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 USER_KNOWN = "~/.ssh/known_hosts"
@@ -99,7 +99,7 @@ def resolve(spec: str, config: Optional[Path] = None) -> Destination:
     )
     command = one("proxycommand", "none")
     unused = bool(jumps) or command.lower() == "none"
-    if not unused and _yes(one("proxyusefdpass")):
+    if not unused and _is_yes(one("proxyusefdpass")):
         raise ConnectError(f"ssh's configuration for {host}: ProxyUseFdpass is not supported; leave it out")
     passed = [key for key in _NOT_FOLLOWED if one(key, "none") != "none"]
     remarks += [f"{key} of ssh's configuration for {host} is not followed here" for key in passed]
@@ -111,11 +111,11 @@ def resolve(spec: str, config: Optional[Path] = None) -> Destination:
         port=set_port,
         user=tokens.user,
         keys=_paths(said, "identityfile", tokens, DEFAULT_KEYS),
-        only_these_keys=_yes(one("identitiesonly")),
+        only_these_keys=_is_yes(one("identitiesonly")),
         jumps=jumps,
         proxy_command=None if unused else tokens.expand(command, "ProxyCommand", PROXY, variables=False),
         known_hosts=tuple(map(Path, (*said["userknownhostsfile"], *said["globalknownhostsfile"]))),
-        hash_names=_yes(one("hashknownhosts")),
+        hash_names=_is_yes(one("hashknownhosts")),
         key_alias=alias,
         connect_timeout=CONNECT_SECONDS if patience == "none" else float(seconds(patience) or CONNECT_SECONDS),
         silence=float(interval * count) or SILENCE_SECONDS,
@@ -127,7 +127,7 @@ def resolve(spec: str, config: Optional[Path] = None) -> Destination:
         certificates=_paths(said, "certificatefile", tokens, ()),
         agent=_agent(one("identityagent")),
         family=_FAMILIES.get(one("addressfamily", "any"), socket.AF_UNSPEC),
-        asks=not _yes(one("batchmode")),
+        asks=not _is_yes(one("batchmode")),
         remarks=tuple(remarks),
     )
 
@@ -141,7 +141,7 @@ def _read_config(
         try:
             said = openssh.query(program, host, user, port, config, SYSTEM_CONFIG)
             for key in _KNOWN:
-                said[key] = [home_in(name) for name in _names(said.get(key, [""])[0])]
+                said[key] = [expand_home(name) for name in _split_paths(said.get(key, [""])[0])]
             return said, []
         except openssh.QueryUnsupported as error:
             remarks.append(f"{program} cannot say how it is configured ({error}): its files are read without it")
@@ -155,11 +155,11 @@ def _read_config(
         names = [name for name in said.get(key, usual.split()) if name.lower() != "none"]
         said[key] = [str(tokens.path(name, key)) for name in names]
     if "identityagent" in said:
-        said["identityagent"] = [str(tokens.expand(home_in(said["identityagent"][0]), "IdentityAgent"))]
+        said["identityagent"] = [str(tokens.expand(expand_home(said["identityagent"][0]), "IdentityAgent"))]
     return said, [*remarks, *reader.remarks]
 
 
-def _names(text: str) -> list[str]:
+def _split_paths(text: str) -> list[str]:
     """File names as ``ssh -G`` puts them on one line, without quotes: a blank ends one where another path begins."""
     return [name for name in re.split(r" (?=[/~])", text) if name and name.lower() != "none"]
 
@@ -175,7 +175,7 @@ def _port(text: str, host: str) -> int:
     return int(text)
 
 
-def _yes(text: str) -> bool:
+def _is_yes(text: str) -> bool:
     return text.lower() in ("yes", "true")
 
 

@@ -186,7 +186,7 @@ def _transport(known: KnownHosts, sock: Any, ask: Ask, accept: Accept) -> parami
             transport.banner_timeout = transport.auth_timeout = _LOGIN_SECONDS
             options = transport.get_security_options()
             options.ciphers = (*_CIPHERS, *(name for name in options.ciphers if name not in _CIPHERS))
-            options.key_types = known.order(tuple(options.key_types))
+            options.key_types = known.sorted_key_types(tuple(options.key_types))
             transport.start_client(timeout=destination.connect_timeout)
             key = transport.get_remote_server_key()  # none when the timeout passed, of which start_client says nothing
         known.check(key, accept)

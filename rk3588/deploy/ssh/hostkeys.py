@@ -57,15 +57,16 @@ class KnownHosts:
             except OSError as error:
                 raise ConnectError(f"cannot read the known hosts in {file}: {error.strerror}") from error
             for number, line in enumerate(lines, 1):
-                self._take(line.strip(), file, number)
+                self._read_line(line.strip(), file, number)
 
-    def _take(self, line: str, file: Path, number: int) -> None:
+    def _read_line(self, line: str, file: Path, number: int) -> None:
         words = line.split()
         marker = words.pop(0) if words and words[0].startswith("@") else ""
         if len(words) < 3 or words[0].startswith("#") or marker not in ("", "@revoked"):
             return  # @cert-authority: certificates of hosts are not read, so such a host counts as unknown
         patterns = words[0].split(",")
-        if not any(map(self._fits, patterns)) or any(self._fits(one[1:]) for one in patterns if one.startswith("!")):
+        left_out = any(self._names_this_host(one[1:]) for one in patterns if one.startswith("!"))
+        if left_out or not any(map(self._names_this_host, patterns)):
             return
         try:
             blob = base64.b64decode(words[2], validate=True)
@@ -76,7 +77,7 @@ class KnownHosts:
         else:
             self.keys.setdefault(words[1], []).append(_Known(blob, file, number))
 
-    def _fits(self, pattern: str) -> bool:
+    def _names_this_host(self, pattern: str) -> bool:
         """One hashed name, or one with ``*`` and ``?``."""
         wanted = self.destination.known_as
         if pattern.startswith("|1|"):
@@ -87,7 +88,7 @@ class KnownHosts:
         expression = re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", ".")
         return re.fullmatch(expression, wanted) is not None
 
-    def order(self, preferred: tuple[str, ...]) -> tuple[str, ...]:
+    def sorted_key_types(self, preferred: tuple[str, ...]) -> tuple[str, ...]:
         """Types of key to ask the server for: the known ones first, so that it shows the one we can compare."""
         known = set(self.keys) | ({"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in self.keys else set())
         return tuple(sorted(preferred, key=lambda name: name not in known))
@@ -130,7 +131,7 @@ class KnownHosts:
         if self.destination.hash_names:
             name = HostKeys.hash_host(name)
         try:
-            _append(file, f"{name} {key.get_name()} {key.get_base64()}\n")
+            _append_line(file, f"{name} {key.get_name()} {key.get_base64()}\n")
         except OSError as error:
             raise HostKeyError(
                 f"cannot note the key of {self.destination.known_as} in {file}: {error.strerror}; make it writable, or "
@@ -138,7 +139,7 @@ class KnownHosts:
             ) from error
 
 
-def _append(file: Path, line: str) -> None:
+def _append_line(file: Path, line: str) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -14,7 +14,7 @@ from typing import Optional
 from rk3588.errors import ConnectError
 
 from .openssh import ConfigValues, included
-from .tokens import Tokens, fits, in_list, local_user, seconds
+from .tokens import Tokens, local_user, matches_pattern, matches_pattern_list, seconds
 from .words import LINE, words
 
 _DEPTH = 16  # of Include, as in OpenSSH
@@ -36,12 +36,12 @@ class ConfigReader:
 
     def read(self, files: list[tuple[Path, Path]]) -> None:
         """Each file with the folder in which its relative Includes lie; what is said first counts."""
-        self._pass(files)
+        self._read_files(files)
         if self._wants_final:
             self._final, self._host = True, self.address
-            self._pass(files)
+            self._read_files(files)
 
-    def _pass(self, files: list[tuple[Path, Path]]) -> None:
+    def _read_files(self, files: list[tuple[Path, Path]]) -> None:
         for file, base in files:
             if file.is_file():
                 self._file(file, base, True, 0)
@@ -80,11 +80,11 @@ class ConfigReader:
                     for path in (path for pattern in given for path in included(pattern, base)):
                         self._file(path, base, active, depth + 1)
                 elif active:
-                    self._take(key, given, where)
+                    self._set_value(key, given, where)
             except ValueError as error:
                 raise ConnectError(f"cannot read ssh's configuration: {where}: {error}") from error
 
-    def _take(self, key: str, given: list[str], where: str) -> None:
+    def _set_value(self, key: str, given: list[str], where: str) -> None:
         value = given[0]
         if (key in _TIMES and value != "none") or key in _WHOLE:
             try:
@@ -102,9 +102,9 @@ class ConfigReader:
             self.said.setdefault(key, [value.lower() if key == "hostkeyalias" else value])
 
     def _is_host(self, patterns: list[str]) -> bool:
-        if any(fits(one[1:], self._host) for one in patterns if one.startswith("!")):
+        if any(matches_pattern(one[1:], self._host) for one in patterns if one.startswith("!")):
             return False
-        return any(fits(one, self._host) for one in patterns)
+        return any(matches_pattern(one, self._host) for one in patterns)
 
     def _matches(self, given: list[str], where: str) -> bool:
         holds = True
@@ -131,7 +131,7 @@ class ConfigReader:
         names = {"host": self.address.lower(), "originalhost": self.original, "user": user, "localuser": local_user()}
         if key == "all":
             return True
-        return in_list(argument, names[key]) if key in names else None
+        return matches_pattern_list(argument, names[key]) if key in names else None
 
     def _exec(self, line: str) -> Optional[bool]:
         port = int(self.said.get("port", ["22"])[0])

@@ -53,7 +53,7 @@ class Tokens:
         return _TOKEN.sub(put, value)
 
     def path(self, value: str, what: str) -> Path:
-        return Path(self.expand(home_in(value), what))
+        return Path(self.expand(expand_home(value), what))
 
     def _variable(self, match: re.Match[str], what: str) -> str:
         value = os.environ.get(match[2])
@@ -83,7 +83,7 @@ class Tokens:
         return known[key]
 
 
-def home_in(path: str) -> str:
+def expand_home(path: str) -> str:
     """``~/x`` and ``~user/x`` with the home folder in its place."""
     return os.path.expanduser(path)  # noqa: PTH111 (Path's raises for ~nobody-here)
 
@@ -95,15 +95,15 @@ def seconds(text: str) -> int:
     return sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhdw]?)", text.lower()))
 
 
-def fits(pattern: str, name: str) -> bool:
+def matches_pattern(pattern: str, name: str) -> bool:
     """Whether ``name`` is like ``pattern``, in which only ``*`` and ``?`` mean something."""
     expression = "".join(_PATTERN.get(sign) or re.escape(sign) for sign in pattern)
     return re.fullmatch(expression, name, re.DOTALL) is not None
 
 
-def in_list(patterns: str, name: str) -> bool:
+def matches_pattern_list(patterns: str, name: str) -> bool:
     """The same for a list with commas, of which one may be negated: that one counts before all others."""
     listed = patterns.split(",")
-    if any(fits(one[1:], name) for one in listed if one.startswith("!")):
+    if any(matches_pattern(one[1:], name) for one in listed if one.startswith("!")):
         return False
-    return any(fits(one, name) for one in listed if not one.startswith("!"))
+    return any(matches_pattern(one, name) for one in listed if not one.startswith("!"))
