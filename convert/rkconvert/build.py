@@ -38,7 +38,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
     written to. Ctrl-C is KeyboardInterrupt. In all cases nothing half-written stays behind.
     """
     if plan.for_sim:
-        hostlib.library()  # a missing quantiser should not show after minutes of reading
+        hostlib.library()  # fails now if it is missing, not after minutes of reading
     finals = [plan.folder(artifact) for artifact in plan.artifacts]
     with deferred_interrupts() as check, ExitStack() as stack:
         folders = [stack.enter_context(bundle.new_folder(final, replace=plan.overwrite)) for final in finals]
@@ -69,7 +69,8 @@ def _check_space(plan: Plan) -> None:
 
 
 def _progress_counter(what: str, total: int, progress: Progress, check: Callable[[], None]) -> Callable[[int], None]:
-    """Told the sizes of pieces, from any thread, it reports how much is done, and raises when asked to stop."""
+    """A function to be called with the size of each piece that is done, from any thread. It reports the progress, and
+    raises when the user has asked to stop."""
     done, lock = 0, threading.Lock()
 
     def step(size: int) -> None:

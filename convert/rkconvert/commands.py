@@ -147,7 +147,8 @@ def _convert_and_print(plan: Plan, as_json: bool) -> None:
 
 
 def _runs(plan: Plan) -> list[Plan]:
-    """All in one pass over the model; for a board one by one: what took an hour shall not be lost with the next."""
+    """All bundles in one pass over the model. Those for a board one by one, as each may take an hour: where one fails,
+    those before it are kept."""
     return [replace(plan, artifacts=(artifact,)) for artifact in plan.artifacts] if plan.board else [plan]
 
 

@@ -1,4 +1,4 @@
-"""What a conversion takes, told before anything is written: memory, room on the disk, and how large bundles become."""
+"""What a conversion takes, computed before anything is written: memory, space on the disk, and each bundle's size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .bundle_texts import make_card, make_manifest, tokenizer_files
 from .plan import Plan
 from .toolkit.preflight import LEAST
 
-_BASE_MEMORY = 45 << 20  # the interpreter, NumPy and gguf, as measured
+_BASE_MEMORY = 45 << 20  # what the process takes before it reads a weight, as measured
 _DIGEST = "0" * 64  # as long as every SHA-256
 _tokenizer_metadata = lru_cache(maxsize=1)(tokenizer_metadata)  # once for all dtypes
 

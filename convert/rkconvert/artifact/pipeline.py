@@ -37,7 +37,7 @@ from .layout import ArtifactTensor
 from .reading import OpenFile, Piece, file_pieces, opened, refuse_overlaps, tensor_pieces
 from .sha256 import Bytes, update_together
 
-WAITING_FOR_DISK = 4  # converted blocks that may wait to be hashed and written; more of them only leave the caches
+WAITING_FOR_DISK = 4  # blocks converted and not yet written; with more of them, they no longer are in the caches
 
 
 class Rows(NamedTuple):
@@ -56,7 +56,7 @@ class Conversion:
     tensor: ArtifactTensor
     scale: ArtifactTensor | None
 
-    def of(self, block: Block) -> list[Rows]:
+    def apply(self, block: Block) -> list[Rows]:
         """What the rows of ``block`` become."""
         if self.scale is None:
             values = block.as_float32() if self.tensor.kind == "F32" else block.as_float16()
@@ -141,7 +141,7 @@ def _convert(
     block = Block(tensor, row, piece.read())
     if merged:
         block.merge([(lora.pairs[name], lora.option.scale) for lora in merged])
-    return [rows for conversion in conversions for rows in conversion.of(block)]
+    return [rows for conversion in conversions for rows in conversion.apply(block)]
 
 
 class SourceHashes:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rk3588.errors import CheckpointError
 from rkconvert.sources.base import Source, SourceTensor
 
-BLOCK_BYTES = 4 << 20  # of source weights at a time: large enough to keep Python out of the way
+BLOCK_BYTES = 4 << 20  # of source weights at a time: so many that the time Python takes between blocks does not count
 
 
 @dataclass(frozen=True)
