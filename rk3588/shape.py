@@ -132,7 +132,7 @@ def from_config(
         extras=extras + sum(rows[kind] for kind in biased - {"output"}),
         family=str(kind),
         gated=family.gated,
-        top_extras=family.layer_norm * hidden + ("output" in biased and not tied) * vocab,
+        top_extras=family.layer_norm * hidden + ("output" in biased) * vocab,
     )
 
 
