@@ -79,9 +79,10 @@ def compared(ours: ModelConfig, config: Any) -> dict[str, tuple[Any, Any]]:
 
 def windows(config: Any) -> tuple[int, ...]:
     window: int | None = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    layers: int = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     if window is None or window >= config.max_position_embeddings:
-        return (0,) * config.num_hidden_layers
+        return (0,) * layers
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
