@@ -100,6 +100,9 @@ _GEMMA_DEFAULTS = {
     "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh",
 }  # fmt: skip
 _PHI3_FUSED = {"self_attn.qkv_proj": Fused(QKV), "mlp.gate_up_proj": Fused(("ffn_gate", "ffn_up"))}
+_PHI3_PARTS = {name: _LLAMA_PARTS[name] for name in (
+    "input_layernorm", "self_attn.o_proj", "post_attention_layernorm", "mlp.down_proj",
+)}  # fmt: skip
 _PHI2_PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down",
@@ -140,7 +143,7 @@ FAMILIES = (
         "phi3", "Phi-3, Phi-3.5 and Phi-4-mini", ("Phi3ForCausalLM",), ("phi3",),
         {**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
          "original_max_position_embeddings": 4096, "partial_rotary_factor": 1.0},
-        ("sliding_window",), fused=_PHI3_FUSED, layer_kinds="sliding",
+        ("sliding_window",), parts=_PHI3_PARTS, fused=_PHI3_FUSED, layer_kinds="sliding",
         gguf_fused={"attn_qkv": Fused(QKV), "ffn_up": Fused(("ffn_gate", "ffn_up"))}, toolkit="1.1.1",
     ),
     Family(

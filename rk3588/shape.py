@@ -130,7 +130,7 @@ def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = N
         extras=extras + sum(rows[kind] for kind in biased - {"output"}),
         family=str(kind),
         gated=family.gated,
-        top_extras=family.layer_norm * hidden + ("output" in biased and not tied) * vocab,
+        top_extras=family.layer_norm * hidden + ("output" in biased) * vocab,
     )
 
 

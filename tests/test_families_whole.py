@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from rk3588 import bundle, hostlib, quant, shape
 from rk3588.commands.predict import command as predict_command
+from rk3588.errors import CheckpointError
 from rkconvert.adapters import lora, merge
 from rkconvert.build import convert
 from rkconvert.cli import cli
@@ -80,6 +81,20 @@ def test_an_adapter_of_every_layer(name: str, tmp_path: Path) -> None:
         assert difference(model.logits(cases.ids()), wanted) < TOLERANCE
     board = merge.write_checkpoint(source, [read], tmp_path / "board", lambda: None)
     assert difference(logits(open_source(board), tmp_path), wanted) < TOLERANCE
+
+
+def test_half_an_adapter_of_fused_layers_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    base = weights("phi3")
+    adapter(tmp_path / "a", {name: w for name, w in base.items() if "layers.1.self_attn.qkv_proj" not in name})
+    source = open_source(models.write_llama(tmp_path / "base", dict(SETTINGS["phi3"]), base))
+    with pytest.raises(CheckpointError, match=r"has nothing for model.layers.1.self_attn.qkv_proj, which"):
+        lora.read(lora.LoraOption(tmp_path / "a", "a", 1.0), source)
+
+
+def test_a_missing_fused_layer_is_named(tmp_path: Path) -> None:
+    base = {name: w for name, w in weights("phi3").items() if "layers.1.mlp.gate_up_proj" not in name}
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model.layers.1.mlp.gate_up_proj.weight"):
+        open_source(models.write_llama(tmp_path / "base", dict(SETTINGS["phi3"]), base))
 
 
 def run(command: click.Command, *arguments: object) -> str:

@@ -57,6 +57,11 @@ def test_rope_of_published_configurations() -> None:
     assert rope("internlm2_5-1_8b-chat").scaling.factors == ()
 
 
+def test_a_bias_of_a_tied_lm_head_is_not_passed_over() -> None:
+    with pytest.raises(CheckpointError, match="lm_head is the embedding and has a bias as well"):
+        read({**PUBLISHED["phi-2"].settings, "tie_word_embeddings": True})
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 2**40), st.floats(), st.text(max_size=8),
     st.sampled_from(["silu", "gelu", "linear", "dynamic", "longrope", "yarn", "sliding_attention", "full_attention"]),

@@ -24,7 +24,8 @@ from rkconvert.architectures.model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ModelC
 from tests.published_configs import PUBLISHED
 
 SIZES = {
-    "hidden_size": 1024, "intermediate_size": 112, "num_hidden_layers": 12, "num_attention_heads": 32, "vocab_size": 40000,
+    "hidden_size": 1024, "intermediate_size": 112, "num_hidden_layers": 12, "num_attention_heads": 32,
+    "vocab_size": 40000,
 }  # fmt: skip
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 # Files of before: transformers 5 takes Gemma's "gelu" at its word and no longer reads Phi-3's "su".
@@ -77,10 +78,11 @@ def compared(ours: ModelConfig, config: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def windows(config: Any) -> tuple[int, ...]:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    window: int | None = getattr(config, "sliding_window", None)
+    layers: int = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     if window is None or window >= config.max_position_embeddings:
-        return (0,) * config.num_hidden_layers
+        return (0,) * layers
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 

@@ -25,9 +25,12 @@ from rkconvert.architectures.names import Names
 from rkconvert.artifact.block import Block
 from rkconvert.sources.base import Source
 from rkconvert.sources.opening import open_source
+from tests.golden_families import cases as families
+from tests.golden_families.make import model_of
 from tests.golden_logits.make import TOLERANCE, logits, tiny_model
 from tests.golden_lora import cases
 from tests.loras import LINEAR
+from tests.models import write_llama
 
 STEPS = 120
 MERGE_TOLERANCE = 2e-6  # of weights around 0.1: peft multiplies in float32
@@ -42,6 +45,8 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "one layer": {"r": 3, "target_modules": ["k_proj", "o_proj"], "layers_to_transform": [1]},
     "lm_head": {"r": 2, "target_modules": ["q_proj", "lm_head"]},
 }
+# With biases, and with fused layers that are split as their adapters are.
+FAMILIES = ("qwen2", "phi3")
 
 
 def settings(**changes: Any) -> LoraConfig:
@@ -104,6 +109,13 @@ def check(source: Source, scratch: Path) -> list[str]:
         model = get_peft_model(tiny_model(cases.BASE), settings(init_lora_weights=False, **changes))
         model.save_pretrained(scratch / name)
         wrong += merge_differences(name, model, lora.LoraOption(scratch / name, "kind", 1.0), source)
+    for name in FAMILIES:
+        torch.manual_seed(2)
+        model = get_peft_model(model_of(name), settings(init_lora_weights=False, target_modules="all-linear"))
+        model.save_pretrained(scratch / name)
+        weights = families.weights(name)
+        base = open_source(write_llama(scratch / f"{name} base", dict(families.CASES[name]), weights))
+        wrong += merge_differences(name, model, lora.LoraOption(scratch / name, "family", 1.0), base)
     return wrong
 
 
@@ -120,7 +132,9 @@ def merge_differences(kind: str, model: Any, option: lora.LoraOption, source: So
         if name in adapter.pairs:
             block.merge([(adapter.pairs[name], 1.0)])
         found = block.as_float32().reshape(tensor.shape)
-        most = float(np.abs(found - merged[names.in_file(name)].numpy()).max())
+        theirs = names.in_file(name)
+        rows = next(part.indices for part in names.parts(theirs) if part.name == name)
+        most = float(np.abs(found - merged[theirs].numpy()[rows]).max())
         if not most <= (MERGE_TOLERANCE if name in adapter.pairs else 0):
             wrong.append(f"{kind}: {name} merged is off by {most:.2g}")
     return wrong
@@ -137,7 +151,8 @@ def main() -> None:
     if wrong:
         print("\n".join(wrong), file=sys.stderr)
         sys.exit(1)
-    print(f"the golden adapter and {len(KINDS)} other kinds are as peft has them", file=sys.stderr)
+    others = f"{len(KINDS)} other kinds and those of {len(FAMILIES)} families"
+    print(f"the golden adapter, {others} are as peft has them", file=sys.stderr)
 
 
 if __name__ == "__main__":

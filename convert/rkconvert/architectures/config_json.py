@@ -183,6 +183,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
         raise CheckpointError(
             f"{where}: {config.heads} heads cannot share {config.kv_heads} KV heads of size {config.head_dim}"
         )
+    if config.tied and "output" in config.biases:
+        raise CheckpointError(f"{where}: lm_head is the embedding and has a bias as well, which is not supported")
     if config.rope.dims % 2 or not 2 <= config.rope.dims <= config.head_dim:
         raise CheckpointError(f"{where}: RoPE cannot turn {config.rope.dims} of a head of {config.head_dim}")
     return config
