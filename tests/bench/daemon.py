@@ -25,6 +25,7 @@ from rkruntime.model import Model, Settings
 from tests import smollm2
 from tests.bench.twin_vs_llama import BUILD, llama_engine
 from tests.engines import GREEDY
+from tests.models import smollm2_gguf
 
 NEW = 64
 STARTUP_S = 120
@@ -155,7 +156,7 @@ def main() -> None:
         if not options.llama_python.is_file():
             print("no llama-cpp-python here: make bench builds it", file=sys.stderr)
             return
-        model = Path(llama_engine(options.llama_python).command[-1])
+        model = Path(llama_engine(options.llama_python, smollm2.NAME, smollm2_gguf()).command[-1])
         peer = free_port()
         llama = [
             str(options.llama_python), "-m", "llama_cpp.server", "--model", str(model), "--port", str(peer),
