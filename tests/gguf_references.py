@@ -109,6 +109,9 @@ VARIANTS: dict[str, Change] = {
     "qwen2": rename({}, {}, pre="qwen2"),
     "gpt-2": rename({}, {}, pre="gpt-2"),
     "refact": rename({}, {}, pre="refact"),
+    "tekken": rename({}, {}, pre="tekken", add_bos_token=None),
+    "gpt-4o": rename({}, {}, pre="gpt-4o"),
+    "smaug-bpe": rename({}, {}, pre="smaug-bpe", add_bos_token=None),
     **{
         f"{text} of type {kind}": rename({1: text}, {1: kind})
         for text in ("<|eot_id|>", "</s>", "<end_of_turn>", "<|end|>", "<EOT>", "<|fim_pad|>", "<reponame>", "<file>")

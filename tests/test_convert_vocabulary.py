@@ -125,6 +125,26 @@ def test_what_ends_an_answer(
     assert vocabulary(model, **settings).eos_ids == expected
 
 
+@pytest.mark.parametrize(
+    ("special", "template", "expected"),
+    [
+        (True, "{{ message.content + '<end_of_turn>' }}", (2, 383)),  # Gemma 1.1's folder lists only <eos>
+        (True, "{{ message.content }}", (2,)),
+        (False, "{{ message.content + '<end_of_turn>' }}", (2,)),
+        (True, "{{ message.content + '<end_of_turn><|return|>' }}", (2,)),
+        (True, None, (2,)),
+    ],
+)
+def test_a_turns_end_ends_an_answer(
+    model: Path, special: bool, template: str | None, expected: tuple[int, ...]
+) -> None:
+    whole = json.loads((model / "tokenizer.json").read_text())
+    more = {"id": 383, "content": "<end_of_turn>", "special": special, "normalized": False}
+    edit(model / "tokenizer.json", added_tokens=[*whole["added_tokens"], more])
+    edit(model / "tokenizer_config.json", chat_template=template)
+    assert vocabulary(model).eos_ids == expected
+
+
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}, {"Sequence": {"id": "A"}}]}
 PLAIN = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}
 

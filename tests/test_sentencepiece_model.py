@@ -15,12 +15,15 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rk3588 import hostlib
+from rk3588 import hostlib, quant
 from rk3588.errors import CheckpointError
 from rkconvert.artifact import header
+from rkconvert.build import convert
+from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers.huggingface import read_vocabulary
 from rkconvert.tokenizers.sentencepiece_model import read_model
 from rkconvert.tokenizers.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from tests.plans import make_plan
 from tests import models
 from tests.tokenizers_reference import CORPUS, random_texts
 
@@ -120,6 +123,17 @@ def test_added_tokens(tmp_path: Path) -> None:
     with opened(found, tmp_path / "t.gguf") as model:
         assert model.tokenise("a<|im_end|>")[-1] == 3
         assert 3 not in model.tokenise("a<|im_end|>", parse_special=False)
+
+
+def test_a_bundle_of_it(tmp_path: Path) -> None:
+    source = models.tiny_llama(tmp_path / "m", vocab_size=710, hidden=32, intermediate=32)
+    (source / "tokenizer.json").unlink()
+    raw = trained()
+    (made,) = convert(make_plan(open_source(folder(source, raw)), "tiny", tmp_path, [quant.scheme("fp16")]))
+    assert (made / "tokenizer.model").read_bytes() == raw
+    reference = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    with hostlib.SimModel(made / "model.sim.gguf", vocab_only=True) as model:
+        assert model.tokenise("The quick brown fox") == reference.encode("The quick brown fox")
 
 
 def test_tokenizer_json_is_what_counts_where_both_are(tmp_path: Path) -> None:

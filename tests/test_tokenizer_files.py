@@ -14,6 +14,7 @@ from tests.tokenizers_reference import (
     BYTE,
     CONTROL,
     NORMAL,
+    UNKNOWN,
     UNUSED,
     USER_DEFINED,
     byte_level,
@@ -111,3 +112,20 @@ def test_a_megabyte_of_the_same(family: str, text: str, tmp_path: Path) -> None:
         assert time.process_time() - start < 10
         if family != "qwen2":
             assert model.detokenise(ids) == whole.encode()
+
+
+def test_a_vocabulary_of_gemmas_size(tmp_path: Path) -> None:
+    """262,144 tokens and three quarters of a million merges, found by score. CPU time: the machine may be busy."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = list(letters)
+    for word in words:
+        words += [word + letter for letter in letters[: 262_143 - len(words)]]
+        if len(words) >= 262_143:
+            break
+    scores = [-float(i) for i in range(262_144)]
+    types = [UNKNOWN, *[NORMAL] * 262_143]
+    path = write_vocabulary(tmp_path / "t.gguf", ["<unk>", *words], model="llama", types=types, scores=scores)
+    start = time.process_time()
+    with SimModel(path, vocab_only=True) as model:
+        assert time.process_time() - start < 3
+        assert model.tokenise("abcd", parse_special=False)[-1] == 1 + words.index("abcd")

@@ -88,7 +88,7 @@ def test_every_kind_of_character_splits_as_it_should(pre: str, shim: c.CDLL) -> 
 
 @pytest.mark.parametrize("pre", SPLITS)
 def test_random_texts_split_as_they_should(pre: str, shim: c.CDLL) -> None:
-    for text in random_texts(2, 20_000, ["<|im_start|>", "'LL", "'ſ", "\r\n \r"]):
+    for text in random_texts(2, 10_000, ["<|im_start|>", "'LL", "'ſ", "\r\n \r"]):
         assert split(shim, pre, text) == wanted(pre, text), ascii(text)
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config.json, safetensors (sharded or not), tokenizer.json."""
+"""A Hugging Face folder: config.json, safetensors (sharded or not), tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_n
 
 GENERATION = "generation_config.json"
 COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", GENERATION,
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    GENERATION,
 )  # fmt: skip
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja", "tokenizer.model")  # what is read beside the weights
+CONFIGURATION = ("config.json", *COPIED, "chat_template.jinja")  # what is read beside the weights
 ADAPTER = "adapter_config.json"
 _MOST = {"tokenizer.json": reading.TOKENIZER, "tokenizer.model": reading.TOKENIZER, INDEX: reading.INDEX}
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2}

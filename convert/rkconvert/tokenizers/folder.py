@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rk3588 import files
 from rk3588.errors import CheckpointError
 
-from .vocabulary import in_range
+from .vocabulary import CONTROL, in_range
 
 ASKS_FOR_EOS = "the tokenizer asks for EOS behind every prompt, and the runtime puts none there"
+
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<｜end▁of▁sentence｜>")
+_OTHER_END = "<|return|>"  # where it is, <|end|> ends a part of an answer
 
 
 def read(path: Path, *, needed: bool = False) -> dict[str, Any]:
@@ -38,11 +41,23 @@ def special(name: str, options: Mapping[str, Any], settings: Mapping[str, Any], 
     return named[0] if named else None
 
 
-def ends(folder: Path, settings: Mapping[str, Any], eos: int | None, size: int) -> tuple[int, ...]:
-    """Every token that ends an answer: what generation_config.json lists, else config.json, and the tokenizer's own."""
+def ends(
+    folder: Path,
+    settings: Mapping[str, Any],
+    eos: int | None,
+    tokens: Sequence[str],
+    types: Sequence[int],
+    template: str | None,
+) -> tuple[int, ...]:
+    """Every token that ends an answer: what generation_config.json lists, else config.json, the tokenizer's own, and
+    the special token with which the chat template ends a turn. Some models list only the end of a text."""
     generation = read(folder / "generation_config.json")
-    listed = ids(generation.get("eos_token_id")) or ids(settings.get("eos_token_id"))
-    return in_range([*listed, *([] if eos is None else [eos])], size)
+    found = ids(generation.get("eos_token_id")) or ids(settings.get("eos_token_id"))
+    found += [] if eos is None else [eos]
+    if template and _OTHER_END not in template:
+        wanted = {text for text in _TURN_ENDS if text in template}
+        found += [i for i, text in enumerate(tokens) if text in wanted and types[i] == CONTROL]
+    return in_range(found, len(tokens))
 
 
 def content(token: Any) -> str:

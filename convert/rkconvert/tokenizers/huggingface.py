@@ -82,6 +82,7 @@ def _build(
         raise CheckpointError(f"{where}: a merge has a space inside one of its parts, which this version cannot write")
     bos = special("bos", options, settings, by_text)
     eos = special("eos", options, settings, by_text)
+    chat_template = template(folder, options)
     all_tokens, all_types = padded(tokens, types, size)
     return Vocabulary(
         model=kind,
@@ -95,8 +96,8 @@ def _build(
         unknown=unknown,
         add_bos=_adds_bos(whole, options, kind),
         add_space_prefix=family.space,
-        eos_ids=ends(folder, settings, eos, len(tokens)),
-        chat_template=template(folder, options),
+        eos_ids=ends(folder, settings, eos, tokens, types, chat_template),
+        chat_template=chat_template,
         lstrip=tuple(t["id"] for t in added if t.get("lstrip")),
         rstrip=tuple(t["id"] for t in added if t.get("rstrip")),
         normalised=tuple(t["id"] for t in added if t.get("normalized")),

@@ -64,6 +64,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Voc
     # transformers puts BOS before a text unless the settings say otherwise.
     adds = options.get("add_bos_token")
     space = options.get("add_prefix_space")
+    chat_template = template(folder, options)
     all_tokens, all_types = padded(tokens, types, size)
     vocabulary = Vocabulary(
         model="llama",
@@ -77,8 +78,8 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Voc
         unknown=next((i for i, kind in enumerate(types) if kind == UNKNOWN), None),
         add_bos=(adds if isinstance(adds, bool) else True) and named["bos"] is not None,
         add_space_prefix=space if isinstance(space, bool) else model.add_dummy_prefix,
-        eos_ids=ends(folder, settings, named["eos"], len(tokens)),
-        chat_template=template(folder, options),
+        eos_ids=ends(folder, settings, named["eos"], tokens, types, chat_template),
+        chat_template=chat_template,
         lstrip=flags["lstrip"],
         rstrip=flags["rstrip"],
         normalised=flags["normalized"],

@@ -89,7 +89,8 @@ Tokenizer::Impl::Impl(const Gguf& file) {
   if (byte_level) {
     auto known = pre_by_name(name);
     if (!known)
-      fail(file, "its pre-tokeniser " + quoted(name) + " is none of gpt-2, smollm, llama-bpe, qwen2, tekken and gpt-4o");
+      fail(file,
+           "its pre-tokeniser " + quoted(name) + " is none of gpt-2, smollm, llama-bpe, qwen2, tekken and gpt-4o");
     pre = *known;
     nfc = file.boolean("rksim.nfc").value_or(pre == Pre::Qwen2);
     ignore_merges = file.boolean("rksim.ignore_merges").value_or(pre == Pre::LlamaBpe);
