@@ -279,6 +279,14 @@ def test_the_callback_lives_as_long_as_the_handle(load: Load) -> None:
         assert [t.text for t in llm.generate("x")] == ["a"]
 
 
+def test_a_token_has_the_time_of_its_callback(load: Load) -> None:
+    """Times of whoever takes the tokens out, who may be late: all of an answer then seemed to come at once."""
+    with load("forever 7 61 50\nempty 2").generate("x", max_tokens=3) as tokens:
+        time.sleep(0.3)
+        times = [tokens.elapsed_ns for _ in tokens]
+    assert times[0] > 0 and times[2] - times[0] > 90e6
+
+
 def test_max_tokens(load: Load) -> None:
     """An answer that is one token too long, or a run that goes on after it."""
     llm = load(ENDLESS)

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rkruntime.daemon.api.dialect import AnswerRequest
 from rkruntime.daemon.deadlines import Deadlines
+from rkruntime.daemon.jsonformat import Checker
 from rkruntime.daemon.process import WorkerProcess
+from rkruntime.daemon.reading import Reading
 from tests import engine_scenes
 from tests.engine_scenes import QUESTION, armed, started
 from tests.engines import Flavour, ask, job, run, text, until
@@ -35,7 +38,7 @@ def test_the_durations_of_an_answer(flavour: Flavour) -> None:
     """As the worker measures them, also of an answer that its reader ends early, as at a stop string."""
 
     async def scenario() -> None:
-        async with started(flavour.engine()) as engine:
+        async with started(flavour.engine("token_ms=10")) as engine:
             whole, cut = await engine.submit(job(QUESTION)), await engine.submit(job(QUESTION))
             began = asyncio.get_running_loop().time()
             await text(whole)
@@ -45,7 +48,29 @@ def test_the_durations_of_an_answer(flavour: Flavour) -> None:
             assert whole.durations.load_ns == cut.durations.load_ns > 0
             assert whole.durations.prompt_ns > 0 and whole.durations.answer_ns > cut.durations.answer_ns > 0
             if flavour.library:
+                assert whole.durations.answer_ns > 11 * 9e6
                 assert whole.durations.prompt_ns + whole.durations.answer_ns < took_ns + 1e9
+
+    run(scenario())
+
+
+def test_a_reading_that_ends_at_a_stop_string_has_durations_too(flavour: Flavour, answer: str) -> None:
+    """What other languages than OpenAI's report of an answer."""
+    stop = answer[len(answer) // 2 :][:2]
+    request = AnswerRequest(job(QUESTION), "m", False, False, (stop,), None, ())
+
+    async def scenario() -> None:
+        async with started(flavour.engine()) as engine:
+            reading = Reading(engine, request, Checker())
+            await reading.start()
+            said = "".join([part async for part in reading.texts()])
+            usage = reading.usage
+            await reading.close()
+            assert (said, reading.finish_reason) == (answer[: answer.index(stop)], "stop")
+            assert usage.durations is not None and min(usage.durations) > 0
+            both = usage.plus(usage).durations
+            assert both is not None and both.load_ns == usage.durations.load_ns
+            assert both.answer_ns == 2 * usage.durations.answer_ns
 
     run(scenario())
 

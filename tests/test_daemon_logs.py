@@ -56,14 +56,14 @@ def test_of_one_kind_so_many_and_then_their_number(log: Log, write: Callable[[in
     logs.event("something else", logging.WARNING)
     assert [line["event"] for line in log.lines()] == ["something else"]
     log.now += logs.WINDOW_S + 2
-    log.handler.say_what_was_left_out()
+    log.handler.log_dropped_counts()
     (told,) = log.lines()
     assert told["event"] == "lines left out"
     assert (told["count"], told["seconds"], told["like"][:3]) == (6000 - most, 12, "bad" if write is warn else "req")
     write(400)
     assert len(log.lines()) == 1
     log.now += logs.WINDOW_S
-    log.handler.say_what_was_left_out()
+    log.handler.log_dropped_counts()
     assert log.lines() == []  # there was nothing more to say
 
 

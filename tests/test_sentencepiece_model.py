@@ -23,8 +23,8 @@ from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers.huggingface import read_vocabulary
 from rkconvert.tokenizers.sentencepiece_model import read_model
 from rkconvert.tokenizers.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
-from tests.plans import make_plan
 from tests import models
+from tests.plans import make_plan
 from tests.tokenizers_reference import CORPUS, random_texts
 
 # As Llama 2, Mistral, InternLM2 and MiniCPM were trained; without the dummy prefix as Gemma.

@@ -41,7 +41,8 @@ class LibraryRun:
 
     def __init__(self, number: int, work: Callable[[], object], abort: Callable[[], object]) -> None:
         self.number = number
-        self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken]]] = queue.SimpleQueue()
+        # Each with the time since the run began, in ns: whoever takes it out may be late.
+        self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken, int]]] = queue.SimpleQueue()
         self.failure: Optional[BaseException] = None
         self.stopping = False
         self._run_library, self._abort = work, abort
@@ -57,6 +58,7 @@ class LibraryRun:
         return self._returned.is_set()
 
     def start(self) -> None:
+        self._started_ns = time.perf_counter_ns()
         self._thread.start()
 
     def receive(self, state: State, token: Optional[RawToken]) -> None:
@@ -64,7 +66,7 @@ class LibraryRun:
         self._last_callback = time.monotonic()
         if state in (NORMAL, WAITING):
             if token is not None:
-                self.tokens.put((state, token))
+                self.tokens.put((state, token, time.perf_counter_ns() - self._started_ns))
         elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._end_heard.set()
@@ -110,9 +112,7 @@ class LibraryRun:
 
     def _wait_for_end(self) -> None:
         """``work`` has returned without an error: FINISH or ERROR has come, or is waited for, but not for ever."""
-        blocked = (
-            self._last_callback is not None or self.stopping
-        )
+        blocked = self._last_callback is not None or self.stopping
         quiet = _GRACE_S if blocked else _PREFILL_S
         last = time.monotonic()
         while not self._end_heard.wait(max(last + quiet - time.monotonic(), 0)):
@@ -133,6 +133,7 @@ class Generation(Iterator[Token]):
         self._run, self._tokens_left = run, max_tokens
         self._text = TextOfTokens()
         self._last_id = -1
+        self.elapsed_ns = 0  # from the start of the run to the callback of the token that was given out last
         self._ended = False
 
     @property
@@ -166,7 +167,7 @@ class Generation(Iterator[Token]):
             raise
         if item is None:
             return self._end()
-        state, raw = item
+        state, raw, self.elapsed_ns = item
         self._last_id = raw.id
         if self._tokens_left is not None:
             self._tokens_left -= 1

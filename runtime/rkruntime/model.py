@@ -221,13 +221,12 @@ class Model:
         room = self.context - (1 if isinstance(prompt, str) else len(prompt))
         asked = [n for n in (self.settings.max_tokens, max_tokens) if n is not None and n >= 0]
         limit = min(room, *asked) if asked else room
-        start = time.perf_counter_ns()
         cost.finish_reason = "abort"
         with closing(self.llm.generate(prompt, limit, self.lora)) as tokens:
             for token in tokens:
                 if token.state != FINISH:
                     cost.tokens += 1
-                    cost.last_ns = time.perf_counter_ns() - start
+                    cost.last_ns = tokens.elapsed_ns
                     cost.first_ns = cost.first_ns or cost.last_ns
                 yield token
             ended = "abort" if tokens.aborted else "stop"

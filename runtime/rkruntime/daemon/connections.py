@@ -81,14 +81,14 @@ class Connection(H11Protocol):
         self._doing: tuple[str, Any] = ("head", None)
         self._since = now  # it does this
         self._unsent, self._took_at = 0, now  # what the client has not taken yet, and when it last took some
-        self._given_up = False
-        self._make_room(now)
+        self._is_closing = False
+        self._close_idlest_if_full(now)
 
     def data_received(self, data: bytes) -> None:
         if self.cycle is None and not self.conn.trailing_data[0]:  # the first that this client says
             if data.startswith(_TLS_HANDSHAKE):
                 self._log("not HTTP", "it spoke TLS: this port speaks http://, not https://")
-                self._give_up()
+                self._close_now()
                 return
             if data.startswith(_HTTP2_PREFACE):
                 self._log("not HTTP", "it spoke HTTP/2 without asking: this port speaks HTTP/1.1")
@@ -123,13 +123,13 @@ class Connection(H11Protocol):
             self._log("client dropped", f"it read nothing for {self.limits.send_s:g} s")
             self.transport.abort()
             return
-        doing = self._now_doing()
+        doing = self._activity()
         if doing != self._doing:
             self._doing, self._since = doing, now
         elif doing[0] == "head" and now - self._since > self.limits.header_s and not closing:
-            self._late()
+            self._end_overdue()
 
-    def _now_doing(self) -> tuple[str, Any]:
+    def _activity(self) -> tuple[str, Any]:
         """What goes on here, and for which request: ``work``; ``kept`` for the next one; ``head``, waiting for that."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -138,48 +138,48 @@ class Connection(H11Protocol):
         kept = self.timeout_keep_alive_task is not None and self.conn.their_state is h11.IDLE
         return ("kept" if kept else "head"), cycle
 
-    def _late(self) -> None:
+    def _end_overdue(self) -> None:
         begun = self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]
         if not begun:  # nothing at all, as from browsers that connect in advance; or the rest of what was refused
-            self._give_up()
+            self._close_now()
             return
         seconds = f"{self.limits.header_s:g} s"
         self._log("client dropped", f"the head of its request did not come within {seconds}")
         self._refuse(408, RequestRefused(f"the head of the request did not arrive within {seconds}", status=408))
 
-    def _make_room(self, now: float) -> None:
+    def _close_idlest_if_full(self, now: float) -> None:
         """Where there are too many: the one that has waited longest goes; if all are at work, this one."""
-        others = [c for c in cast("set[Connection]", self.connections) if c is not self and not c._given_up]
+        others = [c for c in cast("set[Connection]", self.connections) if c is not self and not c._is_closing]
         if len(others) < self.limits.connections:
             return
-        waiting = [c for c in others if c._may_go(now)]
+        waiting = [c for c in others if c._can_be_closed(now)]
         reason = f"all {self.limits.connections} connections are taken"
         if waiting:
             idlest = min(waiting, key=lambda c: c._since)
             idlest._log("client dropped", f"{reason}, and this one had waited longest")
-            idlest._give_up()
+            idlest._close_now()
         else:
             self._log("client refused", reason)
             self._refuse(503, Unavailable(f"{reason}: try again later", retry_after_s=_RETRY_S))
 
-    def _may_go(self, now: float) -> bool:
+    def _can_be_closed(self, now: float) -> bool:
         """Whether no whole request would be lost with it."""
-        doing, cycle = self._now_doing()
+        doing, cycle = self._activity()
         return doing != "work" or (cycle.more_body and now - self._since > _BODY_GRACE_S)
 
-    def _give_up(self) -> None:
-        self._given_up = True
-        if self.transport.get_write_buffer_size() or self._now_doing()[0] == "work":
+    def _close_now(self) -> None:
+        self._is_closing = True
+        if self.transport.get_write_buffer_size() or self._activity()[0] == "work":
             self.transport.abort()
         else:
             self.transport.close()
 
     def _refuse(self, status: int, error: RkError) -> None:
         """Say why, unless an answer is under way already, and close. uvicorn has no request to answer here."""
-        if self._now_doing()[0] == "work" and self.cycle.response_started:
-            self._give_up()
+        if self._activity()[0] == "work" and self.cycle.response_started:
+            self._close_now()
             return
-        self._given_up = True
+        self._is_closing = True
         failure = openai.failure(error)
         body = json.dumps(failure.body).encode()
         headers: Mapping[str, str] = {

@@ -217,7 +217,7 @@ class WorkerEngine:
 
     async def _load(self) -> Optional[WorkerProcess]:
         """Start a worker and have it load the model; None, and the state says why, if that fails."""
-        if self._guard.tripped:
+        if self._guard.gives_up:
             hint = f" remove {self._guard.path} and" if self._guard.path else ""
             why = f" ({self._reason})" if self._reason else ""
             self._set_state(

@@ -27,7 +27,8 @@ class LoadGuard:
         self._counts = self._read()
 
     @property
-    def tripped(self) -> bool:
+    def gives_up(self) -> bool:
+        """Whether this model has ended its process too often to be loaded again."""
         return self._counts.get(self._model, 0) >= LIMIT
 
     def begin(self) -> None:

@@ -54,7 +54,7 @@ class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
         self._left_out: dict[tuple[Any, ...], logging.LogRecord] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.say_what_was_left_out()
+        self.log_dropped_counts()
         if record.levelno > logging.DEBUG:  # who asks for those wants all
             fields: Optional[dict[str, Any]] = getattr(record, "fields", None)
             named = () if fields is None else (record.msg, fields.get("status"))
@@ -65,7 +65,7 @@ class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
                 return
         super().emit(record)
 
-    def say_what_was_left_out(self) -> None:
+    def log_dropped_counts(self) -> None:
         """Begin anew once the time is over."""
         now = self._clock()
         if now - self._began < WINDOW_S:
@@ -84,12 +84,12 @@ class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
 _handler: Optional[Limited] = None
 
 
-def say_what_was_left_out() -> None:
+def log_dropped_counts() -> None:
     """To be called now and then: else a flood that has ended is told with the next line only."""
     if _handler is not None:
         _handler.acquire()
         try:
-            _handler.say_what_was_left_out()
+            _handler.log_dropped_counts()
         finally:
             _handler.release()
 

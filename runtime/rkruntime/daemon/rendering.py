@@ -49,8 +49,8 @@ class Renderer:
             try:
                 for end in (ours, *not_theirs):
                     end.close()
-                _be_silent()
-                _keep(Channel(theirs), limits or Limits(), self._busy)
+                _close_output()
+                _restart_renderers(Channel(theirs), limits or Limits(), self._busy)
             finally:
                 os._exit(0)
         theirs.close()
@@ -80,19 +80,19 @@ class Renderer:
         os.waitpid(self._pid, 0)
 
 
-def _be_silent() -> None:
+def _close_output() -> None:
     """A pipe of the worker's that stays open here would look as if the worker still lived."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (1, 2):
         os.dup2(nothing, standard)
 
 
-def _keep(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
+def _restart_renderers(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
     """A child that renders, and another where one was ended by a limit, until the worker is gone."""
     while True:
         pid = os.fork()
         if pid == 0:
-            _serve(channel, limits, busy)
+            _render_until_closed(channel, limits, busy)
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status):
             return
@@ -101,7 +101,7 @@ def _keep(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
             channel.send(refused="the chat template takes too long for this conversation, or too much memory")
 
 
-def _serve(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
+def _render_until_closed(channel: Channel, limits: Limits, busy: mmap.mmap) -> None:
     """In the child: one conversation after the other, until the worker is gone."""
     try:
         _limit_memory(limits)

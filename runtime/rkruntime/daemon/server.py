@@ -115,7 +115,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS == 0:
             connections.check_all(self.server_state.connections, asyncio.get_running_loop().time())
-            logs.say_what_was_left_out()
+            logs.log_dropped_counts()
         return await super().on_tick(counter)
 
     @contextlib.contextmanager

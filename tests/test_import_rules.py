@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,15 +43,20 @@ def imports(tree: ast.Module, name: str, is_package: bool, lazily: bool) -> Iter
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
         elif lazily or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            nodes += ast.iter_child_nodes(node)
+            nodes += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def graph(lazily: bool) -> Graph:
     there = modules()
     found: Graph = {}
     for name, path in there.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        wanted = set(imports(tree, name, path.name == "__init__.py", lazily))
+        wanted = set(imports(parsed(path), name, path.name == "__init__.py", lazily))
         found[name] = {each for each in wanted if each in there and each != name}
         # A package that is imported for a module of it is no use of what the package imports.
         found[name] -= {each for each in wanted if any(other.startswith(f"{each}.") for other in found[name])}
