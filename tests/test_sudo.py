@@ -53,7 +53,7 @@ def test_a_program_here_that_reads_nothing_is_not_waited_for(monkeypatch: pytest
 
 
 def test_a_board_that_never_stops_talking_does_not_fill_our_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "_FLOOD", 1 << 20)
+    monkeypatch.setattr(sessions, "_MOST_OUTPUT", 1 << 20)
     assert len(LocalConnection(nobody).run("head -c 50000000 /dev/zero").out) < 2 << 20
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds for a command that computes nothing
 _STRAGGLERS = 2.0  # seconds for output after the exit: a background child may hold the pipe for ever
 _LATE_OUTPUT = 20.0  # seconds more where an answer has no end yet: on a busy machine its exit code may come first
-_FLOOD = 256 << 20  # bytes of an answer: more no board of good will gives
+_MOST_OUTPUT = 256 << 20  # bytes kept of one stream of a command; what comes beyond is read and thrown away
 Data = Union[bytes, memoryview]
 Ask = Callable[[str], Optional[str]]  # a question that wants a secret; None: nobody is there to answer
 
@@ -48,7 +48,7 @@ class CommandResult:
         return _last_line(self.err) or f"exit code {self.code}"
 
 
-# What terminals are told: titles, colours.
+# Escape sequences that a terminal acts on: titles, colours.
 _STEERING = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.")
 # What a board says where it runs nothing, and what to do about it.
 _ADVICE = (
@@ -92,11 +92,11 @@ class Session(ABC):
                 data = source(1 << 16)
             except TimeoutError:
                 continue
-            except (OSError, EOFError, ValueError):  # closed under us
+            except (OSError, EOFError, ValueError):  # the stream was closed while it was read
                 data = b""
             with self._changed:
                 answered = self._ended and buffer is self._buffers[0]
-                if len(buffer) < _FLOOD and not answered:  # more is read, so that nothing blocks, and thrown away
+                if len(buffer) < _MOST_OUTPUT and not answered:
                     buffer += data
                 self._open_streams -= not data
                 self._changed.notify_all()
@@ -233,7 +233,7 @@ class Connection(ABC):
         words, secret = self._sudo_words()
         session = self._start_wrapped(line, f"{words} ")
         session.program = "sudo"
-        with contextlib.suppress(BrokenPipeError):  # it has ended: what comes next finds out, and why
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: whoever reads its answer is told why
             session.send(secret)
         return session
 
@@ -262,8 +262,8 @@ class Connection(ABC):
 
     def _sudo_words(self) -> tuple[str, bytes]:
         if self._sudo is None:
-            # -k with a command ignores what sudo remembers: so it reads a password always or never, and what comes
-            # after it on stdin is the command's.
+            # With -k, sudo ignores that a password was given a minute ago. So it reads one each time or never, and
+            # it is known whether the first line of stdin is the password or belongs to the command.
             wanted = self.needs_password()
             if wanted is None:
                 raise self._no_sudo_error()

@@ -128,11 +128,12 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     if old_manifest.get("service") == "systemd":
         stop(prefix, old_manifest)
         hanging = why_not_stopped()
-        if hanging:  # nothing is to be switched then
+        if hanging:  # then nothing is switched
             delete_durably(marker)
             return {"ok": False, "error": hanging, "log": [], "current": old, "old_healthy": False}
     with contextlib.suppress(OSError):
-        os.unlink(STATE_DIR + "/unfinished-loads.json")  # whoever deploys wants it tried again
+        # A model that was given up on is tried again when somebody deploys.
+        os.unlink(STATE_DIR + "/unfinished-loads.json")
     if old_manifest and old_manifest["service"] != manifest["service"]:
         stop(prefix, old_manifest)
     switch_to(prefix, name)
@@ -140,7 +141,8 @@ def activation(prefix: str, name: str, side_by_side: bool, tell: Callable[..., N
     if not wrong:
         if manifest["service"] == "systemd":
             places = [place for _, place in units_of(f"{prefix}/releases/{name}", manifest)]
-            systemctl("enable", "--now", *map(os.path.basename, places))  # now: it serves already, the clocks' does not
+            # --now is for the clocks' unit; the daemon serves already.
+            systemctl("enable", "--now", *map(os.path.basename, places))
         os.replace(f"{prefix}/releases/{name}/.proving", f"{prefix}/releases/{name}/.proven")
         sync_folder(f"{prefix}/releases/{name}")
         delete_durably(marker)
@@ -189,7 +191,7 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
     if child == 0:
         os.setsid()
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)  # not SIG_IGN, which the daemon would inherit
+            signal.signal(number, lambda *_: None)  # a handler, as the daemon would inherit SIG_IGN
         nothing = os.open(os.devnull, os.O_RDWR)
         for handle in (0, 1, 2):
             os.dup2(nothing, handle)

@@ -69,12 +69,13 @@ def check_prefix(prefix: str) -> None:
 
 
 COMMANDS = {f.__name__: f for f in (state, check_prefix, receive, finish, activate, guard, remove, lock)}
-PREFIX_AT = {"state": 0, "finish": 0, "activate": 0, "remove": 0, "lock": 2}  # where in its words; receive looks itself
+# Which of a command's words is the prefix that has to be safe; `receive` is given paths and checks them itself.
+PREFIX_AT = {"state": 0, "finish": 0, "activate": 0, "remove": 0, "lock": 2}
 
 
 def main(words: list[str]) -> None:
     name, *rest = words
-    os.chdir("/")  # not where somebody may have put things, in a home folder say
+    os.chdir("/")  # the current folder may be one in which others have put files
     if name in PREFIX_AT:
         refuse_unsafe_prefix(rest[PREFIX_AT[name]], *((f"releases/{rest[1]}/agent.pyz",) if name == "activate" else ()))
     COMMANDS[name](*rest)

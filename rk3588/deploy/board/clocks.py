@@ -76,7 +76,7 @@ def restore(state: str) -> None:
 
 
 def watch(state: str) -> None:
-    restore(state)  # of one that was killed
+    restore(state)  # what an earlier run that was killed had changed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     last, pinned = float("-inf"), False
     try:

@@ -19,7 +19,7 @@ from .safe_paths import why_unsafe
 
 BLOCK = 1 << 20
 SILENCE = 60  # seconds without a byte: the sender is gone
-LOCK_SILENCE = 8  # seconds without a beat of the deployer, which comes every two
+LOCK_SILENCE = 8  # seconds without a line from the deployer, which sends one every two seconds
 PATIENCE = 900  # seconds without a file: other steps of the plan may take their time
 SYNC_EVERY = 64 << 20
 DISK_FULL = 28  # ENOSPC
@@ -157,7 +157,7 @@ def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mod
         os.ftruncate(out, have)
         receive_bytes(stdin, out, size, have, hashed)
     except OSError as error:
-        if error.errno == DISK_FULL:  # give back what was taken, the board may need it
+        if error.errno == DISK_FULL:  # delete the part: the board may need the room
             os.unlink(part)
             refuse(f"cannot write {path}: {error.strerror}: free some, then run the same command again")
         refuse(f"cannot write {path}: {error.strerror}")
@@ -189,7 +189,7 @@ def receive_bytes(stdin: io.BufferedReader, out: int, size: int, have: int, hash
             view = view[os.write(out, view) :]
         hashed.update(block)
         have += len(block)
-        if have - synced >= SYNC_EVERY:  # a reboot costs at most this much
+        if have - synced >= SYNC_EVERY:  # so that a reboot loses no more than this
             os.fdatasync(out)
             synced = have
     signal.alarm(0)
@@ -257,7 +257,7 @@ def lock(path: str, who: str, prefix: str) -> None:
     wrong = why_unsafe(os.path.dirname(path))
     if wrong:
         refuse(wrong)
-    # One whose link broke holds it until its silence is noticed.
+    # A deployer whose link broke holds the lock until its silence is noticed.
     deadline = time.monotonic() + LOCK_SILENCE + 4
     handle = try_lock(path)
     while handle is None:
@@ -270,7 +270,7 @@ def lock(path: str, who: str, prefix: str) -> None:
     wait_for_running_activation(prefix)
     print_answer(ok=True)
     while True:
-        signal.alarm(LOCK_SILENCE)  # killed by it: the lock falls with the process
+        signal.alarm(LOCK_SILENCE)  # SIGALRM ends this process, and its lock with it
         if not sys.stdin.buffer.readline():
             break
     os.unlink(path)
@@ -284,7 +284,7 @@ def try_lock(path: str) -> Optional[int]:
         refuse(f"cannot lock {path}: {error.strerror}")
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), os.lstat(path)):  # else its holder has just taken it away
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):  # else its last holder has deleted the file
             return handle
     os.close(handle)
     return None

@@ -11,7 +11,7 @@ import os
 import pwd
 import stat
 
-LINKS = 40  # on one way, as the kernel has it
+LINKS = 40  # symbolic links in one path, the kernel's limit
 
 
 def why_unsafe(path: str) -> str:
@@ -30,7 +30,7 @@ def why_unsafe(path: str) -> str:
         try:
             found = os.lstat(full)
         except FileNotFoundError:
-            return ""  # made by us, below what was looked at
+            return ""  # it will be made by us, in a folder that was found safe
         except OSError as error:
             return f"cannot look at {full}: {error.strerror}"
         if stat.S_ISLNK(found.st_mode):

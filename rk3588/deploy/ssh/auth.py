@@ -58,7 +58,7 @@ def _is_let_in(transport: paramiko.Transport, destination: Destination, ask: Ask
                 left = _try_key(transport, destination, key)
                 if left == []:
                     return True
-                allowed = set(left or allowed)  # one that was good, and not enough
+                allowed = set(left or allowed)  # the key was accepted, and the server wants something else as well
                 if "publickey" not in allowed:
                     break
         finally:
@@ -139,7 +139,7 @@ def _plain_keys(
             continue
         loaded = _load_private_key(file, ask)
         if loaded is not None:
-            loaded.public_blob = None  # paramiko puts a certificate there that lies beside it
+            loaded.public_blob = None  # paramiko has put a certificate there if one lies beside the file
             yield str(file), loaded, file
 
 
@@ -152,7 +152,7 @@ class Agent(paramiko.agent.AgentSSH):
         try:
             self._socket.settimeout(_AGENT_SECONDS)
             self._socket.connect(path)
-            self._socket.settimeout(None)  # somebody may have to press a button
+            self._socket.settimeout(None)  # no limit: the user may have to press a button on a hardware key
             self._connect(self._socket)  # type: ignore[attr-defined]
         except BaseException:
             self._socket.close()
@@ -182,7 +182,7 @@ def _load_private_key(file: Path, ask: Ask) -> Optional[paramiko.PKey]:
     secret: Optional[str] = None
     for _ in range(1 + _PASSWORDS):
         try:
-            # Its second parameter has had two names: by position.
+            # By position: its second parameter is called otherwise in other versions of paramiko.
             return paramiko.PKey.from_path(file, secret.encode() if secret is not None else None)  # type: ignore[arg-type]
         except (paramiko.PasswordRequiredException, TypeError):
             pass

@@ -19,7 +19,7 @@ from .tokens import PROXY, Tokens, expand_home, local_user, seconds
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 USER_KNOWN = "~/.ssh/known_hosts"
-_KNOWN = {  # and what they are where nobody says
+_KNOWN = {  # keyword → its default, as OpenSSH has it
     "userknownhostsfile": f"{USER_KNOWN} {USER_KNOWN}2",
     "globalknownhostsfile": "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2",
 }

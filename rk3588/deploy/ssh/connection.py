@@ -206,7 +206,7 @@ def _is_lost(transport: paramiko.Transport) -> bool:
 
 
 def _close(channel: paramiko.Channel) -> None:
-    with contextlib.suppress(*FAILURES):  # the other side is to be told: it may be gone
+    with contextlib.suppress(*FAILURES):  # closing tells the server, which may be gone
         channel.close()
 
 
@@ -219,7 +219,7 @@ class SshSession(Session):
 
     def send(self, data: Data) -> None:
         view = memoryview(data)
-        self._channel.settimeout(self._patience)  # the readers end with the channel, whatever this says
+        self._channel.settimeout(self._patience)  # for writes; the threads that read end with the channel
         while view:
             try:
                 sent = self._channel.send(view[:_BLOCK])  # type: ignore[arg-type]
@@ -241,7 +241,7 @@ class SshSession(Session):
             self._channel.shutdown_write()
 
     def exit_code(self, timeout: float) -> Optional[int]:
-        # Not recv_exit_status, which knows no timeout.
+        # recv_exit_status would wait without a timeout.
         if not self._channel.status_event.wait(timeout):
             return None
         code = self._channel.exit_status

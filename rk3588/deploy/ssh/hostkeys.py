@@ -22,7 +22,7 @@ from rk3588.errors import ConnectError, HostKeyError
 
 from .config import USER_KNOWN, Destination
 
-# Asked with the whole question, and whether nothing at all is known of the host yet; whether the answer was yes.
+# Asks the user whether to trust a key: (the question, whether the host is quite unknown) → whether the answer is yes.
 Accept = Callable[[str, bool], bool]
 
 
@@ -118,7 +118,7 @@ class KnownHosts:
                 f"{destination.known_as} is known under another type of key ({types}) and shows {shown} now; this is "
                 "no sign of an attack by itself."
             )
-            otherwise = " at a terminal"  # whoever is in between could choose the type
+            otherwise = " at a terminal"  # not by --accept-new: an attacker in between could offer another type of key
         if not accept(f"{question} Is it the right one?", not self.keys):
             raise HostKeyError(f"{question} Compare it with `ssh-keygen -lf` on the board and say yes{otherwise}")
         self._remember(key)

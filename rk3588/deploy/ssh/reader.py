@@ -110,7 +110,7 @@ class ConfigReader:
         holds = True
         for key, argument, negated in _criteria(given):
             if not holds and key == "exec":
-                continue  # not run where it does not count
+                continue  # a program is not run where the block cannot hold any more
             found = self._criterion(key, argument)
             if found is None:
                 if holds:
