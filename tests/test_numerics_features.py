@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from rk3588 import hostlib
@@ -222,4 +222,9 @@ def test_any_features_equal_the_reference(
 ) -> None:
     path = model.write(tmp_path_factory.mktemp("any") / "m.gguf", dtype)
     tokens = ids(n, model.vocab)
-    np.testing.assert_array_equal(logits(path, tokens, chunk=chunk), Reference(path).logits(tokens))
+    try:
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            wanted = Reference(path).logits(tokens)
+    except FloatingPointError:  # without norms, numbers may grow out of fp16 and float32
+        reject()
+    np.testing.assert_array_equal(logits(path, tokens, chunk=chunk), wanted)
