@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .bundle import TEMPLATE, Bundle
+from .conversation_rules import FOLD, REFUSE
 from .errors import BundleError, UsageError, printable
 
 Message = Mapping[str, Any]
@@ -23,7 +24,6 @@ _MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
 _MOST_WORDS = 300  # characters of what a template says for itself
 
 
-FOLD, REFUSE = "fold", "refuse"  # what is done with a system prompt where the template has no system role
 NO_SYSTEM_ROLE = (
     "the chat template has no system role: the system prompt is put before the user's message (system_role: refuse "
     "refuses it)"
@@ -31,12 +31,6 @@ NO_SYSTEM_ROLE = (
 NO_TOOLS = "the chat template has no place for tools: the model is not told of them"
 _PROBE = "SYSTEMPROMPT"  # no template has a reason to change it
 _TOOLS_OF_A_MESSAGE = re.compile(r"""\bmessage(?:\.tools\b|\[['"]tools['"]\])""")
-# Names in templates that are not a user's to give: what we pass, what the bundle says, what Jinja and we define.
-RESERVED = {
-    "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "unk_token", "pad_token",
-    "raise_exception", "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace",
-    "self", "super", "loop", "caller", "varargs", "kwargs", "context", "environment",
-}  # fmt: skip
 
 
 class Source(NamedTuple):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rk3588 import bundle as bundles
-from rk3588 import templates
+from rk3588 import conversation_rules, templates
 from rkruntime.daemon import formats, strictjson
 from rkruntime.daemon.fields import Fields
 from rkruntime.daemon.jsonprefix import JsonPrefix
@@ -232,8 +232,8 @@ def test_a_call_is_replayed_as_the_model_wrote_it(fake: Service, given_: Any, pa
 
 def test_names_that_are_the_servers_are_refused_by_name(fake: Service) -> None:
     globals_ = set(templates._environment().globals)
-    assert globals_ <= templates.RESERVED
-    for name in sorted(templates.RESERVED):
+    assert globals_ <= conversation_rules.RESERVED
+    for name in sorted(conversation_rules.RESERVED):
         reply = fake.chat(chat_template_kwargs={name: 1, "mine": 2})
         assert (reply.status, reply.error["param"]) == (400, "chat_template_kwargs")
         assert repr(name) in reply.error["message"]

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Any, Optional, Protocol, Union
 
 from rk3588.bundle import VOCABULARY, Bundle
+from rk3588.conversation_rules import FOLD
 from rk3588.hostlib import SimModel
-from rk3588.templates import FOLD, ChatTemplate, Message, Rendered, Source
+from rk3588.templates import ChatTemplate, Message, Rendered, Source
 
 from .specials import Specials
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Optional
 import click
 
 from rk3588 import runtime
+from rk3588.conversation_rules import FOLD, REFUSE
 from rk3588.errors import UsageError
 from rk3588.rkllm import MAX_CONTEXT
 from rk3588.sampling import DEFAULTS, Sampling, settle
-from rk3588.templates import FOLD, REFUSE
 
 
 class Number(click.FloatRange):

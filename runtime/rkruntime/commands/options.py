@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from rk3588.conversation_rules import RESERVED
 from rk3588.errors import UsageError, printable
 from rk3588.runtime import Choice
-from rk3588.templates import RESERVED
 from rkruntime import settings as table
 from rkruntime.model import Cost
 from rkruntime.settings import Settings

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
+from rk3588.conversation_rules import RESERVED
 from rk3588.errors import RequestRefused
 from rk3588.sampling import Sampling
-from rk3588.templates import RESERVED
 from rkruntime.daemon import formats, strictjson
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields, refuse

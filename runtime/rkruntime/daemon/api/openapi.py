@@ -9,7 +9,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from rk3588.templates import RESERVED
+from rk3588.conversation_rules import RESERVED
 from rkruntime.daemon import formats
 from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
