@@ -39,7 +39,7 @@ def test_the_document_has_the_routes_of_the_daemon(tiny_bundles: Mapping[str, Pa
 
 def test_the_document_is_what_the_tables_of_the_daemon_say() -> None:
     """What a request may hold stood twice, and the deadline's form had drifted: fractions were said to be refused."""
-    assert openapi.document().decode() == openapi.text(), "run: python -m rkruntime.daemon.api.openapi > openapi.json"
+    assert openapi.document().decode() == openapi.text(), "run: python -m rkruntime.daemon.api.openapi --write"
 
 
 @pytest.mark.parametrize(

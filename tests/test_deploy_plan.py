@@ -228,6 +228,15 @@ def test_no_answer_breaks_a_parser(fact: probes.Fact, answer: str) -> None:
     judge.judge(probes.parse({fact.name: answer}), PREFIX)
 
 
+@pytest.mark.parametrize("fact", probes.FACTS, ids=lambda fact: fact.name)
+def test_numbers_of_thousands_of_digits_break_no_parser(fact: probes.Fact) -> None:
+    """``int`` refuses them with a ValueError."""
+    long = "9" * 5000
+    for answer in (long, f"{long}\t{long}", f"Python 3.{long}", f"MemTotal: {long} kB", f"soc {long}", f"{long} {long}",
+                   f"npu|performance|{long}|{long} {long}"):  # fmt: skip
+        judge.judge(probes.parse({fact.name: answer}), PREFIX)
+
+
 def test_a_doctor_without_any_fact_refuses_and_explains() -> None:
     findings = judge.judge(facts.Facts(), PREFIX)
     assert findings[0].level == "refuse"

@@ -29,7 +29,7 @@ class Finding:
     """One judged fact. ``npu``: it is about the NPU, so it does not count for the simulated runtime."""
 
     level: str
-    fact: str
+    fact: str  # a heading; not the name of a field of Facts
     text: str
     remedy: str = ""
     npu: bool = False

@@ -67,7 +67,7 @@ def _there(text: str) -> bool:
 
 def _inodes(text: str) -> Optional[int]:
     """Of a file system's total and free inodes the latter; None where it does not count them (btrfs)."""
-    match = re.match(r"\s*([0-9]+) ([0-9]+)", text)
+    match = re.match(r"\s*([0-9]{1,18}) ([0-9]{1,18})", text)
     return int(match[2]) if match and int(match[1]) else None
 
 
@@ -76,7 +76,7 @@ def _joined(text: str) -> str:
 
 
 def _whole(text: str) -> Optional[int]:
-    match = re.match(r"\s*([0-9]+)", text)
+    match = re.match(r"\s*([0-9]{1,18})(?![0-9])", text)  # int() refuses what is longer than 4300 digits
     return int(match[1]) if match else None
 
 
@@ -90,7 +90,7 @@ def _yes_or_no(text: str) -> Optional[bool]:
 
 
 def _driver(text: str) -> Optional[str]:
-    match = re.search(r"\bv?([0-9]+\.[0-9]+\.[0-9]+)", text)
+    match = re.search(r"\bv?([0-9]{1,18}\.[0-9]{1,18}\.[0-9]{1,18})", text)
     return match[1] if match else None
 
 
@@ -100,7 +100,7 @@ def _nodes(text: str) -> tuple[Node, ...]:
 
 
 def _holders(text: str) -> tuple[Holder, ...]:
-    rows = re.findall(r"^([0-9]+)\t([^\t\n]*)\t(.*)$", text, re.MULTILINE)
+    rows = re.findall(r"^([0-9]{1,18})\t([^\t\n]*)\t(.*)$", text, re.MULTILINE)
     return tuple(Holder(int(pid), name, _unit(group)) for pid, name, group in rows)
 
 
@@ -117,35 +117,35 @@ def _clocks(text: str) -> tuple[Clock, ...]:
     found = []
     for line in _lines(text):
         name, governor, current, steps = (line + "|||").split("|")[:4]
-        numbers = [int(step) for step in re.findall(r"[0-9]+", steps)]
+        numbers = [int(step) for step in re.findall(r"(?<![0-9])[0-9]{1,18}(?![0-9])", steps)]
         if governor:
             found.append(Clock(name, governor, _whole(current) or 0, max(numbers, default=0)))
     return tuple(found)
 
 
 def _capacity(text: str) -> dict[int, int]:
-    return {int(cpu): int(value) for cpu, value in re.findall(r"^([0-9]+) ([0-9]+)$", text, re.MULTILINE)}
+    return {int(cpu): int(value) for cpu, value in re.findall(r"^([0-9]{1,18}) ([0-9]{1,18})$", text, re.MULTILINE)}
 
 
 def _heat(text: str) -> dict[str, float]:
-    rows = re.findall(r"^(\S.*) (-?[0-9]+)$", text, re.MULTILINE)
+    rows = re.findall(r"^(\S.*) (-?[0-9]{1,18})$", text, re.MULTILINE)
     return {zone: int(millis) / 1000 for zone, millis in rows}
 
 
 def _memory(text: str) -> dict[str, int]:
-    rows = re.findall(r"^(MemTotal|MemAvailable|SwapTotal):\s+([0-9]+) kB", text, re.MULTILINE)
+    rows = re.findall(r"^(MemTotal|MemAvailable|SwapTotal):\s+([0-9]{1,18}) kB", text, re.MULTILINE)
     return {name: int(kib) << 10 for name, kib in rows}
 
 
 def _python(text: str) -> Optional[tuple[int, int]]:
-    match = re.search(r"Python ([0-9]+)\.([0-9]+)", text)
+    match = re.search(r"Python ([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", text)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def _libc(text: str) -> str:
     if "musl" in text:
         return "musl"
-    match = re.search(r"([0-9]+\.[0-9]+)", text)
+    match = re.search(r"([0-9]{1,18}\.[0-9]{1,18})", text)
     return f"glibc {match[1]}" if match else ""
 
 
@@ -159,7 +159,7 @@ def _libraries(text: str) -> tuple[Library, ...]:
 
 def _listening(text: str) -> tuple[int, ...]:
     """Of /proc/net/tcp and tcp6: state 0A is LISTEN."""
-    rows = re.findall(r"^\s*[0-9]+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A ", text, re.MULTILINE)
+    rows = re.findall(r"^\s*[0-9]{1,18}: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A ", text, re.MULTILINE)
     return tuple(sorted({int(port, 16) for port in rows}))
 
 
@@ -284,7 +284,7 @@ def gather(connection: Connection, prefix: Optional[str] = None, thorough: bool 
     as_root = connection.user_id == 0
     before = time.time()
     clock = connection.run("date +%s.%N").text.strip()
-    known = re.fullmatch(r"[0-9]+\.[0-9]+", clock)
+    known = re.fullmatch(r"[0-9]{1,18}\.[0-9]{1,18}", clock)
     raw = {"clock_error": f"{float(clock) - (before + time.time()) / 2:.3f}" if known else ""}
     wanted = [fact for fact in FACTS if thorough or not fact.slow]
     rooted = [fact for fact in wanted if fact.root]

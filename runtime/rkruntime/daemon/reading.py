@@ -35,7 +35,7 @@ class Reading:
         """Into the queue; what raises here raises before any header has gone out."""
         format, job = self._request.format, self._request.job
         if format is not None and format.schema:
-            self._check_queue()
+            self._check_queue_has_room()
             check = asyncio.ensure_future(format.check_schema(self._checker))
             async for _ in self._heartbeats(check, None):
                 pass
@@ -43,7 +43,7 @@ class Reading:
             job = replace(job, deadline_s=self._seconds_left())
         self._answer = await self._engine.submit(job)
 
-    def _check_queue(self) -> None:
+    def _check_queue_has_room(self) -> None:
         """A schema that is checked has a place in the queue, too."""
         waiting = self._checker.waiting + self._engine.status.queued
         if waiting >= self._engine.settings.queue_length:

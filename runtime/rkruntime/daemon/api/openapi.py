@@ -1,12 +1,14 @@
 """The OpenAPI document, out of the tables that the daemon itself reads requests by.
 
-``openapi.json`` beside this file is what ``python -m rkruntime.daemon.api.openapi`` prints; a test compares them.
+``openapi.json`` beside this file is what ``python -m rkruntime.daemon.api.openapi --write`` writes, as a test sees to.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from rk3588.conversation_rules import RESERVED
@@ -363,4 +365,7 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    print(text(), end="")
+    if sys.argv[1:] == ["--write"]:
+        Path(__file__).with_suffix(".json").write_text(text(), encoding="utf-8")
+    else:
+        print(text(), end="")
