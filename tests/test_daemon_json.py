@@ -166,16 +166,17 @@ def test_an_answer_with_two_meanings_is_none(service: Service) -> None:
 
 
 class Checks:
-    """Stands for the checker's processes: says of everything that it fits, once ``may_end``, and how many there were at
-    once."""
+    """Stands for the checker's processes: says of everything that it fits, after some seconds or once ``may_end``, and
+    how many there were at once."""
 
-    def __init__(self) -> None:
-        self.running, self.most, self.may_end = 0, 0, False
+    def __init__(self, seconds: float) -> None:
+        self.running, self.most, self.may_end, self._seconds = 0, 0, False, seconds
 
     async def __call__(self, _question: Any) -> None:
         self.running += 1
         self.most = max(self.most, self.running)
-        while not self.may_end:
+        end = asyncio.get_running_loop().time() + self._seconds
+        while not self.may_end and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)
         self.running -= 1
 
@@ -183,7 +184,7 @@ class Checks:
 def test_schemas_are_checked_a_few_at_a_time_and_count_as_waiting(
     tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = Checks()
+    checks = Checks(60)
     monkeypatch.setattr(jsonformat, "_ask", checks)
     with served(tiny_bundles["w8a8"], FakeEngine, queue_length=5) as running, ThreadPoolExecutor(12) as clients:
         asked = [clients.submit(running.chat, "say 5", **asking({"type": "integer"})) for _ in range(12)]
