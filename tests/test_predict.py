@@ -144,10 +144,37 @@ def test_a_gguf_file_of_another_family(folder: Path) -> None:
     assert "mamba is no family that predictions know" in said(run(folder / "m.gguf"), CheckpointError)
 
 
-def test_without_rkconvert_a_gguf_file_is_named_as_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rkconvert_a_gguf_file_is_read_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (models.tiny_gguf(folder / "m.gguf"), "--board", "rock-5b", "--json")
+    whole = json.loads(run(*asked).stdout)
     monkeypatch.setitem(sys.modules, "rkconvert.shapes", None)
-    assert "takes rkconvert: pip install 'rk3588[convert]'" in said(run(folder / "m.gguf"), UsageError)
+    assert json.loads(run(*asked).stdout) == whole
+    assert "is not a GGUF file" in said(run(_text(folder / "t.gguf")), CheckpointError)
+    assert "read by rkconvert: pip install 'rk3588[convert]'" in said(run("someone/model"), UsageError)
     assert run(folder, "--board", "rock-5b").exit_code == 0
+
+
+def _text(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+def test_under_python_3_9(folder: Path) -> None:
+    """rkconvert does not run there: it said that there is "no None"."""
+    old = interpreters.python(9)
+    if old is None:
+        pytest.skip("there is no Python 3.9 on this machine")
+    path = [str(Path(rk3588.__file__).parent.parent), *{str(Path(m.__file__).parent.parent) for m in (click, yaml)}]
+
+    def predicted(model: object) -> subprocess.CompletedProcess[str]:
+        program = f"import sys; sys.path += {path}; from rk3588.cli import main; main()"
+        command = [old, "-I", "-c", program, "predict", str(model), "--board", "rock-5b"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+    done = predicted(models.tiny_gguf(folder / "m.gguf"))
+    assert (done.returncode, done.stderr) == (0, "") and "m: " in done.stdout
+    done = predicted("someone/model")
+    assert done.returncode == 2 and "all else is read by rkconvert, which needs Python 3.10 or newer" in done.stderr
 
 
 def test_ram(folder: Path) -> None:
