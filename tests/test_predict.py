@@ -22,9 +22,10 @@ from rk3588.errors import CheckpointError, TargetError, UsageError
 from rk3588.predict import Workload
 from rk3588.shape import Shape
 from rkconvert import shapes
-from tests import models
+from tests import interpreters, models
 from tests.bench import predict_fit, predict_table
 
+ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "param_counts.json").read_text(encoding="utf-8"))
 SOC = boards.catalogue().socs["RK3588"]
 TINY = Shape("TinyLlama", 22, 2048, 5632, 32, 4, 64, 32000, False, 2048, 4096)
@@ -159,15 +160,14 @@ def _text(path: Path) -> Path:
     return path
 
 
-def test_under_python_3_9(folder: Path) -> None:
-    """rkconvert does not run there: it said that there is "no None"."""
+def test_under_python_3_9(folder: Path, pyz: Path) -> None:
+    """rkconvert does not run there: it said that there is "no None". The zipapp has what the sources need there."""
     old = interpreters.python(9)
     if old is None:
         pytest.skip("there is no Python 3.9 on this machine")
-    path = [str(Path(rk3588.__file__).parent.parent), *{str(Path(m.__file__).parent.parent) for m in (click, yaml)}]
+    program = f"import sys; sys.path[:0] = {[str(ROOT), str(pyz)]}; from rk3588.cli import main; main()"
 
     def predicted(model: object) -> subprocess.CompletedProcess[str]:
-        program = f"import sys; sys.path += {path}; from rk3588.cli import main; main()"
         command = [old, "-I", "-c", program, "predict", str(model), "--board", "rock-5b"]
         return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 

@@ -128,7 +128,7 @@ def test_the_daemon_does_not_begin_without_what_counts_tokens(
 ) -> None:
     """It listened, and every worker failed, again and again."""
     settings = EngineSettings(tiny_bundles["w8a8"], sim_library=tmp_path / "absent.so")
-    with pytest.raises(NoSuchLibrary, match=r"no library .*absent\.so: give .* librksim\.so .sim_library, --sim-library"):
+    with pytest.raises(NoSuchLibrary, match=r"no library .*absent\.so: give .* librksim\.so .sim_library"):
         WorkerEngine(settings)
     monkeypatch.setenv("RKSIM_LIBRARY", str(tmp_path / "absent.so"))
     with pytest.raises(LibraryError, match=r"no library .*absent\.so .from RKSIM_LIBRARY.: give .* librksim\.so"):

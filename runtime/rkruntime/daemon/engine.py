@@ -121,7 +121,7 @@ class WorkerEngine:
         if not isinstance(frame.get("prompt"), str) and tokens > self._prompt_limit:
             raise PromptTooLong(
                 f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._prompt_limit}: shorten "
-                "the conversation, or load the model with a longer context",
+                f"the conversation, or load the model with {self._model.longer_than(self._context)}",
                 tokens,
                 self._context,
             )
