@@ -107,6 +107,11 @@ class Bundle:
         path = self.file(TEMPLATE)
         return reading.read_text(path, reading.TEMPLATE, self.path, BundleError) if path else None
 
+    @property
+    def vocabulary(self) -> Path | None:
+        """The file that tokens are counted with."""
+        return self.file(VOCABULARY) or self.sim_model
+
     def file(self, name: str) -> Path | None:
         """The file of the bundle that is called ``name``, if it has one.
 

@@ -10,6 +10,7 @@ import ctypes as c
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,10 +74,18 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 }
 
 
+def find() -> Path:
+    """librksim.so: of ``RKSIM_LIBRARY``, else the packaged one; LibraryError if there is none."""
+    said = os.environ.get("RKSIM_LIBRARY")
+    if said and not Path(said).is_file():
+        raise LibraryError(f"there is no library {said} (from RKSIM_LIBRARY): give the path of a librksim.so")
+    return Path(said) if said else packaged("lib/librksim.so")
+
+
 @functools.cache
 def library() -> c.CDLL:
-    """librksim.so, from ``RKSIM_LIBRARY`` or the package, with its signatures applied."""
-    path = os.environ.get("RKSIM_LIBRARY") or packaged("lib/librksim.so")
+    """The library that ``find`` finds, with its signatures applied."""
+    path = find()
     try:
         lib = c.CDLL(str(path))
         for name, (restype, argtypes) in _SIGNATURES.items():

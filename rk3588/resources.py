@@ -8,6 +8,8 @@ from typing import Optional
 
 from .errors import LibraryError
 
+_SETTINGS = {"lib/librkllmrt.so": "library", "lib/librksim.so": "sim_library"}  # what says where they are instead
+
 
 def packaged(name: str) -> Path:
     """Path of a packaged file, such as ``lib/librksim.so`` or ``boards.yaml``; LibraryError when it is not there.
@@ -25,6 +27,12 @@ def packaged(name: str) -> Path:
         raise LibraryError(
             f"{name} is not in {top}, a clone of rk3588 that is not installed: run `make quickstart` there, or, where "
             "rk3588 is installed, call it from another folder"
+        )
+    if not Path(__file__).is_file() and name in _SETTINGS:
+        setting, file = _SETTINGS[name], name.rpartition("/")[2]
+        raise LibraryError(
+            f"{file} is not in this zipapp, which carries no libraries: give the path of one with "
+            f"--{setting.replace('_', '-')} FILE, or as `{setting}` in the file of --config"
         )
     raise LibraryError(f"{name} is not in this installation of rk3588: reinstall it (pip install rk3588)")
 

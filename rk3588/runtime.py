@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Optional
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
 from .errors import BundleError, LibraryError, NoSuchLibrary
 from .resources import packaged
-from .rkllm import RELEASE, version_in
+from .rkllm import RELEASE, TELLING, version_in
 
 VARIABLE = "RKLLM_LIBRARY"
 SYSTEM = Path("/usr/lib/librkllmrt.so")
@@ -101,7 +101,10 @@ def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -
         if SYSTEM.is_file():
             return SYSTEM
     what = f"Rockchip's librkllmrt.so {RELEASE}, which runs .rkllm models," if npu else "librkllmrt.so"
-    raise LibraryError(f"{what} was not found: install it as {SYSTEM} or set {VARIABLE} to its path")
+    raise LibraryError(
+        f"{what} was not found: install it as {SYSTEM}, or give its path with --library (`library` in the daemon's "
+        f"file) or {VARIABLE}"
+    )
 
 
 def simulated() -> Path:
@@ -141,10 +144,12 @@ def _without(entry: dict[str, Any], target: str) -> dict[str, Any]:
 
 
 def is_simulated(path: Path) -> bool:
-    """Whether a librkllmrt.so is ours: by the names in it. LibraryError where it cannot be read."""
+    """Whether a librkllmrt.so is ours: by the names in it. LibraryError where it is none, or cannot be read."""
     data = _content(path)
     if data[:4] != b"\x7fELF":
         raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
+    if TELLING[0].encode() not in data:
+        raise LibraryError(f"{path} is no librkllmrt, for it has no {TELLING[0]}: give the path of a librkllmrt.so")
     return _SIMULATED.search(data) is not None
 
 

@@ -41,8 +41,9 @@ def over_script(bundle: Path, *options: str) -> tuple[str, ...]:
 def running(command: Sequence[str], env: Mapping[str, str] | None = None, folder: Path = ROOT) -> Iterator[Running]:
     """The daemon, once it listens. Every line on its stderr has to be a JSON object."""
     process = subprocess.Popen(
-        command, cwd=folder, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=folder, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,  # so that a test can send what a terminal sends: to the whole group
+    )  # fmt: skip
     log: list[dict[str, Any]] = []
     listening = threading.Event()
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rk3588 import bundle as bundles
 from rk3588.errors import RuntimeFailure, UsageError
 from rkruntime.conversation import Conversation
 from rkruntime.model import Model, Settings
-from tests.fakes import fake_rkllm, journal, scripted_bundle
+from tests.fakes import bundle_for_both, fake_rkllm, journal, scripted_bundle
 from tests.test_chat import Talk, Terminal
 from tests.test_cli import ANSWER, ENDLESS, rk3588
 
@@ -58,9 +59,10 @@ def test_set_max_tokens_holds_at_once(talk: Talk) -> None:
     ("line", "message"),
     [
         ("/set warmth 3", "there is no setting warmth: there are temperature, top_k, "),
-        ("/set temperature hot", "temperature: 'hot' is not a valid float"),
-        ("/set temperature nan", "temperature: nan is not a number that can be used"),
-        ("/set top_p 2", "top_p: 2.0 is not in the range 0<x<=1"),
+        ("/set temperature hot", "temperature: has to be a number of 0 or more, not 'hot'"),
+        ("/set temperature nan", "temperature: has to be a number of 0 or more, not 'nan'"),
+        ("/set top_p 2", "top_p: has to be a number above 0 and at most 1, not '2'"),
+        ("/set top_k 1.5", "top_k: has to be a whole number of 1 or more, not '1.5'"),
         ("/set max_tokens 0", "max_tokens 0 asks for no answers"),
         ("/set context 3", "a context of 3 tokens holds no prompt"),
         ("/set seed 5", "librkllmrt 1.1 has no seed"),
@@ -72,6 +74,59 @@ def test_set_refuses_and_changes_nothing(talk: Talk, line: str, message: str) ->
         talk.do(line)
     assert talk.model.settings == before and journal(talk.library) == inits
     assert talk.say("one") == "Hi!"
+
+
+def test_set_of_a_context_that_is_cut_to_what_there_is_loads_nothing(tmp_path: Path, library: Path) -> None:
+    told: list[str] = []
+    cut = "the context is cut to 4096 tokens, all that an RK3588 can use (--beyond-board lifts this)"
+    with Model(scripted_bundle(tmp_path / "b", ANSWER), Settings(library=library), told.append) as model:
+        conversation = Conversation(model, None, told.append)
+        inits = journal(library)
+        conversation.command("/set context 99999")
+        assert journal(library) == inits and told[0] == cut and told[1].startswith("context        4096 ")
+        told.clear()
+        conversation.command("/set context 4096")
+        conversation.command("/set max_tokens 2")
+        assert journal(library) == inits and cut not in told
+        conversation.command("/set context 5000")
+        told.clear()
+        conversation.command("/set temperature 0.7")
+        assert "the model was loaded again" in told[0] and cut not in told
+        assert journal(library)[0].startswith("init ctx=4096 ")
+
+
+def test_a_prompt_too_long_names_what_helps(tiny_bundles: Mapping[str, Path]) -> None:
+    """It was told to ask for a longer context, where that had just been cut."""
+    told: list[str] = []
+
+    def refused(settings: Settings, tokens: int) -> str:
+        with Model(tiny_bundles["w8a8"], settings, told.append) as model, pytest.raises(UsageError) as error:
+            next(model.answer([3] * tokens))
+        return str(error.value)
+
+    assert refused(Settings(context=64), 70).endswith("takes 60: shorten it or ask for a longer context (--context N)")
+    longer = "shorten it or ask for a longer context (--context N --beyond-board)"
+    assert refused(Settings(context=5000), 5000).endswith(f"and a context of 4096 takes 4092: {longer}")
+    # First what was done, then what it means: of the 5000 that are not used nothing is said.
+    assert [line.partition(" tokens")[0] for line in told] == [
+        "the context is cut to 4096", "the model was trained for 512",
+    ]  # fmt: skip
+    with Model(tiny_bundles["w8a8"], Settings(context=64), told.append) as model:
+        conversation = Conversation(model, None, told.append)
+        with pytest.raises(UsageError, match=r"/clear, or start with a longer context .--context N.$"):
+            next(conversation.say("many words " * 40))
+
+
+def test_a_context_cut_below_what_the_model_was_trained_for(
+    tmp_path: Path, library: Path, tiny_bundles: Mapping[str, Path]
+) -> None:
+    """A warning about tokens beyond 8192, and then none of those were used."""
+    told: list[str] = []
+    trained = {**bundles.read(tiny_bundles["w8a8"]).manifest["model"], "context_length": 8192}
+    bundle = bundle_for_both(tmp_path / "b", tiny_bundles["w8a8"], ANSWER, model=trained)
+    with Model(bundle, Settings(library=library, context=10000), told.append) as model:
+        assert model.context == 4096
+    assert [line.partition(" tokens")[0] for line in told] == ["the context is cut to 4096"]
 
 
 def test_set_that_fails_leaves_the_model_as_it_was(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +160,10 @@ def test_set_seed_and_adapters_on_the_simulated_runtime(
         assert drawn("7") == drawn("7") != drawn("8")
         with pytest.raises(UsageError, match="seed has to be a whole number"):
             conversation.command("/set seed x")
+        for line in ("/set", "/set seed"):
+            told.clear()
+            conversation.command(line)
+            assert told[-1].startswith("seed           8  ")
 
 
 def test_an_answer_that_was_cut_off_says_so(library: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -64,6 +65,41 @@ def test_a_second_signal_ends_at_once(tiny_bundles: Mapping[str, Path]) -> None:
         assert daemon.process.wait(WAIT_S) == 1
 
 
+def serve_command(bundle: Path) -> tuple[str, ...]:
+    start = "from rk3588.cli import main; main()"
+    return (sys.executable, "-c", start, "serve", str(bundle), "--listen", "127.0.0.1:0")
+
+
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_second_ctrl_c_under_an_answer_leaves_no_traceback(tiny_bundles: Mapping[str, Path]) -> None:
+    env = {"RKSIM_FAULTS": "token_ms=100"}
+    with running(serve_command(tiny_bundles["w8a8"]), env) as daemon, closing(daemon.connect()) as connection:
+        until(lambda: daemon.get("/ready").status == 200)
+        connection.request("POST", "/v1/completions", json.dumps({"stream": True, "prompt": "x", "max_tokens": 400}))
+        connection.getresponse().read(10)
+        (worker,) = children_of(daemon.process.pid)
+        os.killpg(daemon.process.pid, signal.SIGINT)
+        until(lambda: daemon.events("draining"))
+        os.killpg(daemon.process.pid, signal.SIGINT)
+        assert daemon.process.wait(WAIT_S) == 1
+        assert not Path(f"/proc/{worker}").exists()
+    assert not [entry for entry in daemon.log if "traceback" in entry]
+    assert daemon.events("ended at once")
+
+
+def test_ctrl_c_while_a_worker_starts_is_the_supervisors(tiny_bundles: Mapping[str, Path]) -> None:
+    """A terminal sends it to every process in its foreground: a child that has just begun would die of it, loudly."""
+    with running(serve_command(tiny_bundles["w8a8"])) as daemon:
+        until(lambda: children_of(daemon.process.pid))
+        os.killpg(daemon.process.pid, signal.SIGINT)
+        assert daemon.process.wait(WAIT_S) == 0
+    assert not [entry for entry in daemon.log if "Traceback" in str(entry) or "KeyboardInterrupt" in str(entry)]
+    assert daemon.log[-1]["event"] == "ended"
+
+
 def test_systemd_hears_of_it_all(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -80,11 +116,10 @@ def test_systemd_hears_of_it_all(tiny_bundles: Mapping[str, Path], tmp_path: Pat
 
 
 def test_rk3588_serve_is_the_same_daemon(tiny_bundles: Mapping[str, Path]) -> None:
-    command = [sys.executable, "-c", "from rk3588.cli import main; main()", "serve", str(tiny_bundles["w8a8"])]
-    with running([*command, "--listen", "127.0.0.1:0", "--name", "mine"]) as daemon:
+    with running((*serve_command(tiny_bundles["w8a8"]), "--name", "mine")) as daemon:
         until(lambda: daemon.get("/ready").status == 200)
         assert daemon.chat(model="mine", max_tokens=2).json["usage"]["completion_tokens"] == 2
-        worker = int(Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()[0])
+        (worker,) = children_of(daemon.process.pid)
         daemon.process.terminate()
         assert daemon.process.wait(WAIT_S) == 0
         assert not Path(f"/proc/{worker}").exists()

@@ -88,6 +88,34 @@ def test_it_answers(pyz: Path, minor: int, tiny_bundles: Mapping[str, Path], tmp
     assert daemon.process.returncode == 0
 
 
+def test_what_is_not_there_is_told_at_start(pyz: Path, tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    """Told to reinstall, or that a worker failed, again and again: a zipapp has no libraries, and never will."""
+    ours = os.environ["RKLLM_LIBRARY"]
+    hidden = {name: text for name, text in os.environ.items() if name not in ("RKLLM_LIBRARY", "RKSIM_LIBRARY")}
+
+    def start(*options: str) -> tuple[int, str]:
+        config = tmp_path / "rkchatd.yaml"
+        config.write_text(f"bundle: {tiny_bundles['w8a8']}\nlisten: 127.0.0.1:0\n")
+        # -S: without the package that is installed here.
+        command = [sys.executable, "-I", "-S", str(pyz), "--config", str(config), *options]
+        done = subprocess.run(command, capture_output=True, text=True, env=hidden, timeout=60)
+        return done.returncode, done.stderr
+
+    carries = "is not in this zipapp, which carries no libraries: give the path of one with"
+    if not Path("/usr/lib/librkllmrt.so").exists():
+        assert start() == (
+            1,
+            "Error: librkllmrt.so was not found: install it as /usr/lib/librkllmrt.so, or give its path with --library "
+            "(`library` in the daemon's file) or RKLLM_LIBRARY\n",
+        )
+    code, said = start("--library", "sim")
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"librkllmrt.so {carries} --library FILE, or as `library` in the file of --config" in said
+    code, said = start("--library", ours)
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"librksim.so {carries} --sim-library FILE, or as `sim_library` in the file of --config" in said
+
+
 @pytest.mark.parametrize("minor", [6, 7, 8])
 def test_older_ones_get_a_sentence(pyz: Path, minor: int) -> None:
     done = subprocess.run([chosen(minor), str(pyz)], capture_output=True, text=True)

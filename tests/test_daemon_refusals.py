@@ -51,6 +51,14 @@ def test_what_cannot_be_done_is_refused_by_name(fake: Service, param: str) -> No
     assert len(reply.error["message"]) > 20
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_limits_that_are_none_are_told_which_are(fake: Service, name: str) -> None:
+    said = fake.chat("say x", None, **{name: -5}).error["message"]
+    assert said == f"'{name}' has to be 1 or more, or -1 or null for no limit but the context's"
+    for value in (1, -1, None):
+        assert fake.chat("say x", None, **{name: value}).status == 200
+
+
 @pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 0}, {"n": 3}])
 def test_what_completions_cannot_do(fake: Service, fields: dict[str, Any]) -> None:
     reply = fake.complete("say x", **fields)

@@ -22,9 +22,10 @@ from rk3588.errors import CheckpointError, TargetError, UsageError
 from rk3588.predict import Workload
 from rk3588.shape import Shape
 from rkconvert import shapes
-from tests import models
+from tests import interpreters, models
 from tests.bench import predict_fit, predict_table
 
+ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "param_counts.json").read_text(encoding="utf-8"))
 SOC = boards.catalogue().socs["RK3588"]
 TINY = Shape("TinyLlama", 22, 2048, 5632, 32, 4, 64, 32000, False, 2048, 4096)
@@ -144,10 +145,36 @@ def test_a_gguf_file_of_another_family(folder: Path) -> None:
     assert "mamba is no family that predictions know" in said(run(folder / "m.gguf"), CheckpointError)
 
 
-def test_without_rkconvert_a_gguf_file_is_named_as_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rkconvert_a_gguf_file_is_read_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (models.tiny_gguf(folder / "m.gguf"), "--board", "rock-5b", "--json")
+    whole = json.loads(run(*asked).stdout)
     monkeypatch.setitem(sys.modules, "rkconvert.shapes", None)
-    assert "takes rkconvert: pip install 'rk3588[convert]'" in said(run(folder / "m.gguf"), UsageError)
+    assert json.loads(run(*asked).stdout) == whole
+    assert "is not a GGUF file" in said(run(_text(folder / "t.gguf")), CheckpointError)
+    assert "read by rkconvert: pip install 'rk3588[convert]'" in said(run("someone/model"), UsageError)
     assert run(folder, "--board", "rock-5b").exit_code == 0
+
+
+def _text(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+def test_under_python_3_9(folder: Path, pyz: Path) -> None:
+    """rkconvert does not run there: it said that there is "no None". The zipapp has what the sources need there."""
+    old = interpreters.python(9)
+    if old is None:
+        pytest.skip("there is no Python 3.9 on this machine")
+    program = f"import sys; sys.path[:0] = {[str(ROOT), str(pyz)]}; from rk3588.cli import main; main()"
+
+    def predicted(model: object) -> subprocess.CompletedProcess[str]:
+        command = [old, "-I", "-c", program, "predict", str(model), "--board", "rock-5b"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+    done = predicted(models.tiny_gguf(folder / "m.gguf"))
+    assert (done.returncode, done.stderr) == (0, "") and "m: " in done.stdout
+    done = predicted("someone/model")
+    assert done.returncode == 2 and "all else is read by rkconvert, which needs Python 3.10 or newer" in done.stderr
 
 
 def test_ram(folder: Path) -> None:

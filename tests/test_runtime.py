@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from rk3588 import bundle as bundles
 from rk3588 import runtime
 from rk3588.deploy import deployment, release_bundle
-from rk3588.errors import BundleError, DeployError, LibraryError, UsageError
+from rk3588.errors import BundleError, DeployError, LibraryError, NoSuchLibrary, UsageError
 from rkruntime.daemon import app, config
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import EngineSettings
@@ -82,6 +83,10 @@ def test_a_library_that_cannot_run_what_there_is(
         runtime.choose(bundles.read(tiny_bundles["w8a8"]), npu_library)
     with pytest.raises(BundleError, match=r"has only model.rkllm, and .* is the simulated runtime.*--target sim"):
         runtime.choose(for_npu, TWIN)
+    for other in (os.environ["RKSIM_LIBRARY"], sys.executable):  # ELF files that speak no RKLLM
+        for bundle in (for_npu, bundles.read(tiny_bundles["w8a8"])):
+            with pytest.raises(LibraryError, match=r"is no librkllmrt, for it has no rkllm_init: give the path of a"):
+                runtime.choose(bundle, Path(other))
     text = tmp_path / "text.so"
     text.write_text("hello")
     with pytest.raises(LibraryError, match="is not a shared library"):
@@ -116,6 +121,20 @@ def test_the_daemon_counts_on_the_model_that_is_loaded(both: Path, npu_library: 
         assert made.routes
         kind = runtime.choose(bundles.read(both), library).kind
         assert list(runtime.loras_for(bundles.read(both), kind)) == loras[library]
+
+
+def test_the_daemon_does_not_begin_without_what_counts_tokens(
+    tiny_bundles: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listened, and every worker failed, again and again."""
+    settings = EngineSettings(tiny_bundles["w8a8"], sim_library=tmp_path / "absent.so")
+    with pytest.raises(NoSuchLibrary, match=r"no library .*absent\.so: give .* librksim\.so .sim_library"):
+        WorkerEngine(settings)
+    monkeypatch.setenv("RKSIM_LIBRARY", str(tmp_path / "absent.so"))
+    with pytest.raises(LibraryError, match=r"no library .*absent\.so .from RKSIM_LIBRARY.: give .* librksim\.so"):
+        WorkerEngine(EngineSettings(tiny_bundles["w8a8"]))
+    npu = fake_rkllm(tmp_path)
+    WorkerEngine(EngineSettings(scripted_bundle(tmp_path / "b", ANSWER), model=Settings(library=npu)))  # counts nothing
 
 
 def test_what_is_sent_to_a_board(both: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rk3588 import bundle, predict, rkllm, shape
+from rk3588 import bundle, gguf, predict, rkllm, shape
 from rk3588.boards import BoardType
 from rk3588.commands import inventories
 from rk3588.errors import UsageError, printable
@@ -81,9 +82,13 @@ def _sizes(model: str) -> Shape:
     try:
         reader = importlib.import_module("rkconvert.shapes")
     except ImportError as error:
+        if path.is_file():
+            return gguf.shape_of(path)
+        way = f": pip install 'rk3588[convert]' (there is no {error.name})"
+        if sys.version_info < (3, 10):
+            way = ", which needs Python 3.10 or newer: give one of these three, or ask where there is one"
         raise UsageError(
-            f"{model} is neither a bundle nor a folder with config.json, and reading anything else takes rkconvert: "
-            f"pip install 'rk3588[convert]' (there is no {error.name})"
+            f"{model} is no bundle, no folder with config.json and no GGUF file, and all else is read by rkconvert{way}"
         ) from error
     found: Shape = reader.load(model)
     return found

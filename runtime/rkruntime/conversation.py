@@ -47,7 +47,8 @@ class Conversation:
         if self.model.too_long(prompt):
             raise UsageError(
                 f"with this message the conversation has {len(prompt)} tokens, and the context is "
-                f"{self.model.context}: /forget the oldest exchange, /clear, or start with a longer one (-c)"
+                f"{self.model.context}: /forget the oldest exchange, /clear, or start with "
+                f"{self.model.settings.longer_than(self.model.context)}"
             )
         parts: list[str] = []
         try:
@@ -135,10 +136,18 @@ class Conversation:
         """The simulated runtime reads its seed when a model is loaded; librkllmrt has none."""
         if not self.model.choice.simulated:
             raise UsageError("librkllmrt 1.1 has no seed: answers differ from run to run, unless temperature is 0")
+        if not value:
+            self._show_seed()
+            return
         if not value.isascii() or not value.isdigit() or int(value) >= 1 << 64:
             raise UsageError("seed has to be a whole number from 0 on")
         os.environ["RKSIM_SEED"] = value
         self._change(self.model.settings, again=True)
+        self._show_seed()
+
+    def _show_seed(self) -> None:
+        seed = os.environ.get("RKSIM_SEED", "new")
+        self._remark(f"{'seed':<14} {seed}  Of the draws; new: another at each load. librkllmrt has none.")
 
     def _change(self, settings: Settings, again: bool = False) -> None:
         if self.model.change(settings, again):
@@ -150,6 +159,8 @@ class Conversation:
         now = {**asdict(self.model.settings), **self.model.sampling._asdict(), "context": self.model.context}
         for name in [only] if only else WHILE_RUNNING:
             self._remark(f"{name:<14} {now[name]:g}  {BY_NAME[name].help}")
+        if not only and self.model.choice.simulated:
+            self._show_seed()
 
     def _stats(self, _argument: str) -> None:
         if not self.model.cost.tokens:

@@ -117,8 +117,10 @@ class Model:
             raise
 
     def _load(self, settings: Settings) -> None:
-        self.settings, self._max_new_tokens = settings, settings.max_tokens
-        self.context = _context(settings, self.bundle.context_length or self.prompts.context, self._warn)
+        self.context = _context(settings, self._trained_context, self._warn)
+        # Cut to what is used, so that the next load says nothing of it again.
+        self.settings = replace(settings, context=min(settings.context, self.context))
+        self._max_new_tokens = settings.max_tokens
         self.sampling = settings.sampling(self.bundle.sampling)
         start = time.perf_counter_ns()
         self.llm = RKLLM(
@@ -133,12 +135,14 @@ class Model:
     def change(self, settings: Settings, again: bool = False) -> bool:
         """Answer with other settings from now on; whether the model had to be loaded again, since the library fixes
         sampling and context when it loads one. When that fails, the model is as it was. ``again``: load it anyway."""
-        free = replace(settings, max_tokens=self.settings.max_tokens)
-        most = self._max_new_tokens
-        if not again and free == self.settings and (most < 0 or 0 < settings.max_tokens <= most):
-            self.settings = settings
+        context = _context(settings, self._trained_context, lambda _: None)
+        free = replace(settings, max_tokens=self.settings.max_tokens, context=self.settings.context)
+        most, as_it_is = self._max_new_tokens, free == self.settings and context == self.context
+        if not again and as_it_is and (most < 0 or 0 < settings.max_tokens <= most):
+            if settings.context > context:
+                _context(settings, self._trained_context, self._warn)
+            self.settings = replace(settings, context=min(settings.context, context))
             return False
-        _context(settings, self.bundle.context_length or self.prompts.context, lambda _: None)
         before, adapters = self.settings, self._adapters
         self.llm.close()
         try:
@@ -160,6 +164,10 @@ class Model:
             self.llm.close()
         finally:
             self.prompts.__exit__(kind, value, trace)
+
+    @property
+    def _trained_context(self) -> Optional[int]:
+        return self.bundle.context_length or self.prompts.context
 
     @property
     def own_loras(self) -> dict[str, Lora]:
@@ -217,6 +225,11 @@ class Model:
     def tokens(self, prompt: Prompt, max_tokens: Optional[int] = None) -> Generator[Token, None, None]:
         """Tokens as they come, at most ``max_tokens`` and what the settings allow; ``cost`` is this answer's."""
         cost = self.cost = Cost(prompt_tokens=None if isinstance(prompt, str) else len(prompt))
+        if self.too_long(prompt):
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens, and a context of {self.context} takes "
+                f"{self.context - CONTEXT_RESERVE}: shorten it or ask for {self.settings.longer_than(self.context)}"
+            )
         # A text is not counted; that it has a token at least keeps an answer that never ends from going on for ever.
         room = self.context - (1 if isinstance(prompt, str) else len(prompt))
         asked = [n for n in (self.settings.max_tokens, max_tokens) if n is not None and n >= 0]
@@ -244,10 +257,9 @@ def _context(settings: Settings, of_model: Optional[int], warn: Callable[[str], 
     wanted = settings.context or of_model or MAX_CONTEXT
     if wanted <= CONTEXT_RESERVE:
         raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
-    if of_model and settings.context > of_model:
+    used = wanted if settings.beyond_board else min(wanted, MAX_CONTEXT)
+    if settings.context and used < wanted:
+        warn(f"the context is cut to {used} tokens, all that an RK3588 can use (--beyond-board lifts this)")
+    if settings.context and of_model and used > of_model:
         warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
-    if wanted <= MAX_CONTEXT or settings.beyond_board:
-        return wanted
-    if settings.context:
-        warn(f"the context is cut to {MAX_CONTEXT} tokens, all that an RK3588 can use (--beyond-board lifts this)")
-    return MAX_CONTEXT
+    return used

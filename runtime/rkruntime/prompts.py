@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Protocol, Union
 
-from rk3588.bundle import VOCABULARY, Bundle
+from rk3588.bundle import Bundle
 from rk3588.conversation_rules import FOLD
 from rk3588.hostlib import SimModel
 from rk3588.templates import ChatTemplate, Message, Rendered, Source
@@ -49,7 +49,7 @@ class Prompts:
         self._template: Optional[ChatTemplate] = None
         self._specials: Optional[Specials] = None
         self.renderer: Optional[Renderer] = None  # None: here
-        path = _vocabulary(bundle)
+        path = bundle.vocabulary
         self._vocabulary = SimModel(path, vocab_only=True) if path else None
         self.context = (self._vocabulary.info.context_length if self._vocabulary else 0) or None
 
@@ -109,7 +109,3 @@ class Prompts:
         """As llama.cpp does: BOS first if the model wants it and the template did not write it."""
         bos = vocabulary.info.bos_id
         return [bos, *ids] if vocabulary.info.add_bos and bos >= 0 and ids[:1] != [bos] else ids
-
-
-def _vocabulary(bundle: Bundle) -> Optional[Path]:
-    return bundle.file(VOCABULARY) or bundle.sim_model

@@ -8,6 +8,7 @@ A new setting is a new field here, and is used where a bundle is loaded: in ``mo
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -24,13 +25,32 @@ from rk3588.sampling import DEFAULTS, Sampling, settle
 
 
 class Number(click.FloatRange):
-    """A range of finite numbers: click's own takes nan."""
+    """A range of finite numbers: click's own takes nan. What is none is told what is expected."""
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a number that can be used", param, ctx)
-        return number
+        with contextlib.suppress(click.BadParameter):
+            number = float(super().convert(value, param, ctx))
+            if math.isfinite(number):
+                return number
+        raise click.BadParameter(_expected("a number", self, value), ctx, param)
+
+
+class Whole(click.IntRange):
+    """A range of whole numbers. What is none is told what is expected."""
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> int:
+        with contextlib.suppress(click.BadParameter):
+            return int(super().convert(value, param, ctx))
+        raise click.BadParameter(_expected("a whole number", self, value), ctx, param)
+
+
+def _expected(what: str, kind: Any, value: Any) -> str:
+    least, most = kind.min, kind.max
+    if kind.min_open:
+        bounds = f"above {least}" + ("" if most is None else f" and at most {most}")
+    else:
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+    return f"has to be {what} {bounds}, not {str(value)!r}"
 
 
 class _Library(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on
@@ -108,7 +128,7 @@ class Settings:
         "Where the template has no system role: `fold` the system prompt into the user's message, or `refuse` it.",
     )
     context: int = setting(
-        click.IntRange(0),
+        Whole(0),
         0,
         f"Tokens of context; 0: the model's, at most {MAX_CONTEXT}.",
         flags=("-c",),
@@ -120,9 +140,9 @@ class Settings:
         f"Allow a context above the {MAX_CONTEXT} tokens that a board can use.",
     )
     max_tokens: int = setting(
-        click.IntRange(-1),
+        Whole(-1),
         -1,
-        "Most tokens of an answer, unless a request has its own limit; -1: the context's.",
+        "Most tokens of an answer; -1: the context's.",
         flags=("-n",),
         metavar="N",
     )
@@ -134,7 +154,7 @@ class Settings:
         metavar="T",
     )
     top_k: Optional[int] = setting(
-        click.IntRange(1),
+        Whole(1),
         None,
         f"Draw from the K likeliest tokens; 1: greedy [{_OR} {DEFAULTS.top_k}].",
         metavar="K",
@@ -166,6 +186,11 @@ class Settings:
     def sampling(self, own: Mapping[str, Any]) -> Sampling:
         """How tokens are drawn from a model that asks for ``own`` (a bundle's ``sampling``)."""
         return settle(own, {name: getattr(self, name) for name in Sampling._fields})
+
+    def longer_than(self, context: int) -> str:
+        """A longer context than the one there is, and how to ask for it."""
+        beyond = " --beyond-board" if context >= MAX_CONTEXT and not self.beyond_board else ""
+        return f"a longer context (--context N{beyond})"
 
     def frame(self) -> dict[str, Any]:
         """As JSON, for a worker; ``from_frame`` reads it."""

@@ -20,7 +20,7 @@ from rk3588 import yamltable
 from rk3588.errors import BoardError, UsageError
 from rk3588.sampling import DEFAULTS, Sampling
 from rkruntime import settings
-from rkruntime.settings import Number, Setting, Settings, group, setting, table_of
+from rkruntime.settings import Number, Setting, Settings, Whole, group, setting, table_of
 
 from . import hosts
 from .jobs import EngineSettings
@@ -104,9 +104,7 @@ class Config:
     strict: bool = setting(
         click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."
     )
-    queue_length: int = setting(
-        click.IntRange(0, 10000), EngineSettings.queue_length, "Requests that may wait; more get 429."
-    )
+    queue_length: int = setting(Whole(0, 10000), EngineSettings.queue_length, "Requests that may wait; more get 429.")
     deadline_s: float = setting(
         _POSITIVE, EngineSettings.deadline_s, "Seconds from a request's arrival to its last token."
     )
@@ -116,19 +114,15 @@ class Config:
     keep_alive_s: float = setting(_POSITIVE, 5.0, "Seconds of silence after which a stream gets a sign of life.")
     sse_comments: bool = setting(click.BOOL, False, "Send signs of life as SSE comments; some clients break on those.")
     drain_s: float = setting(Number(0), 30.0, "Seconds that answers under way get when the daemon is told to end.")
-    max_body_kb: int = setting(click.IntRange(1, 1 << 20), 4096, "Largest request, in KiB.")
-    max_bodies_kb: int = setting(
-        click.IntRange(1), 65536, "Most that the requests under way may hold together, in KiB."
-    )
+    max_body_kb: int = setting(Whole(1, 1 << 20), 4096, "Largest request, in KiB.")
+    max_bodies_kb: int = setting(Whole(1), 65536, "Most that the requests under way may hold together, in KiB.")
     body_s: float = setting(_POSITIVE, 60.0, "Seconds within which the body of a request has to come.")
     header_s: float = setting(_POSITIVE, 10.0, "Seconds within which the head of a request has to come.")
     send_s: float = setting(
         _POSITIVE, 30.0, "Seconds after which a client that reads nothing of its answer is dropped."
     )
-    max_connections: int = setting(
-        click.IntRange(1, 100_000), 512, "Most connections; for one more, the idlest is closed."
-    )
-    max_messages: int = setting(click.IntRange(1), 1024, "Most messages of a conversation.")
+    max_connections: int = setting(Whole(1, 100_000), 512, "Most connections; for one more, the idlest is closed.")
+    max_messages: int = setting(Whole(1), 1024, "Most messages of a conversation.")
     state_dir: Optional[Path] = setting(_PATH, None, "Where failed loads are remembered [in memory only].")
     log: str = setting(click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged.")
     sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588 import bundle as bundles
-from rk3588 import runtime
-from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rk3588 import hostlib, runtime
+from rk3588.errors import AnswerFailed, NoSuchLibrary, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
@@ -45,7 +45,7 @@ class WorkerEngine:
         self._sampling = self._model.sampling(bundle.sampling)
         self._deadlines = Deadlines(self._choice.model.stat().st_size / 1e9, settings.patience)
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
-        self._command, self._env = command, {**_libraries(settings), **(worker_env or {})}
+        self._command, self._env = command, {**_libraries(settings, bundle), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
         self._encoding: Optional[asyncio.Lock] = None
         self._being_encoded = 0  # have a place in the queue, but no prompt yet
@@ -121,7 +121,7 @@ class WorkerEngine:
         if not isinstance(frame.get("prompt"), str) and tokens > self._prompt_limit:
             raise PromptTooLong(
                 f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._prompt_limit}: shorten "
-                "the conversation, or load the model with a longer context",
+                f"the conversation, or load the model with {self._model.longer_than(self._context)}",
                 tokens,
                 self._context,
             )
@@ -366,6 +366,14 @@ def _prompt_length(encoded: Frame) -> int:
     return int(tokens) if tokens is not None else len(encoded["prompt"])
 
 
-def _libraries(settings: EngineSettings) -> dict[str, str]:
-    """Where the worker finds librksim: in a zipapp there is no packaged one."""
-    return {"RKSIM_LIBRARY": str(settings.sim_library)} if settings.sim_library else {}
+def _libraries(settings: EngineSettings, bundle: bundles.Bundle) -> dict[str, str]:
+    """Where the worker finds librksim, if it needs it: in a zipapp there is no packaged one.
+
+    LibraryError if there is none: every load would fail.
+    """
+    path = settings.sim_library
+    if path is not None and not path.is_file():
+        raise NoSuchLibrary(f"there is no library {path}: give the path of a librksim.so (sim_library, --sim-library)")
+    if path is None and bundle.vocabulary:
+        hostlib.find()
+    return {"RKSIM_LIBRARY": str(path)} if path else {}

@@ -92,6 +92,7 @@ async def _ask(question: Mapping[str, Any]) -> Optional[str]:
     checker = await asyncio.create_subprocess_exec(
         *child.command, env=child.environment,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C must not end what an answer still waits for
     )  # fmt: skip
     try:
         out, err = await asyncio.wait_for(checker.communicate(json.dumps(question).encode()), CHECK_S)

@@ -71,6 +71,7 @@ class WorkerProcess:
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
                     limit=_LINE_BYTES,
+                    start_new_session=True,  # a terminal's Ctrl-C is for us, who end it through its socket
                     env={**child.environment, **(env or {})},
                 )
             reader, writer = await asyncio.open_connection(sock=ours)

@@ -171,6 +171,8 @@ class _Daemon:
         logs.event("ended at once", logging.WARNING)
         self._server.force_exit = True
         ending.cancel()
+        with contextlib.suppress(asyncio.CancelledError, asyncio.TimeoutError):
+            await asyncio.wait_for(ending, _WORKER_END_S)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._engine.close(0), _WORKER_END_S)
         return 1

@@ -10,7 +10,6 @@ import contextlib
 import os
 import queue
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -179,7 +178,6 @@ def _set_process_limits() -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us, too: the supervisor decides
     _set_process_limits()
     with _exit_on_defect():
         end = socket.socket(fileno=int(sys.argv[1]))

@@ -115,7 +115,7 @@ def _limit(value: int, name: str) -> Optional[int]:
     if value == -1:  # several local servers take it for "no limit"
         return None
     if value < 1:
-        refuse(name, "1 or more")
+        refuse(name, "1 or more, or -1 or null for no limit but the context's")
     return min(value, _MOST_TOKENS)
 
 
