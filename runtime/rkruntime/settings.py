@@ -200,7 +200,20 @@ def options(*leave_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def parse(name: str, text: str) -> Any:
     """One setting's value from what was typed; UsageError where it cannot be one."""
+    kind = BY_NAME[name].kind
     try:
-        return BY_NAME[name].kind.convert(text, None, None)
+        return kind.convert(text, None, None)
     except click.BadParameter as error:
-        raise UsageError(f"{name}: {error.message.rstrip('.')}") from error
+        raise UsageError(f"{name}: {complaint(kind, error)}") from error
+
+
+def complaint(kind: Any, error: click.BadParameter) -> str:
+    """What click says of a value, and what it has to be where that is not in its words."""
+    said = error.message.rstrip(".")
+    if "not a valid" not in said:
+        return said
+    if isinstance(kind, (click.IntRange, click.FloatRange)):
+        low = "" if kind.min is None else f" {'above' if kind.min_open else 'from'} {kind.min:g}"
+        high = "" if kind.max is None else f" to {kind.max:g}"
+        return f"{said}; give a {'whole ' if isinstance(kind, click.IntRange) else ''}number{low}{high}"
+    return f"{said}; give true or false" if kind is click.BOOL else said
