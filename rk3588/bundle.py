@@ -284,8 +284,10 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise TargetTaken(f"{final} exists already: remove it, choose another -o, or give --overwrite")
     new_parents = [folder for folder in final.parents if not reading.exists(folder)]
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        folder, lock = _locked_folder(final)
+        try:
+            folder, lock = _locked_folder(final)
+        except FileNotFoundError:  # another that failed took the parent away, which it had made
+            folder, lock = _locked_folder(final)
     except OSError as error:
         _remove_empty(new_parents)
         raise TargetError(f"cannot write to {final.parent}: {error.strerror}") from error
@@ -317,6 +319,7 @@ def _locked_folder(final: Path) -> tuple[Path, int]:
     A folder like it that nobody holds is what a killed process left: it goes. The parent is locked meanwhile, so that
     nobody takes one for left that was made a moment ago.
     """
+    final.parent.mkdir(parents=True, exist_ok=True)
     parent = os.open(final.parent, os.O_RDONLY)
     try:
         _lock(parent, fcntl.LOCK_EX)

@@ -58,7 +58,7 @@ def test_set_max_tokens_holds_at_once(talk: Talk) -> None:
     ("line", "message"),
     [
         ("/set warmth 3", "there is no setting warmth: there are temperature, top_k, "),
-        ("/set temperature hot", "temperature: 'hot' is not a valid float"),
+        ("/set temperature hot", "temperature: 'hot' is not a valid float range; give a number from 0"),
         ("/set temperature nan", "temperature: nan is not a number that can be used"),
         ("/set top_p 2", "top_p: 2.0 is not in the range 0<x<=1"),
         ("/set max_tokens 0", "max_tokens 0 asks for no answers"),

@@ -98,6 +98,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         prefix=given["prefix"],
         rate=given["limit_rate"],
     )
+    deployment.check_call(bundle, options)
     if not given["as_json"]:
         click.echo(printable(f"{name}: connecting, for {bundle.path}"), err=True)
     with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:

@@ -23,7 +23,7 @@ from rk3588.errors import UsageError, printable
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @connecting.connection_options
 @click.pass_context
-def command(ctx: click.Context, name: str, to: str | None, only_plan: bool, as_json: bool, **given: Any) -> None:
+def command(ctx: click.Context, /, name: str, to: str | None, only_plan: bool, as_json: bool, **given: Any) -> None:
     """Go back on HOST to the release that served before, or to another one.
 
     It has to answer a chat, as after a deployment. Called twice, it is where it was: --to says which one is meant.

@@ -130,11 +130,19 @@ def read_state(connection: Connection, prefix: str, systemd: bool) -> BoardState
     return BoardState.from_answer(answer)
 
 
+def check_call(bundle: Bundle, options: Options) -> None:
+    """What needs no board to be seen: UsageError for a runtime that is not said or that the bundle is not for."""
+    release_bundle.check_template(bundle)
+    release_bundle.model_of(bundle, options.simulated)
+    if options.runtime is None and not options.simulated:
+        raise UsageError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
+
+
 def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
-    release_bundle.check_template(bundle)
+    check_call(bundle, options)
     watcher.event("facts")
     facts, prefix = gather_facts_for_change(connection, options.prefix)
     systemd = facts.systemd is not None
@@ -170,8 +178,6 @@ def _plan_release(
         watcher.event("compare")
         wanted = release.build(spec, facts)
         steps, manifest = planning.plan_release(facts, state, wanted, prefix, options.keep), dict(wanted.manifest)
-    else:
-        release_bundle.model_of(bundle, options.simulated)
     context = _context(spec)
     need = Need(
         memory=sizes.memory_needed(bundle, options.simulated, context),
@@ -198,9 +204,6 @@ def make_spec(bundle: Bundle, options: Options, inspection: Inspection) -> Relea
     listen = options.listen or str(inspection.manifest.get("listen", layout.LOOPBACK))
     said = inspection.manifest.get("port")
     port = options.port or (said if isinstance(said, int) else layout.PORT)
-    if options.runtime is None and not options.simulated:
-        release_bundle.model_of(bundle, simulated=False)
-        raise UsageError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
     machine = inspection.facts.machine
     twin = options.sim_runtime or programs.find_library("librkllmrt.so", machine) if options.simulated else None
     return ReleaseSpec(
