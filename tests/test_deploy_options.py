@@ -198,6 +198,7 @@ def test_what_it_is_at_is_said_at_once_and_into_a_pipe(tmp_path: Path, capsys: p
         drawn.step(Send(File("small", b"", 10_000, ""), "/small", have=0))
         drawn.step(Send(File("model", b"", 10_000_000, ""), "/model", have=0))
         drawn.event("its own words")
+        drawn.event("its own words")
         drawn.close()
         assert capsys.readouterr().err == said
 

@@ -234,7 +234,7 @@ class ProgressDisplay(Watcher):
         self._out = None if quiet else connecting.progress_stream()
         self._size = self._there = self._sent = 0  # bytes of a file, those that were on the board before, and now
         self._started = self._drawn = 0.0
-        self._what = ""
+        self._what = self._said = ""
         self._clock = ElapsedSeconds(self._out)
 
     def step(self, step: Step) -> None:
@@ -270,8 +270,9 @@ class ProgressDisplay(Watcher):
         self._clock.start()
 
     def _say(self, text: str) -> None:
-        if not self._quiet:
+        if not self._quiet and text != self._said:  # one line for ten files that are there already
             click.echo(text, err=True)
+        self._said = text
 
     def close(self) -> None:
         self._clock.stop()
