@@ -139,7 +139,6 @@ def test_a_setting_that_is_none_is_told_before_the_board_is_asked(
 
 
 SOUND = [
-    "context=4096",
     "temperature=0",
     "strict=yes",
     "cors=[https://a.example, 'null']",
@@ -155,6 +154,11 @@ def test_settings_that_are_right(
     words = [word for setting in (*SOUND, "context=8192", "beyond_board=true") for word in ("--set", setting)]
     assert isinstance(deployed(tmp_path, "--runtime", "sim", *words).exception, ConnectError)
     assert deploy._settings(("name=2026-11-28",)) == {"name": "2026-11-28"}  # no date, which is no JSON
+
+
+def test_a_setting_given_twice() -> None:
+    with pytest.raises(UsageError, match="--set top_k is given more than once"):
+        deploy._settings(("top_k=1", "top_k=2"))
 
 
 @pytest.mark.usefixtures("unreached")

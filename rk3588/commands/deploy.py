@@ -120,6 +120,8 @@ def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
             raise UsageError(f"--set {text!r}: give a setting of the daemon and its value, as in temperature=0")
         if key in layout.OUR_SETTINGS:
             raise UsageError(f"--set {key}: that one is the deployment's own")
+        if key in found:
+            raise UsageError(f"--set {key} is given more than once: which value is meant?")
         try:
             read = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-45 looks like a date
