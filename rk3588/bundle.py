@@ -6,6 +6,7 @@ at all. What the manifest says was done was done; what was not measured is absen
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import hashlib
@@ -21,7 +22,7 @@ from typing import Any
 
 from . import files as reading
 from . import sampling
-from .errors import BundleError, NoSuchBundle, TargetError
+from .errors import BundleError, NoSuchBundle, TargetError, TargetTaken
 from .mistaken import listed, no_bundle
 
 MANIFEST = "rkbundle.json"
@@ -159,8 +160,7 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     folder = Path(path)
     where = folder / MANIFEST
     if "\0" in str(folder) or not reading.exists(where):
-        kind = BundleError if reading.exists(folder) else NoSuchBundle
-        raise kind(no_bundle(folder, MANIFEST))
+        raise NoSuchBundle(no_bundle(folder, MANIFEST))
     try:
         manifest = reading.read_json(where, _MOST_MANIFEST, folder, BundleError)
     except FileNotFoundError:
@@ -286,11 +286,15 @@ def _check_npu_model(path: Path) -> None:
 def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not."""
     if final.exists() and not replace:
-        raise TargetError(f"{final} exists already: remove it, choose another -o, or give --overwrite")
+        raise TargetTaken(f"{final} exists already: remove it, choose another -o, or give --overwrite")
+    new_parents = [folder for folder in final.parents if not reading.exists(folder)]
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        folder, lock = _locked_folder(final)
+        try:
+            folder, lock = _locked_folder(final)
+        except FileNotFoundError:  # another that failed took the parent away, which it had made
+            folder, lock = _locked_folder(final)
     except OSError as error:
+        _remove_empty(new_parents)
         raise TargetError(f"cannot write to {final.parent}: {error.strerror}") from error
     try:
         yield folder
@@ -301,9 +305,17 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         _sync(final.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(new_parents)
         raise
     finally:
         os.close(lock)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Those that were made on the way, the innermost first, as far as nothing lies in them."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _locked_folder(final: Path) -> tuple[Path, int]:
@@ -312,6 +324,7 @@ def _locked_folder(final: Path) -> tuple[Path, int]:
     A folder like it that nobody holds is what a killed process left: it goes. The parent is locked meanwhile, so that
     nobody takes one for left that was made a moment ago.
     """
+    final.parent.mkdir(parents=True, exist_ok=True)
     parent = os.open(final.parent, os.O_RDONLY)
     try:
         _lock(parent, fcntl.LOCK_EX)

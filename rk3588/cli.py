@@ -18,7 +18,7 @@ _COMMANDS = {
     "doctor": ("rk3588.commands.doctor:command", "What is wrong with a board, and what to do about it."),
     "deploy": ("rk3588.commands.deploy:command", "Bring a bundle to a board, with a proof and a way back."),
     "releases": ("rk3588.commands.releases:command", "What is on a board."),
-    "rollback": ("rk3588.commands.rollback:command", "Back to the release before."),
+    "rollback": ("rk3588.commands.rollback:command", "Back to the release that served before."),
     "remove": ("rk3588.commands.remove:command", "Take everything away from a board."),
     "predict": ("rk3588.commands.predict:command", "Speed and memory of a model on a board, without running it."),
 }

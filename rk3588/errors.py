@@ -3,10 +3,12 @@
 RkError
 ├── UsageError           the call itself is wrong                        exit code 2
 ├── CheckpointError      a model to convert is not what it should be     exit code 1
+│   └── WrongModel       what the call names is none, or none for this target   exit code 2
 ├── BundleError          a bundle is incomplete, changed, or not what its manifest says
 │   └── NoSuchBundle     there is none where the call says               exit code 2
 ├── ToolkitError         rkllm-toolkit is missing, failed, or was killed
-├── TargetError          the place to write to is taken or not writable
+├── TargetError          the place to write to is not writable
+│   └── TargetTaken      something lies there already                    exit code 2
 ├── SimError             librksim refused an artifact or an argument
 ├── LibraryError         no usable librkllmrt, or one of another version
 │   └── NoSuchLibrary    there is none where the call says               exit code 2
@@ -51,6 +53,10 @@ class CheckpointError(RkError):
     pass
 
 
+class WrongModel(CheckpointError):
+    exit_code = 2
+
+
 class BundleError(RkError):
     pass
 
@@ -65,6 +71,10 @@ class ToolkitError(RkError):
 
 class TargetError(RkError):
     pass
+
+
+class TargetTaken(TargetError):
+    exit_code = 2
 
 
 class SimError(RkError):

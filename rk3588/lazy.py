@@ -117,10 +117,19 @@ def _option_sentence(error: click.NoSuchOption) -> str:
     wanted = error.option_name
     long = {name.lstrip("-"): name for name in known if name.startswith("--")}
     word = wanted.lstrip("-")
-    near = _MEANT[word] if _MEANT.get(word) in long else closest(word, long, 0.6)
+    near = _MEANT[word] if _MEANT.get(word) in long else _begun(word, error.ctx) or closest(word, long, 0.6)
     if near is None:
         return f"No such option {wanted!r}: {_one_of(long.values())}."
     return _no_such("option", wanted, long[near])
+
+
+def _begun(word: str, ctx: click.Context) -> Optional[str]:
+    """The long name of the option that ``--o`` is with one dash, or of the only one that begins so."""
+    named = [parameter.opts for parameter in ctx.command.get_params(ctx)]
+    short = [opts for opts in named if f"-{word}" in opts]
+    meant = short or [opts for opts in named if any(name.startswith(f"--{word}") for name in opts)]
+    long = [name for name in meant[0] if name.startswith("--")] if len(meant) == 1 else []
+    return long[0].lstrip("-") if long else None
 
 
 def _no_such(what: str, name: str, near: str) -> str:

@@ -16,12 +16,12 @@ def no_bundle(folder: Path, manifest: str) -> str:
     if "\0" in str(folder) or len(str(folder)) > 4000:
         return f"{str(folder)[:100]!r} cannot be the path of a bundle: give a folder that rkconvert wrote"
     if not os.path.lexists(folder):
-        near = closest(folder.name, _bundles_in(folder.parent, manifest))
+        near = closest(folder.name, bundles_in(folder.parent, manifest))
         advice = f"did you mean {folder.parent / near}?" if near else "give a folder that rkconvert wrote"
         return f"there is no {folder}: {advice}"
     if not folder.is_dir():
         return _file(folder, manifest)
-    if inside := sorted(_bundles_in(folder, manifest)):
+    if inside := sorted(bundles_in(folder, manifest)):
         return f"{folder} is a folder with bundles: give one of them: {listed(inside)}"
     if (folder / "config.json").exists() or any(folder.glob("*.gguf")):
         return f"{folder} is not a bundle but a model to make one from: rkconvert {folder} -o out"
@@ -38,7 +38,7 @@ def _file(path: Path, manifest: str) -> str:
     return f"{path} is a file and not a bundle: give a folder that rkconvert wrote"
 
 
-def _bundles_in(folder: Path, manifest: str) -> list[str]:
+def bundles_in(folder: Path, manifest: str) -> list[str]:
     """Names of the bundles in ``folder``, as far as it is sensible to look."""
     try:
         with os.scandir(folder) as found:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bundle, families, files
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, UsageError, WrongModel
 from .families import Family
 
 _MOST = 1 << 31  # no size in a config.json is larger; what is, is damage
@@ -84,7 +84,7 @@ def load(path: Path) -> Shape:
     except FileNotFoundError:
         if not path.is_dir():
             raise UsageError(f"there is no {path}: give a Hugging Face model folder or a bundle") from None
-        raise CheckpointError(
+        raise WrongModel(
             f"{path} has no config.json and no {bundle.MANIFEST}: give a Hugging Face model folder or a bundle"
         ) from None
     return from_config(config, where)

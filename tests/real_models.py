@@ -62,7 +62,7 @@ REAL_MODELS = (QWEN, GEMMA)
 
 
 def fetch(model: RealModel) -> str:
-    """"" when the model is in FOLDER, else why it cannot be had; SystemExit where it is another file than is meant."""
+    """ "" when the model is in FOLDER, else why it cannot be had; SystemExit where it is another file than is meant."""
     if not model.missing:
         return ""
     print(f"setup: fetching {model.file}, {model.nbytes / 1e6:.0f} MB", file=sys.stderr)

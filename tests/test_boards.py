@@ -149,7 +149,7 @@ WRONG = {
     "- a\n": (1, "expected `boards:` or `hosts:`"),
     "hosts:\n  a: {board: rock-5b\n": (3, "not valid YAML"),
     "hosts:\n\ta: 1\n": (2, "not valid YAML"),
-    "hosts:\n  a: {board: rock-5b, user: \"\x07\"}\n": (2, "a character that YAML does not allow"),
+    'hosts:\n  a: {board: rock-5b, user: "\x07"}\n': (2, "a character that YAML does not allow"),
     "hosts: {}\n---\nhosts: {}\n": (2, "not valid YAML"),
     "hosts:\n  a: {board: rock-5b, jump: b}\n  b: {board: rock-5b, jump: a}\n": (2, "itself: a → b → a"),
     "boards:\n  rock-5b: {soc: RK3588, ram_gb: [4]}\n": (2, "board 'rock-5b' is in the catalogue already"),
@@ -207,7 +207,7 @@ def test_add_keeps_comments_and_order() -> None:
     path = written(KITCHEN + "# the end\n")
     inventory.add_host(path, "attic", {"board": "rock-5a", "groups": ["home", "yes"], "user": "1000"})
     text = path.read_text(encoding="utf-8")
-    added = '  attic:\n    board: rock-5a\n    groups: [home, \'yes\']\n    user: \'1000\'\n'
+    added = "  attic:\n    board: rock-5a\n    groups: [home, 'yes']\n    user: '1000'\n"
     assert text == KITCHEN + added + "# the end\n"
     assert boards.load(path).hosts["attic"].groups == ("home", "yes")
 

@@ -316,14 +316,32 @@ def test_any_damage_to_a_safetensors_header_is_one_sentence(
         assert str(path) in str(error)
 
 
+def test_what_is_no_model_is_the_call_s_mistake(model: Path, tmp_path: Path) -> None:
+    (folder,) = run(model, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    told = {
+        tmp_path / "out": r"out is a folder with bundles \(tiny-rk3588-w8a8\), which are converted already",
+        folder: "is a bundle, which is converted already",
+        folder / "model.sim.gguf": "is a converted artifact already",
+        tmp_path / "empty": "has no config.json: it is no Hugging Face folder",
+        model / "config.json": "is neither a Hugging Face folder nor a GGUF file",
+    }
+    for path, sentence in told.items():
+        with pytest.raises(CheckpointError, match=sentence) as caught:
+            open_source(path)
+        assert caught.value.exit_code == 2, path
+
+
 # The place to write to
 
 
 def test_a_target_that_exists(model: Path, tmp_path: Path) -> None:
     run(model, tmp_path / "out")
     before = (tmp_path / "out" / "tiny-rk3588-w8a8" / "model.sim.gguf").stat()
-    with pytest.raises(TargetError, match=r"tiny-rk3588-w8a8 exists already.*--overwrite"):
+    told = r"tiny-rk3588-w8a8 exists already.*--overwrite; nothing was built, not fp16 either$"
+    with pytest.raises(TargetError, match=told) as caught:
         run(model, tmp_path / "out", "fp16", "w8a8")
+    assert caught.value.exit_code == 2
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny-rk3588-w8a8"]
     assert (tmp_path / "out" / "tiny-rk3588-w8a8" / "model.sim.gguf").stat() == before
 
@@ -363,4 +381,4 @@ def test_a_source_that_changes_under_our_feet(model: Path, tmp_path: Path) -> No
     os.truncate(model / "model-00002-of-00002.safetensors", 20000)
     with pytest.raises(CheckpointError, match="became shorter while it was read"):
         convert(plan)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

@@ -35,7 +35,9 @@ def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: 
     assert (row["commands"], row["healthy"]) == (1, True)
     assert deploying.answer_of(port, key_of(board)) == "two here"
     oldest = board.releases()[-1]["release"]
-    board.run("rollback", "attic", "--to", oldest[:8])
+    said = board.run("rollback", "attic", "--to", oldest[:8]).stderr
+    assert f"attic: release {oldest} (one w8a8) is current and answered a chat; before it was " in said
+    assert "--to RELEASE goes to another: " in said
     assert deploying.answer_of(port, key_of(board)) == "one here"
     assert "there is no one release" in board.run("rollback", "attic", "--to", "zzz", code=2).stderr
     assert "one w8a8 (sim)  answers" in board.run("releases", "attic").stdout

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import sys
 import time
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 pytest.importorskip("paramiko")
 
-from rk3588.commands import deploy, releases
+from rk3588.commands import connecting, deploy, releases, rollback
 from rk3588.commands.deploy import ProgressDisplay, usage_text
 from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
@@ -24,7 +25,7 @@ from rk3588.deploy.ssh import connection
 from rk3588.deploy.ssh.config import Destination
 from rk3588.deploy.state import BoardState
 from rk3588.deploy.steps import DeploymentPlan, Send
-from rk3588.errors import UsageError
+from rk3588.errors import ConnectError, UsageError
 from tests import deploying, plan_cases
 
 TARGET = Destination("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
@@ -104,12 +105,135 @@ FILES = ("--runtime", "--daemon", "--sim-library", "--sim-runtime", "--ssh-confi
 def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: str) -> None:
     """So the exit code is 2, before anything is asked of the board."""
     bundle, absent = deploying.bundle(tmp_path, "one"), str(tmp_path / "absent")
-    words = [str(bundle), "--board", "me@192.0.2.7", "--plan", option, absent]
+    words = [str(bundle), "--board", "me@192.0.2.7", "--plan", "--runtime", "sim", option, absent]
     caught = CliRunner().invoke(deploy.command, words).exception
     assert isinstance(caught, UsageError) and caught.exit_code == 2
     assert str(caught).startswith(f"{option} {absent}: there is no such file; ")
     if option in ("--ssh-config", "--hosts"):
         assert isinstance(CliRunner().invoke(releases.command, ["me@192.0.2.7", option, absent]).exception, UsageError)
+
+
+SETTINGS = {
+    "temprature=0": "unknown key 'temprature' in the daemon's settings: did you mean 'temperature'?",
+    "temperature=hot": "'temperature': 'hot' is not a valid float range; give a number from 0",
+    "temperature=": "--set 'temperature=': give it a value, as in temperature=0",
+    "top_p=[0.5]": "'top_p' has to have one value",
+    "top_k=0": "'top_k': 0 is not in the range x>=1",
+    "strict=perhaps": "'strict': 'perhaps' is not a valid boolean",
+    "log=loud": "'loud' is not one of 'debug', 'info'",
+    "max_tokens=0": "max_tokens 0 asks for no answers",
+    "name=2026-99-99": "the value is no YAML",
+    "context=99999999": "--set context=99999999: a board can use 4096 tokens; give no more, or --set beyond_board=true",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+@pytest.mark.usefixtures("unreached")
+def test_a_setting_that_is_none_is_told_before_the_board_is_asked(
+    tmp_path: Path, setting: str, plan: list[str]
+) -> None:
+    caught = deployed(tmp_path, "--runtime", "sim", "--set", setting, *plan).exception
+    assert isinstance(caught, UsageError), caught
+    assert SETTINGS[setting] in str(caught)
+
+
+SOUND = [
+    "temperature=0",
+    "strict=yes",
+    "cors=[https://a.example, 'null']",
+    "name=2026-11-28",
+    "log=debug",
+]
+
+
+@pytest.mark.usefixtures("unreached")
+def test_settings_that_are_right(
+    tmp_path: Path,
+) -> None:
+    words = [word for setting in (*SOUND, "context=8192", "beyond_board=true") for word in ("--set", setting)]
+    assert isinstance(deployed(tmp_path, "--runtime", "sim", *words).exception, ConnectError)
+    assert deploy._settings(("name=2026-11-28",)) == {"name": "2026-11-28"}  # no date, which is no JSON
+
+
+def test_a_setting_given_twice() -> None:
+    with pytest.raises(UsageError, match="--set top_k is given more than once"):
+        deploy._settings(("top_k=1", "top_k=2"))
+
+
+@pytest.mark.usefixtures("unreached")
+def test_without_the_daemon_s_extra_settings_go_unchecked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rkruntime.daemon.config", None)
+    done = deployed(tmp_path, "--runtime", "sim", "--set", "temprature=0")
+    assert isinstance(done.exception, ConnectError)
+    assert "Note: --set is checked on the board only, for there is no rkruntime.daemon.config here" in done.stderr
+
+
+def test_a_context_counts_as_the_daemon_will_take_it() -> None:
+    spec: Any = ReleaseSpecOf({})
+    for settings, tokens in (({}, 0), ({"context": 512}, 512), ({"context": 8192}, 4096), ({"context": "x"}, 0)):
+        assert deployment._context(replace(spec, settings=settings)) == tokens
+    assert deployment._context(replace(spec, settings={"context": 8192, "beyond_board": True})) == 8192
+
+
+@dataclass(frozen=True)
+class ReleaseSpecOf:
+    settings: dict[str, Any]
+
+
+@pytest.mark.usefixtures("unreached")
+def test_a_runtime_has_to_be_said(
+    tmp_path: Path,
+) -> None:
+    caught = deployed(tmp_path).exception
+    assert isinstance(caught, UsageError) and "give --runtime sim to run it on the board's CPU" in str(caught)
+    npu = deploying.bundle(tmp_path, "npu", target="rk3588")
+    caught = CliRunner().invoke(deploy.command, [str(npu), "--board", "me@192.0.2.7"]).exception
+    assert isinstance(caught, UsageError) and "give --runtime FILE, Rockchip's librkllmrt.so 1.1.1" in str(caught)
+
+
+@pytest.mark.usefixtures("unreached")
+def test_what_it_is_at_is_said_at_once_and_into_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = deployed(tmp_path, "--runtime", "sim")
+    assert done.stderr == f"me@192.0.2.7: connecting, for {tmp_path / 'one'}\n"
+    for quiet, said in ((True, ""), (False, "looking at the board\nsending model, 10.0 MB\nits own words\n")):
+        drawn = ProgressDisplay(quiet)
+        drawn.event("facts")
+        drawn.step(Send(File("small", b"", 10_000, ""), "/small", have=0))
+        drawn.step(Send(File("model", b"", 10_000_000, ""), "/model", have=0))
+        drawn.event("its own words")
+        drawn.event("its own words")
+        drawn.close()
+        assert capsys.readouterr().err == said
+
+
+@pytest.fixture
+def unreached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board that is not there."""
+
+    def refuse(*_: Any) -> None:
+        raise ConnectError("the board was asked")
+
+    monkeypatch.setattr(connecting, "open_connection", refuse)
+
+
+def deployed(tmp_path: Path, *words: str) -> Result:
+    bundle = deploying.bundle(tmp_path, "one")
+    return CliRunner().invoke(deploy.command, [str(bundle), "--board", "me@192.0.2.7", *words])
+
+
+def test_going_back_says_from_where_and_how_to_go_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: {"manifest": {"name": "tiny", "dtype": "w8a8"}, "proven": 1, "deployed": 1} for name in "abc"}
+    before = BoardState(releases=rows, current="b")
+    monkeypatch.setattr(connecting, "open_connection", lambda *_: nullcontext())
+    monkeypatch.setattr(deployment, "roll_back", lambda *_, **__: (DeploymentPlan("a", ()), Done(), before))
+    said = CliRunner().invoke(rollback.command, ["attic"]).stderr
+    told = (
+        "attic: release a (tiny w8a8) is current and answered a chat; before it was b. --to RELEASE goes to another: "
+    )
+    assert said == f"{told}b, c\n"
+    caught = CliRunner().invoke(rollback.command, ["attic", "0123"]).exception
+    assert isinstance(caught, UsageError) and "rk3588 rollback attic --to 0123" in str(caught)
 
 
 def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:

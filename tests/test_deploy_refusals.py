@@ -43,11 +43,12 @@ def test_a_bundle_that_is_not_what_it_says(board: Deployer, tmp_path: Path, port
 def test_the_wrong_kind_of_bundle(board: Deployer, bundles: dict[str, Path], tmp_path: Path, runtime: str) -> None:
     if runtime == "sim":
         npu = deploying.bundle(tmp_path, "npu", target="rk3588")
-        assert "only a model for an NPU: give --runtime FILE" in board.fail(npu)
+        assert "only a model for an NPU: give --runtime FILE" in board.fail(npu, code=2)
         return
     more = ("--runtime", "/dev/null") if runtime == "file" else ()
     words = ["deploy", bundles["one"], "--board", "attic", "--daemon", board.daemon, *more]
-    said = board.run(*words, code=1).stderr
+    said = board.run(*words, code=2).stderr
+    assert "looking at" not in said  # before the board is asked
     assert "only a model for the simulated runtime, which no NPU can run: give --runtime sim" in said
 
 

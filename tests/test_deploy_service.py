@@ -132,7 +132,7 @@ def test_it_is_started_again_and_comes_back_after_a_reboot(scene: Scene) -> None
 
 
 def test_settings_reach_the_daemon_and_stay(scene: Scene, tiny_bundles: Mapping[str, Path]) -> None:
-    """Greedy: so the same answer twice. What the daemon does not know, it refuses in its own words."""
+    """Greedy: so the same answer twice. What the daemon does not know is refused in its own words."""
     scene.deployer.deploy(tiny_bundles["w8a8"], "--set", "temperature=0", "--set", "max_tokens=3")
     configuration = scene.disk / "rkchatd" / "current" / "rkchatd.yaml"
     assert "temperature: 0\nmax_tokens: 3\n" in configuration.read_text()
@@ -140,7 +140,7 @@ def test_settings_reach_the_daemon_and_stay(scene: Scene, tiny_bundles: Mapping[
     assert scene.answer() == scene.answer()
     scene.deployer.deploy(tiny_bundles["fp32"])
     assert "temperature: 0" in configuration.read_text()
-    assert "did you mean 'temperature'" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "temperatur=0")
+    assert "did you mean 'temperature'" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "temperatur=0", code=2)
     assert "that one is the deployment's own" in scene.deployer.fail(tiny_bundles["fp32"], "--set", "keys=x", code=2)
 
 

@@ -162,6 +162,8 @@ def test_our_own_daemon_is_no_foreign_user_of_the_npu() -> None:
         (Need(memory=3 * GIB), "ok", "the model needs 3.2"),
         (Need(memory=14 * GIB), "warn", "the NPU's pages cannot be swapped"),
         (Need(memory=16 * GIB), "refuse", "beside the system"),
+        (Need(memory=16 * GIB, context=9000, context_memory=9 * GIB), "refuse", "a context of 9000 tokens takes 9.7"),
+        (Need(memory=36 * GIB, context=9000, context_memory=9 * GIB), "refuse", "the model needs 38.7"),
         (Need(memory=5 * GIB), "info", "4.3 of one NPU address space"),
     ],
 )

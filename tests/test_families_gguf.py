@@ -117,9 +117,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "key", "value"), REFUSED)
-def test_a_setting_that_its_family_does_not_have_is_refused(
-    name: str, key: str, value: float, tmp_path: Path
-) -> None:
+def test_a_setting_that_its_family_does_not_have_is_refused(name: str, key: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"\.{key} is {value}, which this version does not know"):
         open_source(changed(tmp_path, name, {key: value}))
 

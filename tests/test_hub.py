@@ -190,7 +190,7 @@ def test_dry_run_asks_for_headers_alone(hub: Hub, home: Path) -> None:
 
 def test_a_target_that_exists_costs_no_download(hub: Hub, home: Path, tmp_path: Path) -> None:
     (tmp_path / "a" / "tiny-rk3588-w8a8").mkdir(parents=True)
-    assert "exists already" in refused(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"))
+    assert "exists already" in refused(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"), 2)
     assert not list(home.rglob("*.safetensors"))
 
 

@@ -77,9 +77,9 @@ MISTAKES = {
     "a quantised checkpoint": (["awq"], 1, "awq/config.json: the model is quantised already (awq)"),
     "no tokenizer": (["untold"], 1, "untold has no tokenizer.json and no tokenizer.model"),
     "a truncated file": (["cut"], 1, "cut/model.safetensors is truncated: tensor"),
-    "a GGUF type": (["ggufs/m.Q8_0.gguf"], 1, "m.Q8_0.gguf: tensor blk.0.attn_q.weight has type Q8_0, and rkllm"),
-    "a folder of GGUF files": (["ggufs"], 1, "ggufs is a folder with GGUF files: give one of them: m.Q8_0.gguf"),
-    "a .rkllm": (["done.rkllm"], 1, "done.rkllm is a .rkllm, which is converted already"),
+    "a GGUF type": (["ggufs/m.Q8_0.gguf"], 2, "m.Q8_0.gguf: tensor blk.0.attn_q.weight has type Q8_0, and rkllm"),
+    "a folder of GGUF files": (["ggufs"], 2, "ggufs is a folder with GGUF files: give one of them: m.Q8_0.gguf"),
+    "a .rkllm": (["done.rkllm"], 2, "done.rkllm is a .rkllm, which is converted already"),
     "a dataset that is no list": (["model", "--dataset", "object.json"], 2, "--dataset object.json holds a dict,"),
     "a sample without its answer": (
         ["model", "--dataset", "entry.json"], 2, "--dataset entry.json, entry 2: 'target' is missing, empty or",

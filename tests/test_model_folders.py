@@ -385,8 +385,12 @@ def test_a_card_of_a_manifest_that_is_not_ours(model: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("architecture", "model_type", "way"),
     [
-        ("ChatGLMModel", "chatglm", "; --target rk3588 alone, without --lora, converts it for a board (rkllm-toolkit "
-         "1.1.1), and rk3588 predict says how fast it would be there"),
+        (
+            "ChatGLMModel",
+            "chatglm",
+            "; --target rk3588 alone, without --lora, converts it for a board (rkllm-toolkit "
+            "1.1.1), and rk3588 predict says how fast it would be there",
+        ),
         ("MiniCPM3ForCausalLM", "minicpm3", "; --target rk3588 alone, without --lora, converts it for a board"),
         ("TeleChat2ForCausalLM", "telechat", "its fused layers and its tokenizer are known to its own code only"),
         ("MambaForCausalLM", "mamba", "; nor is it known that rkllm-toolkit takes it"),

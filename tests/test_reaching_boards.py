@@ -46,10 +46,28 @@ def nowhere(*_: Any) -> None:
 @pytest.mark.parametrize(("name", "meant"), [("kitchn", "kitchen"), ("atic", "attic")])
 def test_a_mistyped_board_gets_the_nearest(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
-    with pytest.raises(ConnectError, match=f"{name} is not a name that can be resolved: did you mean '{meant}'"):
+    with pytest.raises(UsageError, match=f"there is no board '{name}', .* resolved: did you mean '{meant}'"):
         connecting.open_connection(name, False, None, None)
     with pytest.raises(ConnectError, match="give USER@ADDRESS"):
         connecting.open_connection("somewhere.invalid", False, None, None)
+
+
+def test_a_board_that_nobody_knows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was simulated and is down: the ways to have it. What a name server does not say is no mistake."""
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(UsageError, match=r"no board 'cellar', .*`rk3588 board up cellar`; or give user@address"):
+        connecting.open_connection("cellar", False, None, None)
+    (home / ".ssh" / "config").write_text("Host cellar\n  HostName 203.0.113.9\n")
+    for name in ("cellar", "me@cellars", "somewhere.invalid", "kitchen"):
+        with pytest.raises(ConnectError):
+            connecting.open_connection(name, False, None, None)
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    with pytest.raises(ConnectError):
+        connecting.open_connection("shed", False, None, None)
+
+
+def unanswered(*_: Any) -> None:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
 
 @pytest.mark.parametrize("name", ["rock-5b", "orange-pi-5-8gb", "Radxa Rock 5B"])
@@ -118,9 +136,7 @@ def test_a_place_that_others_can_write_in_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777])
-def test_the_doctor_sees_what_a_deployment_would_refuse(
-    mode: int, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_doctor_sees_what_a_deployment_would_refuse(mode: int, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RKBOARD_SYSROOT", str(home / "tree"))
     (home / "shared").mkdir()
     (home / "shared").chmod(mode)

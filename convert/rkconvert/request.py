@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rk3588 import files, quant, templates
-from rk3588.errors import CheckpointError, TargetError, UsageError
+from rk3588.errors import CheckpointError, TargetTaken, UsageError
 from rk3588.quant import Scheme
 
 from . import calibration
@@ -126,7 +126,9 @@ class Request:
         )
         in_the_way = plan.folders_in_the_way
         if in_the_way and not dry_run:
-            raise TargetError(in_the_way[0])
+            others = [a.scheme.name for a in plan.artifacts if not plan.folder(a).exists()]
+            unbuilt = f"; nothing was built, not {', '.join(others)} either" if others else ""
+            raise TargetTaken(in_the_way[0] + unbuilt)
         if job:
             preflight.check_loras(plan.source, [adapter.name for adapter in loras])
         return replace(plan, remarks=(*remarks, *in_the_way))

@@ -107,10 +107,23 @@ def open_connection(name: str, accept_new: bool, ssh_config: Path | None, hosts:
     try:
         return connection.connect(destination, ask_secret, accept, resolver)
     except ConnectError as error:
-        like = difflib.get_close_matches(name, [*known.hosts, *(one.ssh["name"] for one in simboard.running())], 1)
-        if not isinstance(error.__cause__, socket.gaierror) or not like:
-            raise
-        raise ConnectError(f"{name} is not a name that can be resolved: did you mean {like[0]!r}?") from error
+        cause = error.__cause__
+        if isinstance(cause, socket.gaierror) and name not in known.hosts and destination.address == name:
+            _refuse_unknown(name, cause, known)
+        raise
+
+
+def _refuse_unknown(name: str, cause: socket.gaierror, known: boards.Boards) -> None:
+    """UsageError for what is no board here and cannot be resolved, where it may only have been meant as a board."""
+    ours = [*known.hosts, *(one.ssh["name"] for one in simboard.running())]
+    like = difflib.get_close_matches(name, ours, 1)
+    if like:
+        raise UsageError(f"there is no board {name!r}, and the name cannot be resolved: did you mean {like[0]!r}?")
+    if not set(name) & set("@.:") and cause.errno != socket.EAI_AGAIN:
+        raise UsageError(
+            f"there is no board {name!r}, and the name cannot be resolved: yours are added with `rk3588 board add "
+            f"{name}` (hosts.yaml), simulated ones started with `rk3588 board up {name}`; or give user@address"
+        )
 
 
 def is_simulated(name: str, hosts: Path | None) -> bool:

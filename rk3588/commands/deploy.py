@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import textwrap
@@ -14,6 +15,7 @@ import click
 import yaml
 
 from rk3588 import bundle as bundles
+from rk3588 import rkllm
 from rk3588 import runtime as runtimes
 from rk3588.commands import connecting
 from rk3588.commands.waiting import ElapsedSeconds
@@ -25,12 +27,17 @@ from rk3588.deploy.steps import Activate, Send, Step, describe_plan, plan_as_jso
 from rk3588.errors import DeployError, UsageError, printable
 
 _EVENTS = {
+    "facts": "looking at the board",
+    "state": "hashing what is there of earlier releases",
+    "compare": "comparing with what is wanted",
+    "remove": "taking everything away",
     "trial": "trying the new release beside the old one",
     "switch": "switching, and waiting for an answer",
     "back": "no answer: going back to the old release",
     "left": "the board goes on with it by itself: `rk3588 releases` shows what came of it",
     "waiting": "an earlier activation still goes on there: waiting for its end",
 }
+_WORTH_A_LINE = 1_000_000  # bytes of a file that is sent, where no bar is drawn
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -91,6 +98,9 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
         prefix=given["prefix"],
         rate=given["limit_rate"],
     )
+    deployment.check_call(bundle, options)
+    if not given["as_json"]:
+        click.echo(printable(f"{name}: connecting, for {bundle.path}"), err=True)
     with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         if expose == "lan" and not given["only_plan"] and not given["sure"]:
             _ask_exposure(connection, options)
@@ -100,7 +110,7 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
 
 
 def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
-    """``temperature=0`` and the like; None where nothing is said. What they mean, the daemon knows on the board."""
+    """``temperature=0`` and the like; None where nothing is said. What they mean, the daemon knows."""
     if not said:
         return None
     found = {}
@@ -110,11 +120,32 @@ def _settings(said: tuple[str, ...]) -> dict[str, Any] | None:
             raise UsageError(f"--set {text!r}: give a setting of the daemon and its value, as in temperature=0")
         if key in layout.OUR_SETTINGS:
             raise UsageError(f"--set {key}: that one is the deployment's own")
+        if key in found:
+            raise UsageError(f"--set {key} is given more than once: which value is meant?")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            read = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-45 looks like a date
             raise UsageError(f"--set {text!r}: the value is no YAML") from error
+        if read is None:
+            raise UsageError(f"--set {text!r}: give it a value, as in temperature=0")
+        found[key] = read if isinstance(read, (bool, int, float, list)) else value
+    _check_settings(found)
     return found
+
+
+def _check_settings(found: dict[str, Any]) -> None:
+    """UsageError for what the daemon would refuse, when all is on the board; it knows that itself, where it is here."""
+    try:
+        importlib.import_module("rkruntime.daemon.config").check_given(found)
+    except ModuleNotFoundError as error:
+        text = f"Note: --set is checked on the board only, for there is no {error.name} here"
+        click.echo(f"{text}: pip install 'rk3588[daemon]'", err=True)
+    context = found.get("context")
+    if isinstance(context, int) and context > rkllm.MAX_CONTEXT and not found.get("beyond_board"):
+        raise UsageError(
+            f"--set context={context}: a board can use {rkllm.MAX_CONTEXT} tokens; give no more, or --set "
+            "beyond_board=true as well (docs/rkchatd.md)"
+        )
 
 
 def _ask_exposure(connection: Connection, options: Options) -> None:
@@ -198,13 +229,14 @@ def usage_text(connection: Connection, outcome: Outcome) -> str:
 
 
 class ProgressDisplay(Watcher):
-    """Progress on stderr: a bar for what is sent, a line for what happens. Silent where stderr is no terminal."""
+    """Progress on stderr: a line for what happens, and on a terminal a bar for what is sent, and the seconds."""
 
     def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
         self._out = None if quiet else connecting.progress_stream()
         self._size = self._there = self._sent = 0  # bytes of a file, those that were on the board before, and now
         self._started = self._drawn = 0.0
-        self._what = ""
+        self._what = self._said = ""
         self._clock = ElapsedSeconds(self._out)
 
     def step(self, step: Step) -> None:
@@ -212,8 +244,10 @@ class ProgressDisplay(Watcher):
         if isinstance(step, Send):
             self._what, self._size, self._there, self._sent = printable(step.file.path), step.file.size, -1, 0
             self._started = time.monotonic()
-        elif self._out and not isinstance(step, Activate):
-            self._out.write(f"{printable(step.why)}\n")
+            if not self._out and self._size >= _WORTH_A_LINE:
+                self._say(f"sending {self._what}, {self._size / 1e6:.1f} MB")
+        elif not isinstance(step, Activate):
+            self._say(printable(step.why))
             self._clock.start()
 
     def sent(self, size: int) -> None:
@@ -234,9 +268,13 @@ class ProgressDisplay(Watcher):
 
     def event(self, what: str) -> None:
         self.close()
-        if self._out:
-            self._out.write(f"{_EVENTS.get(what, printable(what))}\n")
-            self._clock.start()
+        self._say(_EVENTS.get(what, printable(what)))
+        self._clock.start()
+
+    def _say(self, text: str) -> None:
+        if not self._quiet and text != self._said:  # one line for ten files that are there already
+            click.echo(text, err=True)
+        self._said = text
 
     def close(self) -> None:
         self._clock.stop()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rk3588.bundle import Bundle
-from rk3588.errors import DeployError, printable
+from rk3588.errors import DeployError, UsageError, printable
+from rk3588.rkllm import MAX_CONTEXT
 
 from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, sizes
 from .apply import Done, Watcher, apply
@@ -129,17 +130,26 @@ def read_state(connection: Connection, prefix: str, systemd: bool) -> BoardState
     return BoardState.from_answer(answer)
 
 
+def check_call(bundle: Bundle, options: Options) -> None:
+    """What needs no board to be seen: UsageError for a runtime that is not said or that the bundle is not for."""
+    release_bundle.check_template(bundle)
+    release_bundle.model_of(bundle, options.simulated)
+    if options.runtime is None and not options.simulated:
+        raise UsageError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
+
+
 def deploy(
     connection: Connection, bundle: Bundle, options: Options, watcher: Watcher, *, only_plan: bool = False
 ) -> Outcome:
     """Bring ``bundle`` to the board and let it prove itself; DeployError when the board cannot have it."""
-    release_bundle.check_template(bundle)
+    check_call(bundle, options)
+    watcher.event("facts")
     facts, prefix = gather_facts_for_change(connection, options.prefix)
     systemd = facts.systemd is not None
     if only_plan:
-        return _plan_release(connection, bundle, options, facts, prefix)
+        return _plan_release(connection, bundle, options, facts, prefix, watcher)
     with board_lock(connection, prefix, systemd, watcher):
-        outcome = _plan_release(connection, bundle, options, facts, prefix)
+        outcome = _plan_release(connection, bundle, options, facts, prefix, watcher)
         refusals = judge.refusals(list(outcome.findings))
         if refusals:
             told = "; ".join(f"{finding.text}: {finding.remedy}" for finding in refusals)
@@ -154,7 +164,10 @@ def _check_python(facts: Facts) -> None:
         raise DeployError(f"the board has {finding.text}: {finding.remedy}")
 
 
-def _plan_release(connection: Connection, bundle: Bundle, options: Options, facts: Facts, prefix: str) -> Outcome:
+def _plan_release(
+    connection: Connection, bundle: Bundle, options: Options, facts: Facts, prefix: str, watcher: Watcher
+) -> Outcome:
+    watcher.event("state")
     state = read_state(connection, prefix, facts.systemd is not None)
     inspection = Inspection(facts, prefix, state)
     spec = make_spec(bundle, options, inspection)
@@ -162,12 +175,14 @@ def _plan_release(connection: Connection, bundle: Bundle, options: Options, fact
     early = judge.judge(facts, prefix, simulated=options.simulated)
     steps, manifest = DeploymentPlan("", ()), {}
     if not judge.refusals(early):
+        watcher.event("compare")
         wanted = release.build(spec, facts)
         steps, manifest = planning.plan_release(facts, state, wanted, prefix, options.keep), dict(wanted.manifest)
-    else:
-        release_bundle.model_of(bundle, options.simulated)
+    context = _context(spec)
     need = Need(
-        memory=sizes.memory_needed(bundle, options.simulated, _context(spec)),
+        memory=sizes.memory_needed(bundle, options.simulated, context),
+        context=context,
+        context_memory=sizes.context_memory(bundle, context),
         disk=steps.bytes + _MARGIN if steps.bytes else 0,
         port=None if state.active and inspection.manifest.get("port") == spec.port else spec.port,
         pins=spec.pin and facts.systemd is not None,
@@ -177,8 +192,11 @@ def _plan_release(connection: Connection, bundle: Bundle, options: Options, fact
 
 
 def _context(spec: ReleaseSpec) -> int:
+    """Tokens that the daemon will load the model with, where a setting says it; else 0."""
     said = spec.settings.get("context", 0)
-    return said if isinstance(said, int) else 0  # the daemon says what is wrong with it
+    if not isinstance(said, int):
+        return 0  # the daemon says what is wrong with it
+    return said if spec.settings.get("beyond_board") is True else min(said, MAX_CONTEXT)
 
 
 def make_spec(bundle: Bundle, options: Options, inspection: Inspection) -> ReleaseSpec:
@@ -186,9 +204,6 @@ def make_spec(bundle: Bundle, options: Options, inspection: Inspection) -> Relea
     listen = options.listen or str(inspection.manifest.get("listen", layout.LOOPBACK))
     said = inspection.manifest.get("port")
     port = options.port or (said if isinstance(said, int) else layout.PORT)
-    if options.runtime is None and not options.simulated:
-        release_bundle.model_of(bundle, simulated=False)
-        raise DeployError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
     machine = inspection.facts.machine
     twin = options.sim_runtime or programs.find_library("librkllmrt.so", machine) if options.simulated else None
     return ReleaseSpec(
@@ -214,26 +229,32 @@ def kept_settings(inspection: Inspection) -> Mapping[str, Any]:
 
 def roll_back(
     connection: Connection, prefix: str | None, to: str | None, watcher: Watcher, *, only_plan: bool = False
-) -> tuple[DeploymentPlan, Done]:
-    """Back to another release that is on the board."""
+) -> tuple[DeploymentPlan, Done, BoardState]:
+    """Back to another release that is on the board; the state is that of before."""
+    watcher.event("facts")
     facts, where = gather_facts_for_change(connection, prefix)
     systemd = facts.systemd is not None
     with board_lock(connection, where, systemd, watcher):
-        steps = planning.plan_rollback(read_state(connection, where, systemd), where, systemd, to)
+        watcher.event("state")
+        state = read_state(connection, where, systemd)
+        steps = planning.plan_rollback(state, where, systemd, to)
         done = Done()
         if not only_plan:
             apply(steps, connection, done, watcher)
-        return steps, done
+        return steps, done, state
 
 
 def remove(connection: Connection, prefix: str | None, watcher: Watcher) -> bool:
     """Take away all that deployments made; False when there was nothing."""
+    watcher.event("facts")
     facts, where = gather_facts_for_change(connection, prefix)
     systemd = facts.systemd is not None
     with board_lock(connection, where, systemd, watcher):
+        watcher.event("state")
         state = read_state(connection, where, systemd)
         if not (state.releases or state.incoming or state.keys or state.user or state.rule):
             return False
+        watcher.event("remove")
         rule, user = (layout.RULE, layout.USER) if systemd else ("", "")
         agent_client.ask(connection, "remove", where, rule, user, root=systemd, seconds=300)
         return True

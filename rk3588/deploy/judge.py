@@ -39,13 +39,16 @@ class Finding:
 class Need:
     """What a deployment asks of a board, in bytes: of RAM when the model runs, of disk while it is sent.
 
-    ``port``: one to take. ``pins``: it sets the clocks itself.
+    ``context``: tokens that were asked for, and ``context_memory`` their part of the RAM. ``port``: one to take.
+    ``pins``: it sets the clocks itself.
     """
 
     memory: int = 0
     disk: int = 0
     port: int | None = None
     pins: bool = False
+    context: int = 0
+    context_memory: int = 0
 
 
 def judge(facts: Facts, prefix: str, need: Need | None = None, simulated: bool = False) -> list[Finding]:
@@ -194,8 +197,13 @@ def _memory(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
     if not need.memory:
         yield Finding("ok", "memory", text)
     elif need.memory + rkllm.SYSTEM_BYTES > total:
-        text = f"the model needs {_gb(need.memory)} GB beside the system, the board has {_gb(total)}"
-        yield Finding("refuse", "memory", text, "choose a smaller model or dtype: rk3588 predict shows what fits")
+        remedy = "choose a smaller model or dtype: rk3588 predict shows what fits"
+        what = "the model"
+        if need.context and need.memory - need.context_memory + rkllm.SYSTEM_BYTES <= total:
+            what, remedy = f"a context of {need.context} tokens", "give a smaller one (--set context=N)"
+            what += f" takes {_gb(need.context_memory)} GB: with it the model"
+        text = f"{what} needs {_gb(need.memory)} GB beside the system, the board has {_gb(total)}"
+        yield Finding("refuse", "memory", text, remedy)
     elif need.memory > available:
         # What runs there now may be the release that this one replaces.
         text = f"the model needs {_gb(need.memory)} GB, {text}; the NPU's pages cannot be swapped"

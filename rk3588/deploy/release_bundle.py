@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from rk3588 import bundle as bundles
 from rk3588 import runtime
 from rk3588.bundle import Bundle
-from rk3588.errors import DeployError
+from rk3588.errors import DeployError, UsageError
 
 from .release_files import File, from_text
 
@@ -27,13 +27,13 @@ def kind_of(simulated: bool) -> str:
 
 
 def model_of(bundle: Bundle, simulated: bool) -> Path:
-    """The model that this kind of runtime runs; DeployError, in one sentence, for a bundle without one."""
+    """The model that this kind of runtime runs; UsageError, in one sentence, for a bundle without one."""
     found = runtime.model_for(bundle, kind_of(simulated))
     if found:
         return found
     if simulated:
-        raise DeployError(f"{bundle.path} has only a model for an NPU: give --runtime FILE, Rockchip's librkllmrt.so")
-    raise DeployError(
+        raise UsageError(f"{bundle.path} has only a model for an NPU: give --runtime FILE, Rockchip's librkllmrt.so")
+    raise UsageError(
         f"{bundle.path} has only a model for the simulated runtime, which no NPU can run: give --runtime sim to run it "
         "on the board's CPU, or a bundle that Rockchip's toolkit converted"
     )

@@ -31,6 +31,14 @@ def memory_needed(bundle: Bundle, simulated: bool, context: int = 0) -> int:
     return weights + sizes.kv_bytes_per_token * tokens + runtime_bytes
 
 
+def context_memory(bundle: Bundle, context: int) -> int:
+    """The part of ``memory_needed`` that ``context`` tokens are; 0 where the model's shape is not told."""
+    try:
+        return shape.load(bundle.path).kv_bytes_per_token * context
+    except CheckpointError:
+        return 0
+
+
 def disk_needed(bundle: Bundle, simulated: bool) -> int:
     """Bytes of disk that a first deployment of it takes, roughly."""
     kept = runtime.manifest_for(bundle, kind_of(simulated))["files"]

@@ -225,7 +225,14 @@ def options(*leave_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def parse(name: str, text: str) -> Any:
     """One setting's value from what was typed; UsageError where it cannot be one."""
+    kind = BY_NAME[name].kind
     try:
-        return BY_NAME[name].kind.convert(text, None, None)
+        return kind.convert(text, None, None)
     except click.BadParameter as error:
-        raise UsageError(f"{name}: {error.message.rstrip('.')}") from error
+        raise UsageError(f"{name}: {complaint(kind, error)}") from error
+
+
+def complaint(kind: Any, error: click.BadParameter) -> str:
+    """What click says of a value; for true and false, of which it names none, what it has to be besides."""
+    said = error.message.rstrip(".")
+    return f"{said}; give true or false" if kind is click.BOOL else said

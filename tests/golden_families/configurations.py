@@ -42,6 +42,7 @@ def theirs(settings: Mapping[str, Any]) -> Any:
 
 def compared(ours: ModelConfig, config: Any) -> dict[str, tuple[Any, Any]]:
     """What both say: (ours, theirs) by what it is about."""
+
     def their(key: str, default: Any = None) -> Any:
         value = getattr(config, key, None)
         return default if value is None else value

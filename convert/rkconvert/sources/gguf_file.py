@@ -16,7 +16,7 @@ import numpy as np
 
 from rk3588 import gguf as files
 from rk3588 import sampling
-from rk3588.errors import CheckpointError
+from rk3588.errors import CheckpointError, WrongModel
 from rk3588.families import Family
 from rkconvert.architectures import gguf_metadata
 from rkconvert.architectures.model import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
@@ -143,7 +143,7 @@ def read_header(path: Path) -> Header:
 
 def _header(path: Path, model: files.Model) -> Header:
     if "rksim.version" in model.metadata:
-        raise CheckpointError(f"{path} is a converted artifact already: give the model that it was made from")
+        raise WrongModel(f"{path} is a converted artifact already: give the model that it was made from")
     sizes = {file: file.stat().st_size for file in model.files}
     tensors = {name: _tensor(info) for name, info in model.tensors.items()}
     for tensor in tensors.values():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rk3588 import files as reading
 from rk3588 import sampling
 from rk3588 import shape as shapes
-from rk3588.errors import CheckpointError
+from rk3588.errors import CheckpointError, WrongModel
 from rk3588.families import Family
 from rk3588.mistaken import listed
 from rkconvert.architectures import config_json
@@ -123,10 +123,14 @@ def most_bytes(name: str) -> int:
 
 def _settings(folder: Path) -> dict[str, Any]:
     if (folder / ADAPTER).is_file() and not reading.exists(folder / "config.json"):
-        raise CheckpointError(
+        raise WrongModel(
             f"{folder} is an adapter and not a model: give the model that it was trained on, and --lora {folder}"
         )
-    return read_json(folder / "config.json", "it is no Hugging Face folder; give the one that holds config.json")
+    if not reading.exists(folder / "config.json"):
+        raise WrongModel(
+            f"{folder} has no config.json: it is no Hugging Face folder; give the one that holds config.json"
+        )
+    return read_json(folder / "config.json", "the link leads nowhere; download the model again")
 
 
 def _tensors(files: Mapping[Path, list[str] | None]) -> dict[str, SourceTensor]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rk3588 import bundle, files
-from rk3588.errors import CheckpointError
+from rk3588.errors import CheckpointError, WrongModel
 from rk3588.gguf import part_of
-from rk3588.mistaken import listed
+from rk3588.mistaken import bundles_in, listed
 
 from . import gguf_file, huggingface
 from .base import Checkpoint, Source
@@ -31,20 +31,27 @@ def whole_models(names: Iterable[str]) -> list[str]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether ``path`` is a Hugging Face folder, and not a GGUF file; CheckpointError when it is neither."""
+    """Whether ``path`` is a Hugging Face folder, and not a GGUF file; WrongModel when it is neither."""
     if path.is_dir():
         ggufs = whole_models(file.name for file in path.glob("*.gguf"))
         if (path / bundle.MANIFEST).exists():
-            raise CheckpointError(f"{path} is a bundle, which is converted already: give the model it was made from")
-        if ggufs and not (path / "config.json").exists():
-            raise CheckpointError(f"{path} is a folder with GGUF files: give one of them: {listed(ggufs)}")
+            raise WrongModel(f"{path} is a bundle, which is converted already: give the model it was made from")
+        if (path / "config.json").exists():
+            return True
+        if ggufs:
+            raise WrongModel(f"{path} is a folder with GGUF files: give one of them: {listed(ggufs)}")
+        if made := sorted(bundles_in(path, bundle.MANIFEST)):
+            raise WrongModel(
+                f"{path} is a folder with bundles ({listed(made)}), which are converted already: give the model they "
+                "were made from"
+            )
         return True
     with files.opened(path, None, CheckpointError) as file:
         magic = file.read(4)
     if magic == b"GGUF":
         return False
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} is one file of a model: give the folder that holds it and its config.json")
+        raise WrongModel(f"{path} is one file of a model: give the folder that holds it and its config.json")
     if path.suffix == ".rkllm":
-        raise CheckpointError(f"{path} is a .rkllm, which is converted already: give the model that it was made from")
-    raise CheckpointError(f"{path} is neither a Hugging Face folder nor a GGUF file")
+        raise WrongModel(f"{path} is a .rkllm, which is converted already: give the model that it was made from")
+    raise WrongModel(f"{path} is neither a Hugging Face folder nor a GGUF file")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rk3588 import families
-from rk3588.errors import CheckpointError, RkError, ToolkitError, UsageError
+from rk3588.errors import CheckpointError, RkError, ToolkitError, UsageError, WrongModel
 from rk3588.gguf import JOIN
 from rk3588.quant import SCHEMES, Scheme
 from rkconvert import memory
@@ -120,7 +120,7 @@ def _gguf_parts(source: Checkpoint) -> list[Likely]:
     if len(source.files) < 2:
         return []
     told = f"{source.path} is a model in {len(source.files)} parts, and rkllm-toolkit is given one file: {JOIN}"
-    return [Likely(CheckpointError(told))]
+    return [Likely(WrongModel(told))]
 
 
 def _gguf_types(source: Checkpoint) -> list[Likely]:
@@ -130,9 +130,9 @@ def _gguf_types(source: Checkpoint) -> list[Likely]:
     first = next((t for t in other if t in source.linear and "output" not in t.name), None)
     told = "rkllm-toolkit takes GGUF files of F16 and Q4_0 only: convert from the Hugging Face model"
     if first is not None:
-        raise CheckpointError(f"{source.path}: tensor {first.name} has type {first.kind}, and {told}")
+        raise WrongModel(f"{source.path}: tensor {first.name} has type {first.kind}, and {told}")
     # llama-quantize keeps these two at a higher precision in files that it calls Q4_0.
-    return [Likely(CheckpointError(f"{source.path}: tensor {other[0].name} has type {other[0].kind}, and {told}"))]
+    return [Likely(WrongModel(f"{source.path}: tensor {other[0].name} has type {other[0].kind}, and {told}"))]
 
 
 def _misfit(source: Checkpoint, scheme: Scheme, tensor: SourceTensor) -> str:
@@ -146,7 +146,7 @@ def _misfit(source: Checkpoint, scheme: Scheme, tensor: SourceTensor) -> str:
 
 def check_loras(source: Checkpoint, names: Sequence[str]) -> None:
     if names and source.kind == "gguf":
-        raise CheckpointError(
+        raise WrongModel(
             f"{source.path}: rkllm-toolkit takes a LoRA ({names[0]}) with a Hugging Face model only, not with GGUF"
         )
 

@@ -205,5 +205,3 @@ def resolve_host(host: Host, hosts: dict[str, Host], config: Optional[Path] = No
         proxy_command=None if jumps else destination.proxy_command,
         openssh=(*options, *destination.openssh),
     )
-
-

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, NoReturn, Optional
 
 import click
 import yaml
@@ -186,6 +186,20 @@ def _from_file(file: Path) -> dict[str, Any]:
     return {key: file.parent / value if isinstance(value, Path) else value for key, value in found.items()}
 
 
+class _Given(yamltable.Table):
+    """Settings that stand in no file yet: what is wrong with one has no line."""
+
+    def fail(self, node: Optional[yaml.Node], message: str) -> NoReturn:  # noqa: ARG002
+        raise UsageError(f"--set: {message}")
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """UsageError for what this table would refuse in a file; for deployments, which write it only on the board."""
+    read = yamltable.parse(yaml.safe_dump(dict(given)), Path("--set"))
+    table = _Given(read.file, read.node, "the daemon's settings").only(option.name for option in OPTIONS)
+    Settings.of({option.name: _value(table, option) for option in OPTIONS if option.name in given})
+
+
 def _value(table: yamltable.Table, option: Setting) -> Any:
     node = table.need(option.name)
     if option.is_list:
@@ -200,4 +214,4 @@ def _scalar(table: yamltable.Table, node: yaml.Node, option: Setting) -> Any:
     try:
         return option.kind.convert(str(node.value), None, None)
     except click.BadParameter as error:
-        table.fail(node, f"{option.name!r}: {error.message.rstrip('.')}")
+        table.fail(node, f"{option.name!r}: {settings.complaint(option.kind, error)}")
