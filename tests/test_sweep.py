@@ -141,7 +141,7 @@ def test_ctrl_c_ends_the_cells_too(toolkit: Installed, place: Path, tmp_path: Pa
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr.splitlines()[-1]) == (130, "Interrupted")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not list((tmp_path / "out").glob("*"))  # the folder itself stays where one cell ended after the other
 
 
 def test_community_names(toolkit: Installed, place: Path, tmp_path: Path) -> None:
