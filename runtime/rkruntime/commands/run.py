@@ -50,7 +50,7 @@ def run(
             click.echo(printable_json(facts, indent=None))
         elif not said.endswith("\n"):
             click.echo()
-        if ending := options.cut_off(model.cost, model.context, "-n", ""):
+        if ending := options.cut_off(model.cost, model.context, "-n", "--loop-limit 0", ""):
             click.echo(ending, err=True)
         if stats:
             click.echo(model.cost, err=True)
