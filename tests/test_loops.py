@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rkruntime.daemon.engine import WorkerEngine
@@ -38,7 +37,8 @@ def is_loop(tokens: list[int], limit: int) -> bool:
     return False
 
 
-@given(TOKENS, BLOCKS, st.integers(1, 40), st.integers(0, 20))
+@settings(max_examples=40)
+@given(TOKENS, BLOCKS, st.integers(1, 40), st.integers(0, 6))
 def test_it_is_what_the_definition_says(before: list[int], block: list[int], limit: int, times: int) -> None:
     tokens = before + block * times
     slow = next((count for count in range(1, len(tokens) + 1) if is_loop(tokens[:count], limit)), None)
@@ -90,14 +90,14 @@ def test_such_an_answer_is_ended_and_the_next_one_is_whole(looping: Path, librar
         assert (model.cost.finish_reason, model.cost.cut_by) == ("length", "max_tokens")
 
 
-def test_run_and_chat_say_so(looping: Path, library: Path, tmp_path: Path) -> None:
+def test_run_and_chat_say_so(looping: Path, library: Path) -> None:
     done = rk3588("run", looping, "x", "--loop-limit", 30, library=library)
-    told = "(stopped: it repeats itself; --loop-limit 0 lets it go on)"
-    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (0, "a" * 30 + "\n", told)
+    ending = "(stopped: it repeats itself; --loop-limit 0 lets it go on)"
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (0, "a" * 30 + "\n", ending)
     done = rk3588("chat", looping, library=library, text="x\n/set loop_limit 9\nx\n")
     assert done.stdout == "a" * DEFAULT + "\n" + "a" * 9 + "\n"
-    told = "(stopped: it repeats itself; /set loop_limit 0 lets it go on)"
-    assert done.stderr.count(told) == 2 and "loaded again" not in done.stderr
+    ending = "(stopped: it repeats itself; /set loop_limit 0 lets it go on)"
+    assert done.stderr.count(ending) == 2 and "loaded again" not in done.stderr
     refused = rk3588("run", looping, "x", "--loop-limit", -1, library=library)
     assert refused.returncode == 2 and "--loop-limit" in refused.stderr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-LONGEST = 64  # tokens of the longest block that is looked for
+LONGEST = 128  # tokens of the longest block that is looked for
 DEFAULT = 128  # tokens of a loop: docs/sampling.md says what it ends
 TIMES = 4  # that a block is there before it counts as a loop: a refrain comes back less often
 

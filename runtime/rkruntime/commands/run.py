@@ -31,7 +31,7 @@ def run(
     """Answer PROMPT; without it, what comes on stdin. With both, a pipe's or a file's text is put after PROMPT.
 
     \b
-    rk3588 run out/NAME-rk3588-w8a8 "What is an NPU?"
+    rk3588 run out/NAME-rk3588-w8a8 "What is gravity?"
     git diff | rk3588 run out/NAME-rk3588-w8a8 "Explain this change:"
     """
     if raw and system:
