@@ -45,7 +45,8 @@ bench: ready  ## speed beside llama.cpp, which it compiles first, and scp (half 
 	@$(PY) -m tests.bench.daemon --llama-python $(BENCH_VENV)/bin/python
 
 soak: ready  ## the long forms of the tests, and ten minutes of fuzzing
-	@.ci/setup litellm real
+	@.ci/setup litellm torch real
+	@PYTHONPATH=.:convert:runtime build/torch-venv/bin/python tests/real_llama_cpp.py
 	@$(PY) -m pytest -m "slow or not slow" --hypothesis-profile=soak $(ARGS)
 	@.ci/setup clang
 	@$(PY) -m tests.fuzz.run --seconds 600

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,6 +52,7 @@ class ModelInfo(NamedTuple):
 
 
 _P = c.c_void_p
+_PROGRESS = c.CFUNCTYPE(None, c.c_size_t)
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_version": (c.c_char_p, []),
     "rksim_last_error": (c.c_char_p, []),
@@ -62,7 +63,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_tokenize": (c.c_int64, [_P, c.c_char_p, c.c_size_t, c.c_int, _P, c.c_size_t]),
     "rksim_detokenize": (c.c_int64, [_P, _P, c.c_size_t, c.c_int, _P, c.c_size_t]),
     "rksim_use_lora": (c.c_int, [_P, c.c_char_p, c.c_float]),
-    "rksim_logits": (c.c_int, [_P, _P, c.c_size_t, c.c_int, _P]),
+    "rksim_logits": (c.c_int, [_P, _P, c.c_size_t, c.c_int, _P, _PROGRESS]),
     "rksim_layer": (c.c_int, [_P, c.c_int, _P, c.c_size_t, _P]),
     "rksim_linear": (c.c_int, [_P, c.c_char_p, _P, c.c_size_t, _P]),
     "rksim_gemm_i8": (c.c_int, [c.c_char_p, _P, _P, c.c_int64, c.c_int64, c.c_int64, _P]),
@@ -162,14 +163,29 @@ class SimModel:
         if self._lib.rksim_use_lora(self._handle, None if path is None else os.fsencode(path), scale):
             raise _failed()
 
-    def logits(self, ids: list[int], *, chunk: int = 0) -> npt.NDArray[np.float32]:
-        """Logits of every position, float32 (n, n_vocab), from an empty KV cache."""
+    def logits(
+        self, ids: list[int], *, chunk: int = 0, progress: Callable[[int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits of every position, float32 (n, n_vocab), from an empty KV cache. ``progress`` is told now and then
+        how many tokens are done; what it raises is raised once all are."""
         import numpy as np
 
         array = (c.c_int32 * len(ids))(*ids)
         out = np.empty((len(ids), self.info.n_vocab), np.float32)
-        if self._lib.rksim_logits(self._handle, array, len(ids), chunk, out.ctypes.data):
+        raised: list[BaseException] = []
+
+        def tell(done: int) -> None:
+            try:
+                assert progress is not None
+                progress(done)
+            except BaseException as error:  # no exception finds its way through C
+                raised.append(error)
+
+        told = _PROGRESS(tell) if progress else _PROGRESS()
+        if self._lib.rksim_logits(self._handle, array, len(ids), chunk, out.ctypes.data, told):
             raise _failed()
+        if raised:
+            raise raised[0]
         return out
 
     def layer(self, index: int, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

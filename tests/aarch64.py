@@ -34,7 +34,8 @@ int main(int count, char **words) {
   void *lib = dlopen(words[1], RTLD_NOW);
   if (!lib) return fprintf(stderr, "%s\n", dlerror()), 1;
   rksim_model *(*open_model)(const char *, int, int) = dlsym(lib, "rksim_open");
-  int (*logits)(rksim_model *, const int32_t *, size_t, int, float *) = dlsym(lib, "rksim_logits");
+  int (*logits)(rksim_model *, const int32_t *, size_t, int, float *, rksim_progress) =
+      dlsym(lib, "rksim_logits");
   int (*get_info)(const rksim_model *, rksim_info *) = dlsym(lib, "rksim_get_info");
   const char *(*kernel)(void) = dlsym(lib, "rksim_kernel");
   rksim_model *model = open_model(words[2], 2, 0);
@@ -44,7 +45,7 @@ int main(int count, char **words) {
   for (int i = 3; i < count; i++) ids[i - 3] = atoi(words[i]);
   size_t n = (size_t)count - 3, size = n * (size_t)info.n_vocab;
   float *out = malloc(size * sizeof *out);
-  if (logits(model, ids, n, 0, out)) return 1;
+  if (logits(model, ids, n, 0, out, NULL)) return 1;
   fprintf(stderr, "%s\n", kernel());
   return fwrite(out, sizeof *out, size, stdout) != size;
 }

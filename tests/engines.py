@@ -17,7 +17,8 @@ from rkruntime.model import Model
 from rkruntime.settings import BY_NAME, Settings
 
 T = TypeVar("T")
-GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0}
+# The same each time, and without end where nothing ends it: a tiny model soon says the same for ever.
+GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0, "loop_limit": 0}
 
 
 def run(scenario: Coroutine[Any, Any, T], limit_s: float = 120) -> T:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from rk3588 import bundle, hostlib
+from rkconvert import accuracy as measuring
+from rkconvert.cli import cli
 from tests import models
 from tests.toolkit_double import rkconvert
 
@@ -77,3 +83,40 @@ def test_nothing_to_compare_with(bundles: Path) -> None:
     other = models.tiny_llama(bundles / "other", seed=9)
     rkconvert(other, "--name=Tiny", "-o", bundles, "--dtype=fp32", env=ENV)
     assert rkconvert("accuracy", bundles / "Tiny-rk3588-w8a8", env=ENV).stderr == done.stderr
+
+
+def test_a_terminal_shows_it_at_once_and_in_small_steps(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each of both models, within a window too; Ctrl-C in such a step is heeded."""
+    folder, told = bundles / "Tiny-rk3588-w8a8", []
+
+    @contextmanager
+    def shown() -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda what, done, total: told.append((what, done, total))
+
+    monkeypatch.setattr("rkconvert.progress.shown", shown)
+    before: list[int] = []
+    measure = measuring.measure
+
+    def counted(*given: Any) -> measuring.Accuracy:
+        before.append(len(told))
+        return measure(*given)
+
+    monkeypatch.setattr(measuring, "measure", counted)
+    done = CliRunner().invoke(cli, ["accuracy", str(folder), "--tokens", "600"])
+    assert done.exit_code == 0, done.output
+    assert before == [1] and told[0] == ("measuring Tiny-rk3588-w8a8", 0, 600)
+    steps = [count for _, count, total in told[1:] if total == 1200]
+    assert steps == sorted(steps) and steps[-1] == 1200 and len(steps) == len(told) - 1
+    assert max(after - last for last, after in zip([0, *steps], steps)) <= 128
+
+
+def test_what_progress_raises_comes_out_of_the_library(tiny_bundles: Mapping[str, Path]) -> None:
+    def stop(_done: int) -> None:
+        raise KeyboardInterrupt
+
+    with hostlib.SimModel(tiny_bundles["w8a8"] / "model.sim.gguf") as model:
+        with pytest.raises(KeyboardInterrupt):
+            model.logits([1, 2, 3], progress=stop)
+        counts: list[int] = []
+        assert (model.logits([1, 2, 3], chunk=2, progress=counts.append) == model.logits([1, 2, 3])).all()
+        assert counts == [2, 3]

@@ -285,7 +285,7 @@ def test_a_person_at_a_terminal(library: Path, tmp_path: Path, term: str) -> Non
     if term == "xterm":
         pytest.importorskip("prompt_toolkit")
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)
-    with Terminal(bundle, library, tmp_path / "state", TERM=term) as terminal:
+    with Terminal(bundle, library, tmp_path / "state", "--loop-limit", "0", TERM=term) as terminal:
         terminal.expect("/help for help.")
         terminal.expect(">")
         terminal.type("hello\r")
@@ -311,7 +311,8 @@ def test_a_person_at_a_terminal(library: Path, tmp_path: Path, term: str) -> Non
 
 def test_a_terminal_that_goes_away(library: Path, tmp_path: Path) -> None:
     """A chat that lives on without its terminal, and holds the NPU."""
-    with Terminal(scripted_bundle(tmp_path / "b", ENDLESS), library, tmp_path, TERM="dumb") as terminal:
+    bundle = scripted_bundle(tmp_path / "b", ENDLESS)
+    with Terminal(bundle, library, tmp_path, "--loop-limit", "0", TERM="dumb") as terminal:
         terminal.expect(">")
         terminal.type("hello\r")
         terminal.expect("aaaa")

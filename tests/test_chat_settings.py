@@ -43,7 +43,7 @@ def test_set_loads_again_what_the_runtime_fixes(talk: Talk) -> None:
     assert journal(talk.library)[0].startswith("init ctx=99 new=-1 k=7 ")
     assert re.findall(r"^(\w+) +([\d.-]+) ", talk.do("/set"), re.MULTILINE) == [
         ("temperature", "0.2"), ("top_k", "7"), ("top_p", "0.9"), ("repeat_penalty", "1"), ("max_tokens", "-1"),
-        ("context", "99"),
+        ("loop_limit", "128"), ("context", "99"),
     ]  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def test_an_answer_does_not_steer_the_terminal(library: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_middle_of_an_answer(library: Path, tmp_path: Path, number: signal.Signals) -> None:
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)
-    command = [sys.executable, "-c", MAIN, "run", str(bundle), "x"]
+    command = [sys.executable, "-c", MAIN, "run", str(bundle), "x", "--loop-limit", "0"]
     with subprocess.Popen(
         command, env=environment(library), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -172,7 +172,7 @@ def test_interrupted_in_the_middle_of_an_answer(library: Path, tmp_path: Path, n
 
 def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)
-    command = [sys.executable, "-c", MAIN, "run", str(bundle), "x"]
+    command = [sys.executable, "-c", MAIN, "run", str(bundle), "x", "--loop-limit", "0"]
     with subprocess.Popen(
         command, env=environment(library), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -13,6 +13,7 @@ import pytest
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import EngineSettings
 from tests.daemon_server import WAIT_S, Service, served, until
+from tests.engines import GREEDY
 from tests.fake_engine import FakeAnswer, FakeEngine
 
 ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
@@ -21,7 +22,7 @@ ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
 @pytest.fixture(scope="module", params=list(ENGINES))
 def service(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
     """Greedy, so that the same question gets the same answer."""
-    with served(tiny_bundles["w8a8"], ENGINES[request.param], temperature=0.0, repeat_penalty=1.0) as running:
+    with served(tiny_bundles["w8a8"], ENGINES[request.param], **GREEDY) as running:
         until(lambda: running.get("/ready").status == 200)
         yield running
 
@@ -160,7 +161,7 @@ def test_a_runtime_that_dies_costs_one_answer(tiny_bundles: Mapping[str, Path]) 
     def crashing(settings: EngineSettings) -> WorkerEngine:
         return WorkerEngine(settings, worker_env={"RKSIM_FAULTS": "crash_at=2000"})
 
-    with served(tiny_bundles["w8a8"], crashing, temperature=0.0, context=4096) as running:
+    with served(tiny_bundles["w8a8"], crashing, context=4096, **GREEDY) as running:
         until(lambda: running.get("/ready").status == 200)
         events = running.complete("Once", max_tokens=3500, stream=True).events
         assert len(events) > 1000

@@ -26,7 +26,7 @@ from .sources.base import CARD
 WINDOW = 512  # tokens read at a time, each window from an empty context
 REFERENCE = "fp32"
 Array = npt.NDArray[np.float64]
-Step = Callable[[int], None]
+Step = Callable[[int, int], None]  # told the tokens that were evaluated, by both models, and of how many
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,31 @@ def windows(ids: list[int], size: int = WINDOW) -> list[list[int]]:
 
 
 def compare(
-    reference: SimModel, model: SimModel, parts: Sequence[list[int]], text: str, step: Step = lambda _: None
+    reference: SimModel, model: SimModel, parts: Sequence[list[int]], text: str, step: Step = lambda *_: None
 ) -> Accuracy:
-    """Both models read the same windows; one window's logits are in memory at a time. ``step`` is told its tokens."""
+    """Both models read the same windows; one window's logits are in memory at a time."""
+    tokens, before = sum(map(len, parts)), 0
+
+    def read(one: SimModel, ids: list[int]) -> Array:
+        nonlocal before
+        found = log_softmax(one.logits(ids, progress=lambda done: step(before + done, 2 * tokens))[:-1])
+        before += len(ids)
+        return found
+
     loss, reference_loss, divergence, same = [], [], [], []
     for ids in parts:
-        truth, found = (log_softmax(each.logits(ids)[:-1]) for each in (reference, model))
+        truth, found = (read(each, ids) for each in (reference, model))
         rows = np.arange(len(found))
         loss.append(-found[rows, ids[1:]])
         reference_loss.append(-truth[rows, ids[1:]])
         divergence.append((np.exp(truth) * (truth - found)).sum(axis=1))
         same.append(truth.argmax(axis=1) == found.argmax(axis=1))
-        step(len(ids))
     return Accuracy(
         perplexity=float(np.exp(np.concatenate(loss).mean())),
         reference_perplexity=float(np.exp(np.concatenate(reference_loss).mean())),
         divergence=float(np.concatenate(divergence).mean()),
         agreement=float(np.concatenate(same).mean()),
-        tokens=sum(map(len, parts)),
+        tokens=tokens,
         text=text,
     )
 

@@ -38,14 +38,12 @@ def accuracy(paths: tuple[Path, ...], text: Path | None, tokens: int, as_json: b
     with deferred_interrupts() as check, progressing.shown() as progress:
         for one in found:
             reference = measuring.reference_for(one, found)
-            done = 0
 
-            def step(size: int, label: str = f"measuring {one.path.absolute().name}") -> None:
-                nonlocal done
+            def step(done: int, total: int, label: str = f"measuring {one.path.absolute().name}") -> None:
                 check()
-                done += size
-                progress(label, min(done, tokens), tokens)
+                progress(label, done, total)
 
+            step(0, tokens)
             result = measuring.measure(one, reference, read, called, tokens, step)
             measuring.record(one, result)
             rows.append({"path": str(one.path), "dtype": one.dtype, **asdict(result)})

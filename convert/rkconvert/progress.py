@@ -35,7 +35,7 @@ def shown() -> Iterator[Progress]:
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(_WHAT.get(what, what), total=total, amount="")
-            bars.update(tasks[what], completed=done, amount=_amount(what, done, total))
+            bars.update(tasks[what], completed=done, total=total, amount=_amount(what, done, total))
 
         yield update
 

@@ -20,6 +20,7 @@ from rk3588.runtime import Choice
 
 from .binding import RKLLM
 from .generation import FINISH, Token
+from .loops import LoopDetector
 from .prompts import Prompt, Prompts
 from .settings import Settings as Settings
 
@@ -33,7 +34,7 @@ class Cost:
     first_ns: int = 0  # to the first token
     last_ns: int = 0  # to the latest
     finish_reason: str = "stop"  # or length, or abort
-    cut_by: str = ""  # of an answer that ended by its length: max_tokens, or context
+    cut_by: str = ""  # of an answer that ended by its length: max_tokens, context, or loop
 
     @property
     def prefill_tokens_per_s(self) -> Optional[float]:
@@ -136,8 +137,9 @@ class Model:
         """Answer with other settings from now on; whether the model had to be loaded again, since the library fixes
         sampling and context when it loads one. When that fails, the model is as it was. ``again``: load it anyway."""
         context = _context(settings, self._trained_context, lambda _: None)
-        free = replace(settings, max_tokens=self.settings.max_tokens, context=self.settings.context)
-        most, as_it_is = self._max_new_tokens, free == self.settings and context == self.context
+        now = self.settings
+        free = replace(settings, max_tokens=now.max_tokens, loop_limit=now.loop_limit, context=now.context)
+        most, as_it_is = self._max_new_tokens, free == now and context == self.context
         if not again and as_it_is and (most < 0 or 0 < settings.max_tokens <= most):
             if settings.context > context:
                 _context(settings, self._trained_context, self._warn)
@@ -223,7 +225,8 @@ class Model:
                     yield token.text
 
     def tokens(self, prompt: Prompt, max_tokens: Optional[int] = None) -> Generator[Token, None, None]:
-        """Tokens as they come, at most ``max_tokens`` and what the settings allow; ``cost`` is this answer's."""
+        """Tokens as they come, at most ``max_tokens`` and what the settings allow, until they are a loop; ``cost`` is
+        this answer's."""
         cost = self.cost = Cost(prompt_tokens=None if isinstance(prompt, str) else len(prompt))
         if self.too_long(prompt):
             raise UsageError(
@@ -234,6 +237,8 @@ class Model:
         room = self.context - (1 if isinstance(prompt, str) else len(prompt))
         asked = [n for n in (self.settings.max_tokens, max_tokens) if n is not None and n >= 0]
         limit = min(room, *asked) if asked else room
+        loop_limit = self.settings.loop_limit
+        loops = LoopDetector(loop_limit) if loop_limit else None
         cost.finish_reason = "abort"
         with closing(self.llm.generate(prompt, limit, self.lora)) as tokens:
             for token in tokens:
@@ -242,10 +247,13 @@ class Model:
                     cost.last_ns = tokens.elapsed_ns
                     cost.first_ns = cost.first_ns or cost.last_ns
                 yield token
+                if loops is not None and token.state != FINISH and loops.is_loop(token.id):
+                    cost.cut_by = "loop"
+                    break  # which aborts the run
             ended = "abort" if tokens.aborted else "stop"
-        cost.finish_reason = "length" if cost.tokens == limit else ended
-        if cost.finish_reason == "length":
+        if cost.tokens == limit:
             cost.cut_by = "context" if limit == room else "max_tokens"
+        cost.finish_reason = "length" if cost.cut_by else ended
 
     def too_long(self, prompt: Prompt) -> bool:
         """Whether the library would refuse this prompt for its length, as far as that can be counted."""

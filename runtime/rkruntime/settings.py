@@ -23,6 +23,8 @@ from rk3588.errors import UsageError
 from rk3588.rkllm import MAX_CONTEXT
 from rk3588.sampling import DEFAULTS, Sampling, settle
 
+from . import loops
+
 
 class Number(click.FloatRange):
     """A range of finite numbers: click's own takes nan. What is none is told what is expected."""
@@ -146,6 +148,12 @@ class Settings:
         flags=("-n",),
         metavar="N",
     )
+    loop_limit: int = setting(
+        click.IntRange(0),
+        loops.DEFAULT,
+        "Tokens of the same over and over after which an answer is ended; 0: never.",
+        metavar="N",
+    )
     temperature: Optional[float] = setting(
         Number(0),
         None,
@@ -204,7 +212,7 @@ class Settings:
 
 TABLE = table_of(Settings)
 BY_NAME = {each.name: each for each in TABLE}
-WHILE_RUNNING = (*Sampling._fields, "max_tokens", "context")  # what `/set` takes
+WHILE_RUNNING = (*Sampling._fields, "max_tokens", "loop_limit", "context")  # what `/set` takes
 
 
 def options(*leave_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -82,7 +82,7 @@ def _answer(conversation: Conversation, line: str) -> None:
         return
     model = conversation.model
     room = ": /forget the oldest exchange, or /clear"
-    if ending := options.cut_off(model.cost, model.context, "/set max_tokens", room):
+    if ending := options.cut_off(model.cost, model.context, "/set max_tokens", "/set loop_limit 0", room):
         _remark(ending)
 
 

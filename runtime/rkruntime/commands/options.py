@@ -69,11 +69,13 @@ def announce(choice: Choice) -> None:
     click.echo(text[0].upper() + text[1:], err=True)
 
 
-def cut_off(cost: Cost, context: int, more: str, room: str) -> str:
-    """What to tell of an answer that did not end by itself, with what gives it more tokens, or room in the context;
-    "" for one that did."""
+def cut_off(cost: Cost, context: int, more: str, looping: str, room: str) -> str:
+    """What to tell of an answer that did not end by itself, with what gives it ``more`` tokens, lets it go on
+    ``looping``, or makes ``room`` in the context; "" for one that did."""
     if cost.cut_by == "context":
         return f"(cut off: the {context} tokens of context are full{room})"
+    if cost.cut_by == "loop":
+        return f"(stopped: it repeats itself; {looping} lets it go on)"
     return f"(cut off after {cost.tokens} tokens: {more} allows more)" if cost.cut_by else ""
 
 

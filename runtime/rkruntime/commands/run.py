@@ -31,7 +31,7 @@ def run(
     """Answer PROMPT; without it, what comes on stdin. With both, a pipe's or a file's text is put after PROMPT.
 
     \b
-    rk3588 run out/NAME-rk3588-w8a8 "What is an NPU?"
+    rk3588 run out/NAME-rk3588-w8a8 "What is gravity?"
     git diff | rk3588 run out/NAME-rk3588-w8a8 "Explain this change:"
     """
     if raw and system:
@@ -50,7 +50,7 @@ def run(
             click.echo(printable_json(facts, indent=None))
         elif not said.endswith("\n"):
             click.echo()
-        if ending := options.cut_off(model.cost, model.context, "-n", ""):
+        if ending := options.cut_off(model.cost, model.context, "-n", "--loop-limit 0", ""):
             click.echo(ending, err=True)
         if stats:
             click.echo(model.cost, err=True)

@@ -62,7 +62,7 @@ class Durations(NamedTuple):
 class Answer(Protocol):
     """An answer under way. Counts and the reason are final when ``pieces`` has ended.
 
-    ``finish_reason``: "stop" (the model ended it), "length" (max_tokens, or the context is full).
+    ``finish_reason``: "stop" (the model ended it), "length" (max_tokens, the context is full, or a loop).
     """
 
     @property

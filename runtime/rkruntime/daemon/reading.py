@@ -112,7 +112,8 @@ class Reading:
                 return
             if self.finish_reason == "length":
                 raise self._refused(
-                    f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens"
+                    f"the answer was cut off before it was whole JSON: {problem}; allow more max_tokens, or, if it "
+                    "repeated itself, ask otherwise"
                 )
             if attempt == 0:
                 await self._ask_again(self._request.corrected(prefix.text, problem))

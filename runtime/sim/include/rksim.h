@@ -46,8 +46,10 @@ int64_t rksim_detokenize(const rksim_model *model, const int32_t *ids, size_t n,
 /* A LoRA adapter (GGUF) over the model, for all that follows; NULL: none. */
 int rksim_use_lora(rksim_model *model, const char *path, float scale);
 
-/* Logits of every position, n x n_vocab, from an empty cache. chunk: tokens per prefill step (0: the default). */
-int rksim_logits(rksim_model *model, const int32_t *ids, size_t n, int chunk, float *out);
+/* Logits of every position, n x n_vocab, from an empty cache. chunk: tokens per prefill step (0: the default);
+ * progress (NULL: nobody) is told after each step how many tokens are done. */
+typedef void (*rksim_progress)(size_t done);
+int rksim_logits(rksim_model *model, const int32_t *ids, size_t n, int chunk, float *out, rksim_progress progress);
 /* One transformer block on n tokens at positions 0..n-1: x and y are n x hidden. */
 int rksim_layer(rksim_model *model, int layer, const float *x, size_t n, float *y);
 /* One linear layer by tensor name: x is n x K, y is n x N. */

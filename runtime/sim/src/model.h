@@ -104,8 +104,8 @@ class Session {
   void embed(const int32_t* ids, size_t n, float* out) const;
   // As eval(), from input embeddings, n x hidden.
   const float* eval_embeddings(const float* x, size_t n, float* all_hidden = nullptr);
-  // Logits of every token, n x n_vocab.
-  void eval_all(const int32_t* ids, size_t n, float* logits);
+  // Logits of every token, n x n_vocab. `progress`, if there is one, is told after each chunk how many are done.
+  void eval_all(const int32_t* ids, size_t n, float* logits, void (*progress)(size_t done) = nullptr);
   // Keys and values of the first `tokens` positions, all of which must still be there; and an empty session's first
   // `tokens` from those of `stored` positions. Bits that eval() would compute again.
   std::vector<uint8_t> save_kv(int64_t tokens) const;

@@ -130,11 +130,11 @@ int rksim_use_lora(rksim_model* m, const char* path, float scale) {
   });
 }
 
-int rksim_logits(rksim_model* m, const int32_t* ids, size_t n, int chunk, float* out) {
+int rksim_logits(rksim_model* m, const int32_t* ids, size_t n, int chunk, float* out, rksim_progress progress) {
   return guarded(-1, [&] {
     rksim::Session& session = m->sequence(n);
     session.chunk = chunk > 0 ? static_cast<size_t>(chunk) : rksim::Session::kDefaultChunk;
-    session.eval_all(ids, n, out);
+    session.eval_all(ids, n, out, progress);
     return 0;
   });
 }

@@ -108,7 +108,7 @@ const float* Session::eval_embeddings(const float* x, size_t n, float* all_hidde
                      [&](size_t done, int64_t tokens) { impl_->net.set_input(x + done * size, tokens); });
 }
 
-void Session::eval_all(const int32_t* ids, size_t n, float* logits) {
+void Session::eval_all(const int32_t* ids, size_t n, float* logits, void (*progress)(size_t done)) {
   Transformer& net = impl_->net;
   int64_t tokens = 0;
   for (size_t done = 0; done < n; done += static_cast<size_t>(tokens)) {
@@ -117,6 +117,7 @@ void Session::eval_all(const int32_t* ids, size_t n, float* logits) {
     net.forward(tokens);
     impl_->norm_all(tokens, net.normed.data());
     net.logits(net.normed.data(), tokens, logits + done * static_cast<size_t>(net.shape.n_vocab));
+    if (progress) progress(done + static_cast<size_t>(tokens));
   }
 }
 
