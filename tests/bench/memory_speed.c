@@ -16,6 +16,7 @@ struct part {
   const uint64_t *numbers;
   size_t count; /* a multiple of STREAMS * WIDTH */
   uint64_t sum;
+  double started, ended;
 };
 
 static pthread_barrier_t together;
@@ -30,18 +31,20 @@ static uint64_t sum_of(const uint64_t *numbers, size_t count) {
   return sum;
 }
 
-static void *work(void *given) {
-  struct part *part = given;
-  pthread_barrier_wait(&together);
-  part->sum = sum_of(part->numbers, part->count);
-  pthread_barrier_wait(&together);
-  return NULL;
-}
-
 static double now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* By its own clock: whoever waits for it may get no core until it is done. */
+static void *work(void *given) {
+  struct part *part = given;
+  pthread_barrier_wait(&together);
+  part->started = now();
+  part->sum = sum_of(part->numbers, part->count);
+  part->ended = now();
+  return NULL;
 }
 
 int main(int argc, char **argv) {
@@ -59,19 +62,19 @@ int main(int argc, char **argv) {
   for (int round = 0; round < rounds; round++) {
     struct part parts[MOST_THREADS];
     pthread_t helpers[MOST_THREADS];
-    pthread_barrier_init(&together, NULL, (unsigned)threads + 1);
+    pthread_barrier_init(&together, NULL, (unsigned)threads);
     for (int i = 0; i < threads; i++) {
-      parts[i] = (struct part){numbers + (size_t)i * count, count, 0};
+      parts[i] = (struct part){numbers + (size_t)i * count, count, 0, 0, 0};
       if (pthread_create(&helpers[i], NULL, work, &parts[i])) return 1;
     }
-    pthread_barrier_wait(&together);
-    const double started = now();
-    pthread_barrier_wait(&together);
-    const double speed = (double)bytes / (now() - started);
+    double started = 0, ended = 0;
     for (int i = 0; i < threads; i++) {
       pthread_join(helpers[i], NULL);
       if (parts[i].sum != 0x0101010101010101u * (uint64_t)count) return 1; /* and so the reading is not left out */
+      if (!i || parts[i].started < started) started = parts[i].started;
+      if (parts[i].ended > ended) ended = parts[i].ended;
     }
+    const double speed = (double)bytes / (ended - started);
     pthread_barrier_destroy(&together);
     if (speed > best) best = speed;
   }
