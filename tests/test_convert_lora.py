@@ -13,7 +13,7 @@ import pytest
 
 from rk3588 import bundle, quant
 from rk3588.families import FAMILIES
-from rkconvert.adapters import lora
+from rkconvert.adapters import in_bundle, lora
 from rkconvert.artifact.layout import CHECKSUMS
 from rkconvert.build import convert
 from rkconvert.dry_run import describe, render
@@ -57,7 +57,7 @@ def build(source: Source, out: Path, adapters: list[lora.Lora], mode: str, *dtyp
 def test_a_kept_adapter_holds_the_numbers_in_llama_cpps_layout(source: Source, tmp_path: Path, dtype: str) -> None:
     folder = loras.peft_lora(tmp_path / "a", TINY, dtype=dtype)
     exact = loras.weights(TINY, 4, loras.LINEAR)
-    lora.write_gguf(read(folder, source), source.config, tmp_path / "a.gguf")
+    in_bundle.write_gguf(read(folder, source), source.config, tmp_path / "a.gguf")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     keys = {name: reader.fields[name].contents() for name in reader.fields if not name.startswith("GGUF.")}
     assert keys == {
@@ -97,7 +97,7 @@ def test_the_factor_of_each_layer(source: Source, tmp_path: Path, case: str) -> 
     assert {name: pair.factor for name, pair in adapter.pairs.items()} == pytest.approx(
         {name: factor(name) for name in adapter.pairs}
     )
-    lora.write_gguf(adapter, source.config, tmp_path / "a.gguf")
+    in_bundle.write_gguf(adapter, source.config, tmp_path / "a.gguf")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     alpha = reader.fields["adapter.lora.alpha"].contents()
     for tensor in reader.tensors:

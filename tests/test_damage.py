@@ -13,7 +13,7 @@ import pytest
 
 from rk3588 import bundle
 from rk3588.errors import BundleError
-from rkconvert.adapters import lora
+from rkconvert.adapters import in_bundle, lora
 from rkconvert.sources.opening import open_source
 from tests import artifacts, loras, models
 from tests.test_numerics_features import CASES
@@ -106,7 +106,7 @@ def test_a_damaged_adapter_is_refused_or_runs(tiny_bundles: Mapping[str, Path], 
     """The format has no checksums, so a number may have changed; nothing else may."""
     source = open_source(models.tiny_llama(tmp_path / "base"))
     option = lora.LoraOption(loras.peft_lora(tmp_path / "a", models.Tiny(), rank=1, targets=["q_proj"]), "a", 1.0)
-    lora.write_gguf(lora.read(option, source), source.config, tmp_path / "a.gguf")
+    in_bundle.write_gguf(lora.read(option, source), source.config, tmp_path / "a.gguf")
     model = bundle.read(tiny_bundles[DTYPE]).sim_model
     assert model
     header = (tmp_path / "a.gguf").stat().st_size - 1024  # two layers of 64 + 64 numbers follow

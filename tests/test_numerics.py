@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rk3588 import bundle, hostlib, quant
 from rk3588.errors import SimError
-from rkconvert.adapters import lora
+from rkconvert.adapters import in_bundle, lora
 from rkconvert.build import convert
 from rkconvert.sources.opening import open_source
 from tests import digests, loras, models
@@ -229,7 +229,7 @@ def adapter(folder: Path, tiny: Tiny, **changes: Any) -> Path:
     """A GGUF adapter for ``tiny``, as the converter writes it."""
     folder = loras.peft_lora(folder, tiny, **changes)
     source = open_source(models.write_llama(folder / "base", models.config(tiny, "bf16"), tiny.weights(), dtype="bf16"))
-    lora.write_gguf(lora.read(lora.LoraOption(folder, "a", 1.0), source), source.config, folder / "a.gguf")
+    in_bundle.write_gguf(lora.read(lora.LoraOption(folder, "a", 1.0), source), source.config, folder / "a.gguf")
     return folder / "a.gguf"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rk3588.hostlib import SimModel
-from rkconvert.adapters import lora
+from rkconvert.adapters import in_bundle, lora
 from rkconvert.sources.opening import open_source
 from tests import loras, models
 from tests.rkllm_driver import FINISH, Driver
@@ -36,7 +36,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     for seed, name in enumerate(("one", "two")):
         option = lora.LoraOption(loras.peft_lora(folder / name, models.Tiny(), seed=seed), name, 1.0)
         found[name] = folder / f"{name}.gguf"
-        lora.write_gguf(lora.read(option, source), source.config, found[name])
+        in_bundle.write_gguf(lora.read(option, source), source.config, found[name])
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rk3588 import bundle, files, hostlib
 from rk3588.errors import CheckpointError, TargetError
 
-from .adapters import lora
+from .adapters import in_bundle
 from .artifact import hybrid, pipeline
 from .artifact.artifact_file import ArtifactFile, write_error
 from .artifact.header import make_header, tokenizer_metadata, write_tokenizer
@@ -149,9 +149,9 @@ def _finish_bundle(
     if vocabulary and plan.board:
         write_tokenizer(folder / bundle.VOCABULARY, plan.name, vocabulary)
     for adapter in plan.kept_loras if plan.for_sim else ():
-        path = folder / lora.bundle_file(adapter)
+        path = folder / in_bundle.bundle_file(adapter)
         path.parent.mkdir(exist_ok=True)
-        lora.write_gguf(adapter, plan.sim_source.config, path)
+        in_bundle.write_gguf(adapter, plan.sim_source.config, path)
     manifest = make_manifest(plan, artifact, digests)
     sizes = {target: (folder / file).stat().st_size for target, file in manifest["artifacts"].items()}
     (folder / CARD).write_text(make_card(plan, artifact, manifest, sizes), encoding="utf-8")

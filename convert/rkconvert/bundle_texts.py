@@ -11,7 +11,7 @@ from typing import Any
 import rk3588
 from rk3588 import bundle, quant
 
-from .adapters import lora
+from .adapters import in_bundle
 from .artifact.layout import Artifact
 from .cards.card import Variant, base_of, model_card
 from .plan import Plan
@@ -44,7 +44,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
         **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
-        **({"lora": lora.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
+        **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
         **({"toolkit": plan.board.facts()} if plan.board else {}),
         "converter": {"rkconvert": rk3588.__version__},
     }

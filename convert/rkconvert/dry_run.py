@@ -7,8 +7,9 @@ from typing import Any
 
 from rk3588.quant import mixed
 
-from .adapters.lora import Lora, bundle_file
-from .adapters.lora import facts as lora_facts
+from .adapters.in_bundle import bundle_file
+from .adapters.in_bundle import facts as lora_facts
+from .adapters.lora import Lora
 from .artifact.layout import Artifact, linear_kinds, toolkit_obstacle
 from .bundle_texts import model_facts
 from .estimate import bundle_bytes, memory_bytes, npu_bytes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xllamacpp
 
-from rkconvert.adapters import lora
+from rkconvert.adapters import in_bundle, lora
 from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_lora import cases
@@ -38,7 +38,7 @@ def main() -> None:
         base, adapter = Path(folder) / "base.gguf", Path(folder) / "pirate.gguf"
         models.write_gguf(base, cases.BASE, cases.BASE.weights(), "F32")
         source = open_source(base)
-        lora.write_gguf(lora.read(lora.LoraOption(cases.ADAPTER, "pirate", 1.0), source), source.config, adapter)
+        in_bundle.write_gguf(lora.read(lora.LoraOption(cases.ADAPTER, "pirate", 1.0), source), source.config, adapter)
         alone, adapted = answer(base, None), answer(base, adapter)
     right = adapted == cases.ANSWER != alone
     print(f"llama.cpp says {adapted!r} with the adapter and {alone!r} without", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rk3588.errors import ToolkitError
-from rkconvert.adapters import lora, merge
+from rkconvert.adapters import in_bundle, merge
 from rkconvert.adapters.lora import Lora
 from rkconvert.artifact.layout import Artifact
 from rkconvert.plan import Plan
@@ -84,7 +84,7 @@ def _adopt(exports: dict[Path, Lora | None], place: Path, folder: Path) -> None:
         if number == 0:
             _move(export, place)
         if adapter is not None:
-            _move(export.with_name(f"{export.stem}{_LORA_SUFFIX}.rkllm"), folder / lora.npu_file(adapter))
+            _move(export.with_name(f"{export.stem}{_LORA_SUFFIX}.rkllm"), folder / in_bundle.npu_file(adapter))
 
 
 def _move(export: Path, place: Path) -> None:
