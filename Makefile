@@ -20,7 +20,7 @@ test: ready  ## the tests
 	@$(PY) -m pytest $(ARGS)
 
 test-boards: ready  ## deployments to boards with systemd, in containers (as root), and each fault of the network and the board
-	@$(PY) -m pytest -s -m slow tests/test_deploy_service.py 'tests/test_deploy_faults.py::test_each_fault[2]'
+	@$(PY) -m pytest -s -m slow tests/deploy/test_deploy_service.py 'tests/deploy/test_deploy_faults.py::test_each_fault[2]'
 
 test-installed: ready  ## the wheel in fresh environments of the newest Python and of 3.9, from convert to deploy
 	@$(PY) -m tests.installed

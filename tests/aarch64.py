@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rk3588.hostlib import SimModel, kernel
 from tests import models, smollm2
-from tests.test_numerics_features import CASES, ids
+from tests.sim.test_numerics_features import CASES, ids
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "aarch64"

@@ -1,4 +1,4 @@
-// The sampler as C functions, for tests/test_sampler.py.
+// The sampler as C functions, for tests/sim/test_sampler.py.
 #include "sampler.h"
 
 using rksim::Sampler;

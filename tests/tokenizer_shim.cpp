@@ -1,4 +1,4 @@
-// What the tokenizer is made of as C functions, for tests/test_tokenizer_parts.py.
+// What the tokenizer is made of as C functions, for tests/sim/test_tokenizer_parts.py.
 #include "tokenizer.h"
 #include "tokenizer_split.h"
 #include "unicode.h"

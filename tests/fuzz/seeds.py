@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests import models, smollm2
-from tests.test_numerics_features import CASES
-from tests.test_sim_gguf import GOLDEN
+from tests.convert.test_sim_gguf import GOLDEN
+from tests.sim.test_numerics_features import CASES
 from tests.tokenizers_reference import byte_level, random_texts, sentencepiece, write_vocabulary
 
 TARGETS = ("gguf", "tokenizer")

@@ -1,0 +1,154 @@
+"""The clients people use, unchanged: OpenAI's for Python and for node, LiteLLM, and curl."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import openai
+import pytest
+
+from rkruntime.daemon.engine import WorkerEngine
+from tests.daemon_server import WAIT_S, Service, served, until
+from tests.fake_engine import FakeEngine
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GREETING = "Grüße, 世界!"
+SAY = "say Grüße|, 世界|!"
+
+
+@pytest.fixture(scope="module")
+def service(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
+    """Its signs of life are frequent, so that every client meets some."""
+    with served(tiny_bundles["w8a8"], FakeEngine, keep_alive_s=0.02) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0, timeout=WAIT_S) as client:
+        yield client
+
+
+def said(text: str) -> list[openai.types.chat.ChatCompletionMessageParam]:
+    return [{"role": "user", "content": text}]
+
+
+def test_openai_for_python(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny", "tiny:background"]
+    assert client.models.retrieve("tiny").owned_by == "rkchatd"
+    whole = client.chat.completions.create(model="tiny", messages=said(SAY))
+    assert whole.choices[0].message.content == GREETING
+    assert whole.usage
+    assert whole.usage.completion_tokens == 3
+    stream = client.chat.completions.create(
+        model="tiny", messages=said("slow 0.1 Grüße|, 世界|!"), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == GREETING
+    assert chunks[-1].usage
+    assert chunks[-1].usage.completion_tokens == 3
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert client.completions.create(model="tiny", prompt="say x|y").choices[0].text == "xy"
+    raw = client.chat.completions.with_raw_response.create(model="tiny", messages=said(SAY), temperature=0.1)
+    assert raw.headers["x-rk-ignored"] == "temperature"
+
+
+def test_openai_for_python_maps_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=said("long"))
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-5", messages=said(SAY))
+    with pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(model="tiny", messages=said("full"))
+    with pytest.raises(openai.InternalServerError):
+        client.chat.completions.create(model="tiny", messages=said("down"))
+    with pytest.raises(openai.APIError, match="the answer was lost"):
+        list(client.chat.completions.create(model="tiny", messages=said("break half"), stream=True))
+
+
+def test_openai_for_python_leaves_a_stream(client: openai.OpenAI, service: Service) -> None:
+    with client.chat.completions.create(model="tiny", messages=said("hang there"), stream=True) as stream:
+        next(iter(stream))
+    until(lambda: service.engine.answers[-1].closed.is_set())
+
+
+def test_openai_for_python_asynchronously(service: Service) -> None:
+    async def ask() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client:
+            asked = [client.chat.completions.create(model="tiny", messages=said(f"say {n}")) for n in range(8)]
+            return [answer.choices[0].message.content for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(ask()) == [str(n) for n in range(8)]
+
+
+def test_openai_for_node(service: Service) -> None:
+    package = ROOT / "build" / "node" / "node_modules" / "openai" / "index.mjs"
+    if shutil.which("node") is None:
+        pytest.skip("there is no node on this machine")
+    if not package.is_file():
+        pytest.skip("npm's package openai is not there (.ci/setup node)")
+    script = ROOT / "tests" / "daemon_client.mjs"
+    done = subprocess.run(
+        ["node", script, package, f"{service.url}/v1"], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["models"] == ["tiny", "tiny:background"]
+    assert found["whole"] == found["streamed"] == GREETING
+    assert found["usage"]["completion_tokens"] == 3
+    assert found["text"] == "xy"
+    assert found["long"] == {"name": "BadRequestError", "status": 400, "code": "context_length_exceeded"}
+    assert found["full"] == {"name": "RateLimitError", "status": 429, "code": "queue_full"}
+    assert found["broken"]["code"] == "answer_failed"
+
+
+def test_litellm(service: Service) -> None:
+    python = ROOT / "build" / "litellm-venv" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("LiteLLM is not there (.ci/setup litellm)")
+    script = ROOT / "tests" / "daemon_client_litellm.py"
+    done = subprocess.run([python, script, f"{service.url}/v1"], capture_output=True, text=True, timeout=3 * WAIT_S)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["whole"] == found["streamed"] == GREETING
+    assert (found["usage"], found["streamed_usage"]) == (6, 7)
+    assert found["text"] == "xy"
+    assert found["long"] == "ContextWindowExceededError"
+    assert found["full"] == "RateLimitError"
+    assert found["down"] in ("ServiceUnavailableError", "InternalServerError")
+
+
+def test_curl(service: Service) -> None:
+    """-N shows each event as it comes: the first is there long before the last is sent."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl on this machine")
+    body = json.dumps({"stream": True, "messages": said("hang first")})
+    command = ["curl", "-sN", f"{service.url}/v1/chat/completions", "-d", body]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+        assert curl.stdout
+        lines = [curl.stdout.readline() for _ in range(3)]
+        assert b'"content":"first"' in lines[2]
+        curl.terminate()
+    until(lambda: service.engine.answers[-1].closed.is_set())
+
+
+@pytest.mark.model
+def test_a_real_model_through_a_real_client(smollm2_bundles: Mapping[str, Path]) -> None:
+    with (
+        served(smollm2_bundles["w8a8"], WorkerEngine, temperature=0.0, repeat_penalty=1.0) as service,
+        openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0, timeout=WAIT_S) as client,
+    ):
+        until(lambda: service.get("/ready").status == 200)
+        question = said("What is the capital of France? Answer in one sentence.")
+        name = client.models.list().data[0].id
+        whole = client.chat.completions.create(model=name, messages=question, max_tokens=24)
+        assert "Paris" in (whole.choices[0].message.content or "")
+        stream = client.chat.completions.create(model=name, messages=question, max_tokens=24, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert text == whole.choices[0].message.content
