@@ -147,7 +147,7 @@ def test_connections_send_without_delay() -> None:
 
 def test_a_bundle_that_is_none(tmp_path: Path) -> None:
     done = subprocess.run([*DAEMON, "--bundle", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(f"Error: {tmp_path} is not a bundle")
     assert done.stderr.count("\n") == 1
 

@@ -115,10 +115,10 @@ def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: 
 
 SETTINGS = {
     "temprature=0": "unknown key 'temprature' in the daemon's settings: did you mean 'temperature'?",
-    "temperature=hot": "'temperature': 'hot' is not a valid float range; give a number from 0",
+    "temperature=hot": "'temperature': has to be a number of 0 or more, not 'hot'",
     "temperature=": "--set 'temperature=': give it a value, as in temperature=0",
     "top_p=[0.5]": "'top_p' has to have one value",
-    "top_k=0": "'top_k': 0 is not in the range x>=1",
+    "top_k=0": "'top_k': has to be a whole number of 1 or more, not '0'",
     "strict=perhaps": "'strict': 'perhaps' is not a valid boolean",
     "log=loud": "'loud' is not one of 'debug', 'info'",
     "max_tokens=0": "max_tokens 0 asks for no answers",
