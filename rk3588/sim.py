@@ -1,3 +1,29 @@
-"""Where ``packaged`` was: programs that find the libraries by it go on doing so."""
+"""The former name of ``hostlib``, and of ``resources.packaged``: programs that import from it go on doing so."""
 
-from .resources import packaged as packaged
+from .hostlib import (
+    ModelInfo,
+    SimModel,
+    bf16_to_float16,
+    crc32,
+    gemm_i8,
+    has_sha256,
+    kernel,
+    library,
+    quantise,
+    sha256_blocks,
+)
+from .resources import packaged
+
+__all__ = [
+    "ModelInfo",
+    "SimModel",
+    "bf16_to_float16",
+    "crc32",
+    "gemm_i8",
+    "has_sha256",
+    "kernel",
+    "library",
+    "packaged",
+    "quantise",
+    "sha256_blocks",
+]

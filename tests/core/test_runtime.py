@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rk3588 import bundle as bundles
-from rk3588 import runtime
+from rk3588 import hostlib, resources, runtime, sim
 from rk3588.deploy import deployment, release_bundle
 from rk3588.errors import BundleError, DeployError, LibraryError, NoSuchLibrary, UsageError
 from rkruntime.daemon import app, config
@@ -177,3 +177,8 @@ def test_the_context_is_the_models_own(tmp_path: Path, tiny_bundles: Mapping[str
     assert told == ["the model was trained for 512 tokens of context: beyond them its answers are worth little"]
     with pytest.raises(BundleError, match="context_length is '512', expected a number of tokens"):
         bundles.read(bundle_for_both(tmp_path / "x", older, ANSWER, model={**model, "context_length": "512"}))
+
+
+def test_programs_that_import_from_the_former_name_go_on() -> None:
+    assert (sim.SimModel, sim.packaged) == (hostlib.SimModel, resources.packaged)
+    assert all(hasattr(sim, name) for name in sim.__all__)
