@@ -1,4 +1,4 @@
-/* A C program over librkllmrt.so for tests/sim/test_rkllm.py: loads the library with dlopen, does what its arguments say
+/* A C program over librkllmrt.so for test_rkllm.py: loads the library with dlopen, does what its arguments say
  * in their order, and prints what came back, one line each:
  *   ret CALL VALUE                              what a function returned
  *   cb RUN STATE TOKEN TEXT THREAD              one callback; TEXT in hex or NULL, THREAD main or other;
