@@ -191,9 +191,11 @@ def test_a_tied_model_with_a_head_of_its_own_uses_the_embedding(tmp_path: Path) 
 def test_overwrite_replaces_a_bundle(tmp_path: Path) -> None:
     source = open_source(models.tiny_llama(tmp_path / "m"))
     (folder,) = convert(make_plan(source, "tiny", tmp_path, [quant.scheme("fp16")]))
+    made = (folder / "model.sim.gguf").read_bytes()
     (folder / "model.sim.gguf").write_bytes(b"old")
     convert(make_plan(source, "tiny", tmp_path, [quant.scheme("fp16")], overwrite=True))
     bundle.verify(bundle.read(folder))
+    assert (folder / "model.sim.gguf").read_bytes() == made
 
 
 @pytest.mark.model

@@ -86,8 +86,10 @@ def test_a_clock_on_a_terminal() -> None:
 
 
 def test_no_clock_where_there_is_no_terminal() -> None:
+    before = threading.active_count()
     clock = ElapsedSeconds(None)
     clock.start()
+    assert threading.active_count() == before
     clock.stop()
 
 

@@ -361,8 +361,12 @@ def no_descriptors() -> Iterator[None]:
 
 def test_the_watchdog_outlives_a_want_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    with no_descriptors():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        with no_descriptors():
+            notify.tell("WATCHDOG=1", "STATUS=lost")
         notify.tell("WATCHDOG=1")
+        assert systemd.recv(100) == b"WATCHDOG=1"  # the first that came
 
 
 def test_a_worker_that_finds_no_descriptors_is_started_later(tiny_bundles: Mapping[str, Path]) -> None:

@@ -7,8 +7,8 @@ import os
 import struct
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import pytest
 from rk3588.errors import AnswerFailed, BundleError, PromptRefused, PromptTooLong
 from rk3588.templates import Source
 from rkruntime.daemon import protocol
-from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import Job
 from rkruntime.daemon.rendering import Limits, Renderer, RendererLost
+from tests.engine_scenes import started
 from tests.engines import Flavour, ask, job, run, text, until
 
 QUESTION = "What is the capital of France?"
@@ -33,15 +33,6 @@ def twin(tiny_bundles: Mapping[str, Path], rkllm_library: Path) -> Flavour:
 @pytest.fixture(scope="module")
 def fake(tiny_bundles: Mapping[str, Path]) -> Flavour:
     return Flavour("fake", tiny_bundles["w8a8"])
-
-
-@asynccontextmanager
-async def started(engine: WorkerEngine) -> AsyncIterator[WorkerEngine]:
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close(0)
 
 
 def nested(depth: int) -> Any:

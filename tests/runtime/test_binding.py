@@ -216,7 +216,7 @@ def test_dropping_the_generation_ends_the_run(load: Load) -> None:
         break
     gc.collect()
     with llm.generate("y") as again:
-        next(again)
+        assert next(again).state == NORMAL
 
 
 def test_an_exception_in_the_consumer_ends_the_run(load: Load, library: Path) -> None:
