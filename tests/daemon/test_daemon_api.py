@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,21 +140,36 @@ def test_a_prompt_that_does_not_fit(service: Service) -> None:
         assert ("4096" if isinstance(service.engine, FakeEngine) else "512") in reply.error["message"]
 
 
-def test_a_client_that_goes_frees_the_model(service: Service) -> None:
-    """In the middle of a stream, and while it waits for the first token."""
-    for stream in (True, False):
-        connection = service.connect()
-        body = {"messages": [{"role": "user", "content": "hang there"}], "stream": stream}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body))
-        if stream:
-            assert connection.getresponse().read(6) == b"data: "
-        until(lambda: isinstance(service.engine, FakeEngine) or service.get("/health").json["running"])
-        connection.close()
-        if isinstance(service.engine, FakeEngine):
-            until(lambda: service.engine.answers and service.engine.answers[-1].closed.is_set())
-        else:
-            until(lambda: not service.get("/health").json["running"])
-    assert service.chat("say ok", max_tokens=1).status == 200
+def leaves(service: Service, stream: bool, wait_for_it: Callable[[], None]) -> None:
+    """A client that goes after ``wait_for_it``: in the middle of a stream, or while it waits for its answer."""
+    connection = service.connect()
+    body = {"messages": [{"role": "user", "content": "hang there"}], "stream": stream}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+    if stream:
+        assert connection.getresponse().read(6) == b"data: "
+    wait_for_it()
+    connection.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_its_answer(fake: Service, stream: bool) -> None:
+    before = len(fake.engine.answers)
+    leaves(fake, stream, lambda: until(lambda: len(fake.engine.answers) > before))
+    until(lambda: fake.engine.answers[-1].closed.is_set())
+
+
+def test_a_client_that_goes_frees_the_model(tiny_bundles: Mapping[str, Path]) -> None:
+    """The answer takes minutes: it does not end by itself before anybody has looked, nor while that is waited for."""
+
+    def slow(settings: EngineSettings) -> WorkerEngine:
+        return WorkerEngine(settings, worker_env={"RKSIM_FAULTS": "token_ms=300"})
+
+    with served(tiny_bundles["w8a8"], slow, **GREEDY) as running:
+        until(lambda: running.get("/ready").status == 200)
+        for stream in (True, False):
+            leaves(running, stream, lambda: until(lambda: running.get("/health").json["running"]))
+            until(lambda: not running.get("/health").json["running"])
+        assert running.chat("say ok", max_tokens=1).status == 200
 
 
 def test_a_runtime_that_dies_costs_one_answer(tiny_bundles: Mapping[str, Path]) -> None:

@@ -198,6 +198,27 @@ def test_bodies_that_never_come_shut_nobody_out(tiny_bundles: Mapping[str, Path]
         until(lambda: service.get("/v1/models").status == 200)
 
 
+def test_a_request_that_has_just_begun_is_not_the_idlest(tiny_bundles: Mapping[str, Path]) -> None:
+    """Its connection had been silent for longer than the other, which is idle still."""
+    asked = post(json.dumps({"prompt": "say x"}).encode())
+    with served(tiny_bundles["w8a8"], FakeEngine, max_connections=2) as service, ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(("127.0.0.1", service.port), WAIT_S))
+
+        first = connect()
+        assert answered(first)
+        time.sleep(1.8)  # more than a body has for its next bytes, and a look at the connections
+        second = connect()
+        assert answered(second)
+        first.sendall(asked[:-1])
+        time.sleep(0.05)
+        assert answered(connect())
+        first.sendall(asked[-1:])
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert not is_open(second)
+
+
 def test_bytes_of_bodies_are_bounded_together(small: Service, line: Connect) -> None:
     before = len(small.engine.jobs)
     prompt = "hang " + "x" * 40_000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -247,3 +249,42 @@ def test_what_an_example_cannot_show_is_told() -> None:
     asked = [{"role": "user", "content": "As JSON, please."}]
     assert Format().instruction(asked) == "Answer with one JSON object and nothing else."
     assert "like" in Format().instruction([{"role": "user", "content": "Please."}])
+
+
+SELF = {"$ref": "#"}
+WIDER_THAN_ALL = {
+    "itself, twenty times": {"properties": {f"a{i}": SELF for i in range(20)}},
+    "a list of itself": {"type": "array", "items": {"properties": {f"a{i}": SELF for i in range(20)}}},
+    "each level ten times the next": {
+        "$ref": "#/$defs/0",
+        "$defs": {
+            str(i): {"properties": {f"a{j}": {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}]} for j in range(10)}}
+            for i in range(9)
+        },
+    },
+    "a long enum, often": {
+        "properties": {f"a{i}": {"$ref": "#/$defs/e"} for i in range(1000)}, "$defs": {"e": {"enum": ["x" * 9] * 3000}},
+    },
+    "a long constant, often": {
+        "properties": {f"a{i}": {"$ref": "#/$defs/c"} for i in range(999)}, "$defs": {"c": {"const": [["x"] * 9] * 99}},
+    },
+    "a long reference, often": {
+        "properties": {f"a{i}": SELF for i in range(20)}, "allOf": [{"$ref": "#/" + "a/" * 30_000}],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", WIDER_THAN_ALL.values(), ids=WIDER_THAN_ALL)
+def test_what_is_shown_of_a_schema_is_bounded(schema: Any) -> None:
+    """A few hundred bytes describe more than memory holds, and this runs where every client waits for it."""
+    assert len(Format(schema).instruction([])) < 20 * jsonshown.MOST_SHOWN
+
+
+def test_a_checker_that_cannot_be_started_is_tried_later(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+    reply = service.chat("x", **asking({"type": "integer"}))
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    assert "checker cannot be started (Too many open files)" in reply.error["message"]

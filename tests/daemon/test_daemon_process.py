@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rk3588.errors import TargetError
 from rkruntime.daemon import server
 from rkruntime.daemon.config import Address
 from tests.daemon_process import over_script, running
@@ -169,3 +170,8 @@ def test_the_log_and_the_memory_of_the_real_daemon(tiny_bundles: Mapping[str, Pa
     assert "secret" not in text
     assert "my-key" not in text
     assert daemon.process.returncode == 0
+
+
+def test_an_address_that_is_no_name_at_all() -> None:
+    with pytest.raises(TargetError, match=r"there is no address 'a\.\.b'"):
+        server.bind(Address("a..b", 8080))

@@ -123,11 +123,15 @@ class Connection(H11Protocol):
             self._log("client dropped", f"it read nothing for {self.limits.send_s:g} s")
             self.transport.abort()
             return
+        self._renew(now)
+        if self._doing[0] == "head" and now - self._since > self.limits.header_s and not closing:
+            self._end_overdue()
+
+    def _renew(self, now: float) -> None:
+        """Keep since when it does what it does."""
         doing = self._activity()
         if doing != self._doing:
             self._doing, self._since = doing, now
-        elif doing[0] == "head" and now - self._since > self.limits.header_s and not closing:
-            self._end_overdue()
 
     def _activity(self) -> tuple[str, Any]:
         """What goes on here, and for which request: ``work``; ``kept`` for the next one; ``head``, waiting for that."""
@@ -152,6 +156,8 @@ class Connection(H11Protocol):
         others = [c for c in cast("set[Connection]", self.connections) if c is not self and not c._is_closing]
         if len(others) < self.limits.connections:
             return
+        for each in others:
+            each._renew(now)  # what began since the last check is not as old as what was before
         waiting = [c for c in others if c._can_be_closed(now)]
         reason = f"all {self.limits.connections} connections are taken"
         if waiting:

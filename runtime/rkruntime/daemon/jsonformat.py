@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from rk3588 import children
-from rk3588.errors import AnswerFailed, RequestRefused
+from rk3588.errors import AnswerFailed, RequestRefused, Unavailable
 
 from . import logs, strictjson
 from .jobs import Message
@@ -22,6 +22,7 @@ from .jsonshown import example, remarks
 from .strictjson import BadJson
 
 CHECK_S = 20.0
+_RETRY_S = 5  # until a checker may be had again
 AT_ONCE = 2  # checks; each is a process, of which schemacheck.py bounds time and memory
 
 
@@ -89,11 +90,15 @@ class Checker:
 async def _ask(question: Mapping[str, Any]) -> Optional[str]:
     """The checker's verdict: None, or what is wrong."""
     child = children.python("rkruntime.daemon.schemacheck")
-    checker = await asyncio.create_subprocess_exec(
-        *child.command, env=child.environment,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C must not end what an answer still waits for
-    )  # fmt: skip
+    try:
+        checker = await asyncio.create_subprocess_exec(
+            *child.command, env=child.environment,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C must not end what an answer still waits for
+        )  # fmt: skip
+    except OSError as error:  # no descriptors, no memory
+        reason = f"the JSON Schema checker cannot be started ({error.strerror}): try again later"
+        raise Unavailable(reason, retry_after_s=_RETRY_S) from error
     try:
         out, err = await asyncio.wait_for(checker.communicate(json.dumps(question).encode()), CHECK_S)
     except asyncio.TimeoutError:

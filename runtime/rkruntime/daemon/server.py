@@ -40,7 +40,7 @@ def bind(address: Address) -> socket.socket:
         # And what a client does not read waits here where it is seen, not in megabytes of the kernel's.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         return listener
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # an empty or too long label of a name is the latter
         raise TargetError(f"cannot listen on {address}: there is no address {address.host!r}") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
