@@ -59,7 +59,11 @@ class LibraryRun:
 
     def start(self) -> None:
         self._started_ns = time.perf_counter_ns()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # no thread is to be had: nothing has begun that could end
+            self._returned.set()
+            raise
 
     def receive(self, state: State, token: Optional[RawToken]) -> None:
         """On the library's thread: a token into the queue, or the end."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 from rk3588 import bundle as bundles
 from rk3588 import lora, runtime
 from rk3588.bundle import Lora
-from rk3588.errors import BundleError, UsageError
+from rk3588.errors import BundleError, RkError, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rk3588.runtime import Choice
 
@@ -151,9 +151,9 @@ class Model:
             self._load(settings)
         except BaseException:
             self._load(before)
-            self._load_adapters(adapters)
+            self._load_again(adapters)
             raise
-        self._load_adapters(adapters)
+        self._load_again(adapters)
         return True
 
     def __enter__(self) -> Model:
@@ -192,10 +192,15 @@ class Model:
         self.llm.load_lora(adapter.path, name, adapter.scale)
         self._adapters[name] = adapter
 
-    def _load_adapters(self, adapters: dict[str, _Adapter]) -> None:
+    def _load_again(self, adapters: dict[str, _Adapter]) -> None:
+        """What a model that was loaded anew had before. One whose file is gone by now is dropped, and it is said."""
         self._adapters = {}
         for name, adapter in adapters.items():
-            self._load_lora(name, adapter)
+            try:
+                self._load_lora(name, adapter)
+            except RkError as error:
+                self.lora = None if self.lora == name else self.lora
+                self._warn(f"{error}; from now on without the LoRA {name!r}")
 
     def _find_lora(self, text: str) -> tuple[Path, str, float]:
         own = self.bundle.loras

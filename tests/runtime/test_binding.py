@@ -410,3 +410,16 @@ def test_states_have_their_names() -> None:
     """State 1 taken for FINISH, as in Rockchip's demo server."""
     assert (NORMAL, WAITING, FINISH) == (0, 1, 2)
     assert LLMCallState(3).name == "RKLLM_RUN_ERROR"
+
+
+def test_a_thread_that_cannot_be_had_leaves_nothing_to_wait_for(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = load("token 1 61")
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start"), llm.generate("x") as generation:
+            next(generation)
+    assert [token.text for token in llm.generate("x")] == ["a"]

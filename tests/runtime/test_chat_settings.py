@@ -166,6 +166,20 @@ def test_set_seed_and_adapters_on_the_simulated_runtime(
             assert told[-1].startswith("seed           8  ")
 
 
+def test_an_adapter_that_is_gone_when_the_model_is_loaded_again(talk: Talk, tmp_path: Path) -> None:
+    """It is said, and the chat goes on without it; the others stay."""
+    for name in ("here", "gone"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"x")
+        talk.do(f"/lora {tmp_path / name}.gguf")
+    (tmp_path / "gone.gguf").unlink()
+    said = talk.do("/set temperature 0.5")
+    assert "there is no LoRA file" in said and "from now on without the LoRA 'gone'" in said
+    assert talk.say("one") == "Hi!" and "lora=0" in talk.sent()
+    talk.do("/lora here")
+    talk.say("two")
+    assert "lora=here" in talk.sent()
+
+
 def test_an_answer_that_was_cut_off_says_so(library: Path, tmp_path: Path) -> None:
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)
     done = rk3588("run", bundle, "x", "-n", 3, library=library)
