@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import socket
@@ -22,6 +21,7 @@ from .connection import Connection
 from .facts import Facts
 from .judge import Finding, Need
 from .release_spec import ReleaseSpec
+from .ssh.tokens import local_user
 from .state import BoardState
 from .steps import DeploymentPlan
 
@@ -117,7 +117,7 @@ def board_lock(connection: Connection, prefix: str, systemd: bool, watcher: Watc
     if not systemd:
         place = hashlib.sha256(prefix.encode()).hexdigest()[:16]
         path = f"~/.rkchatd-deploy-{place}.lock"
-    who = f"{getpass.getuser()}@{socket.gethostname()} (pid {os.getpid()})"
+    who = f"{local_user()}@{socket.gethostname()} (pid {os.getpid()})"
     waiting: Callable[[], None] = lambda: watcher.event("waiting")  # noqa: E731
     with agent_client.hold_lock(connection, path, who, prefix, root=systemd, waiting=waiting):
         yield

@@ -29,11 +29,15 @@ def up(name: str, board: BoardType) -> SimBoard:
         new_key(folder / key)
     with (folder / "log").open("wb") as log:
         child = children.python("rk3588.simboard.server", str(folder))
-        done = subprocess.run(
-            child.command, env=child.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UP_SECONDS
-        )
+        try:
+            returned = subprocess.run(
+                child.command, env=child.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                timeout=_UP_SECONDS,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise BoardError(f"the simulated board did not come up within {_UP_SECONDS:.0f} s") from None
     deadline = time.monotonic() + _UP_SECONDS
-    while done.returncode == 0 and time.monotonic() < deadline:
+    while returned == 0 and time.monotonic() < deadline:
         found = find(name)
         if found:
             return found

@@ -9,7 +9,6 @@ them. The key in FOLDER/id.pub may log in, from this machine only.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import select
 import signal
@@ -25,6 +24,7 @@ import paramiko
 from paramiko import common
 
 from rk3588 import simboard
+from rk3588.deploy.ssh.tokens import local_user
 
 _ACCEPT_SECONDS = 30.0
 _TOLD_SECONDS = 0.2
@@ -132,7 +132,7 @@ def main(folder: Path) -> None:
         "LANG": "C.UTF-8",
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
         "RKBOARD_SYSROOT": str(folder / "tree"),
-        "USER": getpass.getuser(),
+        "USER": local_user(),
     }
     login = Login(key, environment, home)
 
@@ -146,7 +146,7 @@ def main(folder: Path) -> None:
             os._exit(0)  # it can be reached: whoever started it may go on
         os.setsid()
         known = f"{host_key.get_name()} {host_key.get_base64()}"
-        simboard.write_description(folder, "server", os.getpid(), "127.0.0.1", port, getpass.getuser(), known)
+        simboard.write_description(folder, "server", os.getpid(), "127.0.0.1", port, local_user(), known)
         while True:
             select.select([listener], [], [])
             connection, _ = listener.accept()

@@ -381,3 +381,11 @@ def test_a_simulated_board_that_is_listed_can_be_shown(monkeypatch: pytest.Monke
     assert "attic" in run("list").stdout
     assert json.loads(run("show", "attic", "--json").stdout)["port"] == 2222
     assert "rk3588 board down attic" in str(run("rm", "attic").exception)
+
+
+def test_a_user_whom_nobody_knows_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~nobody-here`` stays what it is, as in a shell; it is no reason to break off."""
+    known = boards.load(written("hosts: {attic: {board: rock-5a, key: ~nobody-here/id}}"))
+    assert known.hosts["attic"].key == Path("~nobody-here/id")
+    monkeypatch.setenv(boards.VARIABLE, "~nobody-here/hosts.yaml")
+    assert boards.find_inventory() == Path("~nobody-here/hosts.yaml")

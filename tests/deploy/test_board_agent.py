@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -229,3 +231,34 @@ def test_last_words_are_said_once_and_of_this_start(tmp_path: Path) -> None:
         assert service.last_words(str(tmp_path), manifest) == ["wrong"]
     finally:
         service.stop(str(tmp_path), manifest)
+
+
+def test_a_sender_that_goes_before_it_agrees_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it hashes what the board has, somebody presses Ctrl-C: the next run goes on from there all the same."""
+    monkeypatch.setattr(files, "why_unsafe", lambda _: "")
+    part = tmp_path / "model.part"
+    part.write_bytes(b"x" * 1000)
+    try:
+        with pytest.raises(SystemExit):
+            files.receive_one(io.BufferedReader(io.BytesIO()), str(tmp_path / "model"), 2000, "0" * 64, 0o644)
+    finally:
+        signal.alarm(0)
+    assert part.read_bytes() == b"x" * 1000
+
+
+def test_names_that_the_kernel_cut_inside_a_character_break_nothing(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_bytes("7 (zażółć-gęślą".encode()[:18] + b") S 1 7 7")
+    assert files.text_of(str(tmp_path / "stat")).rpartition(") ")[2] == "S 1 7 7"
+
+
+def test_a_group_is_seen_among_processes_with_any_name() -> None:
+    program = (
+        "import pathlib, sys; pathlib.Path('/proc/self/comm').write_bytes(b'\\xc5x'); print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **pipes) as odd:  # type: ignore[call-overload]
+        odd.stdout.readline()
+        assert service.group_is_alive(odd.pid)
+        odd.communicate(b"\n")
+    assert not service.group_is_alive(odd.pid)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ pytest.importorskip("paramiko")
 from rk3588 import simboard
 from rk3588.boards import catalogue
 from rk3588.commands import connecting, doctor
-from rk3588.deploy import deployment
+from rk3588.deploy import agent_client, deployment
+from rk3588.deploy.apply import Watcher
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.ssh import connection, openssh
-from rk3588.errors import ConnectError, UsageError
+from rk3588.errors import BoardError, ConnectError, UsageError
 from rk3588.simboard import control
 from tests import deploying, plan_cases, ssh_client
 from tests.ssh_client import nobody
@@ -159,3 +163,36 @@ def refused(board: deploying.Deployer, bundle: Path) -> None:
     assert f"everybody may write in {home}/shared" in said
     assert f"chmod o-w {home}/shared" in said
     assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("address", ["192.168.1..20", "a" * 64 + ".lan"])
+def test_an_address_that_is_no_name_at_all(address: str) -> None:
+    """Python's own encoding of names breaks off before any name server is asked."""
+    with pytest.raises(ConnectError, match="is not a name that can be resolved"):
+        connecting.open_connection(f"root@{address}", False, None, None)
+
+
+def test_a_user_whom_the_system_has_no_name_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that runs as some number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    said: list[str] = []
+
+    @contextlib.contextmanager
+    def hold(_connection: Any, _path: str, who: str, *_: Any, **__: Any) -> Iterator[None]:
+        said.append(who)
+        yield
+
+    monkeypatch.setattr(agent_client, "hold_lock", hold)
+    with deployment.board_lock(LocalConnection(nobody), "/opt/rkchatd", True, Watcher()):
+        assert said[0].startswith("987654@")
+
+
+def test_a_board_that_takes_too_long_to_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        raise subprocess.TimeoutExpired("server", 30)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    with pytest.raises(BoardError, match="did not come up within 30 s"):
+        control.up("cellar", catalogue().board("rock-5b"))

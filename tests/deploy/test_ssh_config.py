@@ -64,6 +64,8 @@ BESIDE = {
     "quotes and equals": 'Host "kitchen"\n  HostName = "192.0.2.7" # here\n  User="ro ck"\n',
     "HostName %h": "Host kitchen\n  HostName %h.lan\n",
     "times": KITCHEN + "  ConnectTimeout 1m30s\n  ServerAliveInterval 1M\n  ServerAliveCountMax 2\n",
+    "no signs of life": KITCHEN + "  ServerAliveInterval none\n",
+    "an unknown user's home": "Include ~nobody-here/x\n" + KITCHEN,
     "no timeout": KITCHEN + "  ConnectTimeout none\n",
     "canonical names": "CanonicalizeHostname yes\nCanonicalDomains example.invalid\n" + KITCHEN,
     "canonical names, no domains": "CanonicalizeHostname yes\n" + KITCHEN,

@@ -78,7 +78,8 @@ def current_of(prefix: str) -> str:
 
 def text_of(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        # What a kernel or a program wrote is text as far as it can be read: /proc cuts names inside a character.
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""
@@ -151,7 +152,10 @@ def receive_one(stdin: io.BufferedReader, path: str, size: int, digest: str, mod
         have += len(block)
     print_answer(have=have, sha256=hashed.hexdigest())
     signal.alarm(SILENCE)
-    if int(stdin.readline() or -1) != have:
+    begin = stdin.readline()
+    if not begin:  # whoever sends is gone; what came stays for the next time
+        sys.exit(1)
+    if int(begin) != have:
         hashed, have = hashlib.sha256(), 0
     try:
         os.ftruncate(out, have)

@@ -103,7 +103,8 @@ def resolve(spec: str, config: Optional[Path] = None) -> Destination:
         raise ConnectError(f"ssh's configuration for {host}: ProxyUseFdpass is not supported; leave it out")
     passed = [key for key in _NOT_FOLLOWED if one(key, "none") != "none"]
     remarks += [f"{key} of ssh's configuration for {host} is not followed here" for key in passed]
-    interval, count = seconds(one("serveraliveinterval", "0")), int(one("serveralivecountmax", "3"))
+    alive = one("serveraliveinterval", "none")
+    interval, count = 0 if alive == "none" else seconds(alive), int(one("serveralivecountmax", "3"))
     patience = one("connecttimeout", "none")
     return Destination(
         name=spec,

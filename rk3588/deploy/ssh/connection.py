@@ -127,9 +127,11 @@ def _proxy_socket(command: str, route: Route) -> socket.socket:
 def _tcp_socket(destination: Destination) -> socket.socket:
     """Connected to the first of the host's addresses that answers."""
     failure = OSError("it has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        destination.address, destination.port, destination.family, socket.SOCK_STREAM
-    ):
+    try:
+        places = socket.getaddrinfo(destination.address, destination.port, destination.family, socket.SOCK_STREAM)
+    except UnicodeError as error:  # Python encodes names itself, and a label is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, str(error)) from error
+    for family, kind, protocol, _, address in places:
         try:
             made = socket.socket(family, kind, protocol)
         except OSError as error:

@@ -17,6 +17,7 @@ from typing import Optional
 
 from rk3588.errors import ConnectError
 
+from .tokens import expand_home
 from .words import LINE, words
 
 ConfigValues = dict[str, list[str]]  # a keyword in small letters → its values, one for each line
@@ -142,5 +143,5 @@ class _RelocatedFiles:
 
 def included(pattern: str, base: Path) -> list[Path]:
     """The files that an Include names; a relative one is looked for in ``base``."""
-    whole = str(base / Path(pattern).expanduser())
+    whole = str(base / expand_home(pattern))
     return [Path(path) for path in sorted(glob.glob(whole)) if Path(path).is_file()]  # noqa: PTH207
