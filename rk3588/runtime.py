@@ -153,11 +153,15 @@ def is_simulated(path: Path) -> bool:
     return _SIMULATED.search(data) is not None
 
 
+def this_machine() -> str:
+    """Its processor, by the name that Linux has for it."""
+    return _SAME_MACHINE.get(platform.machine(), platform.machine())
+
+
 def _for_another_machine(path: Path) -> bool:
     """Built for another processor: a board's library on the machine that deploys it."""
     data = _content(path)
-    here = _SAME_MACHINE.get(platform.machine(), platform.machine())
-    return data[:4] != b"\x7fELF" or _MACHINES.get(int.from_bytes(data[18:20], "little")) != here
+    return data[:4] != b"\x7fELF" or _MACHINES.get(int.from_bytes(data[18:20], "little")) != this_machine()
 
 
 def _content(path: Path) -> bytes:

@@ -44,10 +44,7 @@ class Source(NamedTuple):
     def of(cls, bundle: Bundle, file: Optional[Path] = None) -> Source:
         """The bundle's template, or the one in ``file``; BundleError if there is none."""
         where = file or bundle.path / TEMPLATE
-        try:
-            text = read(file) if file else bundle.chat_template
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{where} is not a text in UTF-8: convert the model again") from error
+        text = read(file) if file else bundle.chat_template
         if text is None:
             raise BundleError(
                 f"{bundle.path} has no {TEMPLATE}: give the model's own with --template FILE, or send single prompts "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Optional
 
@@ -30,9 +29,8 @@ def find_daemon() -> Path:
 
 def find_library(name: str, machine: str) -> Path:
     """Our own library for the board's processor: this machine's, or what ``make aarch64`` built."""
-    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     candidates = [_packaged(f"lib/{machine}/{name}"), _built(f"{machine}/{name}")]
-    if machine in ("", here):
+    if machine in ("", runtime.this_machine()):
         candidates.append(_packaged(f"lib/{name}"))
     for candidate in candidates:
         if candidate and candidate.is_file():
@@ -45,8 +43,8 @@ def find_library(name: str, machine: str) -> Path:
     needed = ("librksim.so",) if name == "librksim.so" else tuple(options)
     given = " ".join(f"{options[file]} build/{machine}/{file}" for file in needed)
     raise LibraryError(
-        f"this installation has {' and '.join(needed)} for {here} only, and the board is {machine}: run "
-        f"`make {machine}` in a clone of rk3588's sources and give {given} of there"
+        f"this installation has {' and '.join(needed)} for {runtime.this_machine()} only, and the board is {machine}: "
+        f"run `make {machine}` in a clone of rk3588's sources and give {given} of there"
     )
 
 

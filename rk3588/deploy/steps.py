@@ -63,7 +63,7 @@ class DeploymentPlan:
 
 
 def describe_plan(plan: DeploymentPlan) -> str:
-    """The plan as text: what would be run and sent, in order. ``agent`` stands for the program of ``deploy.agent``."""
+    """The plan as text: what would be run and sent, in order. ``agent`` stands for that of ``board/agent.py``."""
     lines = []
     for step in plan.steps:
         if isinstance(step, Send):

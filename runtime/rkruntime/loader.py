@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 from pathlib import Path
 from typing import Union
 
 from rk3588 import rkllm
 from rk3588.errors import LibraryError
+from rk3588.runtime import this_machine
 
 from . import abi_1_1
 from .abi import Table
@@ -19,7 +19,6 @@ PathLike = Union[str, "os.PathLike[str]"]
 TABLES: dict[str, Table] = {abi_1_1.VERSION: abi_1_1}
 
 _ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
-_SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def load(path: PathLike) -> tuple[ctypes.CDLL, Table]:
@@ -64,7 +63,7 @@ def _check_file(path: Path) -> None:
                 raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
             machine = int.from_bytes(header[18:20], "little")
             built_for = _ELF_MACHINES.get(machine, f"machine {machine}")
-            here = _SAME_MACHINE.get(platform.machine(), platform.machine())
+            here = this_machine()
             if built_for != here:
                 raise LibraryError(f"{path} is built for {built_for}, this machine is {here}: fetch the one for {here}")
             segments_at, entry, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
