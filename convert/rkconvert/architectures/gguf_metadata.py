@@ -20,12 +20,21 @@ from rk3588.gguf import uniform
 from . import rope as ropes
 from .config_json import checked, convertible, other_family
 from .fields import MOST_CONTEXT, Fields, shown
-from .model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ROPE_FACTORS, ModelConfig, Rope, RopeScaling
+from .model import (
+    BASE_ROPE,
+    LOCAL_ROPE,
+    NO_ROPE,
+    ROPE_FACTORS,
+    ROPE_LONG_FACTORS,
+    ROPE_SHORT_FACTORS,
+    ModelConfig,
+    Rope,
+    RopeScaling,
+)
 
 _MOST_LAYERS, _MOST_HEADS = 4096, 4096
 _LOCAL_THETA = 10000.0  # of Gemma 3's layers with a window, where a file does not say
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # whose queries llama.cpp scales by hidden / heads
-_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 # What is computed with, in every family and in some: llama.cpp passes over what a family does not have.
 _USED = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
@@ -139,8 +148,10 @@ def with_rope_factors(
     """``config`` with the RoPE factors that stand in tensors of a file, by their names."""
     scaling = config.rope.scaling
     longrope = metadata.get(f"{config.family}.rope.scaling.type") == "longrope"
-    if (_SHORT in tensors) != (_LONG in tensors) or (longrope and _SHORT not in tensors):
-        missing = _LONG if _SHORT in tensors else _SHORT
+    if (ROPE_SHORT_FACTORS in tensors) != (ROPE_LONG_FACTORS in tensors) or (
+        longrope and ROPE_SHORT_FACTORS not in tensors
+    ):
+        missing = ROPE_LONG_FACTORS if ROPE_SHORT_FACTORS in tensors else ROPE_SHORT_FACTORS
         raise CheckpointError(f"{where} lacks the tensor {missing}, which its RoPE needs: it is not whole")
 
     def times(name: str) -> tuple[float, ...]:
@@ -149,8 +160,8 @@ def with_rope_factors(
 
     if ROPE_FACTORS in tensors:
         scaling = replace(scaling, factors=times(ROPE_FACTORS), short_context=0)
-    elif _SHORT in tensors:
-        scaling = replace(scaling, factors=times(_SHORT), long_factors=times(_LONG))
+    elif ROPE_SHORT_FACTORS in tensors:
+        scaling = replace(scaling, factors=times(ROPE_SHORT_FACTORS), long_factors=times(ROPE_LONG_FACTORS))
     else:
         scaling = replace(scaling, short_context=0)
     return replace(config, rope=replace(config.rope, scaling=scaling))
