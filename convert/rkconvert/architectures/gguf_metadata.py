@@ -19,7 +19,7 @@ from rk3588.gguf import uniform
 
 from . import rope as ropes
 from .config_json import checked, convertible, other_family
-from .fields import MOST_CONTEXT, Fields, shown
+from .fields import MOST_CONTEXT, MOST_HEADS, MOST_LAYERS, Fields, shown
 from .model import (
     BASE_ROPE,
     LOCAL_ROPE,
@@ -32,7 +32,6 @@ from .model import (
     RopeScaling,
 )
 
-_MOST_LAYERS, _MOST_HEADS = 4096, 4096
 _LOCAL_THETA = 10000.0  # of Gemma 3's layers with a window, where a file does not say
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # whose queries llama.cpp scales by hidden / heads
 # What is computed with, in every family and in some: llama.cpp passes over what a family does not have.
@@ -96,9 +95,9 @@ def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tie
     fields = Fields(settings, where)
     if fields.get("expert_count"):
         raise CheckpointError(f"{where}: a mixture of experts is not supported: {family.title} is taken without")
-    hidden, heads = fields.whole("embedding_length"), fields.whole("attention.head_count", most=_MOST_HEADS)
-    layers = fields.whole("block_count", most=_MOST_LAYERS)
-    head_dim = fields.whole("attention.key_length", hidden // heads or 1, _MOST_HEADS)
+    hidden, heads = fields.whole("embedding_length"), fields.whole("attention.head_count", most=MOST_HEADS)
+    layers = fields.whole("block_count", most=MOST_LAYERS)
+    head_dim = fields.whole("attention.key_length", hidden // heads or 1, MOST_HEADS)
     if fields.whole("attention.value_length", head_dim) != head_dim:
         raise CheckpointError(
             f"{where}: attention.value_length is {fields.get('attention.value_length')}, only the head's size "
@@ -113,7 +112,7 @@ def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tie
         hidden=hidden,
         intermediate=fields.whole("feed_forward_length"),
         heads=heads,
-        kv_heads=fields.whole("attention.head_count_kv", heads, _MOST_HEADS),
+        kv_heads=fields.whole("attention.head_count_kv", heads, MOST_HEADS),
         head_dim=head_dim,
         vocab_size=vocab_size,
         context_length=context,
@@ -244,7 +243,7 @@ def _every(fields: Fields, family: Family) -> int:
 
 
 def _rope(fields: Fields, family: Family, head_dim: int, context: int, layers: int) -> Rope:
-    dims = fields.whole("rope.dimension_count", head_dim, _MOST_HEADS)
+    dims = fields.whole("rope.dimension_count", head_dim, MOST_HEADS)
     theta = fields.number("rope.freq_base", 10000.0)
     rope = Rope(dims, theta, scaling=_scaling(fields, family, dims, theta, context))
     if "rope_local_base_freq" in family.defaults:
