@@ -229,12 +229,6 @@ def refuse_empty(tensor: SourceTensor) -> None:
         )
 
 
-def with_heads(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-    """The same, with Q and K marked as permuted, as llama.cpp keeps them."""
-    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
-    return {name: replace(t, heads=heads.get(name.split(".")[-2], 0)) for name, t in tensors.items()}
-
-
 def vocabulary_or_note(read: Callable[[], Vocabulary]) -> tuple[Vocabulary | None, tuple[str, ...]]:
     """A board can do without a tokenizer of ours; then prompts go to its runtime as text."""
     try:
