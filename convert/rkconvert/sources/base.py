@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,13 @@ class SourceTensor:
 
     @property
     def columns(self) -> int:
-        return 1 if self.run and len(self.shape) == 1 else self.shape[-1]
+        """Of a scalar 1: an architecture that is not known here may have such."""
+        return 1 if not self.shape or (self.run and len(self.shape) == 1) else self.shape[-1]
+
+    @property
+    def elements(self) -> int:
+        """However many dimensions it has: experts may lie in three."""
+        return math.prod(self.shape)
 
     def place(self, row: int) -> int:
         """Where a row begins in the file."""
