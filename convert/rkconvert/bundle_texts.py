@@ -93,7 +93,7 @@ def _hybrid_facts(plan: Plan, artifact: Artifact) -> dict[str, Any]:
 
 def model_facts(source: Checkpoint) -> dict[str, Any]:
     """The shape of a model, for the plan, the manifest and the card; of a family not known here, only its size."""
-    parameters = sum(t.rows * t.columns for t in source.tensors.values() if not t.name.endswith("inv_freq"))
+    parameters = sum(t.elements for t in source.tensors.values() if not t.name.endswith("inv_freq"))
     shape = source.shape
     if shape is None:
         return {"architecture": source.architecture, "parameters": parameters}

@@ -90,9 +90,9 @@ def build(
     USER/REPO:FILE.gguf[@REVISION]. Of a GGUF in parts, name any; the others lie beside it. HF_TOKEN, HF_HOME and
     HF_ENDPOINT are honoured.
 
-    For the simulated runtime it has to be of the Llama family. For a board (--target rk3588), Rockchip's rkllm-toolkit
-    does the work, and the model may be any that it knows: see `rkconvert toolkit`. Known mistakes are told before it
-    starts.
+    For the simulated runtime it has to be of a family known here: Llama, Mistral, Ministral, Qwen2, Qwen3, Phi, Gemma,
+    SmolLM3, InternLM2 or MiniCPM. For a board (--target rk3588), Rockchip's rkllm-toolkit does the work, and the model
+    may be any that it knows: see `rkconvert toolkit`. Known mistakes are told before it starts.
 
     The path of each bundle is a line on stdout.
     """

@@ -22,7 +22,7 @@ _tokenizer_metadata = lru_cache(maxsize=1)(tokenizer_metadata)  # once for all d
 
 def npu_bytes(plan: Plan) -> int:
     """About what a ``.rkllm`` takes: a byte a weight, two for each of the embedding."""
-    return sum(t.rows * t.columns * (1 if len(t.shape) == 2 else 4) for t in plan.source.tensors.values()) * 5 // 4
+    return sum(t.elements * (1 if len(t.shape) >= 2 else 4) for t in plan.source.tensors.values()) * 5 // 4
 
 
 def disk_bytes(plan: Plan) -> int:

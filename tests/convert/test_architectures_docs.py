@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from rk3588.families import FAMILIES
+from rkconvert import commands
 from rkconvert.architectures import rope
 from tests import architectures_table
 
@@ -20,3 +23,9 @@ def test_every_way_of_layers_has_words() -> None:
 def test_the_ways_of_scaling_rope_are_named() -> None:
     text = architectures_table.DOCS.read_text(encoding="utf-8")
     assert all(f"`{way}`" in text for way in rope._WAYS)
+
+
+def test_help_names_every_family_that_is_converted() -> None:
+    text = commands.build.help or ""
+    titles = {re.match("[A-Za-z]+", family.title)[0] for family in FAMILIES if not family.refused}  # type: ignore[index]
+    assert {title for title in titles if title not in text} == set()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rkconvert.sources.gguf_file import read_header
 from rkconvert.sources.hub import HubModel, HubName, parse, peek
 from rkconvert.sources.hub_client import Repository
 from rkconvert.sources.opening import open_source
+from tests.golden_families import gguf_files
 from tests.hub_server import COMMIT, Hub, serve
 from tests.models import Tiny, tiny_gguf, tiny_llama, write_gguf
 
@@ -336,19 +338,33 @@ class LocalRepository(Repository):
         return (self.folder / file).read_bytes()[start : start + size]
 
 
-def test_rope_factors_behind_the_header_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan of a GGUF file needs one small tensor, wherever in the file it lies."""
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 64}  # fmt: skip
-    local = open_source(tiny_gguf(tmp_path / "m.gguf", rope_scaling=scaling))
-    head = read_header(tmp_path / "m.gguf").tensors["rope_freqs.weight"].offset
+def llama3_gguf(path: Path) -> Path:
+    return tiny_gguf(path, rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                     "high_freq_factor": 4.0, "original_max_position_embeddings": 64})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        (llama3_gguf, ["rope_freqs.weight"]),
+        (partial(gguf_files.write, "phi3_longrope"), ["rope_factors_short.weight", "rope_factors_long.weight"]),
+    ],
+    ids=["llama3", "longrope"],
+)
+def test_rope_factors_behind_the_header_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Callable[[Path], Path], names: list[str]
+) -> None:
+    """A plan of a GGUF file needs a few small tensors, wherever in the file they lie."""
+    local = open_source(written(tmp_path / "m.gguf"))
+    tensors = read_header(tmp_path / "m.gguf").tensors
+    head = min(tensor.offset for tensor in tensors.values())
     monkeypatch.setattr("rkconvert.sources.hub._GGUF_HEAD", head)
     repository = LocalRepository(tmp_path)
     found = peek(HubModel(repository, Origin("user/repo", "main", COMMIT, "m.gguf"), (), ("m.gguf",)))
     assert isinstance(found, Source)
     assert found.config == local.config
     assert found.config.rope.scaling.factors
-    assert [size for _, size in repository.pieces] == [head, 4 * len(found.config.rope.scaling.factors)]
+    assert repository.pieces == [(0, head), *((tensors[name].offset, tensors[name].nbytes) for name in names)]
 
 
 @pytest.mark.parametrize(

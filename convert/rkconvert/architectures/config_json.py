@@ -13,10 +13,10 @@ from rk3588.errors import CheckpointError
 from rk3588.families import Family
 
 from . import rope as ropes
-from .fields import MOST_CONTEXT, Fields, shown
+from .fields import MOST_CONTEXT, MOST_HEADS, MOST_LAYERS, Fields, shown
 from .model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ModelConfig, Rope
 
-_MOST_LAYERS, _MOST_HEADS, _MOST_VOCABULARY = 4096, 4096, 1 << 24
+_MOST_VOCABULARY = 1 << 24
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -121,9 +121,9 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
     """From the contents of ``config.json``; CheckpointError names what this version cannot convert."""
     family = family_of(settings, where)
     fields = _fields(settings, family, where)
-    hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads", most=_MOST_HEADS)
-    layers = fields.whole("num_hidden_layers", most=_MOST_LAYERS)
-    head_dim = fields.whole("head_dim", hidden // heads or 1, _MOST_HEADS)
+    hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads", most=MOST_HEADS)
+    layers = fields.whole("num_hidden_layers", most=MOST_LAYERS)
+    head_dim = fields.whole("head_dim", hidden // heads or 1, MOST_HEADS)
     context = _context(fields)
     rope_layers = _rope_layers(fields, family, layers)
     kinds = _layer_kinds(fields, family, layers, rope_layers)
@@ -133,7 +133,7 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
         hidden=hidden,
         intermediate=fields.whole("intermediate_size"),
         heads=heads,
-        kv_heads=fields.whole("num_key_value_heads", heads, _MOST_HEADS),
+        kv_heads=fields.whole("num_key_value_heads", heads, MOST_HEADS),
         head_dim=head_dim,
         vocab_size=fields.whole("vocab_size", most=_MOST_VOCABULARY),
         context_length=context,

@@ -9,7 +9,7 @@ from rk3588.errors import CheckpointError
 from rk3588.fields import NUMBER, Kind, TypedFields
 
 MOST_SIDE = 1 << 20  # what the runtime takes of a size, and far above any model
-MOST_CONTEXT = 1 << 30
+MOST_LAYERS, MOST_HEADS, MOST_CONTEXT = 4096, 4096, 1 << 30
 
 
 class Fields(TypedFields):

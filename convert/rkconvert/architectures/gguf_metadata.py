@@ -19,13 +19,21 @@ from rk3588.gguf import uniform
 
 from . import rope as ropes
 from .config_json import checked, convertible, other_family
-from .fields import MOST_CONTEXT, Fields, shown
-from .model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ROPE_FACTORS, ModelConfig, Rope, RopeScaling
+from .fields import MOST_CONTEXT, MOST_HEADS, MOST_LAYERS, Fields, shown
+from .model import (
+    BASE_ROPE,
+    LOCAL_ROPE,
+    NO_ROPE,
+    ROPE_FACTORS,
+    ROPE_LONG_FACTORS,
+    ROPE_SHORT_FACTORS,
+    ModelConfig,
+    Rope,
+    RopeScaling,
+)
 
-_MOST_LAYERS, _MOST_HEADS = 4096, 4096
 _LOCAL_THETA = 10000.0  # of Gemma 3's layers with a window, where a file does not say
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # whose queries llama.cpp scales by hidden / heads
-_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 # What is computed with, in every family and in some: llama.cpp passes over what a family does not have.
 _USED = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
@@ -87,9 +95,9 @@ def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tie
     fields = Fields(settings, where)
     if fields.get("expert_count"):
         raise CheckpointError(f"{where}: a mixture of experts is not supported: {family.title} is taken without")
-    hidden, heads = fields.whole("embedding_length"), fields.whole("attention.head_count", most=_MOST_HEADS)
-    layers = fields.whole("block_count", most=_MOST_LAYERS)
-    head_dim = fields.whole("attention.key_length", hidden // heads or 1, _MOST_HEADS)
+    hidden, heads = fields.whole("embedding_length"), fields.whole("attention.head_count", most=MOST_HEADS)
+    layers = fields.whole("block_count", most=MOST_LAYERS)
+    head_dim = fields.whole("attention.key_length", hidden // heads or 1, MOST_HEADS)
     if fields.whole("attention.value_length", head_dim) != head_dim:
         raise CheckpointError(
             f"{where}: attention.value_length is {fields.get('attention.value_length')}, only the head's size "
@@ -104,7 +112,7 @@ def read_config(metadata: Mapping[str, Any], where: str, *, vocab_size: int, tie
         hidden=hidden,
         intermediate=fields.whole("feed_forward_length"),
         heads=heads,
-        kv_heads=fields.whole("attention.head_count_kv", heads, _MOST_HEADS),
+        kv_heads=fields.whole("attention.head_count_kv", heads, MOST_HEADS),
         head_dim=head_dim,
         vocab_size=vocab_size,
         context_length=context,
@@ -139,8 +147,10 @@ def with_rope_factors(
     """``config`` with the RoPE factors that stand in tensors of a file, by their names."""
     scaling = config.rope.scaling
     longrope = metadata.get(f"{config.family}.rope.scaling.type") == "longrope"
-    if (_SHORT in tensors) != (_LONG in tensors) or (longrope and _SHORT not in tensors):
-        missing = _LONG if _SHORT in tensors else _SHORT
+    if (ROPE_SHORT_FACTORS in tensors) != (ROPE_LONG_FACTORS in tensors) or (
+        longrope and ROPE_SHORT_FACTORS not in tensors
+    ):
+        missing = ROPE_LONG_FACTORS if ROPE_SHORT_FACTORS in tensors else ROPE_SHORT_FACTORS
         raise CheckpointError(f"{where} lacks the tensor {missing}, which its RoPE needs: it is not whole")
 
     def times(name: str) -> tuple[float, ...]:
@@ -149,8 +159,8 @@ def with_rope_factors(
 
     if ROPE_FACTORS in tensors:
         scaling = replace(scaling, factors=times(ROPE_FACTORS), short_context=0)
-    elif _SHORT in tensors:
-        scaling = replace(scaling, factors=times(_SHORT), long_factors=times(_LONG))
+    elif ROPE_SHORT_FACTORS in tensors:
+        scaling = replace(scaling, factors=times(ROPE_SHORT_FACTORS), long_factors=times(ROPE_LONG_FACTORS))
     else:
         scaling = replace(scaling, short_context=0)
     return replace(config, rope=replace(config.rope, scaling=scaling))
@@ -233,7 +243,7 @@ def _every(fields: Fields, family: Family) -> int:
 
 
 def _rope(fields: Fields, family: Family, head_dim: int, context: int, layers: int) -> Rope:
-    dims = fields.whole("rope.dimension_count", head_dim, _MOST_HEADS)
+    dims = fields.whole("rope.dimension_count", head_dim, MOST_HEADS)
     theta = fields.number("rope.freq_base", 10000.0)
     rope = Rope(dims, theta, scaling=_scaling(fields, family, dims, theta, context))
     if "rope_local_base_freq" in family.defaults:

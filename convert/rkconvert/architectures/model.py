@@ -9,8 +9,9 @@ from typing import Any
 from rk3588.shape import Shape
 
 # Canonical names are llama.cpp's, which the artifact uses too.
-EMBEDDING, OUTPUT, OUTPUT_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
-ROPE_FACTORS, ROPE_LONG_FACTORS = "rope_freqs.weight", "rope_factors_long.weight"
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+ROPE_FACTORS = "rope_freqs.weight"
+ROPE_SHORT_FACTORS, ROPE_LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 _TOP_EXTRAS = ("output_norm.bias", "output.bias")
 NO_ROPE, BASE_ROPE, LOCAL_ROPE = 0, 1, 2  # which frequencies a layer turns by, as the artifact numbers them
 

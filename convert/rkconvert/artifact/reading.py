@@ -55,7 +55,7 @@ def block_rows(tensor: SourceTensor) -> int:
     """Rows read at a time: whole heads where they have to be put into order."""
     unit = tensor.shape[0] // tensor.heads if tensor.heads else 1
     per_unit = unit * (tensor.nbytes // tensor.rows)
-    bits = 8 * tensor.nbytes // (tensor.rows * tensor.columns)
+    bits = 8 * tensor.nbytes // tensor.elements
     limit = BLOCK_BYTES * min(bits, 16) // 16  # as many weights of a packed type as of bf16
     return min(max(limit // per_unit, 1) * unit, tensor.run or tensor.rows)
 

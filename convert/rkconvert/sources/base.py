@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,13 @@ class SourceTensor:
 
     @property
     def columns(self) -> int:
-        return 1 if self.run and len(self.shape) == 1 else self.shape[-1]
+        """Of a scalar 1: an architecture that is not known here may have such."""
+        return 1 if not self.shape or (self.run and len(self.shape) == 1) else self.shape[-1]
+
+    @property
+    def elements(self) -> int:
+        """However many dimensions it has: experts may lie in three."""
+        return math.prod(self.shape)
 
     def place(self, row: int) -> int:
         """Where a row begins in the file."""
@@ -227,12 +234,6 @@ def refuse_empty(tensor: SourceTensor) -> None:
             "DeepSpeed ZeRO-3 without its weights being gathered: save it again with "
             "stage3_gather_16bit_weights_on_model_save, or make it of the checkpoint with zero_to_fp32.py"
         )
-
-
-def with_heads(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-    """The same, with Q and K marked as permuted, as llama.cpp keeps them."""
-    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
-    return {name: replace(t, heads=heads.get(name.split(".")[-2], 0)) for name, t in tensors.items()}
 
 
 def vocabulary_or_note(read: Callable[[], Vocabulary]) -> tuple[Vocabulary | None, tuple[str, ...]]:

@@ -19,7 +19,14 @@ from rk3588 import sampling
 from rk3588.errors import CheckpointError, WrongModel
 from rk3588.families import Family
 from rkconvert.architectures import gguf_metadata
-from rkconvert.architectures.model import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelConfig
+from rkconvert.architectures.model import (
+    EMBEDDING,
+    OUTPUT,
+    ROPE_FACTORS,
+    ROPE_LONG_FACTORS,
+    ROPE_SHORT_FACTORS,
+    ModelConfig,
+)
 from rkconvert.architectures.names import Names
 from rkconvert.tokenizers.gguf_metadata import read_vocabulary
 from rkconvert.tokenizers.tokenizer_json import obstacle
@@ -27,7 +34,7 @@ from rkconvert.tokenizers.vocabulary import Vocabulary
 
 from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
 
-_ROPE_TENSORS = (ROPE_FACTORS, "rope_factors_short.weight", "rope_factors_long.weight")
+CONFIGURATION = (ROPE_FACTORS, ROPE_SHORT_FACTORS, ROPE_LONG_FACTORS)  # tensors whose values say what the model is
 
 
 class Header(NamedTuple):
@@ -90,7 +97,7 @@ def read_any(path: Path) -> Checkpoint:
         files=parts,
         vocabulary=vocabulary,
         shape=shape,
-        long_rope="rope_factors_long.weight" in found,
+        long_rope=ROPE_LONG_FACTORS in found,
         licence=gguf_metadata.stated_licence(metadata),
         notes=(*notes, *remarks),
         sampling=wishes,
@@ -100,13 +107,13 @@ def read_any(path: Path) -> Checkpoint:
 def _config(metadata: dict[str, Any], found: dict[str, SourceTensor], path: Path, rows: int) -> ModelConfig:
     config = gguf_metadata.read_config(metadata, str(path), vocab_size=rows, tied=OUTPUT not in found)
     half = config.rope.dims // 2
-    factors = {name: _factors(found[name], half) for name in _ROPE_TENSORS if name in found}
+    factors = {name: _factors(found[name], half) for name in CONFIGURATION if name in found}
     return gguf_metadata.with_rope_factors(gguf_metadata.with_biases(config, found), factors, metadata, str(path))
 
 
 def _known(family: Family, config: ModelConfig, found: dict[str, SourceTensor], path: Path) -> dict[str, SourceTensor]:
     """Our tensors in those of the file, those whose rows llama.cpp interleaves marked as such."""
-    ours = our_tensors(config, Names(family, config, gguf=True), found, path, _ROPE_TENSORS)
+    ours = our_tensors(config, Names(family, config, gguf=True), found, path, CONFIGURATION)
     if not family.gguf_interleaved:
         return ours
     return {name: replace(tensor, heads=config.heads_of(name)) for name, tensor in ours.items()}

@@ -17,10 +17,9 @@ from pathlib import Path
 from rk3588 import files
 from rk3588.errors import CheckpointError, RkError, UsageError
 from rk3588.gguf import part_of
-from rkconvert.architectures.model import ROPE_FACTORS
 
+from . import gguf_file
 from .base import CARD, LICENCE, Checkpoint, Origin
-from .gguf_file import read_header
 from .hub_client import Repository
 from .huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE
 from .opening import open_source, whole_models
@@ -177,11 +176,18 @@ def _write_head(model: HubModel, name: str, target: Path) -> None:
         head = repository.piece(name, 0, needed)
     target.write_bytes(head)
     os.truncate(target, max(size, len(head)))
-    factors = read_header(target).tensors.get(ROPE_FACTORS) if gguf else None
-    if factors and factors.offset + factors.nbytes > len(head):  # the one tensor that is part of the configuration
-        with target.open("r+b") as file:
-            file.seek(factors.offset)
-            file.write(repository.piece(name, factors.offset, factors.nbytes))
+    if gguf:
+        _write_configuration(repository, name, target, len(head))
+
+
+def _write_configuration(repository: Repository, name: str, target: Path, there: int) -> None:
+    """The few tensors of a GGUF file that its configuration is read from, where they begin behind ``there``."""
+    tensors = gguf_file.read_header(target).tensors
+    for tensor in (tensors[key] for key in gguf_file.CONFIGURATION if key in tensors):
+        if tensor.offset + tensor.nbytes > there:
+            with target.open("r+b") as file:
+                file.seek(tensor.offset)
+                file.write(repository.piece(name, tensor.offset, tensor.nbytes))
 
 
 def download(model: HubModel, progress: Progress, opener: Opener = open_source) -> Checkpoint:

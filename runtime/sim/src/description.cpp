@@ -11,8 +11,7 @@
 namespace rksim {
 namespace {
 
-// Far above any model, far below what could overflow a product of two of them.
-constexpr uint32_t kMaxSide = 1u << 20, kMaxLayers = 4096, kMaxHeads = 4096, kMaxContext = 1u << 30;
+constexpr uint32_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxContext = 1u << 30;  // far above any model
 constexpr float kLeastNumber = 1e-12f, kMostNumber = 1e12f;
 
 // A feature that this runtime does not know would change every answer: it is refused, not skipped.

@@ -1,12 +1,17 @@
 // What the transformer of one model does: its sizes and features, as the header of its file has them.
 // docs/sim-gguf.md says what each key means, docs/numerics.md what is computed.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "gguf.h"
 
 namespace rksim {
+
+// The most inputs or outputs of a layer: far above any model, and counted in 32 bits everywhere, while a product of two
+// of them overflows nothing.
+constexpr uint32_t kMaxSide = 1u << 20;
 
 enum class NormKind { kRms, kLayer };
 enum class Activation { kSilu, kGeluTanh };

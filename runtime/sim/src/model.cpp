@@ -13,9 +13,6 @@
 namespace rksim {
 namespace {
 
-// The widest layer whose inputs are counted in 32 bits everywhere.
-constexpr uint32_t kMaxSide = 1u << 20;
-
 // The file's pages have been copied: give them back, so that a model is not in memory twice.
 void drop_pages(const uint8_t* data, size_t bytes) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
