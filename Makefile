@@ -16,8 +16,8 @@ quickstart:  ## a real model, quantised three ways, each answering a question, a
 	@.ci/setup system
 	@$$(.ci/setup python) tests/quickstart.py
 
-test: ready  ## the tests
-	@$(PY) -m pytest $(ARGS)
+test: ready  ## the tests, two files at a time
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-boards: ready  ## deployments to boards with systemd, in containers (as root), and each fault of the network and the board
 	@$(PY) -m pytest -s -m slow tests/deploy/test_deploy_service.py 'tests/deploy/test_deploy_faults.py::test_each_fault[2]'
