@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
         """From the map's texts: ``--help`` imports nothing."""
         rows = [(name, help_text) for name, (_, help_text) in self.lazy.items()]
         for name in super().list_commands(ctx):
-            rows.append((name, self.commands[name].get_short_help_str()))
+            rows.append((name, self.commands[name].get_short_help_str(limit=3 * formatter.width)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -45,6 +45,23 @@ def reader(commands: list[str], history: Optional[Path]) -> Reader:
     if not sys.stdin.isatty():
         return Reader(_read_pipe)
     return _prompt_toolkit(commands, history) or Reader(_readline())
+
+
+@contextlib.contextmanager
+def without_echo() -> Iterator[None]:
+    """While an answer is written: what is typed meanwhile waits for the next prompt instead of standing in the answer."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield
+        return
+    termios: Any = importlib.import_module("termios")
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def _read_pipe(_prompt: str) -> str:

@@ -88,3 +88,26 @@ def test_a_line_is_ascii_controls_free_and_whole(log: Log) -> None:
     assert not set(raw[:-1]) & set("\x1b\x9b\x7f\u202e\u2028\r\0")
     assert "grüße 世界" in raw
     assert log.lines()[0]["path"] == wicked
+
+
+def test_plain_words_on_a_terminal() -> None:
+    stream, written = io.StringIO(), "what somebody wrote"
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.PlainLines())
+    logger = logging.getLogger("rkchatd")
+    logger.addHandler(handler)
+    try:
+        logs.event("request\n\x1b[2J", logging.WARNING, status=200, path="/v1/models", client="\x9b2J \u202e", model=None)
+        logs.event("ready", logging.ERROR)
+        try:
+            raise KeyError(written)
+        except KeyError:
+            logs.event("defect", logging.ERROR, exc_info=True)
+    finally:
+        logger.removeHandler(handler)
+    first, second, third, *trace = stream.getvalue().splitlines()
+    assert first[8:] == r' warning request\n\u001b[2J: status=200 path=/v1/models client="\u009b2J \u202e"'
+    assert second[8:] == " error ready"
+    assert third[8:] == " error defect"
+    assert trace[-1].strip() == "KeyError"
+    assert written not in stream.getvalue()

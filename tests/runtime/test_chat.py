@@ -238,8 +238,8 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def expect(self, text: str, timeout: float = 20) -> None:
-        """Wait until `text` has come since the last thing expected."""
+    def expect(self, text: str, timeout: float = 20) -> str:
+        """Wait until `text` has come since the last thing expected; what came before it."""
         end = time.monotonic() + timeout
         while text not in self.seen:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
@@ -251,7 +251,8 @@ class Terminal:
                 if "\x1b[6n" in raw:  # where is the cursor? A terminal answers
                     os.write(self.master, b"\x1b[1;1R")
                 self.seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw)
-        self.seen = self.seen.partition(text)[2]
+        before, _, self.seen = self.seen.partition(text)
+        return before
 
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
@@ -290,8 +291,10 @@ def test_a_person_at_a_terminal(library: Path, tmp_path: Path, term: str) -> Non
         terminal.expect(">")
         terminal.type("hello\r")
         terminal.expect("aaaa")
+        terminal.type("typed meanwhile")
+        seen = terminal.expect("aaaa")
         terminal.type("\x03")
-        terminal.expect("(stopped)")
+        assert "typed" not in seen + terminal.expect("(stopped)")
         terminal.expect(">")
         terminal.type("/context\r")
         terminal.expect("1 exchange")

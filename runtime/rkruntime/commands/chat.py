@@ -14,7 +14,7 @@ from rk3588.errors import RkError, UsageError, printable, shown
 from rk3588.templates import ChatTemplate
 from rkruntime.conversation import COMMANDS, Conversation, Leave
 from rkruntime.model import Model
-from rkruntime.terminal import Read, history_file, read_message, reader
+from rkruntime.terminal import Read, history_file, read_message, reader, without_echo
 
 from . import options
 
@@ -89,7 +89,7 @@ def _answer(conversation: Conversation, line: str) -> None:
 def _stream(conversation: Conversation, line: str) -> None:
     part = "\n"
     try:
-        with closing(conversation.say(line)) as answer:
+        with without_echo(), closing(conversation.say(line)) as answer:
             for part in answer:
                 sys.stdout.write(shown(part, sys.stdout))
                 sys.stdout.flush()

@@ -1,4 +1,7 @@
-"""Logs: one JSON object a line on stderr. No prompt, no answer and no key ever goes in, and no flood comes out."""
+"""Logs: one JSON object a line on stderr, or plain words on a terminal.
+
+No prompt, no answer and no key ever goes in, and no flood comes out.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Optional
 
+from rk3588.errors import printable
+
 _log = logging.getLogger("rkchatd")
 WINDOW_S = 10.0
 MOST = 200  # lines of one kind within it
 MOST_WARNINGS = 20  # the same of warnings and errors
 # What a terminal would obey, or show as something else than it is. JSON escapes only those below U+0020.
 _UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def _unseen(text: str) -> str:
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class JsonLines(logging.Formatter):
@@ -35,8 +44,30 @@ class JsonLines(logging.Formatter):
             # Where, and what kind; the text of an exception may quote what somebody wrote.
             kind, _, trace = record.exc_info
             entry["traceback"] = [*traceback.format_tb(trace), kind.__qualname__ if kind else ""]
-        text = json.dumps(entry, ensure_ascii=False, default=str)
-        return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        return _unseen(json.dumps(entry, ensure_ascii=False, default=str))
+
+
+class PlainLines(logging.Formatter):
+    """The same for somebody who watches: ``12:30:05 warning load failed: error="no such file" seconds=1.2``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        fields = {name: value for name, value in getattr(record, "fields", {}).items() if name != "time"}
+        words = [f"{name}={_word(value)}" for name, value in fields.items()]
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()} "
+        message = json.dumps(record.getMessage(), ensure_ascii=False)[1:-1]
+        text = _unseen(f"{moment} {level}{message}" + (": " if words else "") + " ".join(words))
+        if record.exc_info:
+            kind, _, trace = record.exc_info
+            places = "".join(traceback.format_tb(trace)).splitlines()
+            text += "".join(f"\n    {printable(place)}" for place in [*places, kind.__qualname__ if kind else ""])
+        return text
+
+
+def _word(value: Any) -> str:
+    """As JSON has it, without the quotes where nothing is lost by it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text[1:-1] if re.fullmatch(r'"[\w./:@+-]+"', text) else text
 
 
 class Limited(logging.StreamHandler):  # type: ignore[type-arg, unused-ignore]
@@ -95,10 +126,10 @@ def log_dropped_counts() -> None:
 
 
 def set_up(level: str) -> None:
-    """Send what this process logs to stderr as JSON lines."""
+    """Send what this process logs to stderr: JSON lines for programs, plain ones for a terminal."""
     global _handler
     _handler = handler = Limited(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(PlainLines() if sys.stderr.isatty() else JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
