@@ -32,8 +32,8 @@ from rk3588.deploy.board.files import delete_durably
 from rk3588.deploy.board.service import SERVICE
 from rk3588.deploy.deployment import Options
 from rk3588.deploy.ssh import config, connection
-from rk3588.deploy.steps import DeploymentPlan, describe_plan
-from rk3588.errors import BoardError, ConnectError
+from rk3588.deploy.steps import describe_plan
+from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
 from rk3588.simboard.preparing import new_key
 from tests.deploying import watched
@@ -246,19 +246,10 @@ def recover(scene: Scene, wanted: Path) -> None:
     while scene.processes("[d]eploy.board.agent"):
         assert time.monotonic() < deadline, "agents of a lost connection are still there"
         time.sleep(0.5)
-    try:
-        planned = plan_again(scene, wanted)
-    except ConnectError as error:  # seen once in some fifty rounds, on a connection just made; the next one has to do
-        print(f"asked once more: {error}", flush=True)
-        planned = plan_again(scene, wanted)
-    assert planned.steps == (), describe_plan(planned)
-
-
-def plan_again(scene: Scene, wanted: Path) -> DeploymentPlan:
-    """What a deployment of the same would do now."""
     with connection.connect(config.Destination(**scene.board.ssh), lambda _: None, lambda *_: False) as board:
         options = Options(simulated=True, daemon=scene.deployer.daemon, patience=PATIENCE)
-        return deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
+        planned = deployment.deploy(board, bundle.read(wanted), options, Watcher(), only_plan=True).plan
+    assert planned.steps == (), describe_plan(planned)
 
 
 def damaged(release: Path) -> list[str]:

@@ -49,7 +49,7 @@ def reader(commands: list[str], history: Optional[Path]) -> Reader:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """While an answer is written: what is typed meanwhile waits for the next prompt instead of standing in the answer."""
+    """While an answer is written: what is typed meanwhile waits for the next prompt and is not shown in the answer."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield
         return

@@ -97,7 +97,7 @@ def test_plain_words_on_a_terminal() -> None:
     logger = logging.getLogger("rkchatd")
     logger.addHandler(handler)
     try:
-        logs.event("request\n\x1b[2J", logging.WARNING, status=200, path="/v1/models", client="\x9b2J \u202e", model=None)
+        logs.event("request\n\x1b[2J", logging.WARNING, status=200, path="/v1/models", client="\x9b2J \u202e")
         logs.event("ready", logging.ERROR)
         try:
             raise KeyError(written)

@@ -288,6 +288,21 @@ def test_a_board_that_is_stuck_is_not_waited_for(server: sshd.Sshd, monkeypatch:
                 os.kill(pid, signal.SIGCONT)
 
 
+def test_a_login_that_takes_its_time_is_waited_for(server: sshd.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where systemd-logind is busy: the user is let in, and the first channel comes when PAM has its session."""
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.5)
+    with connect(destination_of(server)) as board:
+        sessions = sshd.descendants(server.process.pid)
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        timers = [threading.Timer(1.5, os.kill, [pid, signal.SIGCONT]) for pid in sessions]
+        for timer in timers:
+            timer.start()
+        assert board.run("echo late").text == "late\n"
+        for timer in timers:
+            timer.join()
+
+
 def test_the_socket_gives_up_on_silence(board: connection.SshConnection) -> None:
     sock = board.transport.sock
     assert isinstance(sock, socket.socket)

@@ -30,6 +30,8 @@ _LOGIN_SECONDS = 60.0  # a server may look up names, a user may type a password
 _PROXY_SECONDS = 3.0  # for a ProxyCommand to end when it is told to
 _JUMPS = 8
 _ANSWER_SECONDS = 60.0  # for a board to start a command
+# For the first: sshd opens no channel before PAM is done, and pam_systemd waits two minutes for a busy systemd-logind.
+_FIRST_ANSWER_SECONDS = 150.0
 _ENDING_SECONDS = 2.0  # for paramiko to say that a link is lost, after it has closed what went over it
 _WINDOW = 1 << 24
 _BLOCK = 1 << 18
@@ -262,6 +264,7 @@ class SshConnection(Connection):
         super().__init__(destination.name, ask)
         self.destination = destination
         self._route = route
+        self._patience = _FIRST_ANSWER_SECONDS
 
     @property
     def transport(self) -> paramiko.Transport:
@@ -270,7 +273,8 @@ class SshConnection(Connection):
 
     def _start(self, line: str, marks: Marks) -> Session:
         with as_connect_error(self._why_not_started):
-            channel = self.transport.open_session(timeout=_ANSWER_SECONDS)
+            channel = self.transport.open_session(timeout=self._patience)
+            self._patience = _ANSWER_SECONDS
             # paramiko waits for the server's word without end, and a board that is stuck keeps its connections.
             impatience = threading.Timer(_ANSWER_SECONDS, _close, [channel])
             impatience.daemon = True
