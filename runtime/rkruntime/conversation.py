@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
+from rk3588 import files
 from rk3588.errors import RkError, UsageError
 from rk3588.templates import Message
 
@@ -192,13 +193,15 @@ class Conversation:
 
     def _upload(self, argument: str) -> None:
         path = _path(argument, "/upload FILE")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is not a text file in UTF-8") from error
-        self.attached += f"{path.name}:\n```\n{text.rstrip()}\n```\n\n"
+        text = read_text(path)
+        attached = f"{self.attached}{path.name}:\n```\n{text.rstrip()}\n```\n\n"
+        prompt = self.model.prompts.chat([*self.messages, {"role": "user", "content": attached}])
+        if self.model.too_long(prompt):
+            raise UsageError(
+                f"with {path.name} the conversation has {len(prompt)} tokens, and the context is {self.model.context}: "
+                "upload a part of it, or /forget the oldest exchange"
+            )
+        self.attached = attached
         self._remark(f"{path.name} goes with the next message ({len(text)} characters)")
 
     def _leave(self, _argument: str) -> None:
@@ -224,6 +227,14 @@ def _on_a_board(model: Model) -> str:
         f"predicted on a Rock 5B: first token after {first.low:.0f} to {first.high:.0f} ms, "
         f"decode {speed.low:.0f} to {speed.high:.0f} tok/s"
     )
+
+
+def read_text(path: Path) -> str:
+    """A text file that the user named."""
+    try:
+        return files.read_text(path, files.TEXT, None, UsageError)
+    except FileNotFoundError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _path(argument: str, usage: str) -> Path:

@@ -104,7 +104,8 @@ def test_files(talk: Talk, tmp_path: Path) -> None:
     for line, message in {
         "/upload": "which file",
         "/upload absent": "cannot read absent: No such file",
-        f"/upload {tmp_path}/binary": "is not a text file in UTF-8",
+        f"/upload {tmp_path}/binary": "is not a text in UTF-8",
+        "/upload /dev/zero": "/dev/zero is a device",
         "/pop": "nothing has been saved",
         "/nonsense": "there is no /nonsense: /help",
     }.items():
@@ -158,13 +159,17 @@ def test_a_message_without_an_answer_is_forgotten(tmp_path: Path, library: Path)
         assert talk.conversation.history == []
 
 
-def test_a_conversation_that_is_too_long(tiny_bundles: Mapping[str, Path]) -> None:
+def test_a_conversation_that_is_too_long(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
     told: list[str] = []
     with Model(tiny_bundles["w8a8"], Settings(context=40, max_tokens=2), told.append) as model:
         conversation = Conversation(model, None, told.append)
         with pytest.raises(UsageError, match=r"the conversation has \d+ tokens, and the context is 40: /forget"):
             list(conversation.say("many words " * 20))
         assert conversation.history == []
+        (tmp_path / "long.txt").write_text("many words " * 20)
+        with pytest.raises(UsageError, match=r"with long.txt the conversation has \d+ tokens, and the context is 40"):
+            conversation.command(f"/upload {tmp_path}/long.txt")
+        assert conversation.attached == ""
         list(conversation.say("a"))
         conversation.command("/context")
         assert re.match(r"\d+ of 40 tokens \(\d+ %\), 1 exchange$", told[-1])

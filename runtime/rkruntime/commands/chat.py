@@ -12,7 +12,7 @@ import click
 from rk3588 import bundle as bundles
 from rk3588.errors import RkError, UsageError, printable, shown
 from rk3588.templates import ChatTemplate
-from rkruntime.conversation import COMMANDS, Conversation, Leave
+from rkruntime.conversation import COMMANDS, Conversation, Leave, read_text
 from rkruntime.model import Model
 from rkruntime.terminal import Read, history_file, read_message, reader, without_echo
 
@@ -30,7 +30,9 @@ def chat(path: Path, system: Optional[str], file: Optional[Path], no_history: bo
 
     Without a terminal, each line of stdin is a message: answers go to stdout, all else to stderr.
     """
-    first = _text(file) if file else None
+    first = read_text(file) if file else None
+    if first is not None and not first.strip():
+        raise UsageError(f"{file} is empty")
     wanted = options.make_settings(chosen)
     options.answers_only()
     ChatTemplate.of(bundles.read(path), wanted.template)  # a bundle without one is refused before it is loaded
@@ -109,15 +111,3 @@ def _greeting(model: Model) -> str:
 
 def _remark(text: str) -> None:
     click.echo(printable(text), err=True)
-
-
-def _text(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not a text file in UTF-8") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    if not text.strip():
-        raise UsageError(f"{file} is empty")
-    return text
