@@ -18,9 +18,13 @@ from typing import Any
 
 import pytest
 
-from rkruntime.daemon import jsonformat, jsonshown, schemacheck
+from rk3588.errors import QueueFull
+from rkruntime.daemon import config, jsonformat, jsonshown, schemacheck
+from rkruntime.daemon.api.dialect import AnswerRequest
+from rkruntime.daemon.jobs import Job
 from rkruntime.daemon.jsonformat import Checker, Format
 from rkruntime.daemon.jsonprefix import JsonPrefix
+from rkruntime.daemon.reading import Reading
 from tests.daemon_server import Service, served
 from tests.fake_engine import FakeEngine
 
@@ -198,6 +202,26 @@ def test_schemas_are_checked_a_few_at_a_time_and_count_as_waiting(
         checks.over.set()
         assert sorted(done.result().status for done in asked) == [200] * 5 + [429] * 7
         assert checks.most == jsonformat.AT_ONCE
+
+
+def test_requests_of_one_moment_do_not_all_find_the_same_place(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = Checks(100)
+    monkeypatch.setattr(jsonformat, "_ask", checks)
+    settings = config.make(None, {"bundle": tiny_bundles["w8a8"], "queue_length": 2}).engine()
+    job = Job([{"role": "user", "content": "say 5"}])
+    request = AnswerRequest(job, "m", False, False, (), Format({"type": "integer"}), ())
+
+    async def all_at_once() -> list[object]:
+        engine, checker = FakeEngine(settings), Checker()
+        asked = [asyncio.ensure_future(Reading(engine, request, checker).start()) for _ in range(5)]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        checks.over.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(all_at_once())
+    assert [type(one) for one in found] == [type(None)] * 2 + [QueueFull] * 3
 
 
 def test_a_check_has_the_deadline_of_its_request(

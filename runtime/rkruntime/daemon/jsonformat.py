@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -72,19 +73,24 @@ class Checker:
     """Judges schemas and answers, no more than ``AT_ONCE`` at a time; whoever asks besides waits."""
 
     def __init__(self) -> None:
-        self.waiting = 0  # schemas that are checked, or wait for it
+        self.waiting = 0  # requests whose schema is checked, or waits for it
         self._free: Optional[asyncio.Semaphore] = None
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count a request as waiting: from this moment on, and not from when its check begins."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
 
     async def ask(self, question: Mapping[str, Any]) -> Optional[str]:
         """The verdict: None, or what is wrong."""
         if self._free is None:  # made here: up to Python 3.9 it belongs to the loop it is made in
             self._free = asyncio.Semaphore(AT_ONCE)
-        self.waiting += 1
-        try:
-            async with self._free:
-                return await _ask(question)
-        finally:
-            self.waiting -= 1
+        async with self._free:
+            return await _ask(question)
 
 
 async def _ask(question: Mapping[str, Any]) -> Optional[str]:

@@ -36,10 +36,11 @@ class Reading:
         format, job = self._request.format, self._request.job
         if format is not None and format.schema:
             self._check_queue_has_room()
-            check = asyncio.ensure_future(format.check_schema(self._checker))
-            async for _ in self._heartbeats(check, None):
-                pass
-            check.result()
+            with self._checker.place():
+                check = asyncio.ensure_future(format.check_schema(self._checker))
+                async for _ in self._heartbeats(check, None):
+                    pass
+                check.result()
             job = replace(job, deadline_s=self._seconds_left())
         self._answer = await self._engine.submit(job)
 
