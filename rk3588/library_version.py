@@ -33,12 +33,16 @@ class Release(NamedTuple):
 
 def version_of(path: PathLike) -> Release:
     """LibraryError, with what was found: no librkllmrt for this machine, or none whose structs are known."""
-    file = Path(path)
+    return _version_of(Path(path).absolute(), identity(path))
+
+
+def identity(path: PathLike) -> tuple[int, ...]:
+    """Of the file that lies at ``path`` now: another one, and one that was changed, has another."""
     try:
-        found = file.stat()
+        found = Path(path).stat()
     except OSError as error:
         raise LibraryError(f"cannot read {path}: {error.strerror}") from error
-    return _version_of(file.absolute(), (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)

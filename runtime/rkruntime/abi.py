@@ -41,7 +41,7 @@ class State(IntEnum):
     OTHER = 5  # no part of an answer
 
 
-_STATES = {int(state): state for state in State if state not in (State.HIDDEN, State.OTHER)}
+_STATES: dict[int, State] = {int(state): state for state in State if state not in (State.HIDDEN, State.OTHER)}
 
 
 class RawToken(NamedTuple):
@@ -62,11 +62,11 @@ class Perf(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Hidden states or logits: ``count`` rows of ``width``, one after the other."""
+    """Hidden states or logits: ``rows`` of ``width`` numbers, one after the other."""
 
     values: array.array[float]
     width: int
-    count: int
+    rows: int
 
 
 Heard = Callable[[Optional[int], State, Any], None]
@@ -199,10 +199,10 @@ class Table:
         return _vectors(said.logits, said.vocab_size, said.num_tokens)
 
 
-def _vectors(values: Any, width: int, count: int) -> Optional[Vectors]:
+def _vectors(values: Any, width: int, rows: int) -> Optional[Vectors]:
     """A copy: the library's memory is good for the call alone."""
-    if not values or width <= 0 or count <= 0:
+    if not values or width <= 0 or rows <= 0:
         return None
     copied = array.array("f")
-    copied.frombytes(c.string_at(values, 4 * width * count))
-    return Vectors(copied, width, count)
+    copied.frombytes(c.string_at(values, 4 * width * rows))
+    return Vectors(copied, width, rows)

@@ -15,6 +15,7 @@ from .abi_common import (
     RESULT,
     SAMPLING,
     LLMHandle,
+    Signatures,
     any_input,
     error_checkers,
     result_callback,
@@ -99,7 +100,7 @@ class RKLLMResult(c.Structure):
 LLMResultCallback = result_callback(RKLLMResult)
 
 _Count = c.POINTER(c.c_int)
-SINCE_1_2_1 = {
+SINCE_1_2_1: Signatures = {
     "rkllm_clear_kv_cache": (c.c_int, [LLMHandle, c.c_int, _Count, _Count]),
     "rkllm_get_kv_cache_size": (c.c_int, [LLMHandle, _Count]),  # an int for each batch
     "rkllm_set_chat_template": (c.c_int, [LLMHandle, c.c_char_p, c.c_char_p, c.c_char_p]),

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from rk3588.errors import LibraryError
 from rk3588.library_version import PathLike as PathLike
-from rk3588.library_version import version_of
+from rk3588.library_version import identity, version_of
 
 from . import abi_1_1, abi_1_2_0, abi_1_2_1, abi_1_3
 from .abi import Features, Table
 
 TABLES = {structs.VERSION: Table(structs) for structs in (abi_1_1, abi_1_2_0, abi_1_2_1, abi_1_3)}
+_identities: dict[Path, tuple[int, ...]] = {}  # of what this process has loaded, which stays loaded
 
 
 class Loaded(NamedTuple):
@@ -26,11 +27,15 @@ def load(path: PathLike) -> Loaded:
     """The library at ``path`` with its signatures applied, and the table that fits it. LibraryError where there is
     none. Nothing in it is called here."""
     release = version_of(path)
-    table = TABLES[release.family]
+    table, absolute = TABLES[release.family], Path(path).absolute()
+    which = identity(path)
+    if _identities.get(absolute, which) != which:  # dlopen would give the old one, which has the same name
+        raise LibraryError(f"{path} was replaced since this process loaded it: start the program again")
     try:
-        library = ctypes.CDLL(str(Path(path).absolute()))
+        library = ctypes.CDLL(str(absolute))
     except OSError as error:
         raise LibraryError(f"cannot load {path}: {error}") from error
+    _identities[absolute] = which
     for name, (restype, argtypes) in table.signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = restype, argtypes
