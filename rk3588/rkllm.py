@@ -36,7 +36,9 @@ SAME_FUNCTIONS = ("1.2.1", "1.3")
 CPUS_AT: Mapping[str, tuple[int, int]] = {"1.2.1": (96, 93), "1.3": (68, 65)}
 DEFAULT_CPUS = (0xF0, 4)  # the four A76
 
-_VERSION = re.compile(r"(?:rkllm-runtime|librkllmrt) version: ([0-9]{1,6}\.[0-9]{1,6}(?:\.[0-9]{1,6}(?:b[0-9]{1,6})?)?)")
+_VERSION = re.compile(
+    r"(?:rkllm-runtime|librkllmrt) version: ([0-9]{1,6}\.[0-9]{1,6}(?:\.[0-9]{1,6}(?:b[0-9]{1,6})?)?)"
+)
 VERSION_IN_FILE = re.compile(_VERSION.pattern.encode())
 _PARTS = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})(?:\.([0-9]{1,6})(b[0-9]{1,6})?)?")
 TELLING = ("rkllm_init", "rkllm_run_async", "rkllm_clear_kv_cache", "rkllm_get_kv_cache_size")  # by families

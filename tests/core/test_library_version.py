@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,8 @@ LAYOUTS = {"1.2.1": (96, 93), "1.3": (68, 65)}  # the default CPUs: their mask, 
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Compiles a library that exports these functions and does nothing; its defaults are 0xf0 and 4 where ``cpus``
     says, and it names itself as ``text`` says. One of each kind is made."""
-    folder, made = tmp_path_factory.mktemp("stubs"), {}
+    folder = tmp_path_factory.mktemp("stubs")
+    made: dict[tuple[Any, ...], Path] = {}
 
     def make(functions: frozenset[str], text: str = "", cpus: str = "", more: str = "", flags: str = "") -> Path:
         key = (functions, text, cpus, more, flags)
@@ -155,7 +157,12 @@ def test_only_what_symbols_do_not_tell_is_run(stub: Make, monkeypatch: pytest.Mo
     """Not even in a child; and what was found once is not asked for again."""
     asked: list[Path] = []
     ask = library_version._ask
-    monkeypatch.setattr(library_version, "_ask", lambda path: asked.append(path) or ask(path))
+
+    def noted(path: Path) -> bytes:
+        asked.append(path)
+        return ask(path)
+
+    monkeypatch.setattr(library_version, "_ask", noted)
     monkeypatch.setattr(ctypes, "CDLL", None)
     for family in ("1.1", "1.2.0"):
         version_of(stub(functions(family), more="/* not run */"))

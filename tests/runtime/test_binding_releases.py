@@ -57,7 +57,7 @@ def test_texts_are_not_wrapped_by_the_library(tmp_path: Path, release: str) -> N
 def test_figures_of_the_library_itself(tmp_path: Path) -> None:
     """They come with FINISH; 1.1 has none."""
     (tmp_path / "model").write_text("token 1 61\nempty 2\n")
-    found = {}
+    found: dict[str, Perf | None] = {}
     for release in ("1.1.1", "1.2.0", "1.2.3", "1.3.1"):
         (tmp_path / release).mkdir()
         with RKLLM(tmp_path / "model", library=fake_rkllm(tmp_path / release, release=release)) as llm:
