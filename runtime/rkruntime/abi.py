@@ -6,8 +6,8 @@ with them what the functions take, and reads what the callback is given, so that
 
 from __future__ import annotations
 
-import array
 import ctypes as c
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Optional
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Optional
 from .abi_common import RKLLMInputType, RKLLMLoraAdapter, RKLLMLoraParam, Signatures
 
 _ROOM = 256  # bytes, above any release's RKLLMInput
+_MOST_HIDDEN, _MOST_TOKENS = 1 << 16, 1 << 20  # of a hidden layer: more is read from garbage
 
 
 class Features(NamedTuple):
@@ -61,12 +62,15 @@ class Perf(NamedTuple):
     memory_usage_mb: float
 
 
-class Vectors(NamedTuple):
-    """Hidden states or logits: ``rows`` of ``width`` numbers, one after the other."""
+class HiddenStates(NamedTuple):
+    """The last hidden layer of a prompt: ``size`` floats a token, one token after the other."""
 
-    values: array.array[float]
-    width: int
-    rows: int
+    values: array[float]
+    size: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.values) // self.size
 
 
 Heard = Callable[[Optional[int], State, Any], None]
@@ -148,10 +152,8 @@ class Table:
         return self._parameters("RKLLM_INFER_GENERATE", lora, sampling)
 
     def hidden_parameters(self, lora: Optional[bytes]) -> Any:
+        """No answer but the last hidden layer of the prompt."""
         return self._parameters("RKLLM_INFER_GET_LAST_HIDDEN_LAYER", lora, None)
-
-    def logits_parameters(self, lora: Optional[bytes]) -> Any:
-        return self._parameters("RKLLM_INFER_GET_LOGITS", lora, None)
 
     def _parameters(self, mode: str, lora: Optional[bytes], sampling: Optional[Mapping[str, Any]]) -> Any:
         parameters = self._structs.RKLLMInferParam(mode=self._structs.RKLLMInferMode[mode])
@@ -184,25 +186,15 @@ class Table:
         found = Perf(*(getattr(said, name) for name in Perf._fields))
         return found if found.prefill_tokens > 0 or found.generate_tokens > 0 else None
 
-    def hidden(self, result: Any) -> Optional[Vectors]:
-        """Of HIDDEN, or of NORMAL in a run for hidden states."""
+    def hidden_states(self, result: Any) -> Optional[HiddenStates]:
+        """Of HIDDEN, or of NORMAL in a run for them; None for sizes that no model has. A copy: the library's memory is
+        good for the call alone."""
         if not result:
             return None
         layer = result.contents.last_hidden_layer
-        return _vectors(layer.hidden_states, layer.embd_size, layer.num_tokens)
-
-    def logits(self, result: Any) -> Optional[Vectors]:
-        """Of NORMAL in a run for logits."""
-        if not result:
+        size, tokens = int(layer.embd_size), int(layer.num_tokens)
+        if not (layer.hidden_states and 0 < size <= _MOST_HIDDEN and 0 < tokens <= _MOST_TOKENS):
             return None
-        said = result.contents.logits
-        return _vectors(said.logits, said.vocab_size, said.num_tokens)
-
-
-def _vectors(values: Any, width: int, rows: int) -> Optional[Vectors]:
-    """A copy: the library's memory is good for the call alone."""
-    if not values or width <= 0 or rows <= 0:
-        return None
-    copied = array.array("f")
-    copied.frombytes(c.string_at(values, 4 * width * rows))
-    return Vectors(copied, width, rows)
+        values = array("f")
+        values.frombytes(c.string_at(layer.hidden_states, c.sizeof(c.c_float) * size * tokens))
+        return HiddenStates(values, size)

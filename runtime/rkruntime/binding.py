@@ -10,7 +10,7 @@ import atexit
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -20,11 +20,9 @@ from rk3588.errors import RuntimeFailure, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE
 
 from . import loader
-from .abi import State, Vectors
+from .abi import HiddenStates, State
 from .generation import Generation, LibraryRun, Received
 from .generation import Token as Token
-
-ReadVectors = Callable[[Any], Optional[Vectors]]
 
 
 def _library(asked: Optional[loader.PathLike], model: Path) -> Path:
@@ -64,7 +62,7 @@ class RKLLM:
         self.features = self._abi.features
         self._run: Optional[LibraryRun] = None
         self._runs = 0
-        self._read_vectors: Optional[ReadVectors] = None  # of a run that is for hidden states or logits
+        self._for_hidden = False  # the run is for hidden states
         self._loras: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._handle = self._abi.new_handle()
@@ -139,28 +137,17 @@ class RKLLM:
         adapter or the library takes no such sampling, RuntimeFailure when a run is going on or ends in an error.
         """
         parameters = self._abi.run_parameters(self._lora_name(lora), self._sampling_of_run(sampling))
-        run = self._start(prompt, parameters, vectors=None)
-        return Generation(run, max_tokens)
+        return Generation(self._start(prompt, parameters), max_tokens)
 
-    def hidden_states(self, prompt: Union[str, Sequence[int]], lora: Optional[str] = None) -> Vectors:
-        """The last layer's output for the prompt's tokens. Raises as ``generate``."""
-        return self._vectors(prompt, self._abi.hidden_parameters(self._lora_name(lora)), "hidden states")
-
-    def logits(self, prompt: Union[str, Sequence[int]], lora: Optional[str] = None) -> Vectors:
-        """The logits for the prompt's tokens. Raises as ``generate``, and UsageError where the library has none."""
-        if not self.features.logits:
-            raise UsageError(f"librkllmrt {self.version} gives no logits: that begins with 1.2.0")
-        return self._vectors(prompt, self._abi.logits_parameters(self._lora_name(lora)), "logits")
-
-    def _vectors(self, prompt: Union[str, Sequence[int]], parameters: Any, what: str) -> Vectors:
-        read = self._abi.logits if what == "logits" else self._abi.hidden
-        run = self._start(prompt, parameters, read)
+    def hidden_states(self, prompt: Union[str, Sequence[int]], lora: Optional[str] = None) -> HiddenStates:
+        """The last hidden layer of a prompt, of which no answer is made. Raises as ``generate`` does."""
+        run = self._start(prompt, self._abi.hidden_parameters(self._lora_name(lora)), for_hidden=True)
         with Generation(run, None) as tokens:
             for _ in tokens:
                 pass
-        if not run.vectors:
-            raise RuntimeFailure(f"{self.library_path} gave no {what} for this prompt")
-        return run.vectors[-1]
+        if run.hidden is None:
+            raise RuntimeFailure(f"{self.library_path} ended the run without the hidden states that it was asked for")
+        return run.hidden
 
     def _lora_name(self, lora: Optional[str]) -> Optional[bytes]:
         if lora is not None and lora not in self._loras:
@@ -182,13 +169,13 @@ class RKLLM:
             raise UsageError(f"there is no sampling parameter {unknown[0]!r}: there are {', '.join(self._sampling)}")
         return {**self._sampling, **wanted}
 
-    def _start(self, prompt: Union[str, Sequence[int]], parameters: Any, vectors: Optional[ReadVectors]) -> LibraryRun:
+    def _start(self, prompt: Union[str, Sequence[int]], parameters: Any, for_hidden: bool = False) -> LibraryRun:
         input_ = self._input(prompt)
         with self._lock:
             self._check_idle()
             self._runs += 1
             run = self._run = self._new_run(self._runs, input_, parameters)
-            self._read_vectors = vectors
+            self._for_hidden = for_hidden
             run.start()
         return run
 
@@ -253,6 +240,6 @@ class RKLLM:
         """What came with a call of the callback, of that which its state and the run's mode say has meaning."""
         if state == State.FINISH:
             return self._abi.perf(result)
-        if self._read_vectors is not None:
-            return self._read_vectors(result) if state in (State.NORMAL, State.HIDDEN) else None
+        if self._for_hidden:
+            return self._abi.hidden_states(result) if state in (State.NORMAL, State.HIDDEN) else None
         return self._abi.token(result) if state in (State.NORMAL, State.WAITING) else None

@@ -12,10 +12,10 @@ from typing import NamedTuple, Optional, Union
 
 from rk3588.errors import RuntimeFailure
 
-from .abi import Perf, RawToken, State, Vectors
+from .abi import HiddenStates, Perf, RawToken, State
 
 NORMAL, WAITING, FINISH = State.NORMAL, State.WAITING, State.FINISH
-Received = Union[RawToken, Vectors, Perf, None]  # what comes with a call of the callback
+Received = Union[RawToken, HiddenStates, Perf, None]  # what comes with a call of the callback
 _ABORT_EVERY_S = 0.2
 _GRACE_S = 2.0  # for a FINISH that comes late, or, as after an abort perhaps, not at all
 _PREFILL_S = 60.0  # a library that runs on though rkllm_run has returned is silent for the prompt
@@ -44,7 +44,7 @@ class LibraryRun:
         self.number = number
         # Each with the time since the run began, in ns: whoever takes it out may be late.
         self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken, int]]] = queue.SimpleQueue()
-        self.vectors: list[Vectors] = []
+        self.hidden: Optional[HiddenStates] = None
         self.perf: Optional[Perf] = None  # the library's own figures, where it gives any
         self.failure: Optional[BaseException] = None
         self.stopping = False
@@ -73,8 +73,8 @@ class LibraryRun:
         self._last_callback = time.monotonic()
         if isinstance(what, RawToken):
             self.tokens.put((state, what, time.perf_counter_ns() - self._started_ns))
-        elif isinstance(what, Vectors):
-            self.vectors.append(what)
+        elif isinstance(what, HiddenStates):
+            self.hidden = what
         elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._end_heard.set()
