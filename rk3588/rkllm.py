@@ -14,6 +14,7 @@ SPOKEN = ("1.1", "1.2.0", "1.2.1", "1.3")  # whose structs the binding knows
 SPOKEN_RELEASES = "1.1.0 to 1.3.1"
 RELEASE = "1.1.1"  # the one to install
 MAX_CONTEXT = 4096  # tokens that 1.1 can use on an RK3588: answers degrade above
+MAX_BUILT_CONTEXT = 16384  # tokens that a model can be built for from 1.2 on; the runtime refuses more than it was
 CONTEXT_RESERVE = 4  # tokens of a context that a prompt may not take: the runtime refuses it
 OPEN_FILES = 102_400  # librkllmrt maps a file for each layer and core; errno 24 where it may not
 NPU_WINDOW = 1 << 32  # bytes: one address space of the NPU

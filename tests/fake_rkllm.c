@@ -13,6 +13,7 @@
  *   thread            all further callbacks come on another thread, while rkllm_run blocks
  *   detach            the same, but rkllm_run returns at once
  *   return N          rkllm_run returns N
+ *   sampling          a token with the sampling that the run was given, from 1.3 on
  * -DRELEASE=N (111, 120, 123, 131) and the header beside it say which release it is. -DWITHOUT_ASYNC makes it look like
  * 1.0; -DWITH_CLEAR_KV_CACHE adds a function of 1.2 to 1.1; -DCPU_MASK=N and -DVERSION="X" have it lie about itself,
  * -DCRASH and -DHANG misbehave when it is asked for its defaults; -DIS_RUNNING=N: what rkllm_is_running says, whatever
@@ -37,7 +38,7 @@
 #define CPU_MASK 0xf0
 #endif
 
-static char script[1 << 16], journal[1 << 16];
+static char script[1 << 16], journal[1 << 16], sampling_now[256];
 static LLMResultCallback callback;
 static volatile int aborted, running;
 static void *userdata_now, *userdata_before;
@@ -108,6 +109,8 @@ EXPORT int rkllm_init(LLMHandle *handle, RKLLMParam *p, LLMResultCallback with) 
   return 0;
 }
 
+static void give_text(int state, int id, const char *text, void *userdata);
+
 static void give(int state, int id, const char *hex, void *userdata) {
   char text[256];
   size_t n = 0;
@@ -117,9 +120,13 @@ static void give(int state, int id, const char *hex, void *userdata) {
     text[n] = (char)byte;
   }
   text[n] = 0;
+  give_text(state, id, hex[0] == '-' ? NULL : text, userdata);
+}
+
+static void give_text(int state, int id, const char *text, void *userdata) {
   RKLLMResult result;
   memset(&result, 0, sizeof result);
-  result.text = hex[0] == '-' ? NULL : text;
+  result.text = text;
   result.token_id = id;
 #if RELEASE >= 123
   if (state == RKLLM_RUN_FINISH) {
@@ -163,6 +170,8 @@ static int step(char *line, char *rest, int *result) {
     aborted = 0;
   } else if (sscanf(line, "forever %d %255s %ld", &id, hex, &ms) == 3) {
     for (; !aborted; sleep_ms(ms)) give(RKLLM_RUN_NORMAL, id, hex, userdata_now);
+  } else if (strncmp(line, "sampling", 8) == 0) {
+    give_text(RKLLM_RUN_NORMAL, 7, sampling_now, userdata_now);
   } else if (sscanf(line, "return %d", &number) == 1) {
     *result = number;
   } else if (strncmp(line, "detach", 6) == 0 || strncmp(line, "thread", 6) == 0) {
@@ -201,10 +210,14 @@ EXPORT int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer
 #endif
 #if RELEASE >= 131
   const RKLLMSamplingParam *s = infer->sampling_params;
-  if (s)
-    note("sampling k=%d p=%g t=%g repeat=%g frequency=%g presence=%g mirostat=%d tau=%g eta=%g\n", s->top_k,
-         (double)s->top_p, (double)s->temperature, (double)s->repeat_penalty, (double)s->frequency_penalty,
-         (double)s->presence_penalty, s->mirostat, (double)s->mirostat_tau, (double)s->mirostat_eta);
+  sampling_now[0] = 0;
+  if (s) {
+    snprintf(sampling_now, sizeof sampling_now,
+             "k=%d p=%g t=%g repeat=%g frequency=%g presence=%g mirostat=%d tau=%g eta=%g", s->top_k, (double)s->top_p,
+             (double)s->temperature, (double)s->repeat_penalty, (double)s->frequency_penalty,
+             (double)s->presence_penalty, s->mirostat, (double)s->mirostat_tau, (double)s->mirostat_eta);
+    note("sampling %s\n", sampling_now);
+  }
   if (infer->max_new_tokens) return -8;
 #endif
   if (input->input_type == RKLLM_INPUT_PROMPT) {

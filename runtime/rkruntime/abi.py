@@ -61,6 +61,22 @@ class Perf(NamedTuple):
     generate_tokens: int  # without the first, as an owner of a board found
     memory_usage_mb: float
 
+    def plus(self, other: Perf) -> Perf:
+        """Of two runs of one model."""
+        times = [a + b for a, b in zip(self[:4], other[:4])]
+        return Perf(times[0], int(times[1]), times[2], int(times[3]), max(self.memory_usage_mb, other.memory_usage_mb))
+
+    def facts(self) -> dict[str, float]:
+        """For JSON."""
+        return {name: round(value, 2) for name, value in self._asdict().items()}
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"prefill {self.prefill_tokens} tokens in {self.prefill_time_ms:.0f} ms, generate {self.generate_tokens} "
+            f"tokens in {self.generate_time_ms:.0f} ms, memory {self.memory_usage_mb:.0f} MB"
+        )
+
 
 class HiddenStates(NamedTuple):
     """The last hidden layer of a prompt: ``size`` floats a token, one token after the other."""
