@@ -16,7 +16,7 @@ from tests.daemon_server import Service, served
 from tests.fake_engine import FakeEngine
 from tests.fakes import fake_rkllm, scripted_bundle
 
-PERF = {
+PERF: dict[str, Any] = {
     "prefill_time_ms": 12.5, "prefill_tokens": 6, "generate_time_ms": 100, "generate_tokens": 2, "memory_usage_mb": 512,
 }  # fmt: skip
 
