@@ -89,9 +89,9 @@ class HiddenStates(NamedTuple):
         return len(self.values) // self.size
 
 
-Heard = Callable[[Optional[int], State, Any], None]
+Heard = Callable[[Optional[int], State, Any], bool]
 """What the callback does with the number of a run (its user data), a state and RKLLMResult*, which may be NULL and is
-good for this call alone: the methods of ``Table`` read it."""
+good for this call alone: the methods of ``Table`` read it. Whether the memory behind it is wanted no more."""
 
 
 class Table:
@@ -128,11 +128,10 @@ class Table:
 
     def callback(self, heard: Heard) -> Any:
         """For rkllm_init, to be kept as long as the handle. ``heard`` must not raise."""
-        states = self._states
+        states, free = self._states, getattr(self._structs, "FREE_OUTPUT", 0)
 
         def called(result: Any, userdata: Optional[int], state: int) -> int:
-            heard(userdata, states.get(state, State.OTHER), result)
-            return 0  # go on
+            return free if heard(userdata, states.get(state, State.OTHER), result) else 0  # which goes on
 
         function = self._structs.LLMResultCallback(called)
         whole = getattr(self._structs, "RKLLMCallback", None)

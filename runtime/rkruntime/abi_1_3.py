@@ -26,6 +26,9 @@ FEATURES = Features(
 )  # fmt: skip
 
 
+FREE_OUTPUT = 2  # returned by the callback: hidden states need not stay until the model is destroyed
+
+
 class RKLLMParam(c.Structure):
     _fields_ = [
         *MODEL,

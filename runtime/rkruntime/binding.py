@@ -224,17 +224,21 @@ class RKLLM:
             )
         return self._abi.token_input(prompt)
 
-    def _on_result(self, number: Optional[int], state: State, result: Any) -> None:
-        """On the library's thread: takes what the callback was given, and never lets an exception out into C."""
+    def _on_result(self, number: Optional[int], state: State, result: Any) -> bool:
+        """On the library's thread: takes what the callback was given, and never lets an exception out into C. Whether
+        its memory may be freed."""
         run = self._run
         # A token that comes late belongs to a run that is over, never to the next one.
         if run is None or number != run.number:
-            return
+            return False
         try:
-            run.receive(state, self._read(state, result))
+            what = self._read(state, result)
+            run.receive(state, what)
         except BaseException as error:
             run.fail(error)
             self._lib.rkllm_abort(self._handle)
+            return False
+        return isinstance(what, HiddenStates)
 
     def _read(self, state: State, result: Any) -> Received:
         """What came with a call of the callback, of that which its state and the run's mode say has meaning."""

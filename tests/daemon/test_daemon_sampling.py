@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,19 @@ def test_the_library_gets_it_and_its_figures_come_back(bundle: Path, newer: Path
         assert service.chat("x").json["choices"][0]["message"]["content"] == loaded
         greedy = service.chat("x", temperature=0).json["choices"][0]["message"]["content"]
         assert greedy.startswith("k=1 ")
+
+
+def test_the_simulated_runtimes_figures_reach_the_client(
+    tiny_bundles: Mapping[str, Path], twins: Mapping[str, Path]
+) -> None:
+    with served(tiny_bundles["w8a8"], WorkerEngine, library=twins["1.3.1"], temperature=0.0) as service:
+        whole = service.chat("Hello", max_tokens=5).json
+        streamed = service.chat("Hello", max_tokens=5, stream=True, stream_options={"include_usage": True})
+        drawn = service.chat("Hello", max_tokens=5, temperature=2, top_k=-1, top_p=1)
+    assert whole["usage"]["perf"]["prefill_tokens"] > 0 and set(whole["usage"]["perf"]) == set(PERF)
+    assert streamed.events[-2]["usage"]["perf"]["prefill_tokens"] > 0
+    assert "x-rk-ignored" not in drawn.headers
+    assert drawn.json["choices"][0]["message"] != whole["choices"][0]["message"]
 
 
 def test_figures_of_the_runtime_are_in_usage() -> None:
