@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
+from .elf import MACHINES
 from .errors import BundleError, LibraryError, NoSuchLibrary
 from .resources import packaged
 from .rkllm import RELEASE, TELLING, version_in
@@ -24,9 +25,11 @@ SIM, NPU = "sim", "npu"
 _ARTIFACT_KEYS = {SIM: "sim", NPU: "rk3588"}  # what a manifest calls what each runs
 _MODELS = {SIM: SIM_MODEL, NPU: NPU_MODEL}
 _MOST_BYTES = 256 << 20  # Rockchip's has 7 MB
-_MACHINES = {62: "x86_64", 183: "aarch64"}
+_MACHINES = {number: MACHINES[number] for number in (62, 183)}  # that Rockchip's and ours are built for
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
-_STRINGS = re.compile(rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+")
+_STRINGS = re.compile(
+    rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+(?:b[0-9]+)?|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+"
+)
 _SIMULATED = re.compile(rb"RKSIM_|rksim_")
 
 
@@ -145,7 +148,7 @@ def _without(entry: dict[str, Any], target: str) -> dict[str, Any]:
 
 def is_simulated(path: Path) -> bool:
     """Whether a librkllmrt.so is ours: by the names in it. LibraryError where it is none, or cannot be read."""
-    data = _content(path)
+    data = content(path)
     if data[:4] != b"\x7fELF":
         raise LibraryError(f"{path} is not a shared library: give the path of a librkllmrt.so")
     if TELLING[0].encode() not in data:
@@ -160,11 +163,12 @@ def this_machine() -> str:
 
 def _for_another_machine(path: Path) -> bool:
     """Built for another processor: a board's library on the machine that deploys it."""
-    data = _content(path)
+    data = content(path)
     return data[:4] != b"\x7fELF" or _MACHINES.get(int.from_bytes(data[18:20], "little")) != this_machine()
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """A library's file; LibraryError for what cannot be one."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             raise LibraryError(f"{path} is no librkllmrt.so: give the path of one")
@@ -175,7 +179,7 @@ def _content(path: Path) -> bytes:
 
 def read(path: Path) -> Library:
     """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know."""
-    data = _content(path)
+    data = content(path)
     machine = _MACHINES.get(int.from_bytes(data[18:20], "little")) if data[:4] == b"\x7fELF" else None
     if machine is None:
         raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give Rockchip's librkllmrt.so")

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Optional
 
 
 class Sampling(NamedTuple):
-    """All four, as librkllmrt 1.1 takes them when it loads a model. ``temperature`` 0: greedy."""
+    """All four, as librkllmrt takes them when it loads a model, and from 1.3 on with each run. ``temperature`` 0:
+    greedy."""
 
     temperature: float
     top_k: int
@@ -25,6 +26,13 @@ class Sampling(NamedTuple):
         """As RKLLM takes them. Greedy is said by ``top_k``: what a temperature of 0 means to it is not documented."""
         return {**self._asdict(), "top_k": 1 if self.greedy else self.top_k, "temperature": self.temperature or None}
 
+    def for_run(self, asked: Mapping[str, float]) -> dict[str, Any]:
+        """For one run of a library that takes sampling with it: these, but for what is ``asked`` by the same names,
+        and ``PENALTIES``."""
+        wanted: dict[str, Any] = {name: asked[name] for name in self._fields if name in asked}
+        mine = self._replace(**wanted)
+        return {**mine.parameters(), **{name: asked[name] for name in PENALTIES if name in asked}}
+
     def __str__(self) -> str:
         penalty = f"repeat_penalty {self.repeat_penalty:g}"
         if self.greedy:
@@ -34,7 +42,8 @@ class Sampling(NamedTuple):
 
 # For small models, which the library's own 0.8 and 1.1 make babble: docs/sampling.md has the figures.
 DEFAULTS = Sampling(temperature=0.2, top_k=40, top_p=0.9, repeat_penalty=1.0)
-_EVERY = 1 << 20  # more tokens than any vocabulary has: top_k that keeps all
+EVERY = 1 << 20  # more tokens than any vocabulary has: top_k that keeps all
+PENALTIES = ("frequency_penalty", "presence_penalty")  # of a run alone; of what a model is loaded with they are 0
 
 
 def _number(low: float, high: float, open_below: bool = False) -> Callable[[Any], bool]:
@@ -47,7 +56,7 @@ def _number(low: float, high: float, open_below: bool = False) -> Callable[[Any]
 
 
 def _is_top_k(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= _EVERY
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= EVERY
 
 
 _FITS: Mapping[str, Callable[[Any], bool]] = {
@@ -106,7 +115,7 @@ def settle(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
         wishes["temperature"] = own["temperature"]
     top_k: Optional[int] = own.get("top_k")
     if top_k is not None:
-        wishes["top_k"] = top_k if top_k > 0 else _EVERY
+        wishes["top_k"] = top_k if top_k > 0 else EVERY
     for name, theirs in (("top_p", "top_p"), ("repeat_penalty", "repetition_penalty")):
         if theirs in own:
             wishes[name] = own[theirs]

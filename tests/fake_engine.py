@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rkruntime.abi import Perf
 from rkruntime.daemon.jobs import Durations, EngineSettings, Job, Piece, Status
 
 REFUSALS = {
@@ -37,6 +38,7 @@ class FakeAnswer:
     error: Exception | None = None
     completion_tokens: int = 0
     durations: Durations | None = None
+    perf: Perf | None = None
     finish_reason: str = ""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 

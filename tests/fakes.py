@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rk3588 import bundle
+from tests.rkllm_headers import HEADERS
 
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "runtime" / "sim" / "include"
@@ -16,18 +17,21 @@ FAKE = Path(__file__).with_name("fake_rkllm.c")
 TEMPLATE = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
 
 
-def compile_library(source: Path, target: Path, *flags: str) -> Path:
-    """A shared library out of one C file that includes ``rkllm.h``."""
+def compile_library(source: Path, target: Path, *flags: str, include: Path = INCLUDE) -> Path:
+    """A shared library out of one C file that includes ``rkllm.h``, 1.1.1's unless ``include`` has another."""
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = ["gcc", "-std=gnu11", *warnings, "-shared", "-fPIC", "-pthread", "-I", str(INCLUDE), *flags]
+    command = ["gcc", "-std=gnu11", *warnings, "-shared", "-fPIC", "-pthread", "-I", str(include), *flags]
     done = subprocess.run([*command, "-o", str(target), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
 
 
-def fake_rkllm(folder: Path, *flags: str) -> Path:
-    """The scripted librkllmrt; its model files are scripts (see fake_rkllm.c)."""
-    return compile_library(FAKE, folder / "librkllmrt.so", *flags)
+def fake_rkllm(folder: Path, *flags: str, release: str = "1.1.1") -> Path:
+    """The scripted librkllmrt of a release; its model files are scripts (see fake_rkllm.c)."""
+    which = [f"-DRELEASE={release.replace('.', '')}"]
+    if not any(flag.startswith("-DVERSION=") for flag in flags):
+        which.append(f'-DVERSION="{release}"')
+    return compile_library(FAKE, folder / "librkllmrt.so", *which, *flags, include=HEADERS[release].parent)
 
 
 def journal(library: Path) -> list[str]:

@@ -15,6 +15,7 @@ from rk3588.quant import Scheme
 from .adapters.lora import Lora
 from .architectures.model import OUTPUT
 from .artifact.layout import Artifact, make_artifact
+from .native_template import native_notes
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM
@@ -68,7 +69,8 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.source.notes, *(note for lora in self.loras for note in lora.notes), *self.remarks)
+        ours = native_notes(self.source.vocabulary) if self.for_sim else ()
+        return (*self.source.notes, *(note for lora in self.loras for note in lora.notes), *self.remarks, *ours)
 
     def folder(self, artifact: Artifact) -> Path:
         return self.out / self.variant(artifact)

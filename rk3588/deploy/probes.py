@@ -242,7 +242,8 @@ FACTS: tuple[Fact, ...] = (
         "{ echo \"${R:-/}\"; [ -n \"$R\" ] || "
         "awk '$1 ~ \"^/dev/\" && $2 !~ \"^/(boot|snap)\" {print $2}' /proc/mounts; } | sort -u | while read -r m; do "
         "timeout 60 find \"$m\" -xdev -name 'librkllmrt*.so*' -type f -not -path \"$W/*\"; done | sort -u | "
-        "while read -r f; do grep -aoE '(rkllm-runtime|librkllmrt) version: [0-9.]+|rkllm_[a-z_]+' \"$f\" | sort -u | "
+        "while read -r f; do "
+        "grep -aoE '(rkllm-runtime|librkllmrt) version: [0-9.]+(b[0-9]+)?|rkllm_[a-z_]+' \"$f\" | sort -u | "
         'while read -r s; do printf "%s\\t%s\\n" "${f#"$R"}" "$s"; done; done',
         _libraries,
         root=True,

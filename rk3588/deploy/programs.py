@@ -81,6 +81,6 @@ def check_is_rockchips(library: runtime.Library) -> None:
         raise LibraryError(f"{library.path} is the simulated runtime: say --runtime sim for it")
     if not rkllm.is_spoken(library.version):
         raise LibraryError(
-            f"{library.path} is librkllmrt {library.version}; this toolkit speaks {rkllm.RELEASE}: fetch that one (see "
-            "README)"
+            f"{library.path} is librkllmrt {library.version}; this toolkit speaks {rkllm.SPOKEN_RELEASES}: fetch one "
+            f"of those, {rkllm.RELEASE} say (see README)"
         )

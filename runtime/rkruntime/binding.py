@@ -10,7 +10,7 @@ import atexit
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -20,8 +20,8 @@ from rk3588.errors import RuntimeFailure, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE
 
 from . import loader
-from .abi import RawToken, State
-from .generation import Generation, LibraryRun
+from .abi import HiddenStates, State
+from .generation import Generation, LibraryRun, Received
 from .generation import Token as Token
 
 
@@ -31,9 +31,10 @@ def _library(asked: Optional[loader.PathLike], model: Path) -> Path:
 
 
 class RKLLM:
-    """A model loaded by librkllmrt; a context manager. Parameters left out are the library's defaults.
+    """A model loaded by librkllmrt, 1.1 to 1.3; a context manager. Parameters left out are the library's defaults.
 
-    Raises UsageError (bad argument), LibraryError (no library, or not one of 1.1), RuntimeFailure (it would not load).
+    ``version`` is the library's, ``features`` what it can do. Raises UsageError (bad argument), LibraryError (no
+    library, or one that is not known), RuntimeFailure (it would not load).
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class RKLLM:
         if not path.is_file():
             raise UsageError(f"there is no model file {path}")
         self.library_path = _library(library, path)
-        self._lib, self._abi = loader.load(self.library_path)
+        self._lib, self._abi, self.version = loader.load(self.library_path)
+        self.features = self._abi.features
         self._run: Optional[LibraryRun] = None
         self._runs = 0
+        self._for_hidden = False  # the run is for hidden states
         self._loras: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._handle = self._abi.new_handle()
@@ -71,12 +74,18 @@ class RKLLM:
     def _init(self, path: Path, given: dict[str, Any]) -> None:
         parameters = self._abi.model_parameters(self._lib, str(path).encode("utf-8", "surrogateescape"), given)
         self.max_context_len = int(parameters.max_context_len)
+        self._sampling = self._abi.sampling_of(parameters) if self.features.per_run_sampling else {}
         try:
             self._lib.rkllm_init(self._handle, parameters, self._callback)
         except RuntimeFailure as error:
             raise RuntimeFailure(f"{self.library_path} cannot load {path}: {error}") from error
         if not self._handle:
             raise RuntimeFailure(f"{self.library_path} cannot load {path}: rkllm_init gave no handle")
+        try:
+            self._abi.take_prompts_as_they_are(self._lib, self._handle)
+        except RuntimeFailure:
+            self._lib.rkllm_destroy(self._handle)
+            raise
 
     def __enter__(self) -> RKLLM:
         return self
@@ -114,25 +123,61 @@ class RKLLM:
             self._loras[name] = adapter  # the library may have kept its pointers
 
     def generate(
-        self, prompt: Union[str, Sequence[int]], max_tokens: Optional[int] = None, lora: Optional[str] = None
+        self,
+        prompt: Union[str, Sequence[int]],
+        max_tokens: Optional[int] = None,
+        lora: Optional[str] = None,
+        sampling: Optional[Mapping[str, Optional[float]]] = None,
     ) -> Generation:
         """Start a run on a text or on token ids, and iterate over its tokens.
 
         ``max_tokens`` aborts the run after so many, besides what the model was loaded with; ``lora`` is the name of an
-        adapter that was loaded. UsageError when the prompt is empty or too long or there is no such adapter,
-        RuntimeFailure when a run is going on or ends in an error.
+        adapter that was loaded; ``sampling`` (``top_k``, ``temperature``, … as above) holds for this run, where the
+        library's features have ``per_run_sampling``. UsageError when the prompt is empty or too long, there is no such
+        adapter or the library takes no such sampling, RuntimeFailure when a run is going on or ends in an error.
         """
-        input_ = self._input(prompt)
+        parameters = self._abi.run_parameters(self._lora_name(lora), self._sampling_of_run(sampling))
+        return Generation(self._start(prompt, parameters), max_tokens)
+
+    def hidden_states(self, prompt: Union[str, Sequence[int]], lora: Optional[str] = None) -> HiddenStates:
+        """The last hidden layer of a prompt, of which no answer is made. Raises as ``generate`` does."""
+        run = self._start(prompt, self._abi.hidden_parameters(self._lora_name(lora)), for_hidden=True)
+        with Generation(run, None) as tokens:
+            for _ in tokens:
+                pass
+        if run.hidden is None:
+            raise RuntimeFailure(f"{self.library_path} ended the run without the hidden states that it was asked for")
+        return run.hidden
+
+    def _lora_name(self, lora: Optional[str]) -> Optional[bytes]:
         if lora is not None and lora not in self._loras:
             there = ", ".join(self._loras) or "none"
             raise UsageError(f"no LoRA called {lora!r} is loaded; there are: {there}")
+        return None if lora is None else lora.encode("utf-8", "replace")
+
+    def _sampling_of_run(self, given: Optional[Mapping[str, Optional[float]]]) -> Optional[dict[str, Any]]:
+        """All of a run's sampling; None: what the model was loaded with."""
+        wanted = {name: value for name, value in (given or {}).items() if value is not None}
+        if not wanted:
+            return None
+        if not self.features.per_run_sampling:
+            raise UsageError(
+                f"librkllmrt {self.version} takes {next(iter(wanted))} only when it loads a model: give it there"
+            )
+        unknown = sorted(wanted.keys() - self._sampling.keys())
+        if unknown:
+            raise UsageError(f"there is no sampling parameter {unknown[0]!r}: there are {', '.join(self._sampling)}")
+        return {**self._sampling, **wanted}
+
+    def _start(self, prompt: Union[str, Sequence[int]], parameters: Any, for_hidden: bool = False) -> LibraryRun:
+        input_ = self._input(prompt)
         with self._lock:
             self._check_idle()
             self._runs += 1
-            run = self._run = self._new_run(self._runs, input_, lora)
-            generation = Generation(run, max_tokens)
+            run = self._run = self._new_run(self._runs, input_, parameters)
+            self._for_hidden = for_hidden
             run.start()
-        return generation
+        return run
 
     def abort(self) -> None:
         """Abort what runs, and wait for its end."""
@@ -155,9 +200,8 @@ class RKLLM:
         if self._run is not None and not self._run.ended:
             raise RuntimeFailure("a run is going on: finish or close it first, the library does one at a time")
 
-    def _new_run(self, number: int, input_: Any, lora: Optional[str]) -> LibraryRun:
+    def _new_run(self, number: int, input_: Any, parameters: Any) -> LibraryRun:
         lib, handle = self._lib, self._handle
-        parameters = self._abi.run_parameters(None if lora is None else lora.encode("utf-8", "replace"))
         return LibraryRun(
             number,
             work=lambda: lib.rkllm_run(handle, input_, parameters, number),
@@ -180,14 +224,26 @@ class RKLLM:
             )
         return self._abi.token_input(prompt)
 
-    def _on_result(self, number: Optional[int], state: State, token: Optional[RawToken]) -> None:
-        """On the library's thread: takes what the callback was given, and never lets an exception out into C."""
+    def _on_result(self, number: Optional[int], state: State, result: Any) -> bool:
+        """On the library's thread: takes what the callback was given, and never lets an exception out into C. Whether
+        its memory may be freed."""
         run = self._run
         # A token that comes late belongs to a run that is over, never to the next one.
         if run is None or number != run.number:
-            return
+            return False
         try:
-            run.receive(state, token)
+            what = self._read(state, result)
+            run.receive(state, what)
         except BaseException as error:
             run.fail(error)
             self._lib.rkllm_abort(self._handle)
+            return False
+        return isinstance(what, HiddenStates)
+
+    def _read(self, state: State, result: Any) -> Received:
+        """What came with a call of the callback, of that which its state and the run's mode say has meaning."""
+        if state == State.FINISH:
+            return self._abi.perf(result)
+        if self._for_hidden:
+            return self._abi.hidden_states(result) if state in (State.NORMAL, State.HIDDEN) else None
+        return self._abi.token(result) if state in (State.NORMAL, State.WAITING) else None

@@ -49,7 +49,7 @@ class Conversation:
             raise UsageError(
                 f"with this message the conversation has {len(prompt)} tokens, and the context is "
                 f"{self.model.context}: /forget the oldest exchange, /clear, or start with "
-                f"{self.model.settings.longer_than(self.model.context)}"
+                f"{self.model.settings.longer_than(self.model.context, self.model.most_context)}"
             )
         parts: list[str] = []
         try:
@@ -136,7 +136,7 @@ class Conversation:
     def _set_seed(self, value: str) -> None:
         """The simulated runtime reads its seed when a model is loaded; librkllmrt has none."""
         if not self.model.choice.simulated:
-            raise UsageError("librkllmrt 1.1 has no seed: answers differ from run to run, unless temperature is 0")
+            raise UsageError("librkllmrt has no seed: answers differ from run to run, unless temperature is 0")
         if not value:
             self._show_seed()
             return
@@ -167,6 +167,8 @@ class Conversation:
         if not self.model.cost.tokens:
             raise UsageError("there has been no answer yet")
         self._remark(f"{self.model.cost} (on this machine)")
+        if self.model.cost.perf:
+            self._remark(f"the runtime's own figures: {self.model.cost.perf}")
         self._remark(_on_a_board(self.model))
         if self.messages:
             self._context("")

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 from rk3588.errors import RuntimeFailure
 
-from .abi import RawToken, State
+from .abi import HiddenStates, Perf, RawToken, State
 
 NORMAL, WAITING, FINISH = State.NORMAL, State.WAITING, State.FINISH
+Received = Union[RawToken, HiddenStates, Perf, None]  # what comes with a call of the callback
 _ABORT_EVERY_S = 0.2
 _GRACE_S = 2.0  # for a FINISH that comes late, or, as after an abort perhaps, not at all
 _PREFILL_S = 60.0  # a library that runs on though rkllm_run has returned is silent for the prompt
@@ -35,14 +36,16 @@ class Token(NamedTuple):
 class LibraryRun:
     """What the caller's thread and the library's thread share. ``work`` calls rkllm_run, ``abort`` rkllm_abort.
 
-    A run ends with FINISH, ERROR or the return code of ``work``. 1.1 blocks until then; should a release return early,
-    its callbacks are waited for. rkllm_is_running is not asked: releases differ in what 0 means.
+    A run ends with FINISH, ERROR or the return code of ``work``. rkllm_run blocks until then; should a release return
+    early, its callbacks are waited for. rkllm_is_running is not asked: releases differ in what 0 means.
     """
 
     def __init__(self, number: int, work: Callable[[], object], abort: Callable[[], object]) -> None:
         self.number = number
         # Each with the time since the run began, in ns: whoever takes it out may be late.
         self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken, int]]] = queue.SimpleQueue()
+        self.hidden: Optional[HiddenStates] = None
+        self.perf: Optional[Perf] = None  # the library's own figures, where it gives any
         self.failure: Optional[BaseException] = None
         self.stopping = False
         self._run_library, self._abort = work, abort
@@ -65,16 +68,18 @@ class LibraryRun:
             self._returned.set()
             raise
 
-    def receive(self, state: State, token: Optional[RawToken]) -> None:
+    def receive(self, state: State, what: Received) -> None:
         """On the library's thread: a token into the queue, or the end."""
         self._last_callback = time.monotonic()
-        if state in (NORMAL, WAITING):
-            if token is not None:
-                self.tokens.put((state, token, time.perf_counter_ns() - self._started_ns))
+        if isinstance(what, RawToken):
+            self.tokens.put((state, what, time.perf_counter_ns() - self._started_ns))
+        elif isinstance(what, HiddenStates):
+            self.hidden = what
         elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._end_heard.set()
         elif state == FINISH:
+            self.perf = what if isinstance(what, Perf) else None
             self._end_heard.set()
 
     def fail(self, error: BaseException) -> None:
@@ -144,6 +149,11 @@ class Generation(Iterator[Token]):
     def aborted(self) -> bool:
         """Whether somebody ended the run before it did: ``max_tokens``, ``close``, or whoever closed the model."""
         return self._run.stopping
+
+    @property
+    def perf(self) -> Optional[Perf]:
+        """The library's own figures of the run, once it has ended; None from a release that has none."""
+        return self._run.perf
 
     def __iter__(self) -> Generation:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,12 @@ from rk3588 import bundle as bundles
 from rk3588 import lora, runtime
 from rk3588.bundle import Lora
 from rk3588.errors import BundleError, RkError, UsageError
-from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
+from rk3588.rkllm import CONTEXT_RESERVE, MAX_BUILT_CONTEXT, MAX_CONTEXT
 from rk3588.runtime import Choice
+from rk3588.sampling import Sampling
 
+from . import loader
+from .abi import Perf
 from .binding import RKLLM
 from .generation import FINISH, Token
 from .loops import LoopDetector
@@ -35,6 +38,7 @@ class Cost:
     last_ns: int = 0  # to the latest
     finish_reason: str = "stop"  # or length, or abort
     cut_by: str = ""  # of an answer that ended by its length: max_tokens, context, or loop
+    perf: Optional[Perf] = None  # the runtime's own figures, where it gives any
 
     @property
     def prefill_tokens_per_s(self) -> Optional[float]:
@@ -54,6 +58,7 @@ class Cost:
             "ttft_ms": round(self.first_ns / 1e6, 2) if self.tokens else None,
             "prefill_tokens_per_s": _rounded(self.prefill_tokens_per_s),
             "decode_tokens_per_s": _rounded(self.decode_tokens_per_s),
+            "perf": self.perf.facts() if self.perf else None,
         }
         return {key: value for key, value in found.items() if value is not None}
 
@@ -95,6 +100,7 @@ class Model:
         self.bundle = bundles.read(path)
         self.choice = runtime.choose(self.bundle, settings.library)
         announce(self.choice)
+        self.features = loader.features_of(self.choice.library)
         self._warn = warn
         self.cost = Cost()
         self.lora: Optional[str] = None  # what answers are given with; None: the model alone
@@ -118,7 +124,7 @@ class Model:
             raise
 
     def _load(self, settings: Settings) -> None:
-        self.context = _context(settings, self._trained_context, self._warn)
+        self.context = self._context(settings, self._warn)
         # Cut to what is used, so that the next load says nothing of it again.
         self.settings = replace(settings, context=min(settings.context, self.context))
         self._max_new_tokens = settings.max_tokens
@@ -135,15 +141,19 @@ class Model:
 
     def change(self, settings: Settings, again: bool = False) -> bool:
         """Answer with other settings from now on; whether the model had to be loaded again, since the library fixes
-        sampling and context when it loads one. When that fails, the model is as it was. ``again``: load it anyway."""
-        context = _context(settings, self._trained_context, lambda _: None)
+        the context when it loads one, and most releases sampling, too. When that fails, the model is as it was.
+        ``again``: load it anyway."""
+        context = self._context(settings, lambda _: None)
         now = self.settings
         free = replace(settings, max_tokens=now.max_tokens, loop_limit=now.loop_limit, context=now.context)
+        if self.features.per_run_sampling:
+            free = replace(free, **{name: getattr(now, name) for name in Sampling._fields})
         most, as_it_is = self._max_new_tokens, free == now and context == self.context
         if not again and as_it_is and (most < 0 or 0 < settings.max_tokens <= most):
             if settings.context > context:
-                _context(settings, self._trained_context, self._warn)
+                self._context(settings, self._warn)
             self.settings = replace(settings, context=min(settings.context, context))
+            self.sampling = settings.sampling(self.bundle.sampling)
             return False
         before, adapters = self.settings, self._adapters
         self.llm.close()
@@ -168,8 +178,23 @@ class Model:
             self.prompts.__exit__(kind, value, trace)
 
     @property
-    def _trained_context(self) -> Optional[int]:
-        return self.bundle.context_length or self.prompts.context
+    def most_context(self) -> int:
+        """Tokens of context that the library and an RK3588 can use, unless the settings go beyond."""
+        return MAX_BUILT_CONTEXT if self.features.max_context else MAX_CONTEXT
+
+    def _context(self, settings: Settings, warn: Callable[[str], None]) -> int:
+        """Tokens to load with: what is asked for, else the model's own, at most what can be used."""
+        of_model = self.bundle.context_length or self.prompts.context
+        wanted = settings.context or of_model or MAX_CONTEXT
+        if wanted <= CONTEXT_RESERVE:
+            raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
+        most = self.most_context if settings.context else MAX_CONTEXT
+        used = wanted if settings.beyond_board else min(wanted, most)
+        if settings.context and used < wanted:
+            warn(f"the context is cut to {used} tokens, all that an RK3588 can use (--beyond-board lifts this)")
+        if settings.context and of_model and used > of_model:
+            warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
+        return used
 
     @property
     def own_loras(self) -> dict[str, Lora]:
@@ -229,14 +254,17 @@ class Model:
                 if token.text:
                     yield token.text
 
-    def tokens(self, prompt: Prompt, max_tokens: Optional[int] = None) -> Generator[Token, None, None]:
+    def tokens(
+        self, prompt: Prompt, max_tokens: Optional[int] = None, sampling: Optional[Mapping[str, float]] = None
+    ) -> Generator[Token, None, None]:
         """Tokens as they come, at most ``max_tokens`` and what the settings allow, until they are a loop; ``cost`` is
-        this answer's."""
+        this answer's. ``sampling`` is for this answer; UsageError where the library fixes it when it loads a model."""
         cost = self.cost = Cost(prompt_tokens=None if isinstance(prompt, str) else len(prompt))
         if self.too_long(prompt):
+            longer = self.settings.longer_than(self.context, self.most_context)
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens, and a context of {self.context} takes "
-                f"{self.context - CONTEXT_RESERVE}: shorten it or ask for {self.settings.longer_than(self.context)}"
+                f"{self.context - CONTEXT_RESERVE}: shorten it or ask for {longer}"
             )
         # A text is not counted; that it has a token at least keeps an answer that never ends from going on for ever.
         room = self.context - (1 if isinstance(prompt, str) else len(prompt))
@@ -245,7 +273,8 @@ class Model:
         loop_limit = self.settings.loop_limit
         loops = LoopDetector(loop_limit) if loop_limit else None
         cost.finish_reason = "abort"
-        with closing(self.llm.generate(prompt, limit, self.lora)) as tokens:
+        of_run = self.sampling.for_run(sampling or {}) if self.features.per_run_sampling else sampling
+        with closing(self.llm.generate(prompt, limit, self.lora, of_run)) as tokens:
             for token in tokens:
                 if token.state != FINISH:
                     cost.tokens += 1
@@ -256,6 +285,7 @@ class Model:
                     cost.cut_by = "loop"
                     break  # which aborts the run
             ended = "abort" if tokens.aborted else "stop"
+        cost.perf = tokens.perf
         if cost.tokens == limit:
             cost.cut_by = "context" if limit == room else "max_tokens"
         cost.finish_reason = "length" if cost.cut_by else ended
@@ -263,16 +293,3 @@ class Model:
     def too_long(self, prompt: Prompt) -> bool:
         """Whether the library would refuse this prompt for its length, as far as that can be counted."""
         return not isinstance(prompt, str) and len(prompt) > self.context - CONTEXT_RESERVE
-
-
-def _context(settings: Settings, of_model: Optional[int], warn: Callable[[str], None]) -> int:
-    """Tokens to load with: what is asked for, else the model's own, at most what a board can use."""
-    wanted = settings.context or of_model or MAX_CONTEXT
-    if wanted <= CONTEXT_RESERVE:
-        raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
-    used = wanted if settings.beyond_board else min(wanted, MAX_CONTEXT)
-    if settings.context and used < wanted:
-        warn(f"the context is cut to {used} tokens, all that an RK3588 can use (--beyond-board lifts this)")
-    if settings.context and of_model and used > of_model:
-        warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
-    return used

@@ -20,7 +20,7 @@ import click
 from rk3588 import runtime
 from rk3588.conversation_rules import FOLD, REFUSE
 from rk3588.errors import UsageError
-from rk3588.rkllm import MAX_CONTEXT
+from rk3588.rkllm import MAX_BUILT_CONTEXT, MAX_CONTEXT
 from rk3588.sampling import DEFAULTS, Sampling, settle
 
 from . import loops
@@ -139,7 +139,8 @@ class Settings:
     beyond_board: bool = setting(
         click.BOOL,
         False,
-        f"Allow a context above the {MAX_CONTEXT} tokens that a board can use.",
+        f"Allow a context above what a board can use: {MAX_CONTEXT} tokens with librkllmrt 1.1, {MAX_BUILT_CONTEXT} "
+        "from 1.2 on, if the model was built for that.",
     )
     max_tokens: int = setting(
         Whole(-1),
@@ -195,9 +196,9 @@ class Settings:
         """How tokens are drawn from a model that asks for ``own`` (a bundle's ``sampling``)."""
         return settle(own, {name: getattr(self, name) for name in Sampling._fields})
 
-    def longer_than(self, context: int) -> str:
-        """A longer context than the one there is, and how to ask for it."""
-        beyond = " --beyond-board" if context >= MAX_CONTEXT and not self.beyond_board else ""
+    def longer_than(self, context: int, most: int = MAX_CONTEXT) -> str:
+        """A longer context than the one there is, and how to ask for it where ``most`` is all that can be used."""
+        beyond = " --beyond-board" if context >= most and not self.beyond_board else ""
         return f"a longer context (--context N{beyond})"
 
     def frame(self) -> dict[str, Any]:

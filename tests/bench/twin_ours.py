@@ -14,32 +14,33 @@ import time
 
 from rk3588 import hostlib, runtime
 from rkruntime import abi_1_1 as abi
-from rkruntime import loader
+from rkruntime import abi_common, loader
 
 
 class Engine:
     """A handle, and a callback that notes when each token came."""
 
     def __init__(self, path: str, new: int) -> None:
-        self.library, _ = loader.load(runtime.find())
+        self.library = loader.load(runtime.find()).library
         parameters = self.library.rkllm_createDefaultParam()
         parameters.model_path = os.fsencode(path)
         parameters.max_context_len, parameters.max_new_tokens = 512, new + 1
         parameters.top_k, parameters.repeat_penalty = 1, 1.0
         self.times: list[float] = []
         self.callback = abi.LLMResultCallback(self._called)
-        self.handle = abi.LLMHandle()
+        self.handle = abi_common.LLMHandle()
         self.library.rkllm_init(ctypes.byref(self.handle), ctypes.byref(parameters), self.callback)
 
-    def _called(self, _result: object, _userdata: object, state: int) -> None:
+    def _called(self, _result: object, _userdata: object, state: int) -> int:
         if state in (abi.LLMCallState.RKLLM_RUN_NORMAL, abi.LLMCallState.RKLLM_RUN_WAITING):
             self.times.append(time.perf_counter())
+        return 0
 
     def measure(self, prompt: list[int]) -> dict[str, object]:
         """The first callback ends the prefill, each further one a decode step."""
         ids = (ctypes.c_int32 * len(prompt))(*prompt)
-        given = abi.RKLLMInput(input_type=abi.RKLLMInputType.RKLLM_INPUT_TOKEN)
-        given.token_input = abi.RKLLMTokenInput(ids, len(prompt))
+        given = abi.RKLLMInput(input_type=abi_common.RKLLMInputType.RKLLM_INPUT_TOKEN)
+        given.token_input = abi_common.RKLLMTokenInput(ids, len(prompt))
         self.times.clear()
         started = time.perf_counter()
         self.library.rkllm_run(self.handle, ctypes.byref(given), ctypes.byref(abi.RKLLMInferParam()), None)

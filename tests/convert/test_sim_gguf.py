@@ -156,7 +156,9 @@ def test_golden_features() -> None:
     both = {
         "rksim.version": 3, "rksim.context_length": 512, "rksim.embedding_length": 32,
         "rksim.feed_forward_length": 160, "rksim.vocab_size": 280, "rksim.attention.head_count": 4,
-        "rksim.activation": "gelu_tanh", "rksim.eos_token_ids": [2],
+        "rksim.activation": "gelu_tanh", "rksim.eos_token_ids": [2], "rksim.chat.system": "",
+        "rksim.chat.prefix": "<|im_start|>user\n", "rksim.chat.postfix": "<|im_end|>\n<|im_start|>assistant\n",
+        "rksim.chat.between": "<|im_end|>\n",
     }  # fmt: skip
     assert keys(golden("side_by_side")) == both | {
         "rksim.dtype": "w8a8",

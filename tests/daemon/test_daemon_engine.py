@@ -15,12 +15,13 @@ from rkruntime.daemon.jsonformat import Checker
 from rkruntime.daemon.process import WorkerProcess
 from rkruntime.daemon.reading import Reading
 from tests import engine_scenes
-from tests.engine_scenes import QUESTION, armed, started
+from tests.engine_scenes import QUESTION, armed, newest_too, started
 from tests.engines import Flavour, ask, job, run, text, until
 
 flavour, answer = engine_scenes.flavour, engine_scenes.answer
 
 
+@newest_too
 def test_an_answer_with_its_counts(flavour: Flavour, answer: str) -> None:
     async def scenario() -> None:
         async with started(flavour.engine()) as engine:
@@ -28,12 +29,16 @@ def test_an_answer_with_its_counts(flavour: Flavour, answer: str) -> None:
             assert await text(ticket) == answer
             assert (ticket.completion_tokens, ticket.finish_reason) == (12, "length")
             assert ticket.prompt_tokens == await engine.count(job(QUESTION)) == ticket.prompt_tokens
+            assert (ticket.perf is not None) == (flavour.name == "twin-1.3.1")
+            if ticket.perf:
+                assert ticket.perf.prefill_tokens > 0 and ticket.perf.memory_usage_mb > 0
             assert (engine.status.state, engine.status.queued, engine.status.running) == ("ready", 0, False)
         assert engine.status.state == "closed"
 
     run(scenario())
 
 
+@newest_too
 def test_the_durations_of_an_answer(flavour: Flavour) -> None:
     """As the worker measures them, also of an answer that its reader ends early, as at a stop string."""
 
@@ -75,6 +80,7 @@ def test_a_reading_that_ends_at_a_stop_string_has_durations_too(flavour: Flavour
     run(scenario())
 
 
+@newest_too
 def test_many_at_once_each_get_their_own(flavour: Flavour) -> None:
     questions = [f"What is {n} times {n}?" for n in range(8)]
     expected = [flavour.expected(q, 6) for q in questions]
@@ -191,6 +197,7 @@ def test_deadlines(flavour: Flavour, answer: str) -> None:
     run(scenario())
 
 
+@newest_too
 def test_prompts_that_cannot_be_answered(flavour: Flavour) -> None:
     async def scenario() -> None:
         async with started(flavour.engine(context=256)) as engine:

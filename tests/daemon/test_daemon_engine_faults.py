@@ -17,12 +17,13 @@ from rk3588.errors import AnswerFailed, Unavailable
 from rkruntime.daemon.deadlines import Deadlines
 from rkruntime.daemon.loadguard import FILE
 from tests import engine_scenes
-from tests.engine_scenes import QUESTION, armed, pid_of, started
+from tests.engine_scenes import QUESTION, armed, newest_too, pid_of, started
 from tests.engines import Flavour, ask, job, run, text, until
 
 flavour, answer = engine_scenes.flavour, engine_scenes.answer
 
 
+@newest_too
 @pytest.mark.parametrize("faults", ["null_text", "finish_null", "null_text,finish_null"])
 def test_null_pointers_change_nothing(flavour: Flavour, answer: str, faults: str) -> None:
     async def scenario() -> None:
@@ -100,6 +101,7 @@ def test_a_hang_in_the_load_is_ended(
     run(scenario())
 
 
+@newest_too
 def test_an_error_of_the_library_is_no_restart(flavour: Flavour, answer: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with armed(flavour, "error_at=5", tmp_path) as engine:

@@ -58,8 +58,8 @@ def test_the_wrong_library(board: Deployer, tmp_path: Path, rkllm_library: Path)
     assert "is the simulated runtime: say --runtime sim" in board.run(*words, rkllm_library, code=1).stderr
     old = tmp_path / "librkllmrt.so"
     elf = bytearray(rkllm_library.read_bytes()[:64])
-    old.write_bytes(bytes(elf) + b"rkllm-runtime version: 1.2.1\0rkllm_init\0")
-    assert "is librkllmrt 1.2.1; this toolkit speaks 1.1.1" in board.run(*words, old, code=1).stderr
+    old.write_bytes(bytes(elf) + b"rkllm-runtime version: 1.4.0\0rkllm_init\0")
+    assert "is librkllmrt 1.4.0; this toolkit speaks 1.1.0 to 1.3.1" in board.run(*words, old, code=1).stderr
     elf[18:20] = (243).to_bytes(2, "little")
     old.write_bytes(elf)
     assert "is not a shared library for aarch64 or x86-64" in board.run(*words, old, code=1).stderr

@@ -100,12 +100,16 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
     "musl": (replace(OPI, libc="musl"), "refuse", "libc", "built for glibc", "Debian"),
     "old glibc": (replace(OPI, libc="glibc 2.27"), "refuse", "libc", "older than 2.28", "newer image"),
     "32 bits": (replace(OPI, bits=32), "refuse", "libc", "32 bits", "arm64"),
-    "runtime 1.2": (ROCK, "info", "runtime", "/usr/lib/librkllmrt.so: librkllmrt 1.2.1", "brings its own 1.1.1"),
+    "runtime 1.2": (ROCK, "ok", "runtime", "/usr/lib/librkllmrt.so: librkllmrt 1.2.1", ""),
+    "runtime 1.0": (replace(OPI, libraries=(Library("/a", "1.0.1"),)), "info", "runtime", "1.0.1", "its own 1.1.1"),
+    "runtime by its functions": (
+        replace(OPI, libraries=(Library("/a", "1.2.1 or newer"),)), "ok", "runtime", "librkllmrt 1.2.1 or newer", "",
+    ),
     "runtime 1.1": (replace(OPI, libraries=(Library("/a", "1.1.4"),)), "ok", "runtime", "/a: librkllmrt 1.1.4", ""),
     "runtime 1.10": (replace(OPI, libraries=(Library("/a", "1.10.0"),)), "info", "runtime", "does not speak", ""),
     "many runtimes": (
         replace(OPI, libraries=(Library("/a", "1.3.0"), Library("/b", "1.1.1"), Library("/c", "1.3.0"))),
-        *("info", "runtime", "/a and 1 more: librkllmrt 1.3.0", ""),
+        *("ok", "runtime", "/a and 1 more: librkllmrt 1.3.0", ""),
     ),
     "few files": (replace(OPI, open_files=1024), "info", "limits", "1024 open files", "the unit raises it"),
     "few files, no unit": (replace(OPI, open_files=1024, systemd=None), "info", "limits", "1024", "orangepi - nofile"),

@@ -141,7 +141,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], Callable[[Facts], object], ob
         *(
             lambda f: {library.path: library.version for library in f.libraries},
             {
-                "/usr/lib/librkllmrt.so": "1.2.1",
+                "/usr/lib/librkllmrt.so": "1.2.1b1",
                 "/var/lib/docker/overlay2/x/usr/lib/librkllmrt.so": "1.3.0",
                 "/home/me/librkllmrt.so.1": "1.1",
             },

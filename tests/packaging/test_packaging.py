@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGED = ("lib/librkllmrt.so", "lib/librksim.so", "boards.yaml", "include/rkllm.h", "py.typed")
+RELEASES = ("1.2.0", "1.2.3", "1.3.1")
+PACKAGED = (
+    "lib/librkllmrt.so", "lib/librksim.so", "boards.yaml", "include/rkllm.h", "py.typed",
+    *(f"lib/{release}/librkllmrt.so" for release in RELEASES), *(f"include/{release}/rkllm.h" for release in RELEASES),
+)  # fmt: skip
 WHEELS = ROOT / "build" / "pyz-wheels"  # what rkchatd.pyz is made of, fetched with this environment
 
 # What a user's program does: finds the files through importlib.resources, and the libraries load.

@@ -9,6 +9,7 @@ from typing import Any
 
 from rk3588.quant import mixed
 from rkconvert.architectures.model import ModelConfig
+from rkconvert.native_template import native_template
 from rkconvert.tokenizers.vocabulary import Vocabulary
 
 from . import gguf_writer
@@ -39,6 +40,7 @@ def make_header(
     _add_end_tokens(own, vocabulary)
     own.add("general.name", STRING, name)
     _add_shape(own, config)
+    _add_chat(own, vocabulary)
     own.extend(tokenizer or tokenizer_metadata(vocabulary))
     return _with_checksum(own, artifact.tensors)
 
@@ -72,6 +74,19 @@ def _with_checksum(own: Metadata, tensors: Sequence[ArtifactTensor]) -> bytes:
 
 def _add_end_tokens(metadata: Metadata, vocabulary: Vocabulary) -> None:
     metadata.add_list("rksim.eos_token_ids", INT32, vocabulary.eos_ids)
+
+
+def _add_chat(metadata: Metadata, vocabulary: Vocabulary) -> None:
+    chat = native_template(vocabulary)
+    if chat is None:
+        return
+    if chat.refused is not None:
+        metadata.add("rksim.chat.refused", STRING, chat.refused)
+        return
+    for key in ("system", "prefix", "postfix", "between", "thinking"):
+        if (text := getattr(chat, key)) is not None:
+            metadata.add(f"rksim.chat.{key}", STRING, text)
+    metadata.add_list("rksim.chat.tools", STRING, chat.tools)
 
 
 def _add_shape(metadata: Metadata, config: ModelConfig) -> None:

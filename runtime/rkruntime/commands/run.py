@@ -54,6 +54,8 @@ def run(
             click.echo(ending, err=True)
         if stats:
             click.echo(model.cost, err=True)
+            if model.cost.perf:
+                click.echo(f"the runtime's own figures: {model.cost.perf}", err=True)
 
 
 def _question(prompts: Prompts, text: str, system: Optional[str], raw: bool) -> Prompt:

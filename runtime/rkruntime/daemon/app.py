@@ -19,10 +19,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rk3588 import bundle as bundles
-from rk3588 import runtime
+from rk3588 import library_version, runtime
 from rk3588.errors import RequestRefused, RkError
+from rkruntime import loader
 
-from . import logs
+from . import logs, sampling
 from .answering import Answering, ClientGone
 from .api import openai, openapi
 from .api.dialect import Object
@@ -40,8 +41,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 def make(engine: Engine, config: Config) -> Starlette:
     """The application over an engine. Raises BundleError, LibraryError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
-    config = replace(config, sampling=config.model.sampling(bundle.sampling))
-    kind = runtime.choose(bundle, config.model.library).kind
+    choice = runtime.choose(bundle, config.model.library)
+    kind, release = choice.kind, library_version.version_of(choice.library)
+    config = replace(
+        config,
+        sampling=config.model.sampling(bundle.sampling),
+        runtime_version=release.version,
+        per_run_sampling=loader.TABLES[release.family].features.per_run_sampling,
+    )
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
     models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
     keys = Keys(config.keys)
@@ -82,7 +89,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         Route("/ready", ready),
         Route("/openapi.json", describe),
     ]
-    middleware = [Middleware(_Logged), Middleware(Gate, config=config)]
+    middleware = [Middleware(_Logged, config=config), Middleware(Gate, config=config)]
 
     async def rk_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RkError)
@@ -124,8 +131,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 class _Logged:
     """Around everything: a request id in and out, a log line at the end, and 500 for what nobody expected."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        self._app, self._config = app, config
         self._warned: dict[tuple[str, str], None] = {}  # which client, of what: the newest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,8 +195,8 @@ class _Logged:
             logging.WARNING,
             client=client,
             ignored=ignored,
-            reason="librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings "
-            "(--temperature and the like), or refuse such requests with --strict",
+            reason=f"{sampling.why_ignored(self._config)}: choose it with the daemon's own settings (--temperature and "
+            "the like), or refuse such requests with --strict",
         )
 
 

@@ -126,6 +126,8 @@ class Config:
     state_dir: Optional[Path] = setting(_PATH, None, "Where failed loads are remembered [in memory only].")
     log: str = setting(click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged.")
     sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle
+    runtime_version: str = ""  # of the librkllmrt that is used
+    per_run_sampling: bool = False  # it takes sampling with each run
 
     def engine(self) -> EngineSettings:
         """The part of it that the engine is given."""

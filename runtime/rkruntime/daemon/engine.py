@@ -11,6 +11,8 @@ from typing import Any, Optional
 from rk3588 import bundle as bundles
 from rk3588 import hostlib, runtime
 from rk3588.errors import AnswerFailed, NoSuchLibrary, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rk3588.rkllm import MAX_CONTEXT
+from rkruntime.abi import Perf
 
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
@@ -55,6 +57,7 @@ class WorkerEngine:
         self._failures = 0  # in a row, of loads and of runs
         self._starts = 0
         self._context, self._prompt_limit, self._load_ns = 0, 0, 0
+        self._most_context = MAX_CONTEXT
         self._mean_answer_s = 5.0  # a running mean of how long answers took
         self._worker: Optional[WorkerProcess] = None
         self._waiters: set[asyncio.Future[None]] = set()
@@ -119,9 +122,10 @@ class WorkerEngine:
     def _check_prompt_fits(self, frame: Frame) -> None:
         tokens = _prompt_length(frame)
         if not isinstance(frame.get("prompt"), str) and tokens > self._prompt_limit:
+            longer = self._model.longer_than(self._context, self._most_context)
             raise PromptTooLong(
                 f"the prompt has {tokens} tokens, and a context of {self._context} takes {self._prompt_limit}: shorten "
-                f"the conversation, or load the model with {self._model.longer_than(self._context)}",
+                f"the conversation, or load the model with {longer}",
                 tokens,
                 self._context,
             )
@@ -252,6 +256,7 @@ class WorkerEngine:
             return None
         self._guard.end()
         self._context, self._prompt_limit, self._load_ns = frame["context"], frame["prompt_limit"], frame["load_ns"]
+        self._most_context = frame.get("most_context", MAX_CONTEXT)
         self._load_failed = False
         self._set_state("ready", "")
         return worker
@@ -296,7 +301,8 @@ class WorkerEngine:
         limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
         first_ns = 0
-        run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
+        request = {"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora, "sampling": dict(job.sampling)}
+        run = ticket.run = worker.run(request)
         try:
             silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)
             while True:
@@ -314,6 +320,7 @@ class WorkerEngine:
         if "error" in frame:
             ticket.fail(AnswerFailed(frame["error"]))
         elif frame["end"] in ("stop", "length"):
+            ticket.perf = Perf(**frame["perf"]) if frame.get("perf") else None
             ticket.finish(frame["end"])
         else:  # nothing, if it was the client or the deadline that ended it
             ticket.fail(AnswerFailed("the answer was lost: its run was aborted, and nobody had asked for that"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Protocol
 
+from rkruntime.abi import Perf
 from rkruntime.settings import Settings
 
 Message = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Job:
     background: bool = False  # after everything interactive
     deadline_s: Optional[float] = None
     lora: Optional[str] = None
+    sampling: Mapping[str, float] = field(default_factory=dict)  # other than the model's, where the runtime can
 
 
 class Piece(NamedTuple):
@@ -76,6 +78,11 @@ class Answer(Protocol):
     @property
     def durations(self) -> Optional[Durations]:
         """Up to the latest token; None before the first."""
+        ...
+
+    @property
+    def perf(self) -> Optional[Perf]:
+        """The library's own figures, of an answer that has ended; None from one that gives none."""
         ...
 
     @property

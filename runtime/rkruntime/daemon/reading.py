@@ -55,7 +55,8 @@ class Reading:
         """What this request cost, both times where a JSON answer had to be given twice."""
         if self._answer is None:
             return self._first_attempt
-        return self._first_attempt.plus(Usage(self._answer.prompt_tokens, self._tokens, self._answer.durations))
+        answer = self._answer
+        return self._first_attempt.plus(Usage(answer.prompt_tokens, self._tokens, answer.durations, answer.perf))
 
     async def close(self) -> None:
         if self._answer is not None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Optional, Union
 
 from rk3588.errors import Overdue, RkError
+from rkruntime.abi import Perf
 
 from .jobs import Durations, Job, Piece
 from .process import WorkerRun
@@ -28,6 +29,7 @@ class Ticket:
         self.prompt: Union[str, list[int], None] = None
         self.completion_tokens = 0
         self.durations: Optional[Durations] = None
+        self.perf: Optional[Perf] = None
         self.finish_reason = ""
         self.run: Optional[WorkerRun] = None  # while the worker is at it
         self.retried = False

@@ -75,7 +75,8 @@ class Worker:
         model.prompts.renderer = self._renderer
         self._model = model
         limit = model.context - CONTEXT_RESERVE
-        self._channel.send(event="ready", context=model.context, prompt_limit=limit, load_ns=model.load_ns)
+        sizes = {"context": model.context, "most_context": model.most_context, "prompt_limit": limit}
+        self._channel.send(event="ready", load_ns=model.load_ns, **sizes)
 
     def _encode(self, frame: Frame) -> None:
         """A job's prompt: ids, or a text where the bundle has no vocabulary; of one too long only its length.
@@ -116,7 +117,7 @@ class Worker:
         aborted = False
         try:
             _choose_lora(model, frame["lora"])
-            with closing(model.tokens(frame["prompt"], frame["max_tokens"])) as tokens:
+            with closing(model.tokens(frame["prompt"], frame["max_tokens"], frame["sampling"])) as tokens:
                 for token in tokens:
                     # An abort reaches the library at the next token, which is when the library would heed it itself.
                     aborted = self._aborted == number
@@ -127,7 +128,9 @@ class Worker:
         except Exception as error:
             send(id=number, error=_message_of(error))
             return
-        send(id=number, end="abort" if aborted else model.cost.finish_reason)
+        perf = model.cost.perf
+        end = "abort" if aborted else model.cost.finish_reason
+        send(id=number, end=end, perf=perf._asdict() if perf else None)
 
 
 def _choose_lora(model: Model, name: Optional[str]) -> None:

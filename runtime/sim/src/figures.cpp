@@ -1,5 +1,8 @@
 #include "figures.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
@@ -30,8 +33,8 @@ std::string line(const char* stage, double ms, size_t tokens) {
 }  // namespace
 
 void Figures::start() {
-  begin_ = answer_ = Clock::now();
-  prompt_ = 0;
+  begin_ = answer_ = end_ = Clock::now();
+  prompt_ = tokens_ = 0;
 }
 
 void Figures::prefilled(size_t n) {
@@ -39,14 +42,26 @@ void Figures::prefilled(size_t n) {
   prompt_ = n;
 }
 
-void Figures::print(size_t n) {
-  const auto end = Clock::now();
+void Figures::end(size_t n) {
+  end_ = Clock::now();
+  tokens_ = n;
+}
+
+Perf Figures::perf(size_t answers) const {
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  return {static_cast<float>(Milliseconds(answer_ - begin_).count()), static_cast<int>(prompt_),
+          static_cast<float>(Milliseconds(end_ - answer_).count()),
+          static_cast<int>(tokens_ - std::min(tokens_, answers)), static_cast<float>(used.ru_maxrss) / 1024};
+}
+
+void Figures::print() const {
   const std::string rule(86, '-');
   std::string text;
   for (const std::string& row :
        {rule, line("Stage", "Total Time (ms)", "Tokens", "Time per Token (ms)", "Tokens per Second"), rule,
         line("Prefill", Milliseconds(answer_ - begin_).count(), prompt_),
-        line("Generate", Milliseconds(end - answer_).count(), n), rule})
+        line("Generate", Milliseconds(end_ - answer_).count(), tokens_), rule})
     text += "I rkllm: " + row + "\n";
   log_text(text);  // in one go: lines of other threads do not come between
 }

@@ -94,6 +94,10 @@ class Session {
   Session(Model& model, int context);
   ~Session();
   void reset();
+  // Goes back to `position`, which must still be in the cache, and forgets what came after.
+  void rewind(int64_t position);
+  // The first `positions` stay when the context is full and its oldest are dropped; fewer than the context.
+  void keep(int64_t positions);
   void use(const Lora* lora);  // from the next token on; nullptr: the model alone
   int64_t position() const;    // tokens evaluated since reset
 
@@ -104,6 +108,8 @@ class Session {
   void embed(const int32_t* ids, size_t n, float* out) const;
   // As eval(), from input embeddings, n x hidden.
   const float* eval_embeddings(const float* x, size_t n, float* all_hidden = nullptr);
+  // Logits of hidden states, n x hidden, into out, n x n_vocab.
+  void logits_of(const float* hidden, size_t n, float* out);
   // Logits of every token, n x n_vocab. `progress`, if there is one, is told after each chunk how many are done.
   void eval_all(const int32_t* ids, size_t n, float* logits, void (*progress)(size_t done) = nullptr);
   // Keys and values of the first `tokens` positions, all of which must still be there; and an empty session's first

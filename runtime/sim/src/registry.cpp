@@ -12,7 +12,7 @@
 namespace rksim {
 namespace {
 
-using Handles = std::map<LLMHandle, Found>;
+using Handles = std::map<Handle, Found>;
 
 // Never freed: a run may still be under way when the process exits.
 struct Registry {
@@ -25,8 +25,8 @@ Registry* current = nullptr;
 // bounded: a fork from a signal handler may have interrupted who holds one, and then the child does without the handle.
 struct Fork {
   SignalsHeld held;
-  bool whole = false;                  // the registry's lock was to be had
-  std::map<LLMHandle, bool> runtimes;  // and that of each
+  bool whole = false;               // the registry's lock was to be had
+  std::map<Handle, bool> runtimes;  // and that of each
 };
 thread_local std::optional<Fork> fork_under_way;
 
@@ -72,15 +72,15 @@ Registry& registry() {
 
 }  // namespace
 
-Found look_up(LLMHandle handle) {
+Found look_up(Handle handle) {
   Registry& r = registry();
   Lock lock(r.mutex);
   const auto it = r.all.find(handle);
   return it == r.all.end() ? Found{} : it->second;
 }
 
-LLMHandle enlist(std::shared_ptr<Runtime> runtime) {
-  const LLMHandle handle = runtime ? static_cast<LLMHandle>(runtime.get()) : new char;
+Handle enlist(std::shared_ptr<Runtime> runtime) {
+  const Handle handle = runtime ? static_cast<Handle>(runtime.get()) : new char;
   Registry& r = registry();
   Lock lock(r.mutex);
   const Standing standing = runtime ? Standing::kLive : Standing::kHollow;
@@ -88,7 +88,7 @@ LLMHandle enlist(std::shared_ptr<Runtime> runtime) {
   return handle;
 }
 
-bool strike_out(LLMHandle handle) {
+bool strike_out(Handle handle) {
   Found found;  // freed after the lock is
   Registry& r = registry();
   {

@@ -2,10 +2,11 @@
 #pragma once
 #include <memory>
 
-#include "rkllm.h"
 #include "runtime.h"
 
 namespace rksim {
+
+using Handle = void*;  // a caller's, whatever its release
 
 enum class Standing {
   kUnknown,  // not one of rkllm_init's, or destroyed
@@ -19,11 +20,11 @@ struct Found {
   std::shared_ptr<Runtime> runtime;  // of a live one, kept alive as long as this
 };
 
-Found look_up(LLMHandle handle);
+Found look_up(Handle handle);
 
 // Under the runtime's own address; a hollow one (nullptr) under a new one.
-LLMHandle enlist(std::shared_ptr<Runtime> runtime);
+Handle enlist(std::shared_ptr<Runtime> runtime);
 // False where it was not there. What is behind it is freed when the last call that uses it is over.
-bool strike_out(LLMHandle handle);
+bool strike_out(Handle handle);
 
 }  // namespace rksim

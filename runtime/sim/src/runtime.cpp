@@ -1,9 +1,7 @@
-// The course of a run: prompt, tokens, exactly one FINISH or ERROR.
+// A handle: what it holds, and who may run. run.cpp has the course of a run.
 #include "runtime.h"
 
-#include <algorithm>
 #include <cerrno>
-#include <climits>
 #include <utility>
 
 #include "error.h"
@@ -11,13 +9,23 @@
 
 namespace rksim {
 
-Runtime::Runtime(std::unique_ptr<Model> model, const RunParams& params, LLMResultCallback callback)
-    : model_(std::move(model)), params_(params), callback_(callback), session_(*model_, params.context),
-      sampler_(params.sampler, model_->shape.n_vocab) {
+Runtime::Runtime(std::unique_ptr<Model> model, const RunParams& params, Listener listener, Helpers helpers)
+    : model_(std::move(model)), params_(params), listener_(std::move(listener)), helpers_(std::move(helpers)) {
+  if (params_.ways.history) chat_ = Chat(model_->file);
+  for (int i = 0; i < params_.sequences; i++)
+    sequences_.push_back(std::make_unique<Sequence>(*model_, params_, helpers_));
   sem_init(&over_while_closing_, 0, 0);
 }
 
-Runtime::~Runtime() { sem_destroy(&over_while_closing_); }
+Runtime::~Runtime() {
+  size_t kept = 0;
+  for (const auto& outputs : kept_)
+    for (const Outputs& o : *outputs) kept += (o.hidden.size() + o.logits.size()) * sizeof(float);
+  if (kept)
+    log_line("I rksim", "hidden states and logits of " + std::to_string(kept_.size()) +
+                            " runs stayed until now: " + std::to_string(kept) + " bytes");
+  sem_destroy(&over_while_closing_);
+}
 
 void Runtime::load_lora(const std::string& path, const std::string& name, float scale) {
   const auto refuse_second = [&] {
@@ -44,21 +52,70 @@ const Lora* Runtime::lora(const std::string& name) {
 }
 
 // Under the lock.
-void Runtime::check_idle() const {
-  if (running_ || closing_) throw Error("a run is under way: the prompt cache belongs to it");
+void Runtime::check_idle(const char* what) const {
+  if (running_ || closing_) throw Error(std::string("a run is under way: ") + what + " belongs to it");
 }
 
 void Runtime::load_prompt_cache(const std::string& path) {
-  PromptCache read = read_prompt_cache(path, cache_key(nullptr), session_.kv_token_bytes());
+  PromptCache read = read_prompt_cache(path, sequences_[0]->cache_key(nullptr), sequences_[0]->kv_token_bytes());
   Lock lock(mutex_);
-  check_idle();
+  check_idle("the prompt cache");
   cache_ = std::make_unique<PromptCache>(std::move(read));
 }
 
 void Runtime::release_prompt_cache() {
   Lock lock(mutex_);
-  check_idle();
+  check_idle("the prompt cache");
   cache_.reset();
+}
+
+void Runtime::replace_template(std::string system, std::string prefix, std::string postfix) {
+  Lock lock(mutex_);
+  check_idle("the chat template");
+  chat_.replace(std::move(system), std::move(prefix), std::move(postfix));
+}
+
+void Runtime::set_tools(const std::string& system, const std::string& list, std::string tag) {
+  Lock lock(mutex_);
+  check_idle("the chat template");
+  chat_.set_tools(system, list, std::move(tag));
+}
+
+// f() with the handle to itself, as a run has it.
+template <class F>
+void Runtime::as_a_run(F&& f) {
+  {
+    Lock lock(mutex_);
+    check_idle("the KV cache");
+    begin();
+    runner_ = std::this_thread::get_id();
+  }
+  try {
+    f();
+  } catch (...) {
+    end();
+    throw;
+  }
+  end();
+}
+
+void Runtime::forget(bool but_system) {
+  as_a_run([&] {
+    for (auto& sequence : sequences_) sequence->forget(but_system);
+  });
+}
+
+void Runtime::cut(const std::vector<std::pair<int, int>>& ranges) {
+  as_a_run([&] {
+    for (size_t i = 0; i < sequences_.size(); i++)
+      if (ranges[i].first != ranges[i].second) sequences_[i]->cut(ranges[i].first, ranges[i].second);
+  });
+}
+
+std::vector<int> Runtime::cached() const {
+  std::vector<int> found;
+  for (const auto& sequence : sequences_) found.push_back(static_cast<int>(sequence->cached()));
+  return found;
 }
 
 // Under the lock.
@@ -78,26 +135,26 @@ void Runtime::end() {
   if (closing_) sem_post(&over_while_closing_);
 }
 
-int Runtime::run(const Request& request) {
+int Runtime::run(const Requests& requests) {
   {
     Lock lock(mutex_);
     if (!begin()) return -1;
     runner_ = std::this_thread::get_id();
   }
-  const int result = work(request);
+  const int result = work(requests, false);
   end();
   return result;
 }
 
-int Runtime::run_async(Request request) {
+int Runtime::run_async(Requests requests) {
   Lock lock(mutex_);  // held until worker_ is set: the run's end takes it, too
   if (!begin()) return -1;
   try {
     if (worker_) worker_->join();  // of the run before, which is over
     worker_.reset();
-    worker_ = std::make_shared<std::thread>([this, request = std::move(request)] {
+    worker_ = std::make_shared<std::thread>([this, requests = std::move(requests)] {
       Inside inside;
-      work(request);
+      work(requests, true);
       end();
     });
   } catch (...) {
@@ -143,95 +200,6 @@ bool Runtime::close() {
 bool Runtime::survives_fork() {
   if (worker_) abandon(std::exchange(worker_, nullptr));  // no thread is behind it here
   return !closing_ && (!running_ || runner_ == std::this_thread::get_id());
-}
-
-// Exactly one FINISH or ERROR, whatever happens.
-int Runtime::work(const Request& request) noexcept {
-  over_ = false;
-  const int result = guarded("error", [&] {
-    generate(request);
-    return 0;
-  });
-  if (!over_)
-    guarded("error", [&] {
-      give({"", -1, {nullptr, 0, 0}}, request, RKLLM_RUN_ERROR);
-      return 0;
-    });
-  return result;
-}
-
-void Runtime::generate(const Request& request) {
-  session_.reset();
-  session_.use(request.lora);
-  sampler_.reset();
-  held_.clear();
-  at_start_ = true;
-  figures_.start();
-  int32_t id = -1;
-  size_t tokens = 0;
-  if (request.mode == RKLLM_INFER_GET_LAST_HIDDEN_LAYER)
-    give_hidden_states(request);
-  else
-    tokens = answer(request, id);
-  if (params_.figures) figures_.print(tokens);
-  const bool ended = id >= 0 && model_->tokenizer.ends_answer(id);
-  give({"", ended ? id : -1, {nullptr, 0, 0}}, request, RKLLM_RUN_FINISH);
-}
-
-// Returns how many tokens it has; id becomes the last one, also one that ends the answer and is not counted.
-size_t Runtime::answer(const Request& request, int32_t& id) {
-  const float* logits = prefill(request, nullptr);
-  size_t n = 0;
-  while ((params_.max_new_tokens < 0 || n < static_cast<size_t>(params_.max_new_tokens)) && !aborted_) {
-    if (n > 0 && past_context()) break;
-    sleep_ms(params_.faults.token_ms);
-    act_at(params_.faults, static_cast<int>(std::min<size_t>(n + 1, INT_MAX)));
-    if (n > 0) logits = session_.eval(&id, 1);
-    id = sampler_.sample(logits);
-    if (id < 0) throw Error("the model gave no finite logit");
-    sampler_.accept(id);
-    const bool last = model_->tokenizer.ends_answer(id);
-    if (!last || !params_.skip_special) give_token(id, request);
-    if (last) break;
-    n++;
-  }
-  return n;
-}
-
-// A model that never ends its answer would otherwise go on for ever, with what it began with long dropped.
-bool Runtime::past_context() const {
-  if (!params_.past_context || session_.position() - params_.context < *params_.past_context) return false;
-  log_warning("the answer ends here: it is " + std::to_string(*params_.past_context) + " tokens past the context of " +
-              std::to_string(params_.context) + " (RKSIM_PAST_CONTEXT)");
-  return true;
-}
-
-void Runtime::give_hidden_states(const Request& request) {
-  std::vector<float> states;
-  prefill(request, &states);
-  const int tokens = static_cast<int>(states.size() / static_cast<size_t>(shape().hidden));
-  give({"", -1, {states.data(), shape().hidden, tokens}}, request, RKLLM_RUN_GET_LAST_HIDDEN_LAYER);
-}
-
-void Runtime::give_token(int32_t id, const Request& request) {
-  std::string_view piece = model_->tokenizer.piece(id, params_.skip_special);
-  if (at_start_ && !piece.empty()) {
-    at_start_ = false;
-    if (model_->tokenizer.drops_first_space() && piece.front() == ' ') piece.remove_prefix(1);
-  }
-  held_ += piece;
-  const bool waiting = incomplete_utf8(held_) > 0;
-  std::string text;
-  if (!waiting) text.swap(held_);
-  give({text.c_str(), id, {nullptr, 0, 0}}, request, waiting ? RKLLM_RUN_WAITING : RKLLM_RUN_NORMAL);
-}
-
-void Runtime::give(RKLLMResult result, const Request& request, LLMCallState state) {
-  over_ = state == RKLLM_RUN_FINISH || state == RKLLM_RUN_ERROR;
-  if (params_.faults.null_text && (over_ || state == RKLLM_RUN_WAITING)) result.text = nullptr;
-  if (!callback_) return;
-  Inside outside(false);
-  callback_(over_ && params_.faults.finish_null ? nullptr : &result, request.userdata, state);
 }
 
 }  // namespace rksim

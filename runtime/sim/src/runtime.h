@@ -11,35 +11,18 @@
 #include <thread>
 #include <vector>
 
-#include "faults.h"
+#include "chat.h"
+#include "event.h"
 #include "figures.h"
 #include "lora.h"
 #include "model.h"
+#include "params.h"
 #include "process.h"
 #include "prompt_cache.h"
 #include "request.h"
-#include "rkllm.h"
-#include "sampler.h"
+#include "sequence.h"
 
 namespace rksim {
-
-constexpr int kAnswerReserve = 4;  // positions of the context that a prompt may not take
-
-// The texts around an image and, on a board, in the place of each of its embeddings.
-struct ImageFrame {
-  std::string start, content, end;
-};
-
-struct RunParams {
-  int context;         // positions of the KV cache
-  int max_new_tokens;  // negative: until the end of the answer
-  bool skip_special;
-  SamplerParams sampler;
-  Faults faults;
-  ImageFrame image;
-  std::optional<int64_t> past_context;  // tokens that an answer may outgrow the context by; none: without end
-  bool figures;                         // print them after each run
-};
 
 // Held for moments only, and never while a callback or a wait goes on.
 class Lock {
@@ -54,12 +37,14 @@ class Lock {
 // The mutex guards who runs and which adapters there are; all else belongs to the run.
 class Runtime {
  public:
-  // callback NULL: nobody is told. Throws Error.
-  Runtime(std::unique_ptr<Model> model, const RunParams& params, LLMResultCallback callback);
+  // Throws Error.
+  Runtime(std::unique_ptr<Model> model, const RunParams& params, Listener listener, Helpers helpers = {});
   ~Runtime();
 
   const Shape& shape() const { return model_->shape; }
   int context() const { return params_.context; }
+  const Frame& image() const { return params_.image; }
+  size_t sequences() const { return sequences_.size(); }
 
   // Kept under `name` until the end. Throws Error.
   void load_lora(const std::string& path, const std::string& name, float scale);
@@ -69,9 +54,18 @@ class Runtime {
   void load_prompt_cache(const std::string& path);
   void release_prompt_cache();
 
+  // How texts become turns from now on, and what is kept of the conversations. All throw Error while a run is under
+  // way, and where they cannot do what is asked.
+  void replace_template(std::string system, std::string prefix, std::string postfix);
+  void set_tools(const std::string& system, const std::string& list, std::string tag);
+  void forget(bool but_system);
+  // Out of each sequence, where its range is not empty: [sequences()].
+  void cut(const std::vector<std::pair<int, int>>& ranges);
+  std::vector<int> cached() const;  // tokens in the cache of each sequence
+
   // As the functions of rkllm.h; -1 and a log line when a run is under way.
-  int run(const Request& request);
-  int run_async(Request request);
+  int run(const Requests& requests);
+  int run_async(Requests requests);
   int abort();  // -1 when nothing runs
   bool running();
   // Refuses further runs, aborts the one at hand and waits for it. False, and nothing done: from inside the callback,
@@ -87,34 +81,30 @@ class Runtime {
  private:
   bool begin();
   void end();
-  int work(const Request& request) noexcept;
-  void generate(const Request& request);
-  size_t answer(const Request& request, int32_t& id);
-  bool past_context() const;
-  std::vector<int32_t> text_ids(const Request& request) const;
-  std::vector<int32_t> image_prompt(const Request& request) const;
-  void check_room(size_t tokens) const;
-  const float* prefill(const Request& request, std::vector<float>* all_hidden);
-  const float* prefill_tokens(const Request& request, std::vector<float>* all_hidden);
-  const float* prefill_embeddings(const std::vector<float>& x, std::vector<float>* all_hidden);
-  const float* prefill_images(const Request& request, std::vector<float>* all_hidden);
-  size_t reuse_cache(const std::vector<int32_t>& ids, const Lora* lora);
-  CacheKey cache_key(const Lora* lora) const;
-  void check_idle() const;
-  void give_hidden_states(const Request& request);
-  void give_token(int32_t id, const Request& request);
-  void give(RKLLMResult result, const Request& request, LLMCallState state);
+  template <class F>
+  void as_a_run(F&& f);
+  int work(const Requests& requests, bool asynchronous) noexcept;
+  void generate(const Requests& requests);
+  void answer(const Requests& requests);
+  void prefill(const Requests& requests, std::vector<Outputs>* outputs);
+  bool step(const Requests& requests);
+  void give_outputs(const Requests& requests);
+  void finish(const Requests& requests);
+  bool any_live() const;
+  void check_idle(const char* what) const;
+  Reply give(std::vector<Event> events, const Requests& requests, State state);
 
   const std::unique_ptr<Model> model_;
   const RunParams params_;
-  const LLMResultCallback callback_;
-  Session session_;
-  Sampler sampler_;
+  const Listener listener_;
+  const Helpers helpers_;
+  Chat chat_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
   Figures figures_;
-
-  std::string held_;      // text that ends inside a character, until the token that completes it
-  bool at_start_ = true;  // nothing of the answer was given yet
-  bool over_ = false;     // FINISH or ERROR was given
+  size_t tokens_ = 0;  // of the answers of the run at hand
+  bool over_ = false;  // FINISH or ERROR was given, or a callback is owed none
+  bool paused_ = false;
+  std::vector<std::unique_ptr<std::vector<Outputs>>> kept_;  // what some releases free no sooner than the handle
 
   std::mutex mutex_;
   sem_t over_while_closing_;  // no condition variable: who waits for it holds no lock that a signal handler could want

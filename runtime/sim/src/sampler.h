@@ -18,6 +18,8 @@ struct SamplerParams {
 class Sampler {
  public:
   Sampler(const SamplerParams& params, int32_t n_vocab);
+  // From the next token on; the random stream goes on, whatever their seed.
+  void use(const SamplerParams& params) { params_ = params; }
   void reset();                         // forgets the tokens seen; the random stream goes on
   void accept(int32_t token);           // a token of the prompt or the answer
   int32_t sample(const float* logits);  // -1 when no logit is finite

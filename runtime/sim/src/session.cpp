@@ -55,6 +55,8 @@ struct Session::Impl {
 Session::Session(Model& model, int context) : impl_(std::make_unique<Impl>(model, std::max(context, 1))) {}
 Session::~Session() = default;
 void Session::reset() { impl_->net.position = 0; }
+void Session::rewind(int64_t position) { impl_->net.position = position; }
+void Session::keep(int64_t positions) { impl_->net.kept = positions; }
 void Session::use(const Lora* lora) { impl_->net.lora = lora; }
 int64_t Session::position() const { return impl_->net.position; }
 size_t Session::kv_token_bytes() const {
@@ -106,6 +108,10 @@ const float* Session::eval_embeddings(const float* x, size_t n, float* all_hidde
   const auto size = static_cast<size_t>(impl_->net.shape.hidden);
   return impl_->eval(n, chunk, all_hidden,
                      [&](size_t done, int64_t tokens) { impl_->net.set_input(x + done * size, tokens); });
+}
+
+void Session::logits_of(const float* hidden, size_t n, float* out) {
+  impl_->net.logits(hidden, static_cast<int64_t>(n), out);
 }
 
 void Session::eval_all(const int32_t* ids, size_t n, float* logits, void (*progress)(size_t done)) {

@@ -23,6 +23,14 @@ const char* variable(const char* name) {
   throw Error(std::string(name) + " is '" + value + "': it must be " + expected);
 }
 
+// Whether a variable says `other`, and not what holds where it says nothing.
+bool choice(const char* name, const char* usual, const char* other) {
+  const char* text = variable(name);
+  if (!text || !std::strcmp(text, usual)) return false;
+  if (std::strcmp(text, other)) refuse(name, text, std::string(usual) + " (the default) or " + other);
+  return true;
+}
+
 // A whole number in decimal digits, nothing else.
 std::optional<uint64_t> whole_number(const char* text) {
   char* end = nullptr;
@@ -45,12 +53,12 @@ uint64_t seed_setting() {
   return *seed;
 }
 
-bool is_running_by_header_setting() {
-  const char* text = variable("RKSIM_IS_RUNNING");
-  if (!text || !std::strcmp(text, "measured")) return false;
-  if (std::strcmp(text, "header")) refuse("RKSIM_IS_RUNNING", text, "measured (the default) or header");
-  return true;
-}
+bool is_running_by_header_setting() { return choice("RKSIM_IS_RUNNING", "measured", "header"); }
+bool end_token_told_setting() { return !choice("RKSIM_END_TOKEN", "told", "silent"); }
+bool finish_after_pause_setting() { return !choice("RKSIM_PAUSE", "finish", "silent"); }
+bool negative_keep_is_prompt_setting() { return !choice("RKSIM_N_KEEP", "prompt", "none"); }
+bool last_logits_setting() { return choice("RKSIM_LOGITS", "all", "last"); }
+bool half_embeddings_setting() { return choice("RKSIM_EMBED_CALLBACK", "float32", "float16"); }
 
 std::optional<int64_t> past_context_setting() {
   const char* text = variable("RKSIM_PAST_CONTEXT");

@@ -175,11 +175,24 @@ void Transformer::turn_tables(int64_t tokens) {
   }
 }
 
+// Where a position lies in the ring, behind the positions that stay.
+int64_t Transformer::slot_of(int64_t at) const { return at < kept ? at : kept + (at - kept) % (context - kept); }
+
+// What a token at position `at` sees.
+Transformer::Seen Transformer::seen_from(int64_t at, int window) const {
+  const int64_t seen = window ? std::min<int64_t>(window, context) : context;
+  const int64_t length = std::min(at + 1, seen), begin = at + 1 - length;
+  if (kept == 0 || at < context) return {0, begin % context, length, context};
+  // The ring has wrapped: the window lies in it, or takes in all there is, in the order of the slots.
+  if (length <= context - kept) return {kept, slot_of(begin) - kept, length, context - kept};
+  return {0, 0, context, context};
+}
+
 // The norms of one token's heads, RoPE, and its keys and values into the cache.
 void Transformer::place(int index, int64_t t) {
   const Layer& l = model.layers[static_cast<size_t>(index)];
   const Rope::Table table = features.rope.layers[static_cast<size_t>(index)];
-  const int64_t dim = shape.head_dim, half = features.rope.dims / 2, slot = (position + t) % context;
+  const int64_t dim = shape.head_dim, half = features.rope.dims / 2, slot = slot_of(position + t);
   const float* cosine = table == Rope::kNone ? nullptr : &cosine_[table - 1][static_cast<size_t>(t * half)];
   const float* sine = table == Rope::kNone ? nullptr : &sine_[table - 1][static_cast<size_t>(t * half)];
   auto prepare = [&](float* head, const Norm& gain) {
@@ -212,18 +225,19 @@ void Transformer::store(const float* from, uint8_t* head, int64_t slot) {
 void Transformer::attend(int layer, int64_t tokens) {
   const int64_t shared = shape.n_heads / shape.n_kv_heads, dim = shape.head_dim;
   const int window = features.windows[static_cast<size_t>(layer)];
-  const int64_t seen = window ? std::min<int64_t>(window, context) : context;
+  const int64_t most = window ? std::min<int64_t>(window, context) : context;
   auto body = [&](int64_t begin, int64_t end) {
     thread_local Floats scores;
     for (int64_t i = begin; i < end; i++) {
       const int64_t h = i / tokens, t = i % tokens;
-      const int64_t length = std::min(position + t + 1, seen);
-      grow(scores, length + 16);
-      KvView kv{cached(layer, 0, h / shared),
-                cached(layer, 1, h / shared),
-                (position + t + 1 - length) % context,
-                length,
-                context,
+      const Seen seen = seen_from(position + t, window);
+      const size_t from = static_cast<size_t>(seen.base * dim) * kv_bytes;
+      grow(scores, seen.length + 16);
+      KvView kv{cached(layer, 0, h / shared) + from,
+                cached(layer, 1, h / shared) + from,
+                seen.begin,
+                seen.length,
+                seen.ring,
                 dim,
                 model.kv_fp32,
                 features.attention_scale,
@@ -233,7 +247,7 @@ void Transformer::attend(int layer, int64_t tokens) {
     }
   };
   const int64_t work = tokens * shape.n_heads;
-  if (work * std::min(position + tokens, seen) * dim < kWorthThreads)
+  if (work * std::min(position + tokens, most) * dim < kWorthThreads)
     body(0, work);
   else
     model.pool.run(work, 1, body);

@@ -54,17 +54,25 @@ class Transformer {
   const ActScale act_scale;
   const size_t kv_bytes;  // of one cached value
   int64_t position = 0;
+  int64_t kept = 0;  // positions at the beginning that stay when the ring wraps
   const Lora* lora = nullptr;
   Floats x;       // [tokens][hidden]
   Floats normed;  // [tokens][hidden]
 
  private:
+  // Of a ring of `ring` slots from slot `base` on, `length` from `begin`, around its end.
+  struct Seen {
+    int64_t base, begin, length, ring;
+  };
+
   template <class F>
   void each_token(int64_t tokens, F&& body);
   void quantise(const float* input, int64_t tokens, const Linear& to);
   void adapt(const LoraPair& pair, const float* input, int64_t tokens, const Job& job);
   void turn_tables(int64_t tokens);
   void place(int layer, int64_t t);
+  int64_t slot_of(int64_t at) const;
+  Seen seen_from(int64_t at, int window) const;
   void store(const float* from, uint8_t* head, int64_t slot);
   void attend(int layer, int64_t tokens);
   void attention(int layer, const float* input, int64_t tokens);

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional, Protocol
 
 from rk3588.errors import RkError
+from rkruntime.abi import Perf
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.jobs import Durations, Job
 from rkruntime.daemon.jsonformat import Format
@@ -25,11 +26,14 @@ class Usage(NamedTuple):
     prompt: Optional[int]
     completion: int
     durations: Optional[Durations] = None  # of the run, once it has ended
+    perf: Optional[Perf] = None  # the library's own figures of it
 
     def plus(self, other: Usage) -> Usage:
         prompt = None if self.prompt is None or other.prompt is None else self.prompt + other.prompt
         both = self.durations.plus(other.durations) if self.durations and other.durations else None
-        return Usage(prompt, self.completion + other.completion, both or self.durations or other.durations)
+        perf = self.perf.plus(other.perf) if self.perf and other.perf else None
+        durations = both or self.durations or other.durations
+        return Usage(prompt, self.completion + other.completion, durations, perf or self.perf or other.perf)
 
 
 @dataclass(frozen=True)

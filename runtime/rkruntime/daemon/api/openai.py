@@ -33,11 +33,13 @@ def _event(data: Object) -> bytes:
 
 
 def _usage(usage: Usage) -> Object:
-    """``usage`` and its value; nothing where it is not known."""
+    """``usage`` and its value; nothing where it is not known. ``perf`` is the runtime's, by its own names."""
     if usage.prompt is None:
         return {}
     total = usage.prompt + usage.completion
-    counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "total_tokens": total}
+    counts: Object = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "total_tokens": total}
+    if usage.perf is not None:
+        counts["perf"] = usage.perf.facts()
     return {"usage": counts}
 
 

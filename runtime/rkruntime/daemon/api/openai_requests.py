@@ -8,8 +8,7 @@ from typing import Any, Optional
 
 from rk3588.conversation_rules import RESERVED
 from rk3588.errors import RequestRefused
-from rk3588.sampling import Sampling
-from rkruntime.daemon import formats, strictjson
+from rkruntime.daemon import formats, sampling, strictjson
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields, refuse
 from rkruntime.daemon.jobs import Job, Message
@@ -21,13 +20,6 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
 _MOST_TOKENS = 2**31 - 1
 
-# What librkllmrt 1.1 takes only when a model is loaded, by its names in requests.
-AT_LOAD: Mapping[str, str] = {
-    **{name: name for name in Sampling._fields},
-    "repetition_penalty": "repeat_penalty",
-    "frequency_penalty": "",
-    "presence_penalty": "",
-}
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
@@ -87,19 +79,14 @@ def _refuse_what_cannot_be(fields: Fields) -> None:
 def _common(fields: Fields, config: Config, find: FindModel, owner: str) -> AnswerRequest:
     model = find(fields.text("model"))
     limit = fields.whole("max_tokens")
+    asked = sampling.wanted(fields, config)
     job = Job(
         max_tokens=None if limit is None else _limit(limit, "max_tokens"),
+        sampling=asked.run,
         owner=owner,
         background=model.background,
         lora=model.lora,
     )
-    ignored = _ignored(fields, config)
-    if ignored and config.strict:
-        raise RequestRefused(
-            f"{', '.join(ignored)} cannot be chosen by a request: librkllmrt 1.1 fixes sampling when it loads a model "
-            "(leave the field out, or run the daemon without --strict)",
-            ignored[0],
-        )
     return AnswerRequest(
         job=job,
         model=model.id,
@@ -107,7 +94,7 @@ def _common(fields: Fields, config: Config, find: FindModel, owner: str) -> Answ
         include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
         stops=_stops(fields),
         format=None,
-        ignored=ignored,
+        ignored=asked.ignored,
     )
 
 
@@ -127,18 +114,6 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
         refuse("stop", f"{MAX_STOPS} strings at the most, of {MAX_STOP_LENGTH} characters or fewer")
     return tuple(stop for stop in stops if stop)
-
-
-def _ignored(fields: Fields, config: Config) -> tuple[str, ...]:
-    """Sampling that differs from what the model was loaded with."""
-    found = []
-    for name, setting in AT_LOAD.items():
-        value = fields.number(name)
-        if value is not None and value != (getattr(config.sampling, setting) if setting else 0):
-            found.append(name)
-    if fields.whole("seed") is not None:
-        found.append("seed")
-    return tuple(found)
 
 
 def _messages(fields: Fields, most: int) -> list[Message]:

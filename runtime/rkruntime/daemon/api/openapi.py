@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rk3588.conversation_rules import RESERVED
-from rkruntime.daemon import formats
+from rk3588.sampling import PENALTIES
+from rkruntime.abi import Perf
+from rkruntime.daemon import formats, sampling
 from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
 
 from .dialect import Object
-from .openai_requests import AT_LOAD, MAX_STOP_LENGTH, MAX_STOPS, ROLES
+from .openai_requests import MAX_STOP_LENGTH, MAX_STOPS, ROLES
 
 _NULL: Object = {"type": "null"}
 _STRING: Object = {"type": "string"}
@@ -206,7 +208,7 @@ def _requests() -> Object:
         "seed": _or_null("integer", description="Has no effect."),
         "logit_bias": _or_null("object", maxProperties=0),
         "user": {"description": "Ignored."},
-        **{name: _or_null("number", description=_fixed(name, setting)) for name, setting in AT_LOAD.items()},
+        **{name: _or_null("number", description=_sampled(name, setting)) for name, setting in sampling.NAMES.items()},
     }
     messages = _list(_schema("Message"), minItems=1, maxItems=Config.max_messages)
     taken = [{"required": [name]} for name in sorted(RESERVED)]
@@ -242,10 +244,11 @@ def _requests() -> Object:
     return {"ChatRequest": _object(chat, "messages"), "CompletionRequest": _object(completion, "prompt")}
 
 
-def _fixed(name: str, setting: str) -> str:
-    if not setting:
-        return "Fixed at 0."
-    return "Fixed when the model is loaded." if name == setting else f"Another name of {setting}."
+def _sampled(name: str, setting: str) -> str:
+    if name != setting:
+        return f"Another name of {setting}."
+    fixed = "0" if setting in PENALTIES else "what the model was loaded with"
+    return f"Where the runtime takes it with a run (librkllmrt 1.3), {sampling.described(name)}; else it is {fixed}."
 
 
 def _response_format() -> Object:
@@ -298,6 +301,8 @@ def _conversation() -> Object:
 def _answers() -> Object:
     message = _object({"role": {"const": "assistant"}, "content": _STRING}, "role", "content")
     tokens = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
+    figures = {name: {"type": "number"} for name in Perf._fields}
+    perf = _object(figures, *figures, description="The runtime's own figures, from librkllmrt 1.2.1 on.")
     error = {
         "message": _STRING,
         "type": {"enum": ["invalid_request_error", "rate_limit_error", "server_error"]},
@@ -315,7 +320,7 @@ def _answers() -> Object:
     return {
         "ChatCompletion": _whole_answer("chat.completion", "message", message),
         "Completion": _whole_answer("text_completion", "text", _STRING),
-        "Usage": _object(tokens, *tokens),
+        "Usage": _object({**tokens, "perf": perf}, *tokens),
         "Model": _model(),
         "Status": _object(status, "state", "queued", "running", "restarts"),
         "Error": _object({"error": _object(error, *error)}, "error"),

@@ -1,7 +1,5 @@
-// The ten functions of RKLLM 1.1.1 over the engine. docs/sim-runtime.md says what is known of the real one and what
-// was chosen here. No exception leaves this file; every refusal is a log line and -1.
-#include "rkllm.h"
-
+// A release's functions over the engine. docs/sim-runtime.md says what is known of the real one and what was chosen
+// here. No exception leaves this file; every refusal is a log line and -1.
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -13,13 +11,13 @@
 #include <string>
 #include <utility>
 
-#include "error.h"
-#include "log.h"
-#include "process.h"
-#include "registry.h"
-#include "request.h"
-#include "runtime.h"
-#include "settings.h"
+#include "../error.h"
+#include "../log.h"
+#include "../process.h"
+#include "../registry.h"
+#include "../settings.h"
+#include "abi.h"
+#include "caller.h"
 
 namespace {
 
@@ -33,42 +31,14 @@ using rksim::look_up;
 using rksim::Runtime;
 using rksim::Standing;
 
-constexpr int kDefaultContext = 512;
-constexpr int kBoardContext = 4096;  // past it the real 1.1.x degrades
 constexpr int kFailed = -1;
+constexpr bool kHeaderDiffers = RKSIM_ABI < 131;  // what it says of rkllm_is_running is not what was measured
+
+// For whoever looks into the file before it is loaded, as there is one in Rockchip's.
+[[gnu::used]] const char kVersionText[] = "librkllmrt version: " RKSIM_RELEASE " (simulated)";
 
 // Of the last rkllm_init: rkllm_is_running is asked of handles that are no more, too.
 std::atomic<bool> is_running_by_header{false};
-
-rksim::SamplerParams sampler_params(const RKLLMParam& p) {
-  const std::pair<const char*, float> all[] = {{"top_p", p.top_p},
-                                               {"temperature", p.temperature},
-                                               {"repeat_penalty", p.repeat_penalty},
-                                               {"frequency_penalty", p.frequency_penalty},
-                                               {"presence_penalty", p.presence_penalty}};
-  for (const auto& [name, value] : all)
-    if (!std::isfinite(value)) throw Error(std::string(name) + " is not a finite number");
-  if (p.repeat_penalty <= 0)
-    throw Error("repeat_penalty is " + std::to_string(p.repeat_penalty) + ": it must be above 0; 1 switches it off");
-  if (p.mirostat) log_warning("mirostat is not simulated: top_k, top_p and temperature are used");
-  rksim::SamplerParams s;
-  s.top_k = p.top_k;
-  s.top_p = p.top_p;
-  s.temperature = p.temperature;
-  s.repeat_penalty = p.repeat_penalty;
-  s.frequency_penalty = p.frequency_penalty;
-  s.presence_penalty = p.presence_penalty;
-  s.seed = rksim::seed_setting();
-  return s;
-}
-
-int context_setting(const RKLLMParam& p) {
-  const int context = p.max_context_len > 0 ? p.max_context_len : kDefaultContext;
-  if (context <= rksim::kAnswerReserve)
-    throw Error("max_context_len is " + std::to_string(context) + ": it must be above " +
-                std::to_string(rksim::kAnswerReserve));
-  return context;
-}
 
 // The handle's runtime, kept alive as long as the result; nullptr and a log line for what is no live handle.
 std::shared_ptr<Runtime> find(LLMHandle handle, const char* function) {
@@ -107,7 +77,7 @@ int entered(const char* function, F&& f) noexcept {
 }
 
 void say_hello(int threads) {
-  log_line("I rkllm", "rkllm-runtime version: 1.1.1, rknpu driver version: 0.9.8, platform: RK3588");
+  log_line("I rkllm", "rkllm-runtime version: " RKSIM_RELEASE ", rknpu driver version: 0.9.8, platform: RK3588");
   log_line("I rksim", std::string("simulated runtime, no NPU is used; kernel ") + rksim::kernels().name + ", " +
                           std::to_string(threads) + (threads == 1 ? " thread" : " threads"));
 }
@@ -121,46 +91,32 @@ std::unique_ptr<rksim::Model> load(const std::string& path, int threads) {
   }
 }
 
-std::string text_of(const char* text) { return text ? text : ""; }
-
-void warn(const RKLLMParam& p, int context, const Runtime& runtime, bool heard) {
-  if (!heard) log_warning("callback is NULL: runs keep their answers to themselves");
-  if (p.is_async) log_warning("is_async is ignored: rkllm_run blocks, rkllm_run_async does not");
-  const std::string said = "max_context_len " + std::to_string(context);
-  if (context > runtime.shape().context_length)
-    log_warning(said + " is above the " + std::to_string(runtime.shape().context_length) + " of the model");
-  if (context > kBoardContext)
-    log_warning(said + ": on an RK3588, answers degrade past " + std::to_string(kBoardContext) + " tokens");
-}
-
-int init(LLMHandle* handle, const RKLLMParam* param, LLMResultCallback callback) {
+int init(LLMHandle* handle, const RKLLMParam* param, rksim::abi::Callback callback) {
   if (handle) *handle = nullptr;
   const char* missing = !handle ? "handle" : !param ? "param" : !param->model_path ? "param->model_path" : nullptr;
   if (missing) throw Error(std::string(missing) + " is NULL");
-  // First of all: a program may free or reuse its strings while the model loads, as garbage collectors do.
-  const RKLLMParam p = *param;
-  const std::string path = p.model_path;
-  const rksim::ImageFrame image{text_of(p.img_start), text_of(p.img_content), text_of(p.img_end)};
   const int threads = rksim::default_threads();
+  // Before the model loads: a program may free or reuse its strings meanwhile, as garbage collectors do.
+  rksim::abi::Init given = rksim::abi::read_params(param);
+  rksim::abi::check_callback(callback);
   say_hello(threads);
   is_running_by_header = rksim::is_running_by_header_setting();
-  const rksim::RunParams params{context_setting(p),
-                                p.max_new_tokens,
-                                p.skip_special_token,
-                                sampler_params(p),
-                                rksim::faults_setting(),
-                                image,
-                                rksim::past_context_setting(),
-                                rksim::figures_setting()};
-  rksim::sleep_ms(params.faults.load_ms);
-  if (params.faults.init_lies && rksim::claim(params.faults)) {
+  rksim::abi::read_settings(given);
+  const rksim::RunParams& run = given.run;
+  rksim::sleep_ms(run.faults.load_ms);
+  if (run.faults.init_lies && rksim::claim(run.faults)) {
     rksim::say_load_failed();
     *handle = rksim::enlist(nullptr);
     return 0;
   }
-  auto runtime = std::make_shared<Runtime>(load(path, threads), params, callback);
-  warn(p, params.context, *runtime, callback != nullptr);
-  *handle = rksim::enlist(std::move(runtime));
+  auto model = load(given.path, threads);
+  const int hidden = model->shape.hidden;
+  auto listener = rksim::abi::make_listener(callback);
+  if (!listener) log_warning("callback is NULL: runs keep their answers to themselves");
+  if (given.given.is_async) log_warning("is_async is ignored: rkllm_run blocks, rkllm_run_async does not");
+  rksim::abi::check_context(given, model->shape);
+  *handle = rksim::enlist(std::make_shared<Runtime>(std::move(model), run, std::move(listener),
+                                                    rksim::abi::make_helpers(callback, hidden)));
   return 0;
 }
 
@@ -182,6 +138,27 @@ struct Adapter {
   float scale;
 };
 
+#if RKSIM_ABI >= 120
+std::string text_of(const char* text) { return text ? text : ""; }
+#endif
+
+#if RKSIM_ABI >= 123
+// All, all but the system prompt, or a range of each sequence where one is given that is not empty.
+void clear(Runtime& runtime, int keep_system_prompt, const int* begin, const int* end) {
+  if ((begin == nullptr) != (end == nullptr)) throw Error("start_pos and end_pos: one is NULL, and the other is not");
+  std::vector<std::pair<int, int>> ranges(runtime.sequences());
+  bool any = false;
+  for (size_t i = 0; begin && i < ranges.size(); i++) {
+    ranges[i] = {begin[i], end[i]};
+    any = any || begin[i] != end[i];
+  }
+  if (any)
+    runtime.cut(ranges);
+  else
+    runtime.forget(keep_system_prompt != 0);
+}
+#endif
+
 // A run that goes on in this very thread is aborted, so that destroying works once it is over.
 int destroy(LLMHandle handle) {
   const rksim::Found found = look_up(handle);
@@ -194,21 +171,9 @@ int destroy(LLMHandle handle) {
 
 extern "C" {
 
-RKLLMParam rkllm_createDefaultParam(void) {
-  RKLLMParam p{};
-  p.max_context_len = kDefaultContext;
-  p.max_new_tokens = -1;
-  p.top_k = 40;
-  p.top_p = 0.9f;
-  p.temperature = 0.8f;
-  p.repeat_penalty = 1.1f;
-  p.mirostat_tau = 5.0f;
-  p.mirostat_eta = 0.1f;
-  p.skip_special_token = true;
-  return p;
-}
+RKLLMParam rkllm_createDefaultParam(void) { return rksim::abi::default_params(); }
 
-int rkllm_init(LLMHandle* handle, RKLLMParam* param, LLMResultCallback callback) {
+int rkllm_init(LLMHandle* handle, RKLLMParam* param, rksim::abi::Callback callback) {
   return entered("rkllm_init", [&] { return init(handle, param, callback); });
 }
 
@@ -249,14 +214,14 @@ int rkllm_destroy(LLMHandle handle) {
 int rkllm_run(LLMHandle handle, RKLLMInput* input, RKLLMInferParam* infer_params, void* userdata) {
   return entered("rkllm_run", [&] {
     const auto runtime = find_to_run(handle, "rkllm_run");
-    return runtime ? runtime->run(rksim::read_request(input, infer_params, userdata, *runtime)) : kFailed;
+    return runtime ? runtime->run(rksim::abi::read_requests(input, infer_params, userdata, *runtime)) : kFailed;
   });
 }
 
 int rkllm_run_async(LLMHandle handle, RKLLMInput* input, RKLLMInferParam* infer_params, void* userdata) {
   return entered("rkllm_run_async", [&] {
     const auto runtime = find_to_run(handle, "rkllm_run_async");
-    return runtime ? runtime->run_async(rksim::read_request(input, infer_params, userdata, *runtime)) : kFailed;
+    return runtime ? runtime->run_async(rksim::abi::read_requests(input, infer_params, userdata, *runtime)) : kFailed;
   });
 }
 
@@ -272,8 +237,69 @@ int rkllm_is_running(LLMHandle handle) {
   return guarded("rkllm_is_running", [&] {
     const auto runtime = find(handle, "rkllm_is_running");
     const bool running = runtime && runtime->running();
-    return running != is_running_by_header ? 1 : 0;
+    return running != (kHeaderDiffers && is_running_by_header) ? 1 : 0;
   });
 }
+
+#if RKSIM_ABI >= 123
+int rkllm_clear_kv_cache(LLMHandle handle, int keep_system_prompt, int* start_pos, int* end_pos) {
+  return entered("rkllm_clear_kv_cache", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_clear_kv_cache");
+    if (!runtime) return kFailed;
+    clear(*runtime, keep_system_prompt, start_pos, end_pos);
+    return 0;
+  });
+}
+
+int rkllm_get_kv_cache_size(LLMHandle handle, int* cache_sizes) {
+  return entered("rkllm_get_kv_cache_size", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_get_kv_cache_size");
+    if (!runtime) return kFailed;
+    if (!cache_sizes) throw Error("cache_sizes is NULL");
+    for (const int size : runtime->cached()) *cache_sizes++ = size;
+    return 0;
+  });
+}
+
+int rkllm_set_function_tools(LLMHandle handle, const char* system_prompt, const char* tools,
+                             const char* tool_response_str) {
+  return entered("rkllm_set_function_tools", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_set_function_tools");
+    if (!runtime) return kFailed;
+    if (!tools) throw Error("tools is NULL");
+    runtime->set_tools(text_of(system_prompt), tools, text_of(tool_response_str));
+    return 0;
+  });
+}
+
+int rkllm_set_cross_attn_params(LLMHandle handle, RKLLMCrossAttnParam*) {
+  return entered("rkllm_set_cross_attn_params", [&] {
+    if (find_to_run(handle, "rkllm_set_cross_attn_params"))
+      log_error("rkllm_set_cross_attn_params: cross attention is not simulated");
+    return kFailed;
+  });
+}
+#elif RKSIM_ABI >= 120
+int rkllm_clear_kv_cache(LLMHandle handle, int keep_system_prompt) {
+  return entered("rkllm_clear_kv_cache", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_clear_kv_cache");
+    if (!runtime) return kFailed;
+    runtime->forget(keep_system_prompt != 0);
+    return 0;
+  });
+}
+#endif
+
+#if RKSIM_ABI >= 120
+int rkllm_set_chat_template(LLMHandle handle, const char* system_prompt, const char* prompt_prefix,
+                            const char* prompt_postfix) {
+  return entered("rkllm_set_chat_template", [&] {
+    const auto runtime = find_to_run(handle, "rkllm_set_chat_template");
+    if (!runtime) return kFailed;
+    runtime->replace_template(text_of(system_prompt), text_of(prompt_prefix), text_of(prompt_postfix));
+    return 0;
+  });
+}
+#endif
 
 }  // extern "C"

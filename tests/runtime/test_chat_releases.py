@@ -1,0 +1,87 @@
+"""Chatting over a library of 1.3: sampling that holds at once, longer contexts, and the library's own figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from rkruntime.model import Model, Settings
+from tests.core.test_cli import ANSWER, rk3588
+from tests.fakes import fake_rkllm, journal, scripted_bundle
+from tests.runtime.test_chat import Talk
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_rkllm(tmp_path_factory.mktemp("newer"), release="1.3.1")
+
+
+@pytest.fixture
+def talk(tmp_path: Path, library: Path) -> Iterator[Talk]:
+    talk = Talk(tmp_path, ANSWER, library)
+    with talk.model:
+        yield talk
+
+
+def sampling(talk: Talk) -> str:
+    """Of the last answer."""
+    return next(line for line in reversed(journal(talk.library)) if line.startswith("sampling"))
+
+
+def test_the_conversation_is_ours_as_ever(talk: Talk) -> None:
+    """The library keeps nothing of it, and puts nothing around it."""
+    assert [talk.say(text) for text in ("one", "two")] == ["Hi!", "Hi!"]
+    assert talk.sent().startswith("user=one;assistant=Hi!;user=two; mode")
+    assert journal(talk.library)[1] == "template '' '' ''"
+
+
+def test_set_holds_at_once_where_sampling_goes_with_each_run(talk: Talk) -> None:
+    """It loaded a model of gigabytes again for a temperature."""
+    inits = [line for line in journal(talk.library) if line.startswith("init")]
+    talk.say("one")
+    assert sampling(talk).startswith("sampling k=40 p=0.9 t=0.2 repeat=1 ")
+    for line in ("/set temperature 0.5", "/set top-k 7", "/set top_p 0.5", "/set repeat_penalty 1.5"):
+        assert "loaded again" not in talk.do(line)
+    assert "temperature    0.5 " in talk.do("/set")
+    talk.say("two")
+    assert sampling(talk).startswith("sampling k=7 p=0.5 t=0.5 repeat=1.5 frequency=0 ")
+    talk.do("/set temperature 0")
+    talk.say("three")
+    assert sampling(talk).startswith("sampling k=1 ")
+    talk.do("/set temperature default")
+    talk.do("/set top_k default")
+    talk.say("four")
+    assert sampling(talk).startswith("sampling k=40 p=0.5 t=0.2 ")
+    assert [line for line in journal(talk.library) if line.startswith("init")] == inits
+    assert "the model was loaded again" in talk.do("/set context 99")
+    assert journal(talk.library)[0].startswith("init ctx=99 new=-1 k=40 p=0.5 t=0.2 repeat=1.5 ")
+
+
+def test_stats_have_the_librarys_own_figures(talk: Talk) -> None:
+    talk.say("one")
+    figures = "prefill 6 tokens in 12 ms, generate 2 tokens in 100 ms, memory 512 MB"
+    assert f"the runtime's own figures: {figures}" in talk.do("/stats")
+
+
+def test_contexts_beyond_those_of_1_1(tmp_path: Path, library: Path) -> None:
+    """As many tokens as a model can be built for; the library refuses what this one was not built for."""
+    told: list[str] = []
+    bundle = scripted_bundle(tmp_path / "b", ANSWER)
+    cut = "the context is cut to 16384 tokens, all that an RK3588 can use (--beyond-board lifts this)"
+    for asked, found, said in ((0, 4096, []), (8192, 8192, []), (20000, 16384, [cut])):
+        told.clear()
+        with Model(bundle, Settings(library=library, context=asked), told.append) as model:
+            assert (model.context, told) == (found, said)
+        assert journal(library)[0].startswith(f"init ctx={found} ")
+
+
+def test_run_prints_the_figures(tiny_bundles: Mapping[str, Path], twins: Mapping[str, Path]) -> None:
+    command = ("run", tiny_bundles["w8a8"], "Hello", "-n", 3, "--stats", "--json")
+    newest = rk3588(*command, library=twins["1.3.1"])
+    assert json.loads(newest.stdout)["perf"]["prefill_tokens"] > 0
+    assert newest.stderr.splitlines()[-1].startswith("the runtime's own figures: prefill ")
+    oldest = rk3588(*command, library=twins["1.1.1"])
+    assert "perf" not in json.loads(oldest.stdout) and "own figures" not in oldest.stderr
