@@ -40,7 +40,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
             "files": hashed,
         },
-        "tokenizer": _tokenizer_facts(source),
+        "tokenizer": tokenizer_facts(source),
         **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
@@ -65,7 +65,7 @@ def tokenizer_files(source: Checkpoint) -> dict[str, str]:
     return tokenizer_json.files(source.vocabulary, source.shape.context if source.shape else 0)
 
 
-def _tokenizer_facts(source: Checkpoint) -> dict[str, Any]:
+def tokenizer_facts(source: Checkpoint) -> dict[str, Any]:
     """Nothing of a tokenizer that is not known here."""
     vocabulary = source.vocabulary
     if vocabulary is None:
@@ -97,6 +97,13 @@ def model_facts(source: Checkpoint) -> dict[str, Any]:
     shape = source.shape
     if shape is None:
         return {"architecture": source.architecture, "parameters": parameters}
+    return described_shape(source, parameters)
+
+
+def described_shape(source: Checkpoint, parameters: int) -> dict[str, Any]:
+    """The same of a family known here, with a given number of parameters."""
+    shape = source.shape
+    assert shape is not None
     return {
         "architecture": shape.family,
         "parameters": parameters,

@@ -66,37 +66,57 @@ def read(folder: Path) -> Source:
 
 def read_any(folder: Path) -> Checkpoint:
     """The model in ``folder``, whatever its architecture, without a look at how its tensors fit together."""
-    where = folder / "config.json"
     settings = _settings(folder)
-    config_json.refuse_quantised(Fields(settings, str(where)))
-    names = settings.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise CheckpointError(f"{where} names no architecture: it is not the config.json of a model")
+    config_json.refuse_quantised(Fields(settings, str(folder / "config.json")))
+    _architecture(settings, folder)
     weights = _weights(folder)
     tensors = _tensors(weights.files)
+    found = _described(folder, settings)
+    return replace(
+        found,
+        tensors=tensors,
+        files=tuple(weights.files),
+        extras=(*found.extras, *_there(folder, *weights.indices)),
+        notes=(*weights.notes, *found.notes),
+    )
+
+
+def read_configuration(folder: Path) -> Checkpoint:
+    """What ``folder`` says of a model, whatever its architecture, beside the weights: it need have none."""
+    return _described(folder, _settings(folder))
+
+
+def _described(folder: Path, settings: dict[str, Any]) -> Checkpoint:
     rows = settings.get("vocab_size", settings.get("padded_vocab_size"))
     vocabulary, notes = vocabulary_or_note(
         lambda: read_vocabulary(folder, settings, rows if isinstance(rows, int) else 0)
     )
     try:
-        shape = shapes.from_config(settings, where)
+        shape = shapes.from_config(settings, folder / "config.json")
     except CheckpointError:  # a family that predictions do not know is no reason to refuse a model
         shape = None
     wishes, remarks = _sampling(folder)
     return Checkpoint(
         path=folder,
         kind="huggingface",
-        architecture=names[0],
-        tensors=tensors,
-        files=tuple(weights.files),
+        architecture=_architecture(settings, folder),
+        tensors={},
+        files=(),
         vocabulary=vocabulary,
         shape=shape,
         long_rope=config_json.has_long_rope(settings),
-        extras=_there(folder, *CONFIGURATION, *weights.indices),
+        extras=_there(folder, *CONFIGURATION),
         copies=_there(folder, *COPIED),
-        notes=(*weights.notes, *notes, *remarks),
+        notes=(*notes, *remarks),
         sampling=wishes,
     )
+
+
+def _architecture(settings: dict[str, Any], folder: Path) -> str:
+    names = settings.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(f"{folder / 'config.json'} names no architecture: it is not the config.json of a model")
+    return str(names[0])
 
 
 def _sampling(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
