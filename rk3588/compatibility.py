@@ -57,7 +57,7 @@ def pairing(runtime: str, toolkit: str) -> Pairing:
         return Pairing("info", f"{what}: whether that works is not known")
     if its < (1, 1) <= ours:
         return Pairing("refuse", f"{what}: models of before 1.1 run under librkllmrt 1.0 only")
-    if ours[:2] < its[:2] or (ours[:2] == its[:2] != (1, 1) and ours < its):
+    if ours[:2] < its[:2] or (len(ours) > 2 and ours[:2] == its[:2] != (1, 1) and ours < its):
         return Pairing("refuse", f"{what}: a runtime loads no model of a newer toolkit")
     for seen in SEEN:
         same = ours[: len(version(seen.runtime))] == version(seen.runtime)

@@ -14,6 +14,8 @@ import pytest
 from rk3588 import bundle, compatibility
 from rk3588.cli import main
 from tests import models
+from tests.core.test_cli import rk3588
+from tests.fakes import fake_rkllm
 from tests.hub_calls import Done, run_here
 from tests.hub_server import COMMIT, Hub, serve
 from tests.rkllm_files import base, rkllm
@@ -236,6 +238,18 @@ def test_places_that_are_none(hub: Hub, root: Path, tmp_path: Path) -> None:
     for _ in range(2):
         done = adopt(hub, home, root / "made" / NAME, "--base", root / "base", "-o", tmp_path / "out")
     assert "exists already: remove it, choose another -o, or give --overwrite" in sentence(done)
+
+
+def test_it_runs_as_any_other(root: Path, tmp_path: Path, hub: Hub) -> None:
+    """Over a librkllmrt whose script is the model: its tokens, its template, and an answer."""
+    library = fake_rkllm(tmp_path)
+    file = rkllm(tmp_path / "Tiny-rk3588-w8a8.rkllm", root / "base")
+    with file.open("r+b") as model:
+        model.write(b"banner\ntoken 1 48\ntoken 2 6921\nempty 2\n\0")  # "Hi!"
+    found = adopted(adopt(hub, tmp_path / "home", file, "--base", root / "base", "-o", tmp_path / "out"))
+    done = rk3588("run", found.path, "hello", library=library)
+    assert (done.returncode, done.stdout) == (0, "Hi!\n"), done.stderr
+    assert done.stderr.startswith(f"On the NPU: model.rkllm with {library}\n")
 
 
 def test_without_the_converter_one_sentence_says_what_to_install(
