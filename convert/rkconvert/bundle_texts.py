@@ -17,6 +17,7 @@ from .cards.card import Variant, base_of, model_card
 from .plan import Plan
 from .sources.base import Checkpoint
 from .tokenizers import tokenizer_json
+from .toolkit import releases
 from .toolkit.options import PLATFORM
 
 
@@ -45,9 +46,17 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
         **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
+        **_residual_entry(plan),
         **({"toolkit": plan.board.facts()} if plan.board else {}),
         "converter": {"rkconvert": rk3588.__version__},
     }
+
+
+def _residual_entry(plan: Plan) -> dict[str, Any]:
+    """Where rkllm-toolkit keeps what quantising lost as a LoRA; no adapter of the user's is beside it."""
+    if plan.board is None or not releases.is_residual(plan.board.options.algorithm):
+        return {}
+    return {"lora": in_bundle.residual_entry(plan.board.options.algorithm)}
 
 
 def make_card(plan: Plan, artifact: Artifact, manifest: Mapping[str, Any], sizes: dict[str, int]) -> str:
@@ -93,11 +102,9 @@ def _hybrid_facts(plan: Plan, artifact: Artifact) -> dict[str, Any]:
 
 def model_facts(source: Checkpoint) -> dict[str, Any]:
     """The shape of a model, for the plan, the manifest and the card; of a family not known here, only its size."""
-    parameters = sum(t.elements for t in source.tensors.values() if not t.name.endswith("inv_freq"))
-    shape = source.shape
-    if shape is None:
-        return {"architecture": source.architecture, "parameters": parameters}
-    return described_shape(source, parameters)
+    if source.shape is None:
+        return {"architecture": source.architecture, "parameters": source.parameters}
+    return described_shape(source, source.parameters)
 
 
 def described_shape(source: Checkpoint, parameters: int) -> dict[str, Any]:

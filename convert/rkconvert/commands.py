@@ -64,6 +64,10 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help="A Jinja template for a model that comes without one, or with another.",
 )  # fmt: skip
 @click.option("--device", metavar="cpu|cuda", help="What rkllm-toolkit computes on.  [default: cpu]")
+@click.option("--max-context", type=int, metavar="N", help="Tokens that it is built for (toolkit 1.2.0 or newer).")
+@click.option("--load-dtype", metavar="DTYPE", help="What the toolkit loads weights as: float32, float16, bfloat16.")
+@click.option("--custom-config", type=click.Path(path_type=Path), metavar="FILE", help="Of a model it does not know.")
+@click.option("--toolkit", metavar="VERSION", help="Which rkllm-toolkit.  [default: the one installed last]")
 @click.option("--force", is_flag=True, help="Try what will likely fail in rkllm-toolkit.")
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
 @click.option("--community-names", is_flag=True, help="NAME-rk3588-DTYPE-opt-1-hybrid-ratio-0.0, and so its .rkllm.")

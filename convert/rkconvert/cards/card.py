@@ -72,7 +72,8 @@ class Variant:
     def context(self) -> int:
         """Tokens; on a board, those that its runtime can use."""
         own = int(self.manifest["model"].get("context_length") or MAX_CONTEXT)
-        return min(own, MAX_CONTEXT) if "rk3588" in self.sizes else own
+        built_for = self.manifest.get("toolkit", {}).get("max_context") or MAX_CONTEXT
+        return min(own, built_for) if "rk3588" in self.sizes else own
 
     def predictions(self) -> list[Prediction]:
         """On a board at its highest clocks: none where nothing is known, two that bound a hybrid."""

@@ -18,7 +18,7 @@ _CLAIMS = {
 
 def runtime(manifests: Iterable[Manifest]) -> str:
     """Which runtime of Rockchip's runs models of these bundles."""
-    found = {told.release for told in map(release_in, manifests) if told}
+    found = {told.release.partition("+")[0] for told in map(release_in, manifests) if told}
     if not found:
         return "the RKLLM runtime of the toolkit that wrote it"
     newest = max(found, key=version)

@@ -23,6 +23,7 @@ from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names
 from rkconvert.tokenizers.huggingface import read_vocabulary
 
+from . import gptq
 from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
 
 GENERATION = "generation_config.json"
@@ -67,15 +68,18 @@ def read(folder: Path) -> Source:
 def read_any(folder: Path) -> Checkpoint:
     """The model in ``folder``, whatever its architecture, without a look at how its tensors fit together."""
     settings = _settings(folder)
-    config_json.refuse_quantised(Fields(settings, str(folder / "config.json")))
+    packed = gptq.of(settings)
+    if packed is None:
+        config_json.refuse_quantised(Fields(settings, str(folder / "config.json")))
     _architecture(settings, folder)
     weights = _weights(folder)
-    tensors = _tensors(weights.files)
+    tensors = _tensors(weights.files, _ITEM if packed is None else {**_ITEM, "I32": 4})
     found = _described(folder, settings)
     return replace(
         found,
         tensors=tensors,
         files=tuple(weights.files),
+        gptq=packed,
         extras=(*found.extras, *_there(folder, *weights.indices)),
         notes=(*weights.notes, *found.notes),
     )
@@ -153,11 +157,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json", "the link leads nowhere; download the model again")
 
 
-def _tensors(files: Mapping[Path, list[str] | None]) -> dict[str, SourceTensor]:
-    """Every tensor by the name it has in its file."""
+def _tensors(files: Mapping[Path, list[str] | None], items: Mapping[str, int] = _ITEM) -> dict[str, SourceTensor]:
+    """Every tensor by the name it has in its file; ``items``: the types that it may have, and a number's bytes."""
     found: dict[str, SourceTensor] = {}
     for file, names in files.items():
-        inside = read_header(file)
+        inside = read_header(file, items)
         for name in names if names is not None else inside:
             if name not in inside:
                 raise CheckpointError(
@@ -282,7 +286,7 @@ def _no_weights(folder: Path) -> str:
     return f"{folder} has no {SINGLE} and no index of shards: download the model again"
 
 
-def read_header(path: Path) -> dict[str, SourceTensor]:
+def read_header(path: Path, items: Mapping[str, int] = _ITEM) -> dict[str, SourceTensor]:
     """The tensors of one safetensors file by name, each checked to lie inside the file."""
     try:
         with reading.opened(path, path.parent, CheckpointError) as file:
@@ -303,10 +307,11 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is no JSON object: download it again")
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {name: _tensor(path, name, entry, (8 + length, size), items) for name, entry in header.items()}
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> SourceTensor:
+def _tensor(path: Path, name: str, entry: Any, data: tuple[int, int], items: Mapping[str, int]) -> SourceTensor:
+    start, size = data  # where the tensors begin, and the file ends
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(kind, str)
@@ -314,12 +319,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> SourceT
         whole = False
     if not whole:
         raise CheckpointError(f"{path}: the header's entry for {name} is not one of safetensors: download it again")
-    if kind not in _ITEM:
+    if kind not in items:
         if name.endswith("inv_freq"):
             kind = "F32"
         else:
             raise CheckpointError(f"{path}: tensor {name} has type {kind}, only F32, F16 and BF16 can be converted")
-    elif begin > end or end - begin != math.prod(shape) * _ITEM[kind]:
+    elif begin > end or end - begin != math.prod(shape) * items[kind]:
         raise CheckpointError(
             f"{path}: tensor {name} of shape {list(shape)} and type {kind} cannot have {end - begin} bytes: "
             "download it again"
