@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import files as reading
-from . import sampling
+from . import rkllm_file, sampling
 from .errors import BundleError, NoSuchBundle, TargetError, TargetTaken
 from .mistaken import listed, no_bundle
 
@@ -35,14 +35,6 @@ _BLOCK = 1 << 20
 _MOST_CONTEXT = 1 << 30  # tokens, as the runtime reads them
 _MOST_MANIFEST = 16 << 20
 _KEPT_BESIDE = (".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store")
-_NOT_RKLLM = {
-    b"GGUF": "a GGUF file",
-    b"PK\x03\x04": "a ZIP archive",
-    b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched",
-    b"<!DOCTYPE": "a web page",
-    b"<html": "a web page",
-    b"NOT AN RKLLM MODEL": "a test's stand-in for one",
-}
 
 
 @dataclass(frozen=True)
@@ -206,11 +198,18 @@ def _check_form(where: Path, manifest: Any) -> None:
         raise BundleError(f"{where}: the model's context_length is {context!r:.40}, expected a number of tokens")
     if not sampling.is_valid(manifest.get("sampling", {})):
         raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
+    if "adopted" in manifest and not _is_adopted(manifest["adopted"]):
+        raise BundleError(f"{where}: 'adopted' needs claims, each with its value and who made it: adopt it again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
             "not merged, its artifacts among the bundle's files"
         )
+
+
+def _is_adopted(adopted: Any) -> bool:
+    claims = adopted.get("claims") if isinstance(adopted, dict) else None
+    return isinstance(claims, dict) and all(isinstance(c, dict) and {"value", "by"} <= set(c) for c in claims.values())
 
 
 def _is_lora(lora: Any, listed: set[str]) -> bool:
@@ -273,13 +272,11 @@ def unlisted(bundle: Bundle) -> list[str]:
 def _check_npu_model(path: Path) -> None:
     """Nobody outside Rockchip can read a .rkllm, but what is not one can be told."""
     try:
-        with path.open("rb") as file:
-            start = file.read(32)
+        what = rkllm_file.other_kind(rkllm_file.ends(path).head)
     except OSError:
         return  # whoever opens it next says why
-    for magic, what in _NOT_RKLLM.items():
-        if start.startswith(magic):
-            raise BundleError(f"{path} is no .rkllm but {what}: no NPU can run it; convert with rkllm-toolkit")
+    if what:
+        raise BundleError(f"{path} is no .rkllm but {what}: no NPU can run it; convert with rkllm-toolkit")
 
 
 @contextmanager

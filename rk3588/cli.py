@@ -13,6 +13,7 @@ _COMMANDS = {
     "run": ("rkruntime.commands.run:run", "Answer one prompt, then end."),
     "chat": ("rkruntime.commands.chat:chat", "Talk with a model in the terminal."),
     "serve": ("rkruntime.commands.serve:serve", "Serve a model to clients of OpenAI's API."),
+    "adopt": ("rk3588.commands.adopt:command", "Make a bundle of a .rkllm that somebody else made."),
     "bundle": ("rk3588.commands.bundle:bundle", "Show and verify bundles."),
     "board": ("rk3588.commands.board:board", "Board types, and your own boards."),
     "doctor": ("rk3588.commands.doctor:command", "What is wrong with a board, and what to do about it."),

@@ -34,7 +34,7 @@ def _file(path: Path, manifest: str) -> str:
     if path.suffix.lower() == ".gguf":
         return f"{path} is not a bundle but a model to make one from: rkconvert {path} -o out"
     if path.suffix.lower() == ".rkllm":
-        return f"{path} is a .rkllm alone: give a bundle, a folder that rkconvert wrote (--target rk3588)"
+        return f"{path} is a .rkllm alone: give a bundle, which `rk3588 adopt {path} --base MODEL` makes of it"
     return f"{path} is a file and not a bundle: give a folder that rkconvert wrote"
 
 

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".gguf", ".bin", ".onnx")
+LARGE = (".safetensors", ".gguf", ".bin", ".onnx", ".rkllm")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rk3588.deploy import judge, layout, planning, probes
 from rk3588.deploy.facts import Facts, Holder, Library, Node
+from rk3588.deploy.findings import Need
 from rk3588.deploy.release import Release
 from rk3588.deploy.release_files import File
 from rk3588.deploy.state import BoardState
@@ -93,7 +94,7 @@ A, B, C, D = (wanted(text) for text in ("weights", "other weights", "third weigh
 SIM_A, SIM_B = (wanted(text, runtime="sim") for text in ("weights", "other weights"))
 PLAIN_A = wanted("weights", systemd=False)
 EMPTY = BoardState()
-PINS = judge.Need(pins=True)
+PINS = Need(pins=True)
 NEVER = {"manifest": dict(D.manifest), "files": {f.path: f.sha256 for f in D.files}, "deployed": 5000.0, "proven": 0}
 
 
@@ -105,7 +106,7 @@ class Case:
     state: BoardState = EMPTY
     release: Release = A
     simulated: bool = False
-    need: judge.Need = PINS
+    need: Need = PINS
     keep: int = planning.KEEP
     prefix: str = PREFIX
     act: Callable[[BoardState], DeploymentPlan] | None = None
@@ -214,9 +215,9 @@ def _refused(opi: Facts, rock: Facts) -> dict[str, Case]:
         "refuse-old-driver": Case(replace(opi, driver="0.9.3")),
         "refuse-no-driver": Case(replace(opi, driver=None, nodes=())),
         "refuse-read-only-root": Case(replace(opi, prefix_fs=volatile)),
-        "refuse-disk-too-small": Case(opi, need=judge.Need(disk=900 * GIB, pins=True)),
-        "refuse-memory-too-small": Case(small, need=judge.Need(memory=4 * GIB, pins=True)),
-        "refuse-port-taken": Case(replace(opi, listening=(22, 8080)), need=judge.Need(port=8080, pins=True)),
+        "refuse-disk-too-small": Case(opi, need=Need(disk=900 * GIB, pins=True)),
+        "refuse-memory-too-small": Case(small, need=Need(memory=4 * GIB, pins=True)),
+        "refuse-port-taken": Case(replace(opi, listening=(22, 8080)), need=Need(port=8080, pins=True)),
         "refuse-musl-and-old-python": Case(replace(opi, libc="musl", python=(3, 8))),
         "refuse-no-sudo": Case(replace(opi, sudo="none", driver=None, as_root=False)),
         "warn-npu-is-used": Case(replace(opi, holders=(frigate, Holder(9, "python3", "rkchatd.service")))),
@@ -231,7 +232,7 @@ def _refused(opi: Facts, rock: Facts) -> dict[str, Case]:
                 nodes=(Node("/dev/rknpu", 0o600, "root"),),
                 memory={"MemTotal": 8 * GIB, "MemAvailable": GIB},
             ),
-            need=judge.Need(memory=3 * GIB, pins=True),
+            need=Need(memory=3 * GIB, pins=True),
         ),
         "sim-on-a-mainline-kernel": Case(board("mainline"), release=SIM_A, simulated=True),
     }

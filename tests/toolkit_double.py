@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from rkconvert.toolkit.install import search_python
+from tests.rkllm_double import backend
 
 PACKAGE = Path(__file__).with_name("rkllm_double")
 BANNER = b"NOT AN RKLLM MODEL"
@@ -34,7 +36,7 @@ class Installed:
     @property
     def python(self) -> Path:
         folder = self.home / "data" / "rk3588" / "toolkit"
-        environment: str = json.loads((folder / "toolkit.json").read_text())["environment"]
+        environment: str = json.loads((folder / "toolkit.json").read_text())["toolkits"][-1]["environment"]
         return folder / environment / "bin" / "python"
 
     def rkconvert(self, *args: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -70,9 +72,27 @@ def install(home: Path, interpreter: str) -> Installed:
     return Installed(home)
 
 
-def build_wheel(folder: Path, tag: str) -> Path:
+def build_wheel(folder: Path, tag: str, version: str = "1.1.1+double") -> Path:
     """A wheel of the double with the tag of one of Rockchip's."""
-    from tests.rkllm_double import backend
-
     folder.mkdir(parents=True, exist_ok=True)
-    return backend.write_wheel(folder, tag)
+    return backend.write_wheel(folder, tag, version)
+
+
+def put(home: Path, version: str) -> Installed:
+    """The double of another release, installed as if by pip, which would take seconds: its "interpreter" is this one,
+    told where the package lies."""
+    place = home / "data" / "rk3588" / "toolkit" / f"python-{version}"
+    with zipfile.ZipFile(build_wheel(home / "wheels", "cp310-cp310-linux_x86_64", version)) as wheel:
+        wheel.extractall(place / "site")
+    python = place / "bin" / "python"
+    python.parent.mkdir()
+    start = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv.pop(0); "
+    start += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    # The driver's first two arguments, -I and -u, are for this one.
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -I -u -c "{start}" {place / "site"} "$@"\n')
+    python.chmod(0o755)
+    record = place.parent / "toolkit.json"
+    entry = {"environment": place.name, "package": "double.whl", "md5": None, "known": False, "version": version}
+    before = json.loads(record.read_text())["toolkits"] if record.exists() else []
+    record.write_text(json.dumps({"toolkits": [*before, {**entry, "python": "3.10.0"}]}))
+    return Installed(home)

@@ -17,6 +17,7 @@ from .cards.card import Variant, base_of, model_card
 from .plan import Plan
 from .sources.base import Checkpoint
 from .tokenizers import tokenizer_json
+from .toolkit import releases
 from .toolkit.options import PLATFORM
 
 
@@ -40,14 +41,22 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
             "types": sorted(Counter(t.kind for t in source.tensors.values())),
             "files": hashed,
         },
-        "tokenizer": _tokenizer_facts(source),
+        "tokenizer": tokenizer_facts(source),
         **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
         **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
+        **_residual_entry(plan),
         **({"toolkit": plan.board.facts()} if plan.board else {}),
         "converter": {"rkconvert": rk3588.__version__},
     }
+
+
+def _residual_entry(plan: Plan) -> dict[str, Any]:
+    """Where rkllm-toolkit keeps what quantising lost as a LoRA; no adapter of the user's is beside it."""
+    if plan.board is None or not releases.is_residual(plan.board.options.algorithm):
+        return {}
+    return {"lora": in_bundle.residual_entry(plan.board.options.algorithm)}
 
 
 def make_card(plan: Plan, artifact: Artifact, manifest: Mapping[str, Any], sizes: dict[str, int]) -> str:
@@ -65,7 +74,7 @@ def tokenizer_files(source: Checkpoint) -> dict[str, str]:
     return tokenizer_json.files(source.vocabulary, source.shape.context if source.shape else 0)
 
 
-def _tokenizer_facts(source: Checkpoint) -> dict[str, Any]:
+def tokenizer_facts(source: Checkpoint) -> dict[str, Any]:
     """Nothing of a tokenizer that is not known here."""
     vocabulary = source.vocabulary
     if vocabulary is None:
@@ -93,10 +102,15 @@ def _hybrid_facts(plan: Plan, artifact: Artifact) -> dict[str, Any]:
 
 def model_facts(source: Checkpoint) -> dict[str, Any]:
     """The shape of a model, for the plan, the manifest and the card; of a family not known here, only its size."""
-    parameters = sum(t.elements for t in source.tensors.values() if not t.name.endswith("inv_freq"))
+    if source.shape is None:
+        return {"architecture": source.architecture, "parameters": source.parameters}
+    return described_shape(source, source.parameters)
+
+
+def described_shape(source: Checkpoint, parameters: int) -> dict[str, Any]:
+    """The same of a family known here, with a given number of parameters."""
     shape = source.shape
-    if shape is None:
-        return {"architecture": source.architecture, "parameters": parameters}
+    assert shape is not None
     return {
         "architecture": shape.family,
         "parameters": parameters,

@@ -22,6 +22,7 @@ from .plan import Plan
 from .progress import shown
 from .request import NAME, TARGETS, Request
 from .sources import hub
+from .sources.base import Origin
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
@@ -63,6 +64,10 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help="A Jinja template for a model that comes without one, or with another.",
 )  # fmt: skip
 @click.option("--device", metavar="cpu|cuda", help="What rkllm-toolkit computes on.  [default: cpu]")
+@click.option("--max-context", type=int, metavar="N", help="Tokens that it is built for (toolkit 1.2.0 or newer).")
+@click.option("--load-dtype", metavar="DTYPE", help="What the toolkit loads weights as: float32, float16, bfloat16.")
+@click.option("--custom-config", type=click.Path(path_type=Path), metavar="FILE", help="Of a model it does not know.")
+@click.option("--toolkit", metavar="VERSION", help="Which rkllm-toolkit.  [default: the one installed last]")
 @click.option("--force", is_flag=True, help="Try what will likely fail in rkllm-toolkit.")
 @click.option("--name", help="The model's name in the bundle.  [default: that of MODEL]")
 @click.option("--community-names", is_flag=True, help="NAME-rk3588-DTYPE-opt-1-hybrid-ratio-0.0, and so its .rkllm.")
@@ -109,7 +114,7 @@ def build(
                 "the Hugging Face hub"
             )
         remote = hub.find(wanted)
-    chosen = name or default_name(path, remote)
+    chosen = name or default_name(path, remote.origin if remote else None)
     if not NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
     source = hub.peek(remote, request.opener) if remote else request.open(path)
@@ -152,11 +157,11 @@ def _runs(plan: Plan) -> list[Plan]:
     return [replace(plan, artifacts=(artifact,)) for artifact in plan.artifacts] if plan.board else [plan]
 
 
-def default_name(model: Path, remote: hub.HubModel | None = None) -> str:
+def default_name(model: Path, origin: Origin | None = None) -> str:
     """The name of the folder or repository, or of the file without suffix, part and type."""
-    if remote and not remote.origin.file:
-        return remote.origin.repository.split("/")[1]
-    path = (Path(remote.origin.file) if remote else model).absolute()
+    if origin and not origin.file:
+        return origin.repository.split("/")[1]
+    path = (Path(origin.file) if origin else model).absolute()
     if path.is_dir():
         return path.name
     part = gguf.part_of(path.name)

@@ -15,6 +15,7 @@ from .bundle_texts import model_facts
 from .estimate import bundle_bytes, memory_bytes, npu_bytes
 from .plan import Plan
 from .toolkit.job import ToolkitJob
+from .toolkit.options import BoardOptions
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -107,9 +108,14 @@ def _toolkit(job: ToolkitJob) -> str:
     known = "" if job.toolkit.known else ", from a wheel that is not known here"
     return (
         f"rkllm-toolkit {job.toolkit.version}{known}: optimization level {options.optimization_level}, "
-        f"{options.npu_cores} cores, {options.algorithm}, on {options.device}, "
+        f"{options.npu_cores} cores, {options.algorithm}, on {options.device}, {_built_for(options)}"
         f"calibrated with {len(data.samples)} samples ({data.name})"
     )
+
+
+def _built_for(options: BoardOptions) -> str:
+    context = f"for {options.max_context} tokens, " if options.max_context else ""
+    return context + (f"loaded as {options.load_dtype}, " if options.load_dtype else "")
 
 
 def _lora(lora: Lora, mode: str) -> str:

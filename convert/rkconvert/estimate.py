@@ -22,6 +22,8 @@ _tokenizer_metadata = lru_cache(maxsize=1)(tokenizer_metadata)  # once for all d
 
 def npu_bytes(plan: Plan) -> int:
     """About what a ``.rkllm`` takes: a byte a weight, two for each of the embedding."""
+    if plan.source.gptq:
+        return plan.source.parameters * 5 // 4
     return sum(t.elements * (1 if len(t.shape) >= 2 else 4) for t in plan.source.tensors.values()) * 5 // 4
 
 

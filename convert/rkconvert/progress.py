@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 from .build import Progress
 
-_WHAT = {"download": "Downloading", "measure": "Measuring", "convert": "Converting", "hash": "Hashing"}
+_WHAT = {
+    "download": "Downloading", "measure": "Measuring", "convert": "Converting", "copy": "Copying", "hash": "Hashing",
+}  # fmt: skip
 _SECONDS = 10.0  # between two lines
 
 

@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from rk3588 import files, quant, templates
+from rk3588 import families, files, quant, templates
 from rk3588.errors import CheckpointError, TargetTaken, UsageError
 from rk3588.quant import Scheme
 
 from . import calibration
-from .adapters import lora
+from .adapters import in_bundle, lora
 from .adapters.lora import Lora, LoraOption
 from .plan import Plan, plan_artifacts
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
-from .toolkit import install, preflight
+from .toolkit import install, preflight, releases
 from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM, BoardOptions
 from .toolkit.preflight import Likely
+from .toolkit.releases import Release
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TARGETS = ("sim", PLATFORM)
@@ -42,6 +43,10 @@ class Request:
     dataset: Path | None = None
     chat_template: Path | None = None
     device: str | None = None
+    max_context: int | None = None
+    load_dtype: str | None = None
+    custom_config: Path | None = None
+    toolkit: str | None = None
     force: bool = False
     community_names: bool = False
     overwrite: bool = False
@@ -54,6 +59,13 @@ class Request:
             return None
         given = {f.name: value for f in fields(BoardOptions) if (value := getattr(self, f.name)) is not None}
         return replace(BoardOptions(), **given)
+
+    @property
+    def release(self) -> Release:
+        """Of the toolkit that is chosen, or the one that is in use; where there is none, of the one to be installed."""
+        found = install.installed(self.toolkit)
+        known = found and families.version(found.version)
+        return found.release if found and known else releases.of(self.toolkit or releases.DEFAULT)
 
     @property
     def opener(self) -> Callable[[Path], Checkpoint]:
@@ -77,13 +89,13 @@ class Request:
     def check(self) -> list[Likely]:
         """Everything that needs no look at the model: UsageError, or reasons to expect failure."""
         if PLATFORM not in self.targets:
-            for field in fields(BoardOptions):
-                if getattr(self, field.name) is not None:
-                    option = "--" + field.name.replace("_", "-")
+            for name in ("toolkit", *(field.name for field in fields(BoardOptions))):
+                if getattr(self, name) is not None:
+                    option = "--" + name.replace("_", "-")
                     raise UsageError(f"{option} is for rkllm-toolkit: give --target {PLATFORM} as well")
             preflight.check_hybrid(self.hybrid_rate)
         board = self.board
-        likely = preflight.check_options(self.dtypes, self.hybrid_rate, board) if board else []
+        likely = preflight.check_options(self.dtypes, self.hybrid_rate, board, self.release) if board else []
         for dtype in self.dtypes:
             quant.scheme(dtype)
         if self.lora_mode and not self.adapters:
@@ -130,7 +142,7 @@ class Request:
             unbuilt = f"; nothing was built, not {', '.join(others)} either" if others else ""
             raise TargetTaken(in_the_way[0] + unbuilt)
         if job:
-            preflight.check_loras(plan.source, [adapter.name for adapter in loras])
+            preflight.check_loras(plan.source, [adapter.name for adapter in loras], job.options.algorithm)
         return replace(plan, remarks=(*remarks, *in_the_way))
 
     def _toolkit_job(
@@ -140,12 +152,17 @@ class Request:
         options, remarks = self.board, list[str]()
         if options is None:
             return None, remarks
-        for found, notes in (preflight.check_model(source, schemes), preflight.check_memory(source)):
+        for found, notes in (preflight.check_model(source, schemes, self.release), preflight.check_memory(source)):
             likely += found
             remarks += notes
         dataset = calibration.load(options.dataset, source.vocabulary)
         remarks += preflight.settle(likely, self.force)
-        return ToolkitJob(options, dataset, install.needed()), remarks
+        if releases.is_residual(options.algorithm):
+            remarks.append(
+                f"{options.algorithm} keeps what quantising lost as a LoRA in the bundle: without --lora "
+                f"{in_bundle.RESIDUAL} the model runs as if by {options.algorithm.split('_')[0]}"
+            )
+        return ToolkitJob(options, dataset, install.needed(self.toolkit)), remarks
 
     def _read_loras(self, source: Checkpoint) -> list[Lora]:
         for adapter in self.adapters if self.follow_links else ():

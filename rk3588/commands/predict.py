@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import click
 from rk3588 import bundle, gguf, predict, rkllm, shape
 from rk3588.boards import BoardType
 from rk3588.commands import inventories
+from rk3588.commands.converting import converter
 from rk3588.errors import UsageError, printable
 from rk3588.predict import Estimate, Prediction, Workload
 from rk3588.shape import Shape
@@ -80,16 +79,14 @@ def _sizes(model: str) -> Shape:
     if ours or path.suffix.lower() == ".json" or (path.is_dir() and not any(path.glob("*.gguf"))):
         return shape.load(path)
     try:
-        reader = importlib.import_module("rkconvert.shapes")
-    except ImportError as error:
+        reader = converter(
+            "rkconvert.shapes",
+            f"{model} is no bundle, no folder with config.json and no GGUF file, and all else is read",
+        )
+    except UsageError:
         if path.is_file():
             return gguf.shape_of(path)
-        way = f": pip install 'rk3588[convert]' (there is no {error.name})"
-        if sys.version_info < (3, 10):
-            way = ", which needs Python 3.10 or newer: give one of these three, or ask where there is one"
-        raise UsageError(
-            f"{model} is no bundle, no folder with config.json and no GGUF file, and all else is read by rkconvert{way}"
-        ) from error
+        raise
     found: Shape = reader.load(model)
     return found
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rk3588 import runtime
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, UsageError, printable
 from rk3588.rkllm import MAX_CONTEXT
@@ -19,7 +20,7 @@ from . import agent_client, judge, layout, planning, probes, programs, release, 
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
-from .judge import Finding, Need
+from .findings import Finding, Need
 from .release_spec import ReleaseSpec
 from .ssh.tokens import local_user
 from .state import BoardState
@@ -171,15 +172,19 @@ def _plan_release(
     state = read_state(connection, prefix, facts.systemd is not None)
     inspection = Inspection(facts, prefix, state)
     spec = make_spec(bundle, options, inspection)
-    # Refused before anything is read of a library that may not fit the board.
-    early = judge.judge(facts, prefix, simulated=options.simulated)
+    # Refused before anything is hashed that may not fit the board, or not each other.
+    fits = Need()
+    if options.runtime is not None:
+        fits = release_bundle.with_runtime(fits, bundle, runtime.read(options.runtime).version)
+    early = judge.judge(facts, prefix, fits, simulated=options.simulated)
     steps, manifest = DeploymentPlan("", ()), {}
     if not judge.refusals(early):
         watcher.event("compare")
         wanted = release.build(spec, facts)
         steps, manifest = planning.plan_release(facts, state, wanted, prefix, options.keep), dict(wanted.manifest)
     context = _context(spec)
-    need = Need(
+    need = replace(
+        fits,
         memory=sizes.memory_needed(bundle, options.simulated, context),
         context=context,
         context_memory=sizes.context_memory(bundle, context),

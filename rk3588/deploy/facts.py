@@ -66,6 +66,7 @@ class Facts:
     npu_load: str = ""
     heat: Mapping[str, float] = field(default_factory=dict)  # zone → °C
     memory: Mapping[str, int] = field(default_factory=dict)  # MemTotal, MemAvailable, SwapTotal
+    memory_speed: Optional[int] = None  # bytes/s that its fastest core moves when it copies; None: not measured
     disk_free: Optional[int] = None
     inodes_free: Optional[int] = None
     log_free: Optional[int] = None  # below /var/log

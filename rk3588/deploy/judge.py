@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Optional
 
 from rk3588 import boards, rkllm
 from rk3588.rkllm import NPU_WINDOW
 
-from .facts import Clock, Facts
+from . import judge_npu
+from .facts import Facts
+from .findings import LEVELS, Finding, Need
 
-LEVELS = ("refuse", "warn", "info", "ok")  # worst first
-OLDEST_DRIVER, GOOD_DRIVER = (0, 9, 6), (0, 9, 8)
 OLDEST_PYTHON = (3, 9)
 OLDEST_GLIBC = (2, 28)  # what our libraries for aarch64 are linked for
 HOT = 80.0  # °C
@@ -24,37 +23,11 @@ _PLAIN = ("vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk")
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # by ProtectHome and PrivateTmp of the unit
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One judged fact. ``npu``: it is about the NPU, so it does not count for the simulated runtime."""
-
-    level: str
-    fact: str  # a heading; not the name of a field of Facts
-    text: str
-    remedy: str = ""
-    npu: bool = False
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a deployment asks of a board, in bytes: of RAM when the model runs, of disk while it is sent.
-
-    ``context``: tokens that were asked for, and ``context_memory`` their part of the RAM. ``port``: one to take.
-    ``pins``: it sets the clocks itself.
-    """
-
-    memory: int = 0
-    disk: int = 0
-    port: int | None = None
-    pins: bool = False
-    context: int = 0
-    context_memory: int = 0
-
-
 def judge(facts: Facts, prefix: str, need: Need | None = None, simulated: bool = False) -> list[Finding]:
     """All findings, worst first. ``simulated``: the NPU is not to be used, so what is wrong with it is only told."""
     need = need or Need()
-    parts = (_board, _driver, _nodes, _holders, _clocks, _memory, _disk, _software, _libraries, _rights, _condition)
+    npu = (judge_npu.driver, judge_npu.device_nodes, judge_npu.holders, judge_npu.clocks)
+    parts = (_board, *npu, _memory, _disk, _software, judge_npu.libraries, judge_npu.pairing, _rights, _condition)
     found = [finding for part in parts for finding in part(facts, prefix, need)]
     if simulated:
         found = [_as_info_where_simulated(finding) for finding in found]
@@ -86,107 +59,6 @@ def _board(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         yield Finding("refuse", "board", text, "give the address of an RK3588 board, or --runtime sim", npu=True)
     if facts.kernel:
         yield Finding("ok", "system", f"{facts.system or 'Linux'}, kernel {facts.kernel}, {facts.machine}")
-
-
-def _driver(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    if facts.rocket and facts.driver is None:
-        yield Finding(
-            "refuse",
-            "npu driver",
-            "mainline's `rocket` driver, which librkllmrt.so cannot use",
-            "boot an image with Rockchip's kernel (5.10 or 6.1), which has the rknpu driver 0.9.8",
-            npu=True,
-        )
-    elif facts.driver is None and not facts.as_root:
-        remedy = "let the user use sudo, or look yourself: `sudo cat /sys/kernel/debug/rknpu/version`"
-        yield Finding("warn", "npu driver", "its version can only be read as root", remedy, npu=True)
-    elif facts.driver is None and facts.npu_nodes:
-        remedy = "`mount -t debugfs debugfs /sys/kernel/debug` as root, then look again; it has to be 0.9.6 or newer"
-        yield Finding("warn", "npu driver", "it is there, but says its version nowhere", remedy, npu=True)
-    elif facts.driver is None:
-        remedy = "boot an image with Rockchip's kernel; if it is one, look with `dmesg | grep -i rknpu`"
-        yield Finding("refuse", "npu driver", "no rknpu driver is loaded", remedy, npu=True)
-    else:
-        version = tuple(int(part) for part in facts.driver.split("."))
-        remedy = "update the board's kernel to one with RKNPU driver 0.9.8"
-        if version < OLDEST_DRIVER:
-            yield Finding("refuse", "npu driver", f"{facts.driver} is too old for RKLLM 1.1.1", remedy, npu=True)
-        elif version < GOOD_DRIVER:
-            yield Finding("warn", "npu driver", f"{facts.driver} works, but 0.9.8 is asked for", remedy, npu=True)
-        else:
-            yield Finding("ok", "npu driver", f"rknpu {facts.driver}", npu=True)
-    if facts.npu_load:
-        yield Finding("ok", "npu load", facts.npu_load.removeprefix("NPU load: "), npu=True)
-
-
-def _nodes(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    nodes = facts.npu_nodes
-    if not nodes:
-        remedy = "look with `ls -l /dev/dri/by-path /dev/rknpu` and `dmesg | grep -i rknpu`"
-        yield Finding("refuse", "npu node", "neither /dev/dri nor /dev/rknpu has the NPU", remedy, npu=True)
-        return
-    kind = "DMA_HEAP" if all(node.path == "/dev/rknpu" for node in nodes) else "DRM"
-    listed = ", ".join(f"{node.path} ({node.group}, {node.mode:o})" for node in nodes if not node.link)
-    yield Finding("ok", "npu node", f"{kind} kernel: {listed}", npu=True)
-    for node in nodes:
-        if node.link:
-            text = f"{node.path} is only a link to {node.link}, which no driver made"
-            yield Finding("warn", "npu node", text, f"sudo rm {node.path}: the runtime finds the NPU itself", npu=True)
-    if kind == "DMA_HEAP" and not any("dma_heap" in node.path for node in facts.nodes):
-        remedy = "boot a kernel with CONFIG_DMABUF_HEAPS"
-        yield Finding("refuse", "npu node", "/dev/rknpu is there, /dev/dma_heap is not", remedy, npu=True)
-    needed = facts.nodes if kind == "DMA_HEAP" else nodes
-    barred = [node for node in needed if node.mode & 0o060 != 0o060 or node.group == "root"]
-    if barred and facts.systemd is not None:
-        text = f"{barred[0].path} is root's alone"
-        yield Finding("info", "npu rights", text, "a deployment installs a udev rule for it", npu=True)
-    elif barred and facts.sudo != "root":
-        remedy = f"sudo chgrp {facts.user or 'USER'} {barred[0].path} && sudo chmod 660 {barred[0].path}"
-        yield Finding("warn", "npu rights", f"{barred[0].path} is root's alone", remedy, npu=True)
-    elif facts.sudo != "root" and not {node.group for node in needed} <= set(facts.groups):
-        (group, *_) = sorted({node.group for node in needed} - set(facts.groups))
-        text = f"{facts.user or 'this user'} is not in the group {group}, which may open the NPU"
-        remedy = f"for models run by hand: sudo usermod -aG {group} {facts.user or 'USER'}; a deployed daemon has it"
-        yield Finding("info", "npu rights", text, remedy, npu=True)
-
-
-def _holders(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    for holder in facts.holders:
-        if holder.unit == "rkchatd.service":
-            continue
-        stop = f"kill {holder.pid}"
-        if holder.unit:
-            stop = f"systemctl stop {holder.unit}" if holder.unit.endswith(".service") else holder.unit
-            stop = stop.replace("docker ", "docker stop ").replace("podman ", "podman stop ")
-        yield Finding(
-            "warn",
-            "npu users",
-            f"{holder.name} (pid {holder.pid}) has the NPU open: two users end in failed submits and hangs",
-            f"stop it while a model runs: sudo {stop}",
-            npu=True,
-        )
-
-
-def _clocks(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
-    slow = ", ".join(_slow(clock) for clock in facts.clocks if clock.highest and clock.current < clock.highest)
-    if slow and (facts.pinned or need.pins):
-        yield Finding("info", "clocks", f"{slow}; pinned while the model is busy", npu=True)
-    elif slow:
-        remedy = "a deployment pins them while the model is busy, and restores them (unless --no-pin)"
-        if facts.systemd is None:
-            remedy = "as root: echo performance > /sys/class/devfreq/fdab0000.npu/governor, and so on"
-        yield Finding("warn", "clocks", slow, remedy, npu=True)
-    if facts.clocks and not slow:
-        yield Finding("ok", "clocks", "all at their highest", npu=True)
-    if facts.clocks and not any(clock.name == "dmc" for clock in facts.clocks):
-        text = "no DMC node: the memory's clock can be neither seen nor pinned"
-        yield Finding("info", "clocks", text, "predict with a measured bandwidth: rk3588 predict --bandwidth", npu=True)
-
-
-def _slow(clock: Clock) -> str:
-    megahertz = 1000 if clock.name.startswith("policy") else 1_000_000  # cpufreq counts in kHz
-    now, highest = clock.current // megahertz, clock.highest // megahertz
-    return f"{clock.name} at {now} of {highest} MHz ({clock.governor})"
 
 
 def _memory(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
@@ -293,18 +165,6 @@ def _software(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         yield Finding("info", "systemd", f"systemd {facts.systemd}, {facts.system_state}", remedy)
     else:
         yield Finding("ok", "systemd", f"systemd {facts.systemd}")
-
-
-def _libraries(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
-    """By version: a container's image may have many copies."""
-    for version in dict.fromkeys(library.version for library in facts.libraries):
-        path, *more = (library.path for library in facts.libraries if library.version == version)
-        text = f"{path}{f' and {len(more)} more' if more else ''}: librkllmrt {version}"
-        if rkllm.is_spoken(version):
-            yield Finding("ok", "runtime", text, npu=True)
-        else:
-            remedy = f"nothing: a release brings its own {rkllm.RELEASE} and leaves that one alone"
-            yield Finding("info", "runtime", f"{text}, which this toolkit does not speak", remedy, npu=True)
 
 
 def _rights(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:

@@ -171,6 +171,20 @@ _DEVICE_TREE = 'cat "$R"/sys/firmware/devicetree/base/{0} || cat "$R"/proc/devic
 # The system's own Python, where it is to run a service of the system: a user's may lie where the service cannot look.
 _PYTHON = '[ -d "$R"/run/systemd/system ] && PATH=/usr/local/bin:/usr/bin:/bin; python3'
 
+# The best of each core, as a little one copies slower and clocks take a while to rise; twice what is copied is moved.
+_COPY = """
+import os, time
+size = 32 << 20
+source, target, best = bytearray(size), bytearray(size), 0.0
+for cpu in os.sched_getaffinity(0):
+    os.sched_setaffinity(0, [cpu])
+    end = time.monotonic() + 0.15
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        target[:] = source
+        best = max(best, 2 * size / (time.perf_counter() - start))
+print(int(best))
+"""
 # What each may print is shown by tests/boards/*.json.
 FACTS: tuple[Fact, ...] = (
     Fact("simulated", '[ -d "$R"/run/systemd/system ] || echo "$R"', _there),
@@ -227,6 +241,7 @@ FACTS: tuple[Fact, ...] = (
         _heat,
     ),
     Fact("memory", 'cat "$R"/proc/meminfo || cat /proc/meminfo', _memory),
+    Fact("memory_speed", f"{_PYTHON} -I -c '{_COPY}'", _whole, slow=True),
     Fact("disk_free", "df -Pk \"$P\" | tail -n 1 | awk '{print $4}'", _kib),
     Fact("inodes_free", "df -Pi \"$P\" | tail -n 1 | awk '{print $2, $4}'", _inodes),
     Fact("log_free", "df -Pk /var/log | tail -n 1 | awk '{print $4}'", _kib),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from rk3588 import bundle as bundles
-from rk3588 import runtime
+from rk3588 import compatibility, runtime
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, UsageError
 
+from .findings import Need
 from .release_files import File, from_text
 
 
@@ -36,6 +38,19 @@ def model_of(bundle: Bundle, simulated: bool) -> Path:
     raise UsageError(
         f"{bundle.path} has only a model for the simulated runtime, which no NPU can run: give --runtime sim to run it "
         "on the board's CPU, or a bundle that Rockchip's toolkit converted"
+    )
+
+
+def with_runtime(need: Need, bundle: Bundle, version: str) -> Need:
+    """``need`` with what has to fit: a runtime's version ("": not said yet), and the bundle's model for an NPU."""
+    wrote = compatibility.toolkit_of(bundle)
+    said = (bundle.manifest["source"].get("name"), bundle.manifest.get("adopted", {}).get("file"))
+    return replace(
+        need,
+        runtime=version,
+        toolkit=wrote.release if wrote else "",
+        claimed=bool(wrote and wrote.claimed),
+        model=" ".join([bundle.name, *(name for name in said if isinstance(name, str))]),
     )
 
 

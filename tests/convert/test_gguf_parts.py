@@ -20,6 +20,7 @@ from rkconvert.commands import default_name
 from rkconvert.sources.base import Origin
 from rkconvert.sources.hub import HubModel, peek
 from rkconvert.sources.opening import open_checkpoint, open_source
+from rkconvert.toolkit import releases
 from rkconvert.toolkit.preflight import check_model
 from tests import models
 from tests.convert.test_hub import LocalRepository
@@ -159,7 +160,7 @@ def test_a_folder_of_parts_names_one_for_each_model(tmp_path: Path) -> None:
 def test_rkllm_toolkit_is_given_one_file(tmp_path: Path) -> None:
     models.write_gguf(tmp_path / "tiny.gguf", TINY, TINY.weights(), "F16", split_max_tensors=8)
     part = tmp_path / "tiny-00002-of-00003.gguf"
-    likely, _ = check_model(open_checkpoint(part), [quant.scheme("w8a8")])
+    likely, _ = check_model(open_checkpoint(part), [quant.scheme("w8a8")], releases.of("1.1.1"))
     assert any("in 3 parts, and rkllm-toolkit is given one file: join the parts" in str(one.error) for one in likely)
 
 

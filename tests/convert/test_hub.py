@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import filecmp
-import io
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.utils import close_session
+from huggingface_hub import snapshot_download
 
 from rk3588.errors import UsageError
 from rkconvert.cli import main
@@ -30,6 +24,7 @@ from rkconvert.sources.hub import HubModel, HubName, parse, peek
 from rkconvert.sources.hub_client import Repository
 from rkconvert.sources.opening import open_source
 from tests.golden_families import gguf_files
+from tests.hub_calls import Done, environment, run_here, run_process
 from tests.hub_server import COMMIT, Hub, serve
 from tests.models import Tiny, tiny_gguf, tiny_llama, write_gguf
 
@@ -69,68 +64,12 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def environment(hub: Hub, home: Path) -> dict[str, str]:
-    """Only this hub can be reached: a request to any other host would go to a proxy that is not there."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE"))}
-    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
-    return {**kept, **nowhere, **own}
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def rkconvert(
     hub: Hub, home: Path, *arguments: str | Path, token: str = "", offline: bool = False, process: bool = False
 ) -> Done:
-    """The program in a folder of its own, so that no name is by chance a path; as a process, or quicker in this one."""
-    home.mkdir(exist_ok=True)
-    words = [str(argument) for argument in arguments]
     if process:
-        ran = subprocess.run(
-            [*PROGRAM, *words], env=environment(hub, home), cwd=home, capture_output=True, text=True, timeout=60
-        )
-        return Done(ran.returncode, ran.stdout, ran.stderr)
-    # What huggingface_hub read from the environment when it was imported, long ago.
-    read = {
-        "ENDPOINT": hub.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(home / "hub"),
-        "HF_HUB_DISABLE_TELEMETRY": True,
-        "HF_HUB_OFFLINE": offline,
-        "HF_TOKEN_PATH": str(home / "token"),
-    }
-    with pytest.MonkeyPatch.context() as patch, capture() as (out, err):
-        for name, value in read.items():
-            patch.setattr(constants, name, value)
-        patch.setenv("HF_TOKEN", token)
-        patch.setattr(socket, "getaddrinfo", only_here(socket.getaddrinfo))
-        patch.setattr(sys, "argv", ["rkconvert", *words])
-        patch.chdir(home)
-        before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        signal.signal(signal.SIGTERM, before)
-        close_session()
-    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-@contextmanager
-def capture() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        yield out, err
-
-
-def only_here(look_up: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(host: str, *arguments: Any, **options: Any) -> Any:
-        assert host == "127.0.0.1", f"a request went to {host}"
-        return look_up(host, *arguments, **options)
-
-    return checked
+        return run_process(PROGRAM, hub, home, *arguments)
+    return run_here(main, hub, home, *arguments, token=token, offline=offline)
 
 
 def refused(done: Done, code: int = 1) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rk3588.errors import ToolkitError, UsageError
-from rkconvert.toolkit import driver
+from rkconvert.toolkit import driver, releases
 from rkconvert.toolkit import install as installs
 from tests import models, toolkit_double
 from tests.toolkit_double import Installed, rkconvert
@@ -72,9 +72,18 @@ def test_a_release_folder_installs_and_the_worker_runs(home: Path, version: str,
 
 def test_only_known_wheels_unless_told_otherwise(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = toolkit_double.build_wheel(home, WHEEL310)
-    with pytest.raises(ToolkitError, match=r"is not a wheel of 1\.1\.1 that this version knows.*--allow-unknown"):
+    with pytest.raises(ToolkitError, match=r"is no wheel that this version knows: .*--allow-unknown"):
         installs.choose(wheel, None, allow_unknown=False)
-    monkeypatch.setattr(installs, "KNOWN", {installs._md5(wheel): "3.10"})
+    md5, git = installs._digests(wheel)
+    for known in ({"MD5": {md5: "3.10"}}, {"WHEELS": {"1.1.1": {"3.10": git}}}):
+        with monkeypatch.context() as patch:
+            for name, value in known.items():
+                patch.setattr(releases, name, value)
+            assert installs.choose(wheel, None, allow_unknown=False).known
+            with pytest.raises(ToolkitError, match="no wheel that this version knows"):  # of another Python
+                installs.choose(wheel.rename(home / wheel.name.replace("cp310", "cp311")), None, allow_unknown=False)
+            (home / wheel.name.replace("cp310", "cp311")).rename(wheel)
+    monkeypatch.setattr(releases, "MD5", {md5: "3.10"})
     monkeypatch.setattr(installs, "search_python", lambda version: Path(f"/python{version}"))
     package = installs.choose(wheel, None, allow_unknown=False)
     assert package.known and package.python == Path("/python3.10")
@@ -95,8 +104,6 @@ def test_only_known_wheels_unless_told_otherwise(home: Path, monkeypatch: pytest
         installs.choose(wheel, None, allow_unknown=False)
 
 
-def test_the_md5_of_the_known_wheels() -> None:
-    assert installs.KNOWN == {"696070d1ec134ff68fd5b03b873cd678": "3.8", "e8e37c6bf0af799f9a0187c9864b2450": "3.10"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -168,7 +175,7 @@ DRIVE = """
 import json, sys
 from pathlib import Path
 from rkconvert.signals import deferred_interrupts
-from rkconvert.toolkit import driver
+from rkconvert.toolkit import driver, releases
 with deferred_interrupts() as check:
     driver.run(Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]), check=check)
 """

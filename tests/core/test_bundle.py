@@ -255,7 +255,7 @@ MEANT: dict[str, tuple[str, str]] = {
     "a file of a bundle": ("out/Tiny-rk3588-w8a8/model.sim.gguf", "is a file of a bundle: give the bundle, which is"),
     "a model": ("model", "{0}/model is not a bundle but a model to make one from: rkconvert {0}/model -o out"),
     "a GGUF file": ("m.gguf", "{0}/m.gguf is not a bundle but a model to make one from: rkconvert {0}/m.gguf -o out"),
-    "a .rkllm": ("m.rkllm", "{0}/m.rkllm is a .rkllm alone: give a bundle"),
+    "a .rkllm": ("m.rkllm", "{0}/m.rkllm is a .rkllm alone: give a bundle, which `rk3588 adopt {0}/m.rkllm --base"),
     "an empty folder": ("empty", "{0}/empty is not a bundle: it has no rkbundle.json (rkconvert writes one)"),
     "a text of any length": ("x" * 5000, "cannot be the path of a bundle"),
     "a zero": ("a\0b", "cannot be the path of a bundle"),

@@ -200,7 +200,7 @@ def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
         (["chat", "{bundle}", "-f", "absent"], 2, "Error: cannot read absent: No such file or directory"),
         (["chat", "{bare}"], 1, "has no chat_template.jinja: give the model's own with --template FILE, or"),
         (["bundle", "verify", "nowhere"], 2, "Error: there is no nowhere"),
-        (["unknown"], 2, "No such command 'unknown': there are run, chat, serve, bundle, "),
+        (["unknown"], 2, "No such command 'unknown': there are run, chat, serve, adopt, bundle, "),
         (["caht"], 2, "No such command 'caht': did you mean 'chat'?"),
         (["bundle", "verfiy"], 2, "No such command 'verfiy': did you mean 'verify'?"),
         (["run", "{bundle}", "x", "--tmp", "0"], 2, "No such option '--tmp': did you mean '--temp'?"),

@@ -12,9 +12,11 @@ import pytest
 from rkconvert import memory
 from rkconvert.sources.base import Checkpoint
 from rkconvert.sources.opening import open_checkpoint
-from rkconvert.toolkit import preflight
+from rkconvert.toolkit import preflight, releases
 from tests import loras, models
 from tests.toolkit_double import Installed, environment, rkconvert
+
+RELEASE = releases.of("1.1.1")
 
 BOARD = ["--target", "rk3588"]
 
@@ -163,7 +165,7 @@ def test_the_manuals_rule_about_outputs_is_only_noted(tmp_path: Path) -> None:
     model = models.tiny_llama(tmp_path / "m", hidden=128, heads=2, kv_heads=1, head_dim=64, intermediate=256)
     from rk3588 import quant
 
-    likely, notes = preflight.check_model(open_checkpoint(model), [quant.scheme("w8a8_g128")])
+    likely, notes = preflight.check_model(open_checkpoint(model), [quant.scheme("w8a8_g128")], RELEASE)
     assert likely == []
     assert notes == [
         "the manual asks that a group of 128 divide a layer's outputs, which it does not for N = 64; published models "
@@ -176,9 +178,9 @@ def test_a_q4_0_file_as_llama_cpp_makes_them_is_only_likely_to_fail(tmp_path: Pa
     tiny = models.Tiny(hidden=128, heads=2, kv_heads=2, head_dim=64, intermediate=256)
     file = models.write_gguf(tmp_path / "m.gguf", tiny, tiny.weights(), "Q4_0")
     source = open_checkpoint(file)
-    assert preflight.check_model(source, [])[0] == []
+    assert preflight.check_model(source, [], RELEASE)[0] == []
     from dataclasses import replace
 
     output = replace(source.tensors["output.weight"], kind="Q6_K")
-    likely, _ = preflight.check_model(replace(source, tensors={**source.tensors, "output.weight": output}), [])
+    likely, _ = preflight.check_model(replace(source, tensors={**source.tensors, "output.weight": output}), [], RELEASE)
     assert "tensor output.weight has type Q6_K" in str(likely[0].error)

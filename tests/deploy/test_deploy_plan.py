@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rk3588.commands import releases
 from rk3588.deploy import facts, judge, planning, probes, shell
+from rk3588.deploy.findings import LEVELS
 from rk3588.deploy.state import BoardState, latest_first
 from rk3588.deploy.steps import Activate, Command, Send, describe_plan, plan_as_json
 from rk3588.errors import DeployError, UsageError
@@ -241,5 +242,5 @@ def test_a_doctor_without_any_fact_refuses_and_explains() -> None:
     findings = judge.judge(facts.Facts(), PREFIX)
     assert findings[0].level == "refuse"
     assert all(finding.remedy for finding in findings if finding.level in ("refuse", "warn"))
-    levels = [judge.LEVELS.index(finding.level) for finding in findings]
+    levels = [LEVELS.index(finding.level) for finding in findings]
     assert levels == sorted(levels)

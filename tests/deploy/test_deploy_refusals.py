@@ -70,5 +70,8 @@ def test_hosts_that_are_none(daemon: Path, tmp_path: Path) -> None:
     local = Deployer("x", daemon, tmp_path)
     assert "is a type of board" in local.run("doctor", "rock-5b", code=2).stderr
     assert "is not a host" in local.run("doctor", "a b", code=2).stderr
+    assert "there is no such file; give a librkllmrt.so, npu or sim" in local.run(
+        "doctor", "local", "--runtime", "nothing", code=2
+    ).stderr
     closed = f"127.0.0.1:{sshd.free_port()}"
     assert f"cannot reach {closed}: Connection refused" in local.run("doctor", closed, code=1).stderr

@@ -11,7 +11,7 @@ import pytest
 from rk3588 import bundle as bundles
 from rk3588.deploy import judge, sizes
 from rk3588.deploy.facts import Clock, Facts, Holder, Library, Node
-from rk3588.deploy.judge import Need
+from rk3588.deploy.findings import LEVELS, Need
 from tests import deploying
 from tests.plan_cases import GIB, PREFIX, board
 
@@ -38,6 +38,15 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
     "driver unseen": (replace(OPI, driver=None, as_root=False), "warn", "npu driver", "only be read as root", "sudo"),
     "no driver": (replace(OPI, driver=None, nodes=()), "refuse", "npu driver", "no rknpu driver", "Rockchip's kernel"),
     "mainline": (board("mainline"), "refuse", "npu driver", "rocket", "Rockchip's kernel"),
+    "mainline, which may have another": (board("mainline"), "refuse", "npu driver", "rocket", "DKMS"),
+    "mainline with the vendor's driver": (
+        replace(OPI, kernel="7.0.3-edge-rockchip64"),
+        *("info", "npu driver", "rknpu 0.9.8 on kernel 7.0.3-edge-rockchip64, which is not Rockchip's", ""),
+    ),
+    "mainline with both drivers": (
+        replace(OPI, kernel="6.18.2", rocket=("/dev/accel/accel0", "/sys/bus/platform/drivers/rocket")),
+        *("warn", "npu driver", "two drivers on one device", "blacklist rocket"),
+    ),
     "DRM kernel": (OPI, "ok", "npu node", "DRM kernel: /dev/dri/", ""),
     "DMA_HEAP kernel": (ROCK, "ok", "npu node", "DMA_HEAP kernel: /dev/rknpu (root, 600)", ""),
     "no node": (replace(OPI, nodes=()), "refuse", "npu node", "neither /dev/dri nor /dev/rknpu", "ls -l"),
@@ -81,6 +90,20 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
     "slow CPU": (ROCK, "warn", "clocks", "policy4 at 408 of 2256 MHz", "--no-pin"),
     "fast": (replace(OPI, clocks=SLOW_NPU[1:]), "ok", "clocks", "all at their highest", ""),
     "no DMC node": (ROCK, "info", "clocks", "no DMC node", "predict --bandwidth"),
+    "no DMC node, and slow": (replace(ROCK, memory_speed=None), "info", "clocks", "no DMC node", "ATF has the DMC"),
+    "memory as it should be": (replace(OPI, memory_speed=24_000_000_000), "ok", "memory speed", "24.0 GB/s", ""),
+    "memory at half": (
+        replace(OPI, memory_speed=10_100_000_000),
+        *("warn", "memory speed", "measured 10.1 GB/s, half of the 21 and more that an RK3588 has at 2112 MHz", "pin"),
+    ),
+    "memory of which the clock is not seen": (
+        replace(ROCK, memory_speed=6_000_000_000),
+        *("warn", "memory speed", "6.0 GB/s, less than half of the 21", "rk3588 predict --bandwidth 6.0"),
+    ),
+    "memory of which the clock cannot rise": (
+        replace(ROCK, memory_speed=14_000_000_000),
+        *("warn", "memory speed", "14.0 GB/s, two thirds of the 21", "ATF has the DMC service"),
+    ),
     "hot": (replace(OPI, heat={"a": 40.0, "soc": 91.2}), "warn", "heat", "91 °C at most (soc)", "heat sink"),
     "cool": (replace(OPI, heat={"a": 40.0}), "ok", "heat", "40 °C", ""),
     "memory": (OPI, "ok", "memory", "of 17.2 GB available", ""),
@@ -146,7 +169,7 @@ def test_a_fact_and_its_judgement(name: str) -> None:
 
 def test_worst_comes_first() -> None:
     for facts, *_ in JUDGED.values():
-        levels = [judge.LEVELS.index(finding.level) for finding in judge.judge(facts, PREFIX)]
+        levels = [LEVELS.index(finding.level) for finding in judge.judge(facts, PREFIX)]
         assert levels == sorted(levels)
 
 
@@ -175,6 +198,42 @@ def test_memory_against_a_bundle(need: Need, level: str, text: str) -> None:
     """Swap does not count, however much there is."""
     facts = replace(OPI, memory={**OPI.memory, "SwapTotal": 64 * GIB})
     assert [f for f in judge.judge(facts, PREFIX, need) if (f.level, f.fact) == (level, "memory") and text in f.text]
+
+
+WANTED = Need(runtime="1.2.3", toolkit="1.2.1", model="Qwen3-1.7B")
+
+
+@pytest.mark.parametrize(
+    ("need", "level", "fact", "text", "remedy"),
+    [
+        (WANTED, "ok", "model", "toolkit 1.2.1 under librkllmrt 1.2.3: seen to load (jaylfc/taOS#1732)", ""),
+        (replace(WANTED, runtime="1.1.1"), "refuse", "model", "no model of a newer toolkit", "librkllmrt 1.2.1 or"),
+        (replace(WANTED, runtime="1.1.1", claimed=True), "warn", "model", "newer toolkit", "with --toolkit-version"),
+        (replace(WANTED, runtime="1.3.1", toolkit="1.1.1"), "info", "model", "nobody has told of it", ""),
+        (replace(WANTED, runtime="1.3.0"), "warn", "runtime", "ends in SIGILL on an RK3588 (#518)", "take 1.3.1"),
+        (replace(WANTED, model="DeepSeek-R1-Distill-Qwen-7B"), "warn", "runtime", "[PAD…] (#424, #467)", "take 1.2.2"),
+        (replace(WANTED, runtime=""), "info", "model", "for librkllmrt 1.2.1 or 1.2.2", "--runtime FILE"),
+    ],
+)
+def test_runtime_and_model_against_each_other(need: Need, level: str, fact: str, text: str, remedy: str) -> None:
+    found = [one for one in judge.judge(OPI, PREFIX, need) if (one.level, one.fact) == (level, fact)]
+    assert [one for one in found if text in one.text and remedy in one.remedy], found
+    assert all(one.remedy for one in found if level in ("refuse", "warn"))
+
+
+def test_a_runtime_against_driver_and_chip() -> None:
+    need, opi5 = Need(runtime="1.3.1"), ("xunlong,orangepi-5", "rockchip,rk3588s")
+    old = judge.judge(replace(OPI, driver="0.9.7"), PREFIX, need)
+    assert [one for one in old if one.level == "warn" and "wants rknpu 0.9.8" in one.text]
+    small = judge.judge(replace(OPI, compatible=opi5, model=""), PREFIX, need)
+    assert [one for one in small if one.level == "info" and "SIGBUS" in one.text]
+    assert not [one for one in judge.judge(OPI, PREFIX, need) if "SIGBUS" in one.text or "wants rknpu" in one.text]
+
+
+def test_what_is_measured_elsewhere_says_nothing() -> None:
+    """A simulated board's memory is that of the machine it runs on."""
+    found = judge.judge(replace(OPI, machine="x86_64", memory_speed=1_000_000), PREFIX)
+    assert not [one for one in found if one.fact == "memory speed"]
 
 
 def test_disk_and_port_against_a_deployment() -> None:

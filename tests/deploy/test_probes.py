@@ -162,6 +162,14 @@ def test_a_file_that_is_changed_is_a_fact_that_changes(name: str, sysroot: Path)
     assert view(look(thorough=name == "runtimes")) == expected
 
 
+@pytest.mark.usefixtures("sysroot")
+def test_the_memory_is_measured() -> None:
+    """For the doctor alone, on whatever processor this is: more than an SD card, less than a cache."""
+    assert look().memory_speed is None
+    speed = look(thorough=True).memory_speed
+    assert speed is not None and 2e8 < speed < 2e12
+
+
 def test_who_has_the_npu_open(sysroot: Path) -> None:
     with (sysroot / "dev" / "rknpu").open():
         (holder,) = look().holders

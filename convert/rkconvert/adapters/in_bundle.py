@@ -13,6 +13,9 @@ from rkconvert.architectures.model import ModelConfig
 
 from .lora import Floats, Lora
 
+RESIDUAL = "residual"
+RESIDUAL_FILE = f"lora/{RESIDUAL}.rkllm"
+
 
 def permuted(b: Floats, heads: int) -> Floats:
     """Rows of Q or K from Hugging Face's order to llama.cpp's: the two halves of each head interleaved."""
@@ -56,6 +59,13 @@ def bundle_file(lora: Lora) -> str:
 def npu_file(lora: Lora) -> str:
     """Where a kept adapter for a board lies."""
     return f"lora/{lora.name}.rkllm"
+
+
+def residual_entry(algorithm: str) -> dict[str, Any]:
+    """The same for what rkllm-toolkit keeps as a LoRA of what quantising lost (``normal_r8``)."""
+    rank = int(algorithm.rpartition("_r")[2])
+    adapter = {"name": RESIDUAL, "scale": 1.0, "rank": rank, "artifacts": {"rk3588": RESIDUAL_FILE}}
+    return {"mode": "adapter", "adapters": [adapter]}
 
 
 def manifest_entry(loras: Sequence[Lora], mode: str, targets: Sequence[str] = ("sim",)) -> dict[str, Any]:

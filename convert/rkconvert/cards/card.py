@@ -20,7 +20,7 @@ from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rk3588.shape import Shape
 from rkconvert.sources.base import CARD, LICENCE, Checkpoint
 
-from . import front_matter, licences
+from . import front_matter, licences, releases
 
 _SOC = "RK3588"
 _GB = 1e9
@@ -72,7 +72,8 @@ class Variant:
     def context(self) -> int:
         """Tokens; on a board, those that its runtime can use."""
         own = int(self.manifest["model"].get("context_length") or MAX_CONTEXT)
-        return min(own, MAX_CONTEXT) if "rk3588" in self.sizes else own
+        built_for = self.manifest.get("toolkit", {}).get("max_context") or MAX_CONTEXT
+        return min(own, built_for) if "rk3588" in self.sizes else own
 
     def predictions(self) -> list[Prediction]:
         """On a board at its highest clocks: none where nothing is known, two that bound a hybrid."""
@@ -170,22 +171,28 @@ def _description(variants: list[Variant]) -> str:
     first = variants[0].manifest
     model, source = first["model"], first["source"]
     targets = {target for v in variants for target in v.sizes}
+    runtime = releases.runtime(v.manifest for v in variants)
     runs = {
         frozenset({"sim"}): "the simulated runtime of the toolkit rk3588, on any x86-64 or aarch64 Linux. It is not a "
         "`.rkllm`, and no NPU can run it",
-        frozenset({"rk3588"}): "the NPU of an RK3588, under RKLLM runtime 1.1.x",
-    }.get(frozenset(targets), "the NPU of an RK3588 under RKLLM runtime 1.1.x, and beside it for the simulated runtime")
-    size = f"{model['parameters'] / 1e6:,.1f} million parameters"
+        frozenset({"rk3588"}): f"the NPU of an RK3588, under {runtime}",
+    }.get(frozenset(targets), f"the NPU of an RK3588 under {runtime}, and beside it for the simulated runtime")
+    size = f", {model['parameters'] / 1e6:,.1f} million parameters" if "parameters" in model else ""
     layers = f", {model['layers']} layers" if "layers" in model else ""
     made = [f"rkconvert {first['converter']['rkconvert']}", *_toolkits(variants)]
+    kind = "; ".join(filter(None, (source["kind"], ", ".join(source["types"]))))
     rows = [
-        ("Architecture", f"{model['architecture']}{layers}, {size}"),
-        ("Made from", f"{_source(variants)}{_commit(source)} ({source['kind']}; {', '.join(source['types'])})"),
+        ("Architecture", f"{model['architecture']}{layers}{size}"),
+        ("Made from", f"{_source(variants)}{_commit(source)} ({kind})"),
         ("Made by", ", ".join(made)),
     ]
+    adopted = releases.adopted_rows(v.manifest for v in variants)
+    rows = [*rows[:2], *adopted] if adopted else rows
     table = "".join(f"| {name} | {value} |\n" for name, value in rows)
     how = "; ".join(dict.fromkeys(_scheme(v) for v in variants))
-    return f"A conversion of {_source(variants)} for {runs}. Its weights are {how}.\n\n| | |\n|---|---|\n{table}"
+    whose = "Somebody else's conversion" if adopted else "A conversion"
+    told = releases.REMARK if adopted else ""
+    return f"{whose} of {_source(variants)} for {runs}. Its weights are {how}.{told}\n\n| | |\n|---|---|\n{table}"
 
 
 def _commit(source: dict[str, Any]) -> str:
@@ -320,12 +327,12 @@ With the toolkit rk3588:
         render = render if board.can_chat else ""
         file = board.manifest["artifacts"].get("rk3588", NPU_MODEL)
         text += f"""
-With Rockchip's own runtime 1.1.x and its demo, on the board:
+With Rockchip's own runtime ({releases.runtime([board.manifest])}) and its demo, on the board:
 
     ulimit -n 102400
     ./llm_demo {board.folder}/{file} 512 {board.context}
 
-Runtime 1.1.x applies no chat template and keeps no history{render}."""
+{releases.templates(board.manifest)}{render}."""
     else:
         text += f"\n{sim}"
     return text

@@ -20,6 +20,8 @@ from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names, Part
 from rkconvert.tokenizers.vocabulary import Vocabulary
 
+from .gptq import Gptq
+
 Array = npt.NDArray[Any]
 # Types that need no unpacking; bf16 stays bits.
 PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -139,6 +141,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # those with weights
     vocabulary: Vocabulary | None = None  # None: its tokenizer is none that the simulated runtime knows
     shape: Shape | None = None  # None: its family is not known here
+    gptq: Gptq | None = None  # how its weights are quantised already
     long_rope: bool = False  # its RoPE is scaled by LongRoPE's factors
     extras: tuple[Path, ...] = ()  # configuration that was read as well
     copies: tuple[Path, ...] = ()
@@ -158,6 +161,14 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """All of its weights, however they are stored."""
+        counted = [tensor for tensor in self.tensors.values() if not tensor.name.endswith("inv_freq")]
+        if self.gptq is None:
+            return sum(tensor.elements for tensor in counted)
+        return sum(self.gptq.weights(tensor.name, tensor.elements) for tensor in counted)
 
     @property
     def linear(self) -> list[SourceTensor]:

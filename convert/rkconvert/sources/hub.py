@@ -21,8 +21,8 @@ from rk3588.gguf import part_of
 from . import gguf_file
 from .base import CARD, LICENCE, Checkpoint, Origin
 from .hub_client import Repository
-from .huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE
-from .opening import open_source, whole_models
+from .huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE, read_configuration
+from .opening import open_checkpoint, open_source, whole_models
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
@@ -85,6 +85,27 @@ def find(wanted: HubName) -> HubModel:
         configuration, weights = (), _checked_gguf(file, repository)
     origin = Origin(repository.name, repository.revision, repository.commit, file or "")
     return HubModel(repository, origin, configuration, weights)
+
+
+def configuration(wanted: HubName) -> Checkpoint:
+    """What a repository says of a model, its card and its licence with it. The weights stay where they are."""
+    repository = Repository(wanted.repository, wanted.revision)
+    if wanted.file or CONFIGURATION[0] not in repository.sizes:
+        return peek(find(wanted), open_checkpoint)
+    return configuration_in(repository)
+
+
+def configuration_in(repository: Repository) -> Checkpoint:
+    """The same of a repository with a config.json."""
+    names = [name for name in CONFIGURATION if name in repository.sizes]
+    files = [repository.small(name) for name in (*names, *_passed_on(repository))]
+    origin = Origin(repository.name, repository.revision, repository.commit)
+    return replace(read_configuration(files[0].parent), origin=origin)
+
+
+def _passed_on(repository: Repository) -> list[str]:
+    """What of a repository a bundle's card carries on."""
+    return [name for name in repository.sizes if name == CARD or (LICENCE.match(name) and "/" not in name)]
 
 
 def _only_gguf(repository: Repository) -> str | None:
@@ -194,9 +215,8 @@ def download(model: HubModel, progress: Progress, opener: Opener = open_source) 
     """The model with its weights in the cache, ready to be read."""
     repository = model.repository
     repository.need_space(model.missing)
-    for name in repository.sizes:
-        if name == CARD or (LICENCE.match(name) and "/" not in name):  # what the bundle's card carries on
-            repository.small(name)
+    for name in _passed_on(repository):
+        repository.small(name)
     total, done = sum(repository.sizes[name] for name in model.weights), 0
 
     def step(size: int) -> None:

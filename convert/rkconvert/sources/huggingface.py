@@ -23,6 +23,7 @@ from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names
 from rkconvert.tokenizers.huggingface import read_vocabulary
 
+from . import gptq
 from .base import Checkpoint, Source, SourceTensor, our_tensors, vocabulary_or_note
 
 GENERATION = "generation_config.json"
@@ -66,37 +67,60 @@ def read(folder: Path) -> Source:
 
 def read_any(folder: Path) -> Checkpoint:
     """The model in ``folder``, whatever its architecture, without a look at how its tensors fit together."""
-    where = folder / "config.json"
     settings = _settings(folder)
-    config_json.refuse_quantised(Fields(settings, str(where)))
-    names = settings.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise CheckpointError(f"{where} names no architecture: it is not the config.json of a model")
+    packed = gptq.of(settings)
+    if packed is None:
+        config_json.refuse_quantised(Fields(settings, str(folder / "config.json")))
+    _architecture(settings, folder)
     weights = _weights(folder)
-    tensors = _tensors(weights.files)
+    tensors = _tensors(weights.files, _ITEM if packed is None else {**_ITEM, "I32": 4})
+    found = _described(folder, settings)
+    return replace(
+        found,
+        tensors=tensors,
+        files=tuple(weights.files),
+        gptq=packed,
+        extras=(*found.extras, *_there(folder, *weights.indices)),
+        notes=(*weights.notes, *found.notes),
+    )
+
+
+def read_configuration(folder: Path) -> Checkpoint:
+    """What ``folder`` says of a model, whatever its architecture, beside the weights: it need have none."""
+    return _described(folder, _settings(folder))
+
+
+def _described(folder: Path, settings: dict[str, Any]) -> Checkpoint:
     rows = settings.get("vocab_size", settings.get("padded_vocab_size"))
     vocabulary, notes = vocabulary_or_note(
         lambda: read_vocabulary(folder, settings, rows if isinstance(rows, int) else 0)
     )
     try:
-        shape = shapes.from_config(settings, where)
+        shape = shapes.from_config(settings, folder / "config.json")
     except CheckpointError:  # a family that predictions do not know is no reason to refuse a model
         shape = None
     wishes, remarks = _sampling(folder)
     return Checkpoint(
         path=folder,
         kind="huggingface",
-        architecture=names[0],
-        tensors=tensors,
-        files=tuple(weights.files),
+        architecture=_architecture(settings, folder),
+        tensors={},
+        files=(),
         vocabulary=vocabulary,
         shape=shape,
         long_rope=config_json.has_long_rope(settings),
-        extras=_there(folder, *CONFIGURATION, *weights.indices),
+        extras=_there(folder, *CONFIGURATION),
         copies=_there(folder, *COPIED),
-        notes=(*weights.notes, *notes, *remarks),
+        notes=(*notes, *remarks),
         sampling=wishes,
     )
+
+
+def _architecture(settings: dict[str, Any], folder: Path) -> str:
+    names = settings.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(f"{folder / 'config.json'} names no architecture: it is not the config.json of a model")
+    return str(names[0])
 
 
 def _sampling(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -133,11 +157,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json", "the link leads nowhere; download the model again")
 
 
-def _tensors(files: Mapping[Path, list[str] | None]) -> dict[str, SourceTensor]:
-    """Every tensor by the name it has in its file."""
+def _tensors(files: Mapping[Path, list[str] | None], items: Mapping[str, int] = _ITEM) -> dict[str, SourceTensor]:
+    """Every tensor by the name it has in its file; ``items``: the types that it may have, and a number's bytes."""
     found: dict[str, SourceTensor] = {}
     for file, names in files.items():
-        inside = read_header(file)
+        inside = read_header(file, items)
         for name in names if names is not None else inside:
             if name not in inside:
                 raise CheckpointError(
@@ -262,7 +286,7 @@ def _no_weights(folder: Path) -> str:
     return f"{folder} has no {SINGLE} and no index of shards: download the model again"
 
 
-def read_header(path: Path) -> dict[str, SourceTensor]:
+def read_header(path: Path, items: Mapping[str, int] = _ITEM) -> dict[str, SourceTensor]:
     """The tensors of one safetensors file by name, each checked to lie inside the file."""
     try:
         with reading.opened(path, path.parent, CheckpointError) as file:
@@ -283,10 +307,11 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is no JSON object: download it again")
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {name: _tensor(path, name, entry, (8 + length, size), items) for name, entry in header.items()}
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> SourceTensor:
+def _tensor(path: Path, name: str, entry: Any, data: tuple[int, int], items: Mapping[str, int]) -> SourceTensor:
+    start, size = data  # where the tensors begin, and the file ends
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and isinstance(kind, str)
@@ -294,12 +319,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> SourceT
         whole = False
     if not whole:
         raise CheckpointError(f"{path}: the header's entry for {name} is not one of safetensors: download it again")
-    if kind not in _ITEM:
+    if kind not in items:
         if name.endswith("inv_freq"):
             kind = "F32"
         else:
             raise CheckpointError(f"{path}: tensor {name} has type {kind}, only F32, F16 and BF16 can be converted")
-    elif begin > end or end - begin != math.prod(shape) * _ITEM[kind]:
+    elif begin > end or end - begin != math.prod(shape) * items[kind]:
         raise CheckpointError(
             f"{path}: tensor {name} of shape {list(shape)} and type {kind} cannot have {end - begin} bytes: "
             "download it again"

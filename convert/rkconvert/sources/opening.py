@@ -53,5 +53,8 @@ def is_folder(path: Path) -> bool:
     if path.suffix == ".safetensors":
         raise WrongModel(f"{path} is one file of a model: give the folder that holds it and its config.json")
     if path.suffix == ".rkllm":
-        raise WrongModel(f"{path} is a .rkllm, which is converted already: give the model that it was made from")
+        raise WrongModel(
+            f"{path} is a .rkllm, which is converted already: give the model that it was made from, or make a bundle "
+            "of it with `rk3588 adopt`"
+        )
     raise WrongModel(f"{path} is neither a Hugging Face folder nor a GGUF file")

@@ -15,9 +15,14 @@ from rkconvert.plan import Plan, variant_name
 from rkconvert.request import Request
 from rkconvert.sources import hub
 from rkconvert.sources.base import Checkpoint
+from rkconvert.toolkit import releases
 
 # What the cells of a sweep have in common, by the names of build's options.
-OPTIONS = ("lora_mode", "npu_cores", "algorithm", "extra_qparams", "dataset", "device")
+OPTIONS = (
+    "lora_mode", "npu_cores", "algorithm", "extra_qparams", "dataset", "device", "max_context", "load_dtype",
+    "custom_config", "toolkit",
+)  # fmt: skip
+_BOARD_FACTS = ("optimization_level", "npu_cores", "algorithm", "max_context", "load_dtype")
 FLAGS = ("force", "community_names", "follow_links")
 
 
@@ -102,7 +107,10 @@ def is_made(cell: Cell) -> bool:
     if not cell.folder.exists():
         return False
     manifest = bundle.read(cell.folder).manifest
-    if _facts_of(manifest) != _facts_wanted(cell):
+    made = _facts_of(manifest)
+    if cell.request.toolkit is None:
+        made["toolkit"] = None  # any will do
+    if made != _facts_wanted(cell):
         raise BundleError(f"{cell.folder} exists already and is not what this sweep makes: remove it, or change 'out'")
     return True
 
@@ -117,7 +125,8 @@ def _facts_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "hybrid_rate": manifest.get("hybrid", {}).get("rate", 0.0),
         "lora": [(a["name"], a["scale"]) for a in adapters.get("adapters", ())],
         "lora_mode": adapters.get("mode"),
-        **{key: toolkit.get(key) for key in ("optimization_level", "npu_cores", "algorithm")},
+        **{key: toolkit.get(key) for key in _BOARD_FACTS},
+        "toolkit": releases.of(str(toolkit.get("version", ""))).name,
         "dataset": toolkit.get("dataset", {}).get("name"),
     }
 
@@ -132,8 +141,7 @@ def _facts_wanted(cell: Cell) -> dict[str, Any]:
         "hybrid_rate": request.hybrid_rate,
         "lora": [(a.name, a.scale) for a in adapters],
         "lora_mode": (request.lora_mode or lora.MODES[0]) if adapters else None,
-        "optimization_level": board.optimization_level if board else None,
-        "npu_cores": board.npu_cores if board else None,
-        "algorithm": board.algorithm if board else None,
+        **{key: getattr(board, key) if board else None for key in _BOARD_FACTS},
+        "toolkit": request.toolkit and releases.of(request.toolkit).name,
         "dataset": (board.dataset.name if board.dataset else "built-in") if board else None,
     }

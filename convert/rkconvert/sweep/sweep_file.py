@@ -24,9 +24,10 @@ NO_LORA = "none"
 _MOST = 1 << 20  # bytes of a sweep's file
 _AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras")
 _COMMON = ("targets", *OPTIONS, *FLAGS)
-_PATHS = ("extra_qparams", "dataset")
+_PATHS = ("extra_qparams", "dataset", "custom_config")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora_mode": str, "npu_cores": int, "algorithm": str, "extra_qparams": str, "dataset": str, "device": str,
+    "max_context": int, "load_dtype": str, "custom_config": str, "toolkit": str,
     **dict.fromkeys(FLAGS, bool), "dtypes": str, "hybrid_rates": (int, float), "optimization_levels": int,
     "loras": (str, type(None)),
 }  # fmt: skip

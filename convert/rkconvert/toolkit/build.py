@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rk3588.errors import ToolkitError
+from rk3588.rkllm_file import LORA_SUFFIX
 from rkconvert.adapters import in_bundle, merge
 from rkconvert.adapters.lora import Lora
 from rkconvert.artifact.layout import Artifact
 from rkconvert.plan import Plan
 
-from . import driver, install
+from . import driver, install, releases
 from .job import ToolkitJob
 from .options import PLATFORM
 
 _SCRATCH = ".toolkit"  # inside the unfinished bundle: it goes when that goes
-_LORA_SUFFIX = "_lora"  # what the toolkit puts behind the name of an export for its adapter
 
 
 def write_model(
@@ -49,6 +49,9 @@ def write_model(
         log = install.log_file(plan.variant(artifact))
         driver.run(job.toolkit.interpreter, calls, log, progress, check)
         _adopt(exports, folder / plan.npu_model(artifact), folder)
+        if releases.is_residual(job.options.algorithm):
+            first = next(iter(exports))
+            _move(first.with_name(f"{first.stem}{LORA_SUFFIX}.rkllm"), folder / in_bundle.RESIDUAL_FILE)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -56,7 +59,8 @@ def write_model(
 def calls_for(
     plan: Plan, job: ToolkitJob, artifact: Artifact, model: Path, adapter: Lora | None, dataset: Path, export: Path
 ) -> list[driver.Call]:
-    """Every argument of rkllm-toolkit's three calls, none left to its defaults."""
+    """Every argument of rkllm-toolkit's three calls, none left to its defaults, but for ``max_context`` where none was
+    asked for, and what of 1.3's export_rkllm is for callbacks that nobody here has."""
     options = job.options
     path = str(model.absolute())
     if plan.source.kind == "gguf":
@@ -64,6 +68,10 @@ def calls_for(
     else:
         its = str(adapter.option.path.absolute()) if adapter else None
         load = ("load_huggingface", {"model": path, "model_lora": its, "device": options.device})
+        if job.toolkit.release.takes_load_options:
+            custom = str(options.custom_config.absolute()) if options.custom_config else None
+            dtype = options.load_dtype or releases.LOAD_DTYPES[0]
+            load[1].update({"dtype": dtype, "custom_config": custom, "load_weight": True})
     build: dict[str, Any] = {
         "do_quantization": True,
         "optimization_level": options.optimization_level,
@@ -75,6 +83,8 @@ def calls_for(
         "dataset": str(dataset.absolute()),
         "hybrid_rate": plan.hybrid_rate,
     }
+    if options.max_context is not None:
+        build["max_context"] = options.max_context
     return [load, ("build", build), ("export_rkllm", {"export_path": str(export.absolute())})]
 
 
@@ -84,12 +94,12 @@ def _adopt(exports: dict[Path, Lora | None], place: Path, folder: Path) -> None:
         if number == 0:
             _move(export, place)
         if adapter is not None:
-            _move(export.with_name(f"{export.stem}{_LORA_SUFFIX}.rkllm"), folder / in_bundle.npu_file(adapter))
+            _move(export.with_name(f"{export.stem}{LORA_SUFFIX}.rkllm"), folder / in_bundle.npu_file(adapter))
 
 
 def _move(export: Path, place: Path) -> None:
     if not export.is_file() or export.stat().st_size == 0:
-        what = "the LoRA" if export.stem.endswith(_LORA_SUFFIX) else "the model"
+        what = "the LoRA" if export.stem.endswith(LORA_SUFFIX) else "the model"
         raise ToolkitError(f"rkllm-toolkit said that it exported {what}, and wrote no {place.name}")
     place.parent.mkdir(exist_ok=True)
     export.replace(place)

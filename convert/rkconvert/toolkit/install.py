@@ -1,7 +1,8 @@
-"""rkllm-toolkit in a virtual environment of its own, under the user's data folder: install, look it up, remove.
+"""rkllm-toolkit in virtual environments of its own, under the user's data folder: install, look it up, remove.
 
-``toolkit.json`` is written last and names the environment in use; any other environment beside it is what an
-interrupted installation left, and goes with the next one.
+Several releases lie side by side, one environment each. ``toolkit.json`` is written last and names them, the one that
+is used where nothing else is said at the end; any environment that it does not name is what an interrupted
+installation left, and goes with the next one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from pathlib import Path
 
 from rk3588.errors import TargetError, ToolkitError, UsageError
 
-from . import driver
+from . import driver, releases
 
-VERSION = "1.1.1"
-KNOWN = {"696070d1ec134ff68fd5b03b873cd678": "3.8", "e8e37c6bf0af799f9a0187c9864b2450": "3.10"}  # MD5 of 1.1.1's wheels
-PYTHONS = ("3.10", "3.8")  # those that Rockchip builds for; the first is taken where both would do
+PYTHONS = ("3.10", "3.11", "3.12", "3.9", "3.8")  # those that Rockchip builds for; the first that is here is taken
 RECORD = "toolkit.json"
-GET = f"get rkllm_toolkit-{VERSION}-cp310-cp310-linux_x86_64.whl from Rockchip's release (README.md says where)"
+_USUAL = f"rkllm_toolkit-{releases.DEFAULT}-cp310-cp310-linux_x86_64.whl"
+GET = f"get {_USUAL} from Rockchip's release (README.md says where)"
+INSTALL = "get another from Rockchip's releases, and `rkconvert toolkit install WHEEL`"
 _WHEEL = re.compile(r"rkllm_toolkit-(?P<version>[^-]+)-cp3(?P<minor>\d+)-[^-]+-[^-]+\.whl")
 _ASK = "import sys; print('{}.{}'.format(*sys.version_info[:2]))"
 
@@ -48,6 +49,10 @@ class Toolkit:
     @property
     def interpreter(self) -> Path:
         return home() / self.environment / "bin" / "python"
+
+    @property
+    def release(self) -> releases.Release:
+        return releases.of(self.version)
 
     def facts(self) -> dict[str, object]:
         """For manifests: what it is, not where."""
@@ -74,22 +79,34 @@ def check_machine() -> None:
         )
 
 
-def installed() -> Toolkit | None:
-    """The toolkit in use; None when there is none, or its environment is gone."""
+def all_installed() -> list[Toolkit]:
+    """Those whose environments are there; the last is the one that is used where nothing else is said."""
     where = home() / RECORD
     try:
-        found = Toolkit(**json.loads(where.read_text(encoding="utf-8")))
+        read = json.loads(where.read_text(encoding="utf-8"))
+        found = [Toolkit(**entry) for entry in read.get("toolkits", [read])]
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
+        return []
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ToolkitError(f"cannot read {where} ({error}): install the toolkit again") from error
-    return found if found.interpreter.exists() else None
+    return [toolkit for toolkit in found if toolkit.interpreter.exists()]
 
 
-def needed() -> Toolkit:
-    """The toolkit in use, on a machine that can run it; ToolkitError says how to get one."""
+def installed(wanted: str | None = None) -> Toolkit | None:
+    """The toolkit of release ``wanted``, or the one in use; None when none is. UsageError names those there are."""
+    found = all_installed()
+    if wanted is None:
+        return found[-1] if found else None
+    fitting = [toolkit for toolkit in found if wanted in (toolkit.version, toolkit.release.name)]
+    if not fitting and found:
+        raise UsageError(f"--toolkit {wanted}: installed are {', '.join(t.version for t in found)}; {INSTALL}")
+    return fitting[-1] if fitting else None
+
+
+def needed(wanted: str | None = None) -> Toolkit:
+    """The same on a machine that can run it; ToolkitError says how to get one."""
     check_machine()
-    found = installed()
+    found = installed(wanted)
     if found is None:
         raise ToolkitError(f"rkllm-toolkit is not installed: {GET}, then `rkconvert toolkit install WHEEL`")
     return found
@@ -119,10 +136,14 @@ def choose(path: Path, wanted: str | None, allow_unknown: bool) -> Package:
         match = _WHEEL.fullmatch(path.name)
         if match is None:
             raise UsageError(f"{path} is not a wheel of rkllm-toolkit: {GET}")
-        needs = f"3.{match['minor']}"
-        md5 = _md5(path)
-        known = KNOWN.get(md5) == needs
-        what = f"{path.name} (MD5 {md5}) is not a wheel of {VERSION} that this version knows"
+        needs, release = f"3.{match['minor']}", releases.of(match["version"])
+        md5, git = _digests(path)
+        known = releases.MD5.get(md5) == needs or releases.WHEELS.get(release.name, {}).get(needs) == git
+        what = f"{path.name} (MD5 {md5}) is no wheel that this version knows"
+        if release.name in releases.UNPUBLISHED:
+            what = f"{path.name} (MD5 {md5}) may be Rockchip's, who have published no hash of {release.name}"
+        elif not release.known:
+            what += f", which are of {', '.join((*releases.WHEELS, *releases.UNPUBLISHED))}"
     if not known and not allow_unknown:
         raise ToolkitError(f"{what}: check where it came from, then give --allow-unknown to use it all the same")
     return Package(path.resolve(), md5, known, find_python(wanted, needs, fixed=not path.is_dir()))
@@ -157,7 +178,7 @@ def _wheel_in(folder: Path, wanted: str | None) -> Path:
 
 
 def find_python(wanted: str | None, needs: str, *, fixed: bool) -> Path:
-    """An interpreter: ``wanted`` is "3.8", "3.10", a path or None; ``fixed``: only version ``needs`` will do."""
+    """An interpreter: ``wanted`` is one of PYTHONS, a path or None; ``fixed``: only version ``needs`` will do."""
     if wanted is not None and wanted not in PYTHONS:
         path = Path(wanted)
         if not path.exists():
@@ -199,18 +220,25 @@ def _version_of(python: Path) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)  # it identifies, as Rockchip's page does
+def _digests(path: Path) -> tuple[str, str]:
+    """MD5, as Rockchip's pages have it, and the id that git has for such a file. They identify, and protect nothing."""
+    md5, git = hashlib.md5(usedforsecurity=False), hashlib.sha1(usedforsecurity=False)
+    git.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            md5.update(block)
+            git.update(block)
+    return md5.hexdigest(), git.hexdigest()
 
 
 def install(package: Package, progress: driver.Progress, check: Callable[[], None]) -> Toolkit:
-    """Install ``package`` into a new environment and make it the one in use; interrupted, nothing has changed."""
+    """Install ``package`` into a new environment and make it the one in use; interrupted, nothing has changed.
+
+    Another of the same version goes, all others stay.
+    """
     with _locked() as folder:
-        _forget_others(folder, keep=installed())
+        before = all_installed()
+        _forget_others(folder, keep=before)
         new = Path(tempfile.mkdtemp(prefix="python-", dir=folder))
         try:
             python = new / "bin" / "python"
@@ -224,24 +252,36 @@ def install(package: Package, progress: driver.Progress, check: Callable[[], Non
             found = Toolkit(
                 new.name, package.path.name, package.md5, package.known, outcome.version, outcome.python
             )  # fmt: skip
-            _write(folder / RECORD, json.dumps(asdict(found), indent=2) + "\n")
+            kept = [*(other for other in before if other.version != found.version), found]
+            _record(folder, kept)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        _forget_others(folder, keep=found)
+        _forget_others(folder, keep=kept)
     return found
 
 
-def remove() -> bool:
-    """Take the toolkit away, with whatever an interrupted installation left; False when there was nothing."""
+def remove(wanted: str | None = None) -> bool:
+    """Take a release away, or all, with whatever an interrupted installation left; False when there was nothing."""
     if not home().exists():
         return False
     with _locked() as folder:
-        there = any(folder.iterdir())
-        (folder / RECORD).unlink(missing_ok=True)
-        _forget_others(folder, keep=None)
-        folder.rmdir()
+        gone = installed(wanted) if wanted else None
+        kept = [other for other in all_installed() if other != gone] if gone else []
+        there = gone is not None if wanted else any(folder.iterdir())
+        if kept:
+            _record(folder, kept)
+        elif there:
+            (folder / RECORD).unlink(missing_ok=True)
+        if there:
+            _forget_others(folder, keep=kept)
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return there
+
+
+def _record(folder: Path, toolkits: list[Toolkit]) -> None:
+    _write(folder / RECORD, json.dumps({"toolkits": [asdict(toolkit) for toolkit in toolkits]}, indent=2) + "\n")
 
 
 @contextmanager
@@ -262,9 +302,9 @@ def _locked() -> Iterator[Path]:
         os.close(fd)
 
 
-def _forget_others(folder: Path, keep: Toolkit | None) -> None:
+def _forget_others(folder: Path, keep: list[Toolkit]) -> None:
     for path in folder.iterdir():
-        if path.is_dir() and (keep is None or path.name != keep.environment):
+        if path.is_dir() and path.name not in {toolkit.environment for toolkit in keep}:
             shutil.rmtree(path)
 
 
@@ -272,8 +312,10 @@ def _command(command: list[str], check: Callable[[], None]) -> None:
     """Run it to its end, asking ``check`` meanwhile; its output is told only when it fails."""
     with tempfile.TemporaryFile("w+") as output:
         # A session of its own: Ctrl-C is ours to handle, and then the whole of it goes.
+        # BUILD_CUDA_EXT: auto_gptq, which toolkits from 1.2 on ask for, else wants a CUDA compiler.
+        environment = {"BUILD_CUDA_EXT": "0", **os.environ}
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environment
         )
         try:
             while True:

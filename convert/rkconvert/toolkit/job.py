@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rk3588 import bundle
@@ -29,7 +30,14 @@ class ToolkitJob:
             "optimization_level": options.optimization_level,
             "npu_cores": options.npu_cores,
             "algorithm": options.algorithm,
-            **({"extra_qparams": {"name": extra.name, "sha256": bundle.sha256(extra)}} if extra else {}),
+            **({"extra_qparams": _file(extra)} if extra else {}),
             "device": options.device,
+            **({"max_context": options.max_context} if options.max_context else {}),
+            **({"load_dtype": options.load_dtype} if options.load_dtype else {}),
+            **({"custom_config": _file(options.custom_config)} if options.custom_config else {}),
             "dataset": self.dataset.facts(),
         }
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"name": path.name, "sha256": bundle.sha256(path)}

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLATFORM = "rk3588"
-ALGORITHMS = ("normal", "gdq")
 DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class BoardOptions:
-    """Arguments of rkllm-toolkit 1.1.1 as a user gives them; the defaults are its own, but for ``dataset``."""
+    """Arguments of rkllm-toolkit as a user gives them; the defaults are its own, but for ``dataset``. None: not given,
+    as by whoever has a release that does not take it.
+    """
 
     optimization_level: int = 1
     npu_cores: int = 3
@@ -20,3 +21,6 @@ class BoardOptions:
     extra_qparams: Path | None = None
     dataset: Path | None = None  # None: the built-in one
     device: str = "cpu"
+    max_context: int | None = None
+    load_dtype: str | None = None  # what load_huggingface calls dtype
+    custom_config: Path | None = None

@@ -1,4 +1,4 @@
-"""Runs inside rkllm-toolkit's own interpreter (Python 3.8 or 3.10), with nothing but the standard library.
+"""Runs inside rkllm-toolkit's own interpreter (Python 3.8 to 3.12), with nothing but the standard library.
 
     python toolkit_worker.py REQUESTS REPLIES
 

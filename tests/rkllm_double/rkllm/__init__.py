@@ -1,1 +1,1 @@
-"""A double of Rockchip's rkllm-toolkit 1.1.1 for tests. It converts nothing."""
+"""A double of Rockchip's rkllm-toolkit for tests. It converts nothing."""

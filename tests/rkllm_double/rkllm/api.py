@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -17,42 +18,61 @@ import sys
 import time
 from typing import Any, Optional
 
+from ._version import VERSION
+
 BANNER = "NOT AN RKLLM MODEL: the double of rkllm-toolkit wrote this in a test; no NPU can run it\n"
 PLATFORMS = {
     "rk3588": (("w8a8", "w8a8_g128", "w8a8_g256", "w8a8_g512"), 3),
     "rk3576": (("w4a16", "w4a16_g32", "w4a16_g64", "w4a16_g128", "w8a8"), 2),
 }
-ARCHITECTURES = (
-    "LlamaForCausalLM", "Qwen2ForCausalLM", "QWenLMHeadModel", "PhiForCausalLM", "Phi3ForCausalLM", "ChatGLMModel",
-    "GemmaForCausalLM", "Gemma2ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM",
-    "TelechatForCausalLM",
-)  # fmt: skip
+# From which release on, each as Rockchip's lists have it.
+ARCHITECTURES = {
+    **dict.fromkeys((
+        "LlamaForCausalLM", "Qwen2ForCausalLM", "QWenLMHeadModel", "PhiForCausalLM", "Phi3ForCausalLM", "ChatGLMModel",
+        "GemmaForCausalLM", "Gemma2ForCausalLM", "InternLM2ForCausalLM", "MiniCPMForCausalLM", "MiniCPM3ForCausalLM",
+        "TelechatForCausalLM",
+    ), (1, 1)),
+    "Gemma3ForCausalLM": (1, 2, 0), "Qwen3ForCausalLM": (1, 2, 1), "SmolLM3ForCausalLM": (1, 3, 0),
+}  # fmt: skip
+RELEASE = VERSION.split("+")[0]
+AT = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:3])
 _F32, _F16, _Q4_0 = 0, 1, 2
 
 
-class RKLLM:
-    """The object that the real package offers under this name."""
+class _Toolkit:
+    """What all releases have in common; their signatures are below."""
 
     def __init__(self) -> None:
-        print("INFO: rkllm-toolkit version: 1.1.1")
+        print(f"INFO: rkllm-toolkit version: {RELEASE}")
         self._model: Optional[dict[str, Any]] = None
         self._built: Optional[dict[str, Any]] = None
 
-    def load_huggingface(self, model: str, model_lora: Optional[str] = None, device: str = "cpu") -> int:
-        _called("load_huggingface", locals())
+    def _load(self, model: str, model_lora: Optional[str], device: str, dtype: str, custom: Optional[str]) -> int:
         if not os.path.isdir(model) or not os.path.isfile(os.path.join(model, "config.json")):
             return _error(f"{model} is not a huggingface model folder")
         if device not in ("cpu", "cuda"):
             return _error(f"device {device} is not supported")
+        if dtype not in ("float32", "float16", "bfloat16"):
+            return _error(f"dtype {dtype} is not supported")
+        if custom is not None and not os.path.isfile(custom):
+            return _error(f"{custom} is not a config")
         if model_lora is not None and not os.path.isfile(os.path.join(model_lora, "adapter_config.json")):
             return _error(f"{model_lora} is not a lora adapter")
         with open(os.path.join(model, "config.json")) as file:
-            names = json.load(file).get("architectures") or ["?"]
-        if names[0] not in ARCHITECTURES:
-            return _error(f"{names[0]} is not supported yet")
-        shapes = _safetensors_shapes(model)
+            config = json.load(file)
+        name = (config.get("architectures") or ["?"])[0]
+        if custom is None and ARCHITECTURES.get(name, (9,)) > AT:
+            return _error(f"{name} is not supported yet")
+        quantised = config.get("quantization_config")
+        if quantised and (AT < (1, 2) or not _is_taken(quantised)):
+            return _error("quantized checkpoints are not supported")
         weights = sorted(name for name in os.listdir(model) if name.endswith((".safetensors", ".bin")))
-        self._model = {"shapes": shapes, "files": [os.path.join(model, name) for name in weights], "lora": model_lora}
+        self._model = {
+            "shapes": {} if quantised else _safetensors_shapes(model),
+            "files": [os.path.join(model, name) for name in weights],
+            "lora": model_lora,
+            "group": quantised["group_size"] if quantised else None,
+        }
         _bar("Loading checkpoint shards")
         return 0
 
@@ -63,8 +83,58 @@ class RKLLM:
         kinds = _gguf_kinds(model)
         if not kinds or not kinds <= {_F32, _F16, _Q4_0}:
             return _error("gguf: only q4_0 and f16 are supported")
-        self._model = {"shapes": {}, "files": [model], "lora": None}
+        self._model = {"shapes": {}, "files": [model], "lora": None, "group": None}
         return 0
+
+    def _build(self, given: dict[str, Any]) -> int:
+        if self._model is None:
+            return _error("no model is loaded")
+        if given["target_platform"] not in PLATFORMS:
+            return _error(f"target_platform {given['target_platform']} is not supported")
+        for wrong, sentence in _problems(given):
+            if wrong:
+                return _error(sentence)
+        dtype = given["quantized_dtype"]
+        group = int(dtype.split("_g")[1]) if "_g" in dtype else 0
+        if self._model["group"] is not None and self._model["group"] != group:
+            return _error(f"the checkpoint has groups of {self._model['group']}, which {dtype} has not")
+        for name, shape in self._model["shapes"].items():
+            if group and shape[-1] % group:
+                return _error(f"group size {group} does not divide {name} {shape}")
+        samples = _dataset(given["dataset"])
+        if samples is None:
+            return _error(f"dataset {given['dataset']} is not a list of input and target")
+        for stage in ("Building model", "Optimizing model", "Quantizing model"):
+            _bar(stage)
+        self._built = dict(given, samples=samples)
+        return 0
+
+    def _export(self, export_path: str) -> int:
+        if self._model is None or self._built is None:
+            return _error("export before build")
+        facts = {name: value for name, value in self._built.items() if name not in ("dataset", "samples")}
+        facts["model"] = {os.path.basename(f): _digest(f) for f in self._model["files"]}
+        facts["dataset"] = _digest(self._built["dataset"]) if self._built["dataset"] else None
+        facts["samples"] = len(self._built["samples"])
+        with open(export_path, "w") as file:
+            file.write(BANNER + json.dumps(facts, indent=1, sort_keys=True) + "\n")
+            if AT >= (1, 3, 1):  # as reported of it
+                file.write(f"rkllm-toolkit version: {RELEASE}")
+        lora, residual = self._model["lora"], re.search(r"_r\d+$", facts["quantized_algorithm"])
+        if lora or residual:
+            told = {"lora": _digest(os.path.join(lora, "adapter_model.safetensors")) if lora else "residual"}
+            with open(export_path[: -len(".rkllm")] + "_lora.rkllm", "w") as file:
+                file.write(BANNER + json.dumps(told) + "\n")
+        print(f"INFO: export to {export_path}")
+        return 0
+
+
+class _Toolkit11(_Toolkit):
+    """1.1.0 to 1.1.4."""
+
+    def load_huggingface(self, model: str, model_lora: Optional[str] = None, device: str = "cpu") -> int:
+        _called("load_huggingface", locals())
+        return self._load(model, model_lora, device, "float32", None)
 
     def build(
         self,
@@ -78,58 +148,97 @@ class RKLLM:
         dataset: Optional[str] = None,
         hybrid_rate: float = 0,
     ) -> int:
-        given = {name: value for name, value in locals().items() if name != "self"}
-        _called("build", given)
-        if self._model is None:
-            return _error("no model is loaded")
-        if target_platform not in PLATFORMS:
-            return _error(f"target_platform {target_platform} is not supported")
-        dtypes, cores = PLATFORMS[target_platform]
-        problems = [
-            (quantized_dtype not in dtypes, f"quantized_dtype {quantized_dtype} is not supported"),
-            (num_npu_core not in range(1, cores + 1), f"num_npu_core must be 1 to {cores}"),
-            (optimization_level not in (0, 1), "optimization_level must be 0 or 1"),
-            (not 0 <= hybrid_rate < 1, "hybrid_rate must be in [0, 1)"),
-            (quantized_algorithm not in ("normal", "gdq"), f"unknown algorithm {quantized_algorithm}"),
-            (quantized_algorithm == "gdq" and "w4" not in quantized_dtype, "gdq is for 4 bits only"),
-            (extra_qparams is not None and not os.path.isfile(str(extra_qparams)), "extra_qparams: no such file"),
-            (not do_quantization, "do_quantization=False is not part of this double"),
-        ]
-        for wrong, sentence in problems:
-            if wrong:
-                return _error(sentence)
-        group = int(quantized_dtype.split("_g")[1]) if "_g" in quantized_dtype else 0
-        for name, shape in self._model["shapes"].items():
-            if group and shape[-1] % group:
-                return _error(f"group size {group} does not divide {name} {shape}")
-        samples = _dataset(dataset)
-        if samples is None:
-            return _error(f"dataset {dataset} is not a list of input and target")
-        for stage in ("Building model", "Optimizing model", "Quantizing model"):
-            _bar(stage)
-        self._built = dict(given, samples=samples)
-        return 0
+        return self._build(_called("build", locals()))
 
     def export_rkllm(self, export_path: str) -> int:
         _called("export_rkllm", locals())
-        if self._model is None or self._built is None:
-            return _error("export before build")
-        facts = {name: value for name, value in self._built.items() if name not in ("dataset", "samples")}
-        facts["model"] = {os.path.basename(f): _digest(f) for f in self._model["files"]}
-        facts["dataset"] = _digest(self._built["dataset"]) if self._built["dataset"] else None
-        facts["samples"] = len(self._built["samples"])
-        with open(export_path, "w") as file:
-            file.write(BANNER + json.dumps(facts, indent=1, sort_keys=True) + "\n")
-        if self._model["lora"]:
-            adapter = os.path.join(self._model["lora"], "adapter_model.safetensors")
-            with open(export_path[: -len(".rkllm")] + "_lora.rkllm", "w") as file:
-                file.write(BANNER + json.dumps({"lora": _digest(adapter)}) + "\n")
-        print(f"INFO: export to {export_path}")
-        return 0
+        return self._export(export_path)
 
 
-def _called(method: str, arguments: dict[str, Any]) -> None:
-    """Record the call, then end it early if RKLLM_DOUBLE asks for that."""
+class _Toolkit12(_Toolkit):
+    """1.2.0 to 1.2.3."""
+
+    def load_huggingface(
+        self,
+        model: str,
+        model_lora: Optional[str] = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        custom_config: Optional[str] = None,
+        load_weight: bool = True,
+    ) -> int:
+        _called("load_huggingface", locals())
+        return self._load(model, model_lora, device, dtype, custom_config)
+
+    def build(
+        self,
+        do_quantization: bool = True,
+        optimization_level: int = 1,
+        quantized_dtype: str = "w8a8",
+        quantized_algorithm: str = "normal",
+        target_platform: str = "rk3588",
+        num_npu_core: int = 3,
+        extra_qparams: Optional[str] = None,
+        dataset: Optional[str] = None,
+        hybrid_rate: float = 0,
+        max_context: int = 4096,
+    ) -> int:
+        return self._build(_called("build", locals()))
+
+    def export_rkllm(self, export_path: str) -> int:
+        _called("export_rkllm", locals())
+        return self._export(export_path)
+
+
+class _Toolkit13(_Toolkit12):
+    """1.3.0 and 1.3.1."""
+
+    def export_rkllm(self, export_path: str, export_tokenizer: bool = True, export_embedding: bool = True) -> int:
+        _called("export_rkllm", locals())
+        return self._export(export_path)
+
+
+RKLLM = _Toolkit11 if AT < (1, 2) else _Toolkit12 if AT < (1, 3) else _Toolkit13
+
+
+def _problems(given: dict[str, Any]) -> list[tuple[bool, str]]:
+    dtypes, cores = PLATFORMS[given["target_platform"]]
+    dtype, algorithm, context = given["quantized_dtype"], given["quantized_algorithm"], given.get("max_context", 4096)
+    return [
+        (dtype not in dtypes, f"quantized_dtype {dtype} is not supported"),
+        (given["num_npu_core"] not in range(1, cores + 1), f"num_npu_core must be 1 to {cores}"),
+        (given["optimization_level"] not in (0, 1), "optimization_level must be 0 or 1"),
+        (not 0 <= given["hybrid_rate"] < 1, "hybrid_rate must be in [0, 1)"),
+        (not _is_algorithm(algorithm), f"unknown algorithm {algorithm}"),
+        (algorithm == "gdq" and "w4" not in dtype, "gdq is for 4 bits only"),
+        (
+            given["extra_qparams"] is not None and not os.path.isfile(str(given["extra_qparams"])),
+            "extra_qparams: no such file",
+        ),
+        (not given["do_quantization"], "do_quantization=False is not part of this double"),
+        (context % 32 != 0 or not 0 < context <= 16384, f"max_context {context} is not supported"),
+    ]
+
+
+def _is_algorithm(name: str) -> bool:
+    known = {1: ("normal", "gdq"), 2: ("normal", "gdq", "grq"), 3: ("normal", "grq")}[AT[1]]
+    residual = re.fullmatch(r"(normal|grq)_r(\d+)", name)
+    return name in known or (residual is not None and AT >= (1, 2, 1) and 1 <= int(residual[2]) <= 64)
+
+
+def _is_taken(quantised: dict[str, Any]) -> bool:
+    """Of GPTQ: symmetric, in groups that a w8a8_gN has, its columns in their order."""
+    return (
+        quantised.get("quant_method") == "gptq"
+        and quantised.get("bits") in (4, 8)
+        and quantised.get("group_size") in (128, 256, 512)
+        and quantised.get("sym") is True
+        and not quantised.get("desc_act")
+    )
+
+
+def _called(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Record the call, then end it early if RKLLM_DOUBLE asks for that; returns what was given."""
     given = {name: value for name, value in arguments.items() if name != "self"}
     record = os.environ.get("RKLLM_DOUBLE_RECORD")
     if record:
@@ -138,6 +247,7 @@ def _called(method: str, arguments: dict[str, Any]) -> None:
     wanted, _, end = os.environ.get("RKLLM_DOUBLE", "").partition(":")
     if wanted == method:
         _end(end)
+    return given
 
 
 def _end(how: str) -> None:

@@ -1,0 +1,1 @@
+"""A ``.rkllm`` that somebody else made becomes a bundle."""
