@@ -124,7 +124,8 @@ def neutral(name: str, key: str, changed: Any) -> bool:
         or (key == "no_rope_layer_interval" and "no_rope_layers" in settings)
         or (key in ("sliding_window_pattern", "_sliding_window_pattern") and "layer_types" in settings)
         or (key in ("rope_scaling", "rope_parameters") and unscaled(changed))
-        or key == "use_sliding_window"  # a window as long as the context, or of layers that are not there
+        # A window as long as the context, or of layers that are not there; only these families have the switch.
+        or (key == "use_sliding_window" and settings["model_type"] in ("qwen2", "qwen3", "smollm3"))
         or changed in (0, False, "", [], {})
     )
 

@@ -111,10 +111,16 @@ def text_part(settings: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any
 
 
 def has_long_rope(settings: Mapping[str, Any]) -> bool:
-    """Whether a config.json of any family asks for LongRoPE."""
-    scalings = [settings.get(key) for key in ("rope_scaling", "rope_parameters")]
-    found = [scaling for scaling in scalings if isinstance(scaling, dict)]
-    return any(scaling.get(key) in ("longrope", "su") for scaling in found for key in ("type", "rope_type"))
+    """Whether a config.json of any family asks for LongRoPE. Phi-3's first files call it "su" or "yarn": by whichever
+    name, nothing else has factors for long contexts."""
+    found = [settings.get(key) for key in ("rope_scaling", "rope_parameters")]
+    found += [one for scaling in found if isinstance(scaling, dict) for one in scaling.values()]  # by kind of layer
+    scalings = [scaling for scaling in found if isinstance(scaling, dict)]
+    return any(
+        scaling.get("long_factor") or scaling.get(key) in ("longrope", "su")
+        for scaling in scalings
+        for key in ("type", "rope_type")
+    )
 
 
 def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
@@ -149,7 +155,7 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
         biases=_biases(fields, family),
         attention_soft_cap=fields.number_or_none("attn_logit_softcapping"),
         logit_soft_cap=fields.number_or_none("final_logit_softcapping"),
-        windows=_windows(fields, kinds, context),
+        windows=_windows(fields, family, kinds, context),
         adapters_interleaved=family.gguf_interleaved,
     )
     return checked(replace(config, **_scales(fields, family, config)), where)
@@ -279,9 +285,16 @@ def _layer_kinds(fields: Fields, family: Family, layers: int, rope_layers: tuple
     return [_SLIDING if rule == "sliding" else _FULL] * layers
 
 
-def _windows(fields: Fields, kinds: list[str], context: int) -> tuple[int, ...]:
-    if _SLIDING not in kinds or fields.get("sliding_window") is None or fields.get("use_sliding_window") is False:
+def _windows(fields: Fields, family: Family, kinds: list[str], context: int) -> tuple[int, ...]:
+    """Only some families have the switch ``use_sliding_window``: in others it says nothing."""
+    off = "use_sliding_window" in family.defaults and not fields.flag("use_sliding_window")
+    if _SLIDING not in kinds:
         return ()
+    if off or fields.get("sliding_window") is None:
+        if fields.get("layer_types") is None and not family.layer_kinds.startswith("every"):
+            return ()
+        why = "use_sliding_window is false" if off else "sliding_window is null"
+        raise CheckpointError(f"{fields.where}: {why}, and some layers are {_SLIDING}: get the model's own config.json")
     window = fields.whole("sliding_window", most=MOST_CONTEXT)
     return tuple(window if kind == _SLIDING else 0 for kind in kinds) if window < context else ()
 
@@ -317,16 +330,30 @@ def _rope(fields: Fields, family: Family, head_dim: int, kinds: list[str], rope_
             raise CheckpointError(f"{fields.where}: RoPE of layers with a window is scaled, which is not supported")
         base = local.number("rope_theta", base)
     layers = tuple(LOCAL_ROPE if kind == _SLIDING else BASE_ROPE for kind in kinds)
+    if LOCAL_ROPE in layers and rope.scaling.attention_factor != 1:
+        raise CheckpointError(
+            f"{scaling.where}: RoPE scaling {shown(ropes.kind(scaling))} multiplies "
+            f"attention by {rope.scaling.attention_factor:g}, in {family.title} not in the layers with a window, and "
+            "the simulated runtime has one factor for all layers: take the scaling out of a copy of the file for the "
+            "original context"
+        )
     return replace(rope, local_theta=base, layers=layers)
 
 
 def _scaling_values(scaling: Fields, fields: Fields, family: Family) -> dict[str, Any]:
-    values = dict(scaling.values)
-    # Phi-3's first files call LongRoPE "su" or "yarn", and its original context stands beside it.
-    if family.name == "phi3" and values.get("type", values.get("rope_type")) == "yarn":
-        values["rope_type"] = "longrope"
-    if fields.get("original_max_position_embeddings") is not None:
-        values.setdefault("original_max_position_embeddings", fields.get("original_max_position_embeddings"))
+    """The scaling by its usual name. Its original context may stand beside it; which of two rules, releases of
+    transformers do not agree on."""
+    values, kind = dict(scaling.values), ropes.kind(scaling)
+    if family.name == "phi3" and kind == "yarn":  # what its first files call LongRoPE
+        values["rope_type"] = kind = "longrope"
+    beside, inside = (found.get("original_max_position_embeddings") for found in (fields, scaling))
+    if kind in ropes.BY_ORIGINAL_CONTEXT and None not in (beside, inside) and beside != inside:
+        raise CheckpointError(
+            f"{scaling.where}: original_max_position_embeddings is {shown(inside)} here and {shown(beside)} beside it: "
+            "make them the same in a copy of the file"
+        )
+    if beside is not None:
+        values["original_max_position_embeddings"] = beside
     return values
 
 

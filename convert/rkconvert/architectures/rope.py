@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
+from typing import Any
 
 from rk3588.errors import CheckpointError
 
@@ -17,15 +18,20 @@ def scaling(fields: Fields, dims: int, theta: float, context: int) -> RopeScalin
     ``dims`` of a head turn with the base ``theta``; ``context`` is the model's longest, where the settings leave it to
     that. CheckpointError for a way that is not known.
     """
-    kind = fields.get("rope_type") if fields.get("rope_type") is not None else fields.get("type")
-    if kind in (None, "default"):
+    way = kind(fields)
+    if way in (None, "default"):
         only(fields, _COMMON)
         return RopeScaling()
-    if not isinstance(kind, str) or kind not in _WAYS:
+    if not isinstance(way, str) or way not in _WAYS:
         known = ", ".join(repr(way) for way in _WAYS)
-        raise CheckpointError(f"{fields.where}: RoPE scaling {kind!r} is not supported, only {known}")
-    only(fields, _COMMON | _KEYS[_WAYS[kind]])
-    return _WAYS[kind](fields, dims, theta, context)
+        raise CheckpointError(f"{fields.where}: RoPE scaling {shown(way)} is not supported, only {known}")
+    only(fields, _COMMON | _KEYS[_WAYS[way]])
+    return _WAYS[way](fields, dims, theta, context)
+
+
+def kind(fields: Fields) -> Any:
+    """What the way of scaling is called, in newer files and in older ones; None: it is not said."""
+    return fields.get("rope_type") if fields.get("rope_type") is not None else fields.get("type")
 
 
 def only(fields: Fields, known: Set[str]) -> None:
@@ -117,6 +123,7 @@ _WAYS: dict[str, Callable[[Fields, int, float, int], RopeScaling]] = {
     "su": _longrope,  # what Phi-3 called it first
     "dynamic": _dynamic,
 }
+BY_ORIGINAL_CONTEXT = ("llama3", "yarn", "longrope", "su")
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 _KEYS: dict[Callable[[Fields, int, float, int], RopeScaling], set[str]] = {
     _linear: {"factor"},
