@@ -233,7 +233,8 @@ def _activation(fields: Fields, family: Family) -> str:
     if family.name == "gemma" and name == "gelu" and not fields.get("hidden_activation"):
         return "gelu_tanh"
     if name not in _ACTIVATIONS:
-        raise CheckpointError(f"{fields.where}: hidden_act is {name!r}, only {', '.join(_ACTIVATIONS)} are supported")
+        known = ", ".join(_ACTIVATIONS)
+        raise CheckpointError(f"{fields.where}: hidden_act is {shown(name)}, only {known} are supported")
     return _ACTIVATIONS[name]
 
 
