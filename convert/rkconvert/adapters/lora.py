@@ -128,6 +128,11 @@ def parse_all(texts: Sequence[str]) -> list[LoraOption]:
     return options
 
 
+def files_of(option: LoraOption) -> tuple[Path, ...]:
+    """What an adapter is read from."""
+    return option.path / CONFIG, option.path / WEIGHTS
+
+
 def read(option: LoraOption, source: Source) -> Lora:
     """The adapter, with every tensor read; CheckpointError says what is wrong with it or does not fit ``source``."""
     folder = option.path
@@ -146,7 +151,7 @@ def read(option: LoraOption, source: Source) -> Lora:
         alpha=Fields(settings, where).number("lora_alpha"),
         base_model=base,
         pairs={name: pairs[name] for name in source.config.tensors() if name in pairs},
-        files=(folder / CONFIG, folder / WEIGHTS),
+        files=files_of(option),
         notes=_base_notes(option.name, base, source),
     )
 
