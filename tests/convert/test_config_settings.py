@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rk3588 import shape
 from rk3588.errors import CheckpointError
 from rkconvert.architectures import config_json
 from rkconvert.architectures.model import ModelConfig
@@ -55,9 +57,9 @@ def test_the_switch_holds_where_it_is_one() -> None:
     [
         ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "use_sliding_window is false, and some layers"),
         ("smollm3", {"layer_types": ["sliding_attention"] * 4, "sliding_window": 8}, "use_sliding_window is false"),
-        ("ministral", {"sliding_window": None}, "sliding_window is null, and some layers are sliding_attention"),
-        ("gemma2", {"sliding_window": None}, "sliding_window is null"),
-        ("gemma3", {"sliding_window": None}, "sliding_window is null"),
+        ("ministral", {"sliding_window": None}, "there is no sliding_window, and some layers are sliding_attention"),
+        ("gemma2", {"sliding_window": None}, "there is no sliding_window"),
+        ("gemma3", {"sliding_window": None}, "there is no sliding_window"),
         (
             "phi3_longrope", {"rope_scaling": {**SU, "type": "longrope", "original_max_position_embeddings": 32}},
             "original_max_position_embeddings is 32 here and 16 beside it",
@@ -82,6 +84,20 @@ def test_longrope_by_every_name_of_phi_3(kind: dict[str, str]) -> None:
     assert (scaling.short_context, scaling.long_factors) == (16, tuple(SU["long_factor"]))
     assert scaling.attention_factor == math.sqrt(1 + math.log(128 / 16) / math.log(16))
     assert config_json.has_long_rope(settings)
+
+
+def test_a_file_that_says_next_to_nothing() -> None:
+    """tests/golden_families/configurations.py has every key of every family."""
+    said = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    config = config_json.read_config(said, "config.json")
+    assert (config.layers, config.hidden, config.heads, config.vocab_size, config.kv_heads) == (32, 4096, 32, 32000, 8)
+    null = {**said, "num_key_value_heads": None}
+    assert config_json.read_config(null, "config.json").kv_heads == 32
+    for settings in (said, null):
+        tensors = config_json.read_config(settings, "config.json").tensors().values()
+        assert shape.from_config(settings, Path("config.json")).total_params == sum(map(math.prod, tensors))
+    with pytest.raises(CheckpointError, match="lacks 'hidden_size'"):  # of remote code sizes are not known
+        config_json.read_config({"architectures": ["InternLM2ForCausalLM"]}, "config.json")
 
 
 def test_what_is_not_longrope() -> None:

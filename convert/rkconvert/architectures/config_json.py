@@ -32,7 +32,7 @@ _IDLE = re.compile(
     r"begin_suppress_tokens|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|.*ngram_size|"
     r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config"
 )
-_COMMON = {
+COMMON = {
     "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "head_dim",
     "vocab_size", "rope_scaling", "rope_parameters", "original_max_position_embeddings",
 }  # fmt: skip
@@ -171,7 +171,7 @@ def _fields(settings: Mapping[str, Any], family: Family, where: str) -> Fields:
     given = {usual.get(key, key): value for key, value in settings.items() if key not in family.keys}
     if family.name == "gemma" and settings.get("hidden_activation"):
         given["hidden_act"] = settings["hidden_activation"]  # it mends hidden_act
-    return Fields({**family.defaults, **given}, where)
+    return Fields({**family.sizes, **family.defaults, **given}, where)
 
 
 def refuse_quantised(fields: Fields) -> None:
@@ -199,7 +199,7 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
 def _refuse_unknown(settings: Mapping[str, Any], family: Family, where: str) -> None:
     """A setting that is not known may change what the model computes."""
     scales = {family.residual_scale, family.logit_scale, family.embedding_scale}
-    known = {*_COMMON, *family.defaults, *family.known, *family.bias_keys, *scales}
+    known = {*COMMON, *family.defaults, *family.known, *family.bias_keys, *scales}
     # A usual key that the family calls otherwise says nothing there; of those, only hidden_act is often seen.
     known = {family.keys.get(key, key) for key in known} | ({"hidden_act"} & set(family.keys))
     known |= _IDLE_OF.get(family.name, set())
@@ -294,7 +294,7 @@ def _windows(fields: Fields, family: Family, kinds: list[str], context: int) -> 
     if off or fields.get("sliding_window") is None:
         if fields.get("layer_types") is None and not family.layer_kinds.startswith("every"):
             return ()
-        why = "use_sliding_window is false" if off else "sliding_window is null"
+        why = "use_sliding_window is false" if off else "there is no sliding_window"
         raise CheckpointError(f"{fields.where}: {why}, and some layers are {_SLIDING}: get the model's own config.json")
     window = fields.whole("sliding_window", most=MOST_CONTEXT)
     return tuple(window if kind == _SLIDING else 0 for kind in kinds) if window < context else ()

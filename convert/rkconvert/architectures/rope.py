@@ -54,9 +54,9 @@ def _dynamic(fields: Fields, _dims: int, _theta: float, _context: int) -> RopeSc
     return RopeScaling()
 
 
-def _llama3(fields: Fields, dims: int, theta: float, _context: int) -> RopeScaling:
+def _llama3(fields: Fields, dims: int, theta: float, context: int) -> RopeScaling:
     """Llama 3.1's: slow frequencies are divided, fast ones stay, those between go over smoothly."""
-    factor, context = fields.number("factor"), fields.number("original_max_position_embeddings")
+    factor, original = fields.number("factor"), fields.number("original_max_position_embeddings", float(context))
     low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
     if low >= high:
         raise CheckpointError(
@@ -64,7 +64,7 @@ def _llama3(fields: Fields, dims: int, theta: float, _context: int) -> RopeScali
         )
     found = []
     for i in range(dims // 2):
-        turns = context * theta ** (-2 * i / dims) / (2 * math.pi)  # within the original context
+        turns = original * theta ** (-2 * i / dims) / (2 * math.pi)  # within the original context
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return RopeScaling(tuple(found))
