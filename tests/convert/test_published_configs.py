@@ -25,7 +25,7 @@ def read(settings: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration(name: str) -> None:
-    settings, means, parameters = PUBLISHED[name]
+    settings, means, parameters, _ = PUBLISHED[name]
     config = read(settings)
     assert {key: getattr(config, key) for key in means} == means
     tensors = sum(math.prod(size) for size in config.tensors().values())
@@ -75,7 +75,7 @@ BESIDE = {
     "architectures", "model_type", "auto_map", "torch_dtype", "transformers_version", "initializer_range", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "attn_implementation", "cache_implementation",
     "is_llama_config", "transformers.js_config", "mup_denominator", "sparse_config", "max_window_layers",
-    "attention_dropout", "embd_pdrop", "resid_pdrop", "sliding_window",
+    "attention_dropout", "embd_pdrop", "resid_pdrop", "sliding_window", "max_length", "dtype",
 }  # fmt: skip
 
 

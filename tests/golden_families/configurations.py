@@ -28,8 +28,8 @@ from rkconvert.architectures.model import BASE_ROPE, LOCAL_ROPE, NO_ROPE, ModelC
 from tests.published_configs import PUBLISHED
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-# Files of before: transformers 5 takes Gemma's "gelu" at its word and no longer reads Phi-3's "su".
-OTHERWISE = ("gemma-2b", "Phi-3-mini-128k-instruct")
+# Files of before: transformers 5 no longer reads Phi-3's "su".
+OTHERWISE = ("Phi-3-mini-128k-instruct",)
 REMOTE = ("internlm2", "minicpm")  # their classes lie beside their weights
 FULL, SLIDING = "full_attention", "sliding_attention"
 ROPES = {"rope_scaling", "rope_parameters"}  # by themselves, below
