@@ -44,10 +44,10 @@ class Fused:
 class Family:
     """``parts`` and ``top`` are canonical names by those in a Hugging Face checkpoint, in a layer and beside them.
 
-    ``defaults`` are what a config.json may leave out, ``keys`` what it calls a usual key, ``known`` its settings that
-    have no default. ``bias_keys``: the layers that have a bias where the config sets that key. ``layer_kinds``: how
-    layers see all positions or a window, where the config does not list them: "full", "sliding", "every N" (each Nth
-    full), "from max_window_layers", "where no RoPE is".
+    ``defaults`` and ``sizes`` are what a config.json may leave out, ``keys`` what it calls a usual key, ``known`` its
+    settings that have no default. ``bias_keys``: the layers that have a bias where the config sets that key.
+    ``layer_kinds``: how layers see all positions or a window, where the config does not list them: "full", "sliding",
+    "every N" (each Nth full), "from max_window_layers", "where no RoPE is".
     """
 
     name: str  # llama.cpp's name of the architecture; adapters go by it
@@ -55,6 +55,7 @@ class Family:
     classes: tuple[str, ...]  # `architectures` of config.json
     model_types: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)  # empty: a config.json has to say them
     known: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=lambda: _LLAMA_PARTS)
@@ -82,6 +83,13 @@ class Family:
     unpredicted: bool = False  # its parameters are not counted, either
 
 
+def _sizes(layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> dict[str, int]:
+    return {
+        "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate,
+        "num_attention_heads": heads, "vocab_size": vocabulary,
+    }  # fmt: skip
+
+
 _BIAS_KEYS = {"attention_bias": ATTENTION, "mlp_bias": MLP}
 _ATTENTION_BIAS = {"attention_bias": ATTENTION}
 _LLAMA_DEFAULTS = {
@@ -91,6 +99,8 @@ _LLAMA_DEFAULTS = {
 _MISTRAL_DEFAULTS = {
     **_LLAMA_DEFAULTS, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096,
 }  # fmt: skip
+_MISTRAL_SIZES = _sizes(32, 4096, 14336, 32, 32000)
+_QWEN_SIZES = _sizes(32, 4096, 22016, 32, 151936)
 _QWEN_DEFAULTS = {
     **_LLAMA_DEFAULTS, "num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096,
     "max_window_layers": 28, "use_sliding_window": False,
@@ -120,59 +130,63 @@ _CHATGLM_KEYS = {
 FAMILIES = (
     Family(
         "llama", "Llama (2 to 3.2, TinyLlama, SmolLM2)", ("LlamaForCausalLM",), ("llama",),
-        _LLAMA_DEFAULTS, bias_keys=_BIAS_KEYS, gguf_interleaved=True, toolkit="1.1.1",
+        _LLAMA_DEFAULTS, _sizes(32, 4096, 11008, 32, 32000), bias_keys=_BIAS_KEYS, gguf_interleaved=True,
+        toolkit="1.1.1",
     ),
     Family(
-        "llama", "Mistral 7B", ("MistralForCausalLM",), ("mistral",), _MISTRAL_DEFAULTS,
+        "llama", "Mistral 7B", ("MistralForCausalLM",), ("mistral",), _MISTRAL_DEFAULTS, _MISTRAL_SIZES,
         layer_kinds="sliding", gguf_interleaved=True,
     ),
     Family(
-        "llama", "Ministral 8B", ("MinistralForCausalLM",), ("ministral",), _MISTRAL_DEFAULTS, ("layer_types",),
-        layer_kinds="sliding", gguf_interleaved=True,
+        "llama", "Ministral 8B", ("MinistralForCausalLM",), ("ministral",), _MISTRAL_DEFAULTS, _MISTRAL_SIZES,
+        ("layer_types",), layer_kinds="sliding", gguf_interleaved=True,
     ),
     Family(
         "qwen2", "Qwen2, Qwen2.5 and DeepSeek-R1's distillations into them", ("Qwen2ForCausalLM",), ("qwen2",),
-        _QWEN_DEFAULTS, ("layer_types",), biases=QKV, layer_kinds="from max_window_layers", toolkit="1.1.1",
+        _QWEN_DEFAULTS, _QWEN_SIZES, ("layer_types",), biases=QKV, layer_kinds="from max_window_layers",
+        toolkit="1.1.1",
     ),
     Family(
-        "qwen3", "Qwen3", ("Qwen3ForCausalLM",), ("qwen3",), {**_QWEN_DEFAULTS, "head_dim": 128}, ("layer_types",),
-        parts={**_LLAMA_PARTS, **_HEAD_NORMS}, bias_keys=_ATTENTION_BIAS, head_norms=True,
+        "qwen3", "Qwen3", ("Qwen3ForCausalLM",), ("qwen3",), {**_QWEN_DEFAULTS, "head_dim": 128}, _QWEN_SIZES,
+        ("layer_types",), parts={**_LLAMA_PARTS, **_HEAD_NORMS}, bias_keys=_ATTENTION_BIAS, head_norms=True,
         layer_kinds="from max_window_layers", toolkit="1.2.1",
     ),
     Family(
         "phi3", "Phi-3, Phi-3.5 and Phi-4-mini", ("Phi3ForCausalLM",), ("phi3",),
         {**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
          "original_max_position_embeddings": 4096, "partial_rotary_factor": 1.0},
-        ("sliding_window",), parts=_PHI3_PARTS, fused=_PHI3_FUSED, layer_kinds="sliding",
-        gguf_fused={"attn_qkv": Fused(QKV), "ffn_up": Fused(("ffn_gate", "ffn_up"))}, toolkit="1.1.1",
+        _sizes(32, 3072, 8192, 32, 32064), ("sliding_window",), parts=_PHI3_PARTS, fused=_PHI3_FUSED,
+        layer_kinds="sliding", gguf_fused={"attn_qkv": Fused(QKV), "ffn_up": Fused(("ffn_gate", "ffn_up"))},
+        toolkit="1.1.1",
     ),
     Family(
         "phi2", "Phi-1, Phi-1.5 and Phi-2", ("PhiForCausalLM",), ("phi",),
         {**_LLAMA_DEFAULTS, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
-        keys={"rms_norm_eps": "layer_norm_eps"}, parts=_PHI2_PARTS,
+        _sizes(24, 2048, 8192, 32, 51200), keys={"rms_norm_eps": "layer_norm_eps"}, parts=_PHI2_PARTS,
         top={**_LLAMA_TOP, "model.final_layernorm": "output_norm"},
         biases=(*ATTENTION, "ffn_up", "ffn_down", "output"), layer_norm=True, parallel=True, gated=False,
         activation="gelu_tanh", gguf_fused={"attn_qkv": Fused(QKV)}, toolkit="1.1.1",
     ),
     Family(
         "gemma", "Gemma 1", ("GemmaForCausalLM",), ("gemma",), {**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
-        ("hidden_activation",), bias_keys=_ATTENTION_BIAS, gain_plus_one=True, activation="gelu_tanh",
-        embedding_scale="sqrt hidden", toolkit="1.1.1",
+        _sizes(28, 3072, 24576, 16, 256000), ("hidden_activation",), bias_keys=_ATTENTION_BIAS, gain_plus_one=True,
+        activation="gelu_tanh", embedding_scale="sqrt hidden", toolkit="1.1.1",
     ),
     Family(
         "gemma2", "Gemma 2", ("Gemma2ForCausalLM",), ("gemma2",),
         {**_GEMMA_DEFAULTS, "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "sliding_window": 4096,
          "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        ("layer_types",), keys={"hidden_act": "hidden_activation"}, parts={**_LLAMA_PARTS, **_POST_NORMS},
-        bias_keys=_ATTENTION_BIAS, gain_plus_one=True, post_norms=True, layer_kinds="every 2",
-        activation="gelu_tanh", embedding_scale="sqrt hidden", toolkit="1.1.1",
+        _sizes(26, 2304, 9216, 8, 256000), ("layer_types",), keys={"hidden_act": "hidden_activation"},
+        parts={**_LLAMA_PARTS, **_POST_NORMS}, bias_keys=_ATTENTION_BIAS, gain_plus_one=True, post_norms=True,
+        layer_kinds="every 2", activation="gelu_tanh", embedding_scale="sqrt hidden", toolkit="1.1.1",
     ),
     Family(
         "gemma3", "Gemma 3 (text)", ("Gemma3ForCausalLM",), ("gemma3_text",),
-        {**_GEMMA_DEFAULTS, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208,
-         "query_pre_attn_scalar": 256, "sliding_window": 4096, "max_position_embeddings": 131072, "rope_theta": 1e6,
-         "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6},
-        ("layer_types", "attn_logit_softcapping", "final_logit_softcapping"), keys={"hidden_act": "hidden_activation"},
+        {**_GEMMA_DEFAULTS, "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+         "max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+         "sliding_window_pattern": 6},
+        _sizes(26, 2304, 9216, 8, 262208), ("layer_types", "attn_logit_softcapping", "final_logit_softcapping"),
+        keys={"hidden_act": "hidden_activation"},
         parts={**_LLAMA_PARTS, **_POST_NORMS, **_HEAD_NORMS}, bias_keys=_ATTENTION_BIAS, gain_plus_one=True,
         head_norms=True, post_norms=True, layer_kinds="every 6", activation="gelu_tanh",
         embedding_scale="sqrt hidden", toolkit="1.2.0", text_of=("Gemma3ForConditionalGeneration",),
@@ -181,8 +195,8 @@ FAMILIES = (
         "smollm3", "SmolLM3", ("SmolLM3ForCausalLM",), ("smollm3",),
         {**_LLAMA_DEFAULTS, "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6,
          "tie_word_embeddings": True, "no_rope_layer_interval": 4, "use_sliding_window": False},
-        ("no_rope_layers", "layer_types", "sliding_window", "max_window_layers"), bias_keys=_BIAS_KEYS,
-        gguf_interleaved=True, layer_kinds="where no RoPE is", toolkit="1.3.0",
+        _sizes(36, 2048, 11008, 16, 128256), ("no_rope_layers", "layer_types", "sliding_window", "max_window_layers"),
+        bias_keys=_BIAS_KEYS, gguf_interleaved=True, layer_kinds="where no RoPE is", toolkit="1.3.0",
     ),
     Family(
         "internlm2", "InternLM2 and InternLM2.5", ("InternLM2ForCausalLM",), ("internlm2",),

@@ -99,7 +99,8 @@ def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = N
     family = families.of_model_type(kind) or families.of_gguf(kind)
     if family is None or family.unpredicted:
         raise CheckpointError(f"{where}: model_type {kind!r} is not known here; known are {families.predicted()}")
-    read = _Reader(config, where, family.keys if names is None else names, family.defaults)
+    sizes = family.sizes if names is None else {}  # a manifest says them all
+    read = _Reader(config, where, family.keys if names is None else names, {**sizes, **family.defaults})
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = read.size("num_key_value_heads", heads)
     head_dim = read.size("head_dim", hidden // heads)
@@ -165,9 +166,11 @@ class _Reader:
     defaults: Mapping[str, Any]  # by the usual keys
 
     def size(self, key: str, default: int | None = None) -> int:
-        if key != "max_position_embeddings":  # what the model was trained for is not to be guessed
+        theirs = self.names.get(key, key)
+        # What the model was trained for is not to be guessed, and null is not what is left out.
+        if key != "max_position_embeddings" and theirs not in self.config:
             default = self.defaults.get(key, default)
-        key = self.names.get(key, key)
+        key = theirs
         value = self.config.get(key)
         if value is None:
             if default is None:

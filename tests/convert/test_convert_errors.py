@@ -87,8 +87,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "RoPE by kind of layer": (
         {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"rope_parameters has full_attention \(",
     ),
-    "half a llama3": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"lacks 'original_max_position"),
-    "no layers": ({"num_hidden_layers": None}, r"config.json lacks 'num_hidden_layers'"),
+    "half a llama3": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"lacks 'low_freq_factor"),
+    "no layers": ({"num_hidden_layers": None}, r"lacks the tensor model.layers.2.input_layernorm.weight"),  # of 32
     "layers as text": ({"num_hidden_layers": "2"}, r"'num_hidden_layers' is '2', expected a whole number"),
     "absurd layers": ({"num_hidden_layers": 10**9}, r"'num_hidden_layers' is 1000000000, .* from 1 to 4096"),
     "negative": ({"hidden_size": -64}, r"'hidden_size' is -64"),
@@ -96,7 +96,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"num_key_value_heads": 3}, r"4 heads cannot share 3 KV heads"),
     "more layers than weights": ({"num_hidden_layers": 3}, r"lacks the tensor model.layers.2.input_layernorm.weight"),
     "fewer layers": ({"num_hidden_layers": 1}, r"model.layers.1.\S+ is not part of such a model .*Llama"),
-    "vocabulary": ({"vocab_size": 383}, r"ids up to 383, the embedding 383 rows"),
+    "vocabulary": ({"vocab_size": 383}, r"has 384 tokens, the embedding 383 rows"),
     "wrong shape": ({"intermediate_size": 161}, r"mlp.up_proj.weight has shape \[160, 64\], .* for \[161, 64\]"),
     "more rows": ({"tie_word_embeddings": True, "vocab_size": 385}, r"embed_tokens.weight has shape"),
 }  # fmt: skip

@@ -66,8 +66,8 @@ def model(tmp_path: Path) -> Path:
     return models.tiny_llama(tmp_path / "m")
 
 
-def vocabulary(model: Path, **settings: Any) -> Vocabulary:
-    return read_vocabulary(model, {"bos_token_id": 1, "eos_token_id": 2, **settings}, 384)
+def vocabulary(model: Path, rows: int = 384, **settings: Any) -> Vocabulary:
+    return read_vocabulary(model, {"bos_token_id": 1, "eos_token_id": 2, **settings}, rows)
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -90,8 +90,13 @@ SPLIT = {"type": "Split", "pattern": {"Regex": r"\d"}, "behavior": "Isolated", "
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, DIGITS, BYTES]}}, r"are none"),
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, {**BYTES, "use_regex": False}]}}, r"are none"),
         ({"added_tokens": [{"id": 1, "content": "x", "special": True, "single_word": True}]}, r"match 'x' as a whole"),
-        ({"added_tokens": [{"id": 384, "content": "x", "special": True}]}, r"ids up to 384, the embedding 384 rows"),
+        ({"added_tokens": [{"id": 384, "content": "x", "special": True}]}, r"has 385 tokens, the embedding 384 rows"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b c"]}}, r"a merge has a space inside"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}, r"'a b', which makes no token"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, r"has no merges, which ByteLevel BPE needs"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0.0}, "merges": []}}, r"token 'a' of the tokenizer has no id"),
+        ({"added_tokens": [{"id": "1", "content": "x", "special": True}]}, r"\{'id': '1', .* is no added token"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": []}}, r"is not of the form that tokenizers"),
     ],
 )  # fmt: skip
 def test_what_the_runtime_cannot_do_is_refused(model: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -101,6 +106,10 @@ def test_what_the_runtime_cannot_do_is_refused(model: Path, changes: dict[str, A
 
 
 def test_text_that_is_not_unicode(model: Path) -> None:
+    edit(model / "tokenizer_config.json", chat_template="\ud800")
+    with pytest.raises(CheckpointError, match=r"the chat template is not valid Unicode"):
+        vocabulary(model)
+    edit(model / "tokenizer_config.json", chat_template=None)
     whole = json.loads((model / "tokenizer.json").read_text())
     whole["model"]["vocab"]["\ud800"] = whole["model"]["vocab"].pop("a")
     edit(model / "tokenizer.json", **whole)
@@ -128,7 +137,7 @@ def test_what_ends_an_answer(
 @pytest.mark.parametrize(
     ("special", "template", "expected"),
     [
-        (True, "{{ message.content + '<end_of_turn>' }}", (2, 383)),  # Gemma 1.1's folder lists only <eos>
+        (True, "{{ message.content + '<end_of_turn>' }}", (2, 384)),  # Gemma 1.1's folder lists only <eos>
         (True, "{{ message.content }}", (2,)),
         (False, "{{ message.content + '<end_of_turn>' }}", (2,)),
         (True, "{{ message.content + '<end_of_turn><|return|>' }}", (2,)),
@@ -139,10 +148,10 @@ def test_a_turns_end_ends_an_answer(
     model: Path, special: bool, template: str | None, expected: tuple[int, ...]
 ) -> None:
     whole = json.loads((model / "tokenizer.json").read_text())
-    more = {"id": 383, "content": "<end_of_turn>", "special": special, "normalized": False}
+    more = {"id": 384, "content": "<end_of_turn>", "special": special, "normalized": False}
     edit(model / "tokenizer.json", added_tokens=[*whole["added_tokens"], more])
     edit(model / "tokenizer_config.json", chat_template=template)
-    assert vocabulary(model).eos_ids == expected
+    assert vocabulary(model, rows=385).eos_ids == expected
 
 
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}, {"Sequence": {"id": "A"}}]}
@@ -177,6 +186,21 @@ def test_eos_behind_a_prompt_is_noted(model: Path, chosen: bool | None) -> None:
     assert vocabulary(model).notes == (() if chosen is False else (told,))
 
 
+@pytest.mark.parametrize("value", [5, ["x"], [{"name": "default", "template": 5}], [{"name": "default"}], {"a": 1}])
+def test_a_chat_template_that_is_none(model: Path, value: Any) -> None:
+    edit(model / "tokenizer_config.json", chat_template=value)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: chat_template is neither a text nor texts with"):
+        vocabulary(model)
+
+
+def test_chat_templates_without_a_default(model: Path) -> None:
+    templates = [{"name": "rag", "template": "R"}, {"name": "b", "template": ""}]
+    edit(model / "tokenizer_config.json", chat_template=templates)
+    found = vocabulary(model)
+    assert found.chat_template is None
+    assert found.notes == ("none of the chat templates (b, rag) is the default: the bundle has none",)
+
+
 def test_where_the_chat_template_comes_from(model: Path) -> None:
     """A file of its own wins; of several by name, the default; none is no error."""
     edit(
@@ -184,6 +208,8 @@ def test_where_the_chat_template_comes_from(model: Path) -> None:
         chat_template=[{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}],
     )
     assert vocabulary(model).chat_template == "D"
+    edit(model / "tokenizer_config.json", chat_template={"rag": "R", "default": "E"})
+    assert vocabulary(model).chat_template == "E"
     (model / "chat_template.jinja").write_text("J")
     assert vocabulary(model).chat_template == "J"
     (model / "chat_template.jinja").unlink()

@@ -25,7 +25,7 @@ def read(settings: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration(name: str) -> None:
-    settings, means, parameters = PUBLISHED[name]
+    settings, means, parameters, _ = PUBLISHED[name]
     config = read(settings)
     assert {key: getattr(config, key) for key in means} == means
     tensors = sum(math.prod(size) for size in config.tensors().values())
@@ -75,7 +75,7 @@ BESIDE = {
     "architectures", "model_type", "auto_map", "torch_dtype", "transformers_version", "initializer_range", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "attn_implementation", "cache_implementation",
     "is_llama_config", "transformers.js_config", "mup_denominator", "sparse_config", "max_window_layers",
-    "attention_dropout", "embd_pdrop", "resid_pdrop", "sliding_window",
+    "attention_dropout", "embd_pdrop", "resid_pdrop", "sliding_window", "max_length", "dtype",
 }  # fmt: skip
 
 
@@ -124,7 +124,8 @@ def neutral(name: str, key: str, changed: Any) -> bool:
         or (key == "no_rope_layer_interval" and "no_rope_layers" in settings)
         or (key in ("sliding_window_pattern", "_sliding_window_pattern") and "layer_types" in settings)
         or (key in ("rope_scaling", "rope_parameters") and unscaled(changed))
-        or key == "use_sliding_window"  # a window as long as the context, or of layers that are not there
+        # A window as long as the context, or of layers that are not there; only these families have the switch.
+        or (key == "use_sliding_window" and settings["model_type"] in ("qwen2", "qwen3", "smollm3"))
         or changed in (0, False, "", [], {})
     )
 

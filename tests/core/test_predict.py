@@ -90,7 +90,8 @@ WRONG: list[tuple[object, str]] = [
     ([1], "holds no JSON object"),
     ({**CONFIG, "model_type": "mixtral"}, "model_type 'mixtral' is not known here; known are llama, mistral"),
     ({**CONFIG, "model_type": ["llama"]}, "is not known here"),
-    ({k: v for k, v in CONFIG.items() if k != "hidden_size"}, "does not say hidden_size"),
+    ({**CONFIG, "hidden_size": None}, "does not say hidden_size"),
+    ({"model_type": "internlm2", "hidden_size": 64}, "does not say num_attention_heads"),  # known to its own code only
     ({**CONFIG, "hidden_size": "2048"}, "hidden_size is '2048'; it has to be a whole number"),
     ({**CONFIG, "vocab_size": True}, "vocab_size is True"),
     ({**CONFIG, "num_hidden_layers": 0}, "num_hidden_layers is 0"),

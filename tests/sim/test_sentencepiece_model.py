@@ -175,6 +175,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "a text that is none": (piece(b"\xff"), r"is no SentencePiece model"),
     "a type that is none": (piece(b"a", 0.0, 9), r"piece 0 has the unknown type 9"),
     "a score that is none": (piece(b"a", float("nan")) + BPE, r"the score of piece 0 is nan"),
+    "more pieces than rows": (GOOD + piece(b"b") * 9, r"the tokenizer has 11 tokens, the embedding 10 rows"),
     "a long piece": (GOOD + piece(b"a" * 2000), r"token 2 of the tokenizer has more than 1024 bytes"),
 }  # fmt: skip
 
@@ -192,11 +193,23 @@ def test_what_is_refused(tmp_path: Path, case: str) -> None:
         ({"added_tokens_decoder": {"10": {"content": "x"}}}, r"token 10 \('x'\) is added to .* model has 10 rows"),
         ({"added_tokens_decoder": {"3": {"content": ""}}}, r"token 3 \(''\) is added"),
         ({"added_tokens_decoder": {"3": {"content": "x", "single_word": True}}}, r"match 'x' as a whole word only"),
+        ({"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}, r"added_tokens_decoder has '9999.*, which is no"),
+        ({"added_tokens_decoder": {"x": {"content": "x"}}}, r"added_tokens_decoder has 'x', which is no token"),
+        ({"added_tokens_decoder": {"3": "x"}}, r"added_tokens_decoder has '3', which is no token with an id"),
+        ({"added_tokens_decoder": ["x"]}, r"'added_tokens_decoder' is \['x'\], expected an object or null"),
+        ({"chat_template": ["x"]}, r"chat_template is neither a text nor texts with names"),
     ],
 )
 def test_added_tokens_that_are_refused(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CheckpointError, match=sentence):
         read_vocabulary(folder(tmp_path / "m", GOOD, **options), {}, 10)
+
+
+def test_an_added_token_without_an_id(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", GOOD)
+    (path / "added_tokens.json").write_text('{"<tool>": "3"}')
+    with pytest.raises(CheckpointError, match=r"added_tokens.json: '<tool>' has no id: download it again"):
+        read_vocabulary(path, {}, 10)
 
 
 @given(st.data())

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rk3588 import files as reading
 from rk3588 import lora as naming
 from rk3588.errors import CheckpointError, UsageError
-from rkconvert.architectures.fields import Fields
+from rkconvert.architectures.fields import Fields, shown
 from rkconvert.architectures.model import EMBEDDING, ModelConfig
 from rkconvert.architectures.names import Names
 from rkconvert.sources.base import Source, SourceTensor, as_float32, refuse_empty
@@ -128,6 +128,11 @@ def parse_all(texts: Sequence[str]) -> list[LoraOption]:
     return options
 
 
+def files_of(option: LoraOption) -> tuple[Path, ...]:
+    """What an adapter is read from."""
+    return option.path / CONFIG, option.path / WEIGHTS
+
+
 def read(option: LoraOption, source: Source) -> Lora:
     """The adapter, with every tensor read; CheckpointError says what is wrong with it or does not fit ``source``."""
     folder = option.path
@@ -146,14 +151,14 @@ def read(option: LoraOption, source: Source) -> Lora:
         alpha=Fields(settings, where).number("lora_alpha"),
         base_model=base,
         pairs={name: pairs[name] for name in source.config.tensors() if name in pairs},
-        files=(folder / CONFIG, folder / WEIGHTS),
+        files=files_of(option),
         notes=_base_notes(option.name, base, source),
     )
 
 
 def _refuse_others(settings: Mapping[str, Any], where: str) -> None:
     if settings.get("peft_type") != "LORA":
-        raise CheckpointError(f"{where}: peft_type is {settings.get('peft_type')!r}, only 'LORA' can be converted")
+        raise CheckpointError(f"{where}: peft_type is {shown(settings.get('peft_type'))}, only 'LORA' can be converted")
     for key, what in _BEYOND_LORA.items():
         if settings.get(key):
             raise CheckpointError(
@@ -162,12 +167,13 @@ def _refuse_others(settings: Mapping[str, Any], where: str) -> None:
     start = settings.get("init_lora_weights")
     if start not in _PLAIN_STARTS:
         raise CheckpointError(
-            f"{where}: the adapter began as {start!r}, which changes the base as well: convert it to a plain one when "
-            "it is saved (path_initial_model_for_weight_conversion in peft)"
+            f"{where}: the adapter began as {shown(start)}, which changes the base as well: convert it to a plain one "
+            "when it is saved (path_initial_model_for_weight_conversion in peft)"
         )
     if settings.get("bias") not in (None, "none"):
         raise CheckpointError(
-            f"{where}: bias is {settings['bias']!r}: a LoRA that trains biases too cannot be converted, only 'none'"
+            f"{where}: bias is {shown(settings['bias'])}: a LoRA that trains biases too cannot be converted, only "
+            "'none'"
         )
 
 
@@ -278,7 +284,7 @@ def _for_layer(settings: Mapping[str, Any], key: str, module: str, default: floa
         raise CheckpointError(f"{where}: cannot read {key}: {error}") from error
     whole = isinstance(value, int) or (key == "alpha_pattern" and isinstance(value, float))
     if not whole or isinstance(value, bool) or not 0 < value < 1 << 20:
-        raise CheckpointError(f"{where}: {key} has {value!r} for {module}, expected a number above zero")
+        raise CheckpointError(f"{where}: {key} has {shown(value)} for {module}, expected a number above zero")
     return value
 
 

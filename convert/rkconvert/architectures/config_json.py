@@ -32,7 +32,7 @@ _IDLE = re.compile(
     r"begin_suppress_tokens|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|.*ngram_size|"
     r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config"
 )
-_COMMON = {
+COMMON = {
     "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "head_dim",
     "vocab_size", "rope_scaling", "rope_parameters", "original_max_position_embeddings",
 }  # fmt: skip
@@ -111,10 +111,16 @@ def text_part(settings: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any
 
 
 def has_long_rope(settings: Mapping[str, Any]) -> bool:
-    """Whether a config.json of any family asks for LongRoPE."""
-    scalings = [settings.get(key) for key in ("rope_scaling", "rope_parameters")]
-    found = [scaling for scaling in scalings if isinstance(scaling, dict)]
-    return any(scaling.get(key) in ("longrope", "su") for scaling in found for key in ("type", "rope_type"))
+    """Whether a config.json of any family asks for LongRoPE. Phi-3's first files call it "su" or "yarn": by whichever
+    name, nothing else has factors for long contexts."""
+    found = [settings.get(key) for key in ("rope_scaling", "rope_parameters")]
+    found += [one for scaling in found if isinstance(scaling, dict) for one in scaling.values()]  # by kind of layer
+    scalings = [scaling for scaling in found if isinstance(scaling, dict)]
+    return any(
+        scaling.get("long_factor") or scaling.get(key) in ("longrope", "su")
+        for scaling in scalings
+        for key in ("type", "rope_type")
+    )
 
 
 def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
@@ -149,7 +155,7 @@ def read_config(settings: Mapping[str, Any], where: str) -> ModelConfig:
         biases=_biases(fields, family),
         attention_soft_cap=fields.number_or_none("attn_logit_softcapping"),
         logit_soft_cap=fields.number_or_none("final_logit_softcapping"),
-        windows=_windows(fields, kinds, context),
+        windows=_windows(fields, family, kinds, context),
         adapters_interleaved=family.gguf_interleaved,
     )
     return checked(replace(config, **_scales(fields, family, config)), where)
@@ -165,7 +171,7 @@ def _fields(settings: Mapping[str, Any], family: Family, where: str) -> Fields:
     given = {usual.get(key, key): value for key, value in settings.items() if key not in family.keys}
     if family.name == "gemma" and settings.get("hidden_activation"):
         given["hidden_act"] = settings["hidden_activation"]  # it mends hidden_act
-    return Fields({**family.defaults, **given}, where)
+    return Fields({**family.sizes, **family.defaults, **given}, where)
 
 
 def refuse_quantised(fields: Fields) -> None:
@@ -193,7 +199,7 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
 def _refuse_unknown(settings: Mapping[str, Any], family: Family, where: str) -> None:
     """A setting that is not known may change what the model computes."""
     scales = {family.residual_scale, family.logit_scale, family.embedding_scale}
-    known = {*_COMMON, *family.defaults, *family.known, *family.bias_keys, *scales}
+    known = {*COMMON, *family.defaults, *family.known, *family.bias_keys, *scales}
     # A usual key that the family calls otherwise says nothing there; of those, only hidden_act is often seen.
     known = {family.keys.get(key, key) for key in known} | ({"hidden_act"} & set(family.keys))
     known |= _IDLE_OF.get(family.name, set())
@@ -227,7 +233,8 @@ def _activation(fields: Fields, family: Family) -> str:
     if family.name == "gemma" and name == "gelu" and not fields.get("hidden_activation"):
         return "gelu_tanh"
     if name not in _ACTIVATIONS:
-        raise CheckpointError(f"{fields.where}: hidden_act is {name!r}, only {', '.join(_ACTIVATIONS)} are supported")
+        known = ", ".join(_ACTIVATIONS)
+        raise CheckpointError(f"{fields.where}: hidden_act is {shown(name)}, only {known} are supported")
     return _ACTIVATIONS[name]
 
 
@@ -279,9 +286,16 @@ def _layer_kinds(fields: Fields, family: Family, layers: int, rope_layers: tuple
     return [_SLIDING if rule == "sliding" else _FULL] * layers
 
 
-def _windows(fields: Fields, kinds: list[str], context: int) -> tuple[int, ...]:
-    if _SLIDING not in kinds or fields.get("sliding_window") is None or fields.get("use_sliding_window") is False:
+def _windows(fields: Fields, family: Family, kinds: list[str], context: int) -> tuple[int, ...]:
+    """Only some families have the switch ``use_sliding_window``: in others it says nothing."""
+    off = "use_sliding_window" in family.defaults and not fields.flag("use_sliding_window")
+    if _SLIDING not in kinds:
         return ()
+    if off or fields.get("sliding_window") is None:
+        if fields.get("layer_types") is None and not family.layer_kinds.startswith("every"):
+            return ()
+        why = "use_sliding_window is false" if off else "there is no sliding_window"
+        raise CheckpointError(f"{fields.where}: {why}, and some layers are {_SLIDING}: get the model's own config.json")
     window = fields.whole("sliding_window", most=MOST_CONTEXT)
     return tuple(window if kind == _SLIDING else 0 for kind in kinds) if window < context else ()
 
@@ -317,16 +331,30 @@ def _rope(fields: Fields, family: Family, head_dim: int, kinds: list[str], rope_
             raise CheckpointError(f"{fields.where}: RoPE of layers with a window is scaled, which is not supported")
         base = local.number("rope_theta", base)
     layers = tuple(LOCAL_ROPE if kind == _SLIDING else BASE_ROPE for kind in kinds)
+    if LOCAL_ROPE in layers and rope.scaling.attention_factor != 1:
+        raise CheckpointError(
+            f"{scaling.where}: RoPE scaling {shown(ropes.kind(scaling))} multiplies "
+            f"attention by {rope.scaling.attention_factor:g}, in {family.title} not in the layers with a window, and "
+            "the simulated runtime has one factor for all layers: take the scaling out of a copy of the file for the "
+            "original context"
+        )
     return replace(rope, local_theta=base, layers=layers)
 
 
 def _scaling_values(scaling: Fields, fields: Fields, family: Family) -> dict[str, Any]:
-    values = dict(scaling.values)
-    # Phi-3's first files call LongRoPE "su" or "yarn", and its original context stands beside it.
-    if family.name == "phi3" and values.get("type", values.get("rope_type")) == "yarn":
-        values["rope_type"] = "longrope"
-    if fields.get("original_max_position_embeddings") is not None:
-        values.setdefault("original_max_position_embeddings", fields.get("original_max_position_embeddings"))
+    """The scaling by its usual name. Its original context may stand beside it; which of two rules, releases of
+    transformers do not agree on."""
+    values, kind = dict(scaling.values), ropes.kind(scaling)
+    if family.name == "phi3" and kind == "yarn":  # what its first files call LongRoPE
+        values["rope_type"] = kind = "longrope"
+    beside, inside = (found.get("original_max_position_embeddings") for found in (fields, scaling))
+    if kind in ropes.BY_ORIGINAL_CONTEXT and None not in (beside, inside) and beside != inside:
+        raise CheckpointError(
+            f"{scaling.where}: original_max_position_embeddings is {shown(inside)} here and {shown(beside)} beside it: "
+            "make them the same in a copy of the file"
+        )
+    if beside is not None:
+        values["original_max_position_embeddings"] = beside
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
+from typing import Any
 
 from rk3588.errors import CheckpointError
 
@@ -17,15 +18,20 @@ def scaling(fields: Fields, dims: int, theta: float, context: int) -> RopeScalin
     ``dims`` of a head turn with the base ``theta``; ``context`` is the model's longest, where the settings leave it to
     that. CheckpointError for a way that is not known.
     """
-    kind = fields.get("rope_type") if fields.get("rope_type") is not None else fields.get("type")
-    if kind in (None, "default"):
+    way = kind(fields)
+    if way in (None, "default"):
         only(fields, _COMMON)
         return RopeScaling()
-    if not isinstance(kind, str) or kind not in _WAYS:
+    if not isinstance(way, str) or way not in _WAYS:
         known = ", ".join(repr(way) for way in _WAYS)
-        raise CheckpointError(f"{fields.where}: RoPE scaling {kind!r} is not supported, only {known}")
-    only(fields, _COMMON | _KEYS[_WAYS[kind]])
-    return _WAYS[kind](fields, dims, theta, context)
+        raise CheckpointError(f"{fields.where}: RoPE scaling {shown(way)} is not supported, only {known}")
+    only(fields, _COMMON | _KEYS[_WAYS[way]])
+    return _WAYS[way](fields, dims, theta, context)
+
+
+def kind(fields: Fields) -> Any:
+    """What the way of scaling is called, in newer files and in older ones; None: it is not said."""
+    return fields.get("rope_type") if fields.get("rope_type") is not None else fields.get("type")
 
 
 def only(fields: Fields, known: Set[str]) -> None:
@@ -48,9 +54,9 @@ def _dynamic(fields: Fields, _dims: int, _theta: float, _context: int) -> RopeSc
     return RopeScaling()
 
 
-def _llama3(fields: Fields, dims: int, theta: float, _context: int) -> RopeScaling:
+def _llama3(fields: Fields, dims: int, theta: float, context: int) -> RopeScaling:
     """Llama 3.1's: slow frequencies are divided, fast ones stay, those between go over smoothly."""
-    factor, context = fields.number("factor"), fields.number("original_max_position_embeddings")
+    factor, original = fields.number("factor"), fields.number("original_max_position_embeddings", float(context))
     low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
     if low >= high:
         raise CheckpointError(
@@ -58,7 +64,7 @@ def _llama3(fields: Fields, dims: int, theta: float, _context: int) -> RopeScali
         )
     found = []
     for i in range(dims // 2):
-        turns = context * theta ** (-2 * i / dims) / (2 * math.pi)  # within the original context
+        turns = original * theta ** (-2 * i / dims) / (2 * math.pi)  # within the original context
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return RopeScaling(tuple(found))
@@ -117,6 +123,7 @@ _WAYS: dict[str, Callable[[Fields, int, float, int], RopeScaling]] = {
     "su": _longrope,  # what Phi-3 called it first
     "dynamic": _dynamic,
 }
+BY_ORIGINAL_CONTEXT = ("llama3", "yarn", "longrope", "su")
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 _KEYS: dict[Callable[[Fields, int, float, int], RopeScaling], set[str]] = {
     _linear: {"factor"},

@@ -18,6 +18,7 @@ from pathlib import Path
 from rk3588 import bundle, files
 from rk3588.errors import CheckpointError, TargetError, UsageError
 
+BRANCH = "main"  # where no revision is named
 _ATTEMPTS = 5  # without a byte received in between
 _PAUSE = 1.0  # seconds before each
 _TIMEOUT = 30.0  # seconds without an answer or a byte
@@ -48,7 +49,7 @@ class Repository:
                 f"{name} is not on this machine, and a download needs huggingface_hub: pip install 'rk3588[convert]'"
             ) from error
         huggingface_hub.utils.logging.set_verbosity_error()  # it would tell of retries; we tell how it ended
-        self.name, self.revision = name, revision or "main"
+        self.name, self.revision = name, revision or BRANCH
         self.endpoint: str = huggingface_hub.constants.ENDPOINT
         self.shown = masked(self.endpoint)
         self.cache = Path(huggingface_hub.constants.HF_HUB_CACHE)

@@ -47,7 +47,8 @@ def sweep(
     loras: [none, adapters/tuned:tuned:0.8]
     dataset: conversations.jsonl        # and lora_mode, npu_cores, algorithm, device, …, as for build
 
-    A cell that fails stops no other; exit code 1 tells that one did. Interrupted at any moment, the same call goes on.
+    A cell that fails stops no other; exit code 1 tells that one did. Interrupted at any moment, the same call goes on:
+    what is there has to have been made of the same files, which are hashed for that.
     """
     whole, models, results = sweep_file.load(file, out, community_names), OpenedModels(), dict[Cell, Result]()
     count = len(whole.cells)
@@ -63,7 +64,7 @@ def sweep(
         rows = [_planned(cell, results.get(cell), todo.get(cell, 0)) for cell in whole.cells]
     else:
         with deferred_interrupts() as check, execute.locked(whole) as lock:
-            waiting = execute.unmade_cells(whole, models, report)
+            waiting = execute.unmade_cells(whole, models, report, check)
             if address:
                 execute.run_on_dask(waiting, address, report, check)
             else:

@@ -13,7 +13,8 @@ from rkconvert import memory
 from rkconvert.estimate import memory_bytes
 
 from .cell_process import CellProcess, Result, run
-from .cells import Cell, OpenedModels, is_made
+from .cells import Cell, OpenedModels
+from .made import MadeCells
 from .sweep_file import Sweep
 
 _POLL_SECONDS = 0.05
@@ -42,12 +43,14 @@ def locked(sweep: Sweep) -> Iterator[int]:
         os.close(fd)
 
 
-def unmade_cells(sweep: Sweep, models: OpenedModels, report: Report) -> list[tuple[Cell, int]]:
+def unmade_cells(
+    sweep: Sweep, models: OpenedModels, report: Report, check: Check = lambda: None
+) -> list[tuple[Cell, int]]:
     """The cells still to be made, with the memory each takes; ``report`` hears of those that are there or refused."""
-    todo = []
+    todo, made = [], MadeCells(models, check)
     for cell in sweep.cells:
         try:
-            if is_made(cell):
+            if made.has(cell):
                 report(cell, Result("there"))
             else:
                 todo.append((cell, memory_bytes(models.plan(cell))))

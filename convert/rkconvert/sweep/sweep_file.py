@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,7 +69,7 @@ class _Reader:
         return self.file.absolute().parent
 
     def sweep(self, out: Path | None, community_names: bool) -> Sweep:
-        place = out or (self.folder / self._text("out", self.values["out"]) if "out" in self.values else None)
+        place = out or (self._path("out", self.values["out"]) if "out" in self.values else None)
         if place is None:
             raise UsageError(f"{self.file} does not say where to write: add 'out', or give -o")
         common = self._common(community_names)
@@ -95,7 +96,7 @@ class _Reader:
             if key in self.values and key != "targets":
                 value = self.values[key]
                 self._check(key, value)
-                found[key] = self.folder / value if key in _PATHS else value
+                found[key] = self._path(key, value) if key in _PATHS else value
         targets = self._list("targets", self.values.get("targets", ["sim"]))
         wrong = [target for target in targets if target not in TARGETS]
         if wrong:
@@ -115,7 +116,7 @@ class _Reader:
             if set(mapping) - {"model", "name"} or not isinstance(mapping.get("model"), str):
                 form = "a path, a name on the hub, or {model: …, name: …}"
                 raise UsageError(f"{self.file}: {entry!r} is no model: give {form}")
-            path = self.folder / Path(mapping["model"]).expanduser()
+            path = self._path("models", mapping["model"])
             model = str(path) if path.exists() else mapping["model"]
             name = mapping.get("name") or _name(model)
             if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -125,7 +126,7 @@ class _Reader:
 
     def _adapter(self, text: str) -> str:
         """``ADAPTER[:NAME[:SCALE]]``, the path from the file's folder on."""
-        return str(self.folder / Path(text).expanduser())
+        return str(self._path("loras", text))
 
     def _list(self, key: str, value: Any) -> list[Any]:
         values = value if isinstance(value, list) else [value]
@@ -138,10 +139,11 @@ class _Reader:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UsageError(f"{self.file}: {key!r} cannot be {value!r}")
 
-    def _text(self, key: str, value: Any) -> str:
-        if not isinstance(value, str):
+    def _path(self, key: str, value: Any) -> Path:
+        """From the file's folder on."""
+        if not isinstance(value, str) or "\0" in value:
             raise UsageError(f"{self.file}: {key!r} cannot be {value!r}")
-        return value
+        return self.folder / os.path.expanduser(value)  # noqa: PTH111  Path.expanduser raises for unknown users
 
 
 _DEFAULTS: dict[str, list[Any]] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from rk3588 import files
 from rk3588.errors import CheckpointError
+from rk3588.mistaken import listed
 
 from .vocabulary import CONTROL, in_range
 
@@ -72,11 +73,28 @@ def ids(value: Any) -> list[int]:
     return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
 
 
-def template(folder: Path, options: Mapping[str, Any]) -> str | None:
+def template(folder: Path, options: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The chat template, None where there is none, and what is to be noted of it."""
     file = folder / "chat_template.jinja"
     if files.exists(file):
-        return files.read_text(file, files.TEMPLATE, folder, CheckpointError)
+        return files.read_text(file, files.TEMPLATE, folder, CheckpointError), ()
     value = options.get("chat_template")
-    if isinstance(value, list):  # several, by name
-        value = next((t["template"] for t in value if t.get("name") == "default"), None)
-    return value if isinstance(value, str) and value else None
+    if value is None or isinstance(value, str):
+        return value or None, ()
+    named = _by_name(value)
+    if named is None:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: chat_template is neither a text nor texts with names: download it "
+            "again, or put the template into chat_template.jinja"
+        )
+    if "default" in named:
+        return named["default"] or None, ()
+    return None, (f"none of the chat templates ({listed(sorted(named))}) is the default: the bundle has none",)
+
+
+def _by_name(value: Any) -> dict[str, str] | None:
+    """Several templates as transformers saves them, or as it has them; None for anything else."""
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        value = {one.get("name"): one.get("template") for one in value if isinstance(one.get("name"), str)}
+    whole = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    return value if whole else None

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from rk3588 import files
 from rk3588.errors import CheckpointError
+from rkconvert.architectures.fields import shown
 
 from . import sentencepiece_model
 from .folder import ASKS_FOR_EOS, content, ends, read, special, template
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, checked, is_byte, padded
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check_size, checked, is_byte, padded
 
 # The pre-tokenisers' regular expressions, as published in each family's tokenizer.json.
 _WORDS = (
@@ -47,12 +48,12 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Voc
     model = whole.get("model")
     if not isinstance(model, dict) or model.get("type") not in ("BPE", None) or "merges" not in model:
         kind = model.get("type") if isinstance(model, dict) else model
-        raise CheckpointError(f"{where}: a tokenizer of type {kind!r} is not supported, only BPE")
+        raise CheckpointError(f"{where}: a tokenizer of type {shown(kind)} is not supported, only BPE")
     try:
-        return checked(_build(folder, whole, model, options, settings, size), str(where))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return checked(_build(folder, whole, model, options, settings, size), str(where), size)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(
-            f"{where} is not of the form that tokenizers writes ({error!r}): download it again"
+            f"{where} is not of the form that tokenizers writes ({shown(error)}): download it again"
         ) from error
 
 
@@ -67,9 +68,9 @@ def _build(
     where = folder / "tokenizer.json"
     family = _family(whole, model, where)
     kind = family.model
-    added = whole.get("added_tokens") or []
+    added = _added(whole, where)
     if words := [t["content"] for t in added if t.get("single_word")]:
-        raise CheckpointError(f"{where}: the runtime cannot match {words[0]!r} as a whole word only (single_word)")
+        raise CheckpointError(f"{where}: the runtime cannot match {shown(words[0])} as a whole word only (single_word)")
     by_text: dict[str, int] = {**model["vocab"], **{t["content"]: t["id"] for t in added}}
     tokens, types = _tokens(by_text, added, size, where)
     unknown = by_text.get(model.get("unk_token") or content(options.get("unk_token")) or "")
@@ -82,7 +83,7 @@ def _build(
         raise CheckpointError(f"{where}: a merge has a space inside one of its parts, which this version cannot write")
     bos = special("bos", options, settings, by_text)
     eos = special("eos", options, settings, by_text)
-    chat_template = template(folder, options)
+    chat_template, template_notes = template(folder, options)
     all_tokens, all_types = padded(tokens, types, size)
     return Vocabulary(
         model=kind,
@@ -103,15 +104,27 @@ def _build(
         normalised=tuple(t["id"] for t in added if t.get("normalized")),
         nfc=family.nfc,
         ignore_merges=kind == "gpt2" and bool(model.get("ignore_merges")),
-        notes=(*_notes(kind, model), *_ending(whole, options)),
+        notes=(*template_notes, *_notes(kind, model), *_ending(whole, options)),
     )
+
+
+def _added(whole: Mapping[str, Any], where: Path) -> list[dict[str, Any]]:
+    """``added_tokens``, each with a text and an id; CheckpointError for one without."""
+    added: list[dict[str, Any]] = whole.get("added_tokens") or []
+    for token in added:
+        if type(token["id"]) is not int or token["id"] < 0 or not isinstance(token["content"], str):
+            raise CheckpointError(f"{where}: {shown(token)} is no added token: download it again")
+    return added
 
 
 def _tokens(by_text: dict[str, int], added: list[Any], size: int, where: Path) -> tuple[list[str], list[int]]:
     by_id = {i: text for text, i in by_text.items()}
+    if bad := [text for text, i in by_text.items() if type(i) is not int or i < 0]:
+        raise CheckpointError(f"{where}: token {shown(bad[0])} of the tokenizer has no id: download it again")
     count = max(by_id, default=-1) + 1
-    if not by_id or min(by_id) < 0 or count > size:
-        raise CheckpointError(f"{where}: the tokenizer has ids up to {count - 1}, the embedding {size} rows")
+    if not by_id:
+        raise CheckpointError(f"{where}: the tokenizer has no tokens: download it again")
+    check_size(count, size, str(where))
     kinds = {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in added}
     tokens, types = padded([], [], count)
     texts = [by_id.get(i, tokens[i]) for i in range(count)]
@@ -184,7 +197,7 @@ def _steps(value: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _names(steps: list[dict[str, Any]]) -> str:
-    return " + ".join(str(step.get("type")) for step in steps) or "none"
+    return " + ".join(str(step.get("type"))[:60] for step in steps[:9]) or "none"
 
 
 def _scores(tokens: tuple[str, ...], merges: list[str]) -> tuple[float, ...]:

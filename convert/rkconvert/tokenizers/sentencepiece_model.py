@@ -7,6 +7,7 @@ refused by name. What transformers adds to it (tokens, BOS, the leading space) s
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from typing import Any
 
 from rk3588 import files
 from rk3588.errors import CheckpointError
+from rkconvert.architectures.fields import Fields, shown
 
 from .folder import ASKS_FOR_EOS, content, ends, read, special, template
-from .vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check_lengths, checked, padded
+from .vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, check_size, checked, padded
 
 NAME = "tokenizer.model"
 _MOST_PIECES = 1 << 22
@@ -52,6 +54,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Voc
     path = folder / NAME
     model = read_model(path)
     _check(model, path)
+    check_size(len(model.pieces), size, str(path))
     options = read(folder / "tokenizer_config.json")
     tokens, types = list(model.pieces), list(model.types)
     flags = _add_tokens(folder, options, tokens, types, size, path)
@@ -64,7 +67,7 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Voc
     # transformers puts BOS before a text unless the settings say otherwise.
     adds = options.get("add_bos_token")
     space = options.get("add_prefix_space")
-    chat_template = template(folder, options)
+    chat_template, template_notes = template(folder, options)
     all_tokens, all_types = padded(tokens, types, size)
     vocabulary = Vocabulary(
         model="llama",
@@ -83,18 +86,17 @@ def read_vocabulary(folder: Path, settings: Mapping[str, Any], size: int) -> Voc
         lstrip=flags["lstrip"],
         rstrip=flags["rstrip"],
         normalised=flags["normalized"],
-        notes=(ASKS_FOR_EOS,) if options.get("add_eos_token") is True else (),
+        notes=(*template_notes, *([ASKS_FOR_EOS] if options.get("add_eos_token") is True else [])),
     )
-    check_lengths(tokens, str(path))
-    return checked(vocabulary, str(path))
+    return checked(vocabulary, str(path), size)
 
 
 def _check(model: Model, path: Path) -> None:
     wrong = None
     if model.kind != 2:
-        wrong = f"a SentencePiece model of type {_KINDS.get(model.kind, model.kind)!r}, and only BPE is supported"
+        wrong = f"a SentencePiece model of type {shown(_KINDS.get(model.kind, model.kind))}, and only BPE is supported"
     elif model.maps_characters:
-        wrong = f"a normaliser ({model.normaliser!r}) that changes characters, and the runtime has none such"
+        wrong = f"a normaliser ({shown(model.normaliser)}) that changes characters, and the runtime has none such"
     elif model.remove_extra_whitespaces:
         wrong = "a normaliser that removes spaces (remove_extra_whitespaces), and the runtime removes none"
     elif not model.escape_whitespaces or model.suffix:
@@ -113,22 +115,27 @@ def _add_tokens(
     more = options.get("additional_special_tokens")
     named |= {content(token) for token in more} if isinstance(more, list) else set()
     for text, number in read(folder / "added_tokens.json").items():
-        if _is_id(number):
-            added[number] = {"content": text, "special": text in named, "normalized": text not in named}
-    decoder = options.get("added_tokens_decoder")
-    for key, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and key.isascii() and key.isdigit():
-            added[int(key)] = token
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise CheckpointError(f"{folder / 'added_tokens.json'}: {text[:60]!r} has no id: download it again")
+        added[number] = {"content": text, "special": text in named, "normalized": text not in named}
+    decoder = Fields(options, str(folder / "tokenizer_config.json")).mapping("added_tokens_decoder").values
+    for key, token in decoder.items():
+        if not isinstance(token, dict) or not re.fullmatch("[0-9]{1,9}", key):
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has {key[:60]!r}, which is no token with "
+                "an id: download it again"
+            )
+        added[int(key)] = token
     flags: dict[str, list[int]] = {"lstrip": [], "rstrip": [], "normalized": []}
     for number, token in sorted(added.items()):
         text = content(token)
         if not text or number >= size:
             raise CheckpointError(
-                f"{path}: token {number} ({text[:60]!r}) is added to a tokenizer whose model has {size} rows: download "
-                f"tokenizer_config.json again"
+                f"{path}: token {shown(number)} ({text[:60]!r}) is added to a tokenizer whose model has {size} rows: "
+                "download tokenizer_config.json again"
             )
         if token.get("single_word"):
-            raise CheckpointError(f"{path}: the runtime cannot match {text!r} as a whole word only (single_word)")
+            raise CheckpointError(f"{path}: the runtime cannot match {shown(text)} as a whole word only (single_word)")
         own = number < len(tokens) and tokens[number] == text
         missing = number + 1 - len(tokens)
         if missing > 0:
@@ -142,10 +149,6 @@ def _add_tokens(
             if token.get(name) is True and not (name == "normalized" and own):
                 holders.append(number)
     return {name: tuple(holders) for name, holders in flags.items()}
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def read_model(path: Path) -> Model:

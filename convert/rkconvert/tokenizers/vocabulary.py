@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from rk3588 import files
 from rk3588.errors import BundleError, CheckpointError
+from rkconvert.architectures.fields import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _MOST_SCORED = 1024  # bytes of a token whose merges come from scores, as in the runtime
@@ -40,28 +41,57 @@ class Vocabulary:
         return None if token is None else self.tokens[token]
 
 
-def checked(vocabulary: Vocabulary, where: str) -> Vocabulary:
-    """The vocabulary, when its parts fit together, without a chat template that is none; else CheckpointError."""
+def checked(vocabulary: Vocabulary, where: str, size: int) -> Vocabulary:
+    """The vocabulary, when its parts fit together and into ``size`` rows of an embedding, so that the runtime loads it,
+    without a chat template that is none; else CheckpointError."""
     n = len(vocabulary.tokens)
+    check_size(n, size, where)
     for name, items in (("token types", vocabulary.types), ("scores", vocabulary.scores)):
         if items and len(items) != n:
             raise CheckpointError(f"{where}: the tokenizer has {n} tokens and {len(items)} {name}")
     for name, token in (("BOS", vocabulary.bos), ("EOS", vocabulary.eos), ("unknown", vocabulary.unknown)):
         if token is not None and not 0 <= token < n:
-            raise CheckpointError(f"{where}: the {name} token has id {token}, the tokenizer ends at {n - 1}")
+            raise CheckpointError(f"{where}: the {name} token has id {shown(token)}, the tokenizer ends at {n - 1}")
     for what, texts in (("token", vocabulary.tokens), ("merge", vocabulary.merges)):
         try:
             "".join(texts).encode("utf-8")
         except UnicodeEncodeError:
             bad = next(i for i, text in enumerate(texts) if not _encodes(text))
             raise CheckpointError(f"{where}: {what} {bad} of the tokenizer is not valid Unicode") from None
+    if vocabulary.merges:
+        _check_merges(vocabulary, where)
+    elif vocabulary.model == "gpt2":
+        raise CheckpointError(f"{where}: the tokenizer has no merges, which ByteLevel BPE needs")
+    else:
+        _check_lengths(vocabulary.tokens, where)
     return _with_usable_template(vocabulary, where)
 
 
-def check_lengths(tokens: Sequence[str], where: str) -> None:
+def check_size(tokens: int, size: int, where: str) -> None:
+    """A token without a row in the embedding could not be read, nor be answered."""
+    if tokens > size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {shown(tokens)} tokens, the embedding {size} rows: get the tokenizer and the "
+            "config.json that belong to these weights"
+        )
+
+
+def _check_merges(vocabulary: Vocabulary, where: str) -> None:
+    """Each is two tokens, which together are one: the runtime wants that, and so does every other reader."""
+    known = set(vocabulary.tokens)
+    for rank, merge in enumerate(vocabulary.merges):
+        space = merge.find(" ", 1)
+        left, right = merge[:space], merge[space + 1 :]
+        if space < 0 or " " in right or not {left, right, left + right} <= known:
+            raise CheckpointError(
+                f"{where}: merge {rank} of the tokenizer is {merge[:60]!r}, which makes no token of two"
+            )
+
+
+def _check_lengths(tokens: Sequence[str], where: str) -> None:
     """Merges that come from scores are found by cutting each token everywhere, here and in the runtime."""
     for i, text in enumerate(tokens):
-        if len(text) > _MOST_SCORED // 4 and len(text.encode("utf-8", "surrogateescape")) > _MOST_SCORED:
+        if len(text) > _MOST_SCORED // 4 and len(text.encode("utf-8")) > _MOST_SCORED:
             raise CheckpointError(
                 f"{where}: token {i} of the tokenizer has more than {_MOST_SCORED} bytes, which cannot be merged by "
                 "score: convert from the Hugging Face model instead"
@@ -79,6 +109,8 @@ def _with_usable_template(vocabulary: Vocabulary, where: str) -> Vocabulary:
         raise CheckpointError(
             f"{where}: the chat template has {len(source) / 1e6:.1f} M characters: it is none that anybody wrote"
         )
+    if not _encodes(source):
+        raise CheckpointError(f"{where}: the chat template is not valid Unicode")
     try:
         check(source, "the chat template")
     except BundleError as error:
