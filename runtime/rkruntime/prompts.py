@@ -6,7 +6,7 @@ typed those characters: only the template's own special tokens are special.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Protocol, Union
@@ -19,6 +19,7 @@ from rk3588.templates import ChatTemplate, Message, Rendered, Source
 from .specials import Specials
 
 Prompt = Union[str, list[int]]
+_END = 16  # tokens, or characters, that are enough to show the tag of a thought
 
 
 class Renderer(Protocol):
@@ -91,6 +92,17 @@ class Prompts:
         """A conversation as the model reads it, without a beginning of what the assistant says next."""
         template, variables = self.template, self._variables
         return template.conversation(messages, variables, self._system_role, add_generation_prompt=False).text
+
+    def end_of(self, prompt: Prompt) -> str:
+        """How a prompt ends, special tokens as their texts."""
+        if isinstance(prompt, str) or self._vocabulary is None:
+            return str(prompt[-_END:])
+        return self._vocabulary.detokenise(prompt[-_END:]).decode("utf-8", "replace")
+
+    def special_ids(self, texts: Iterable[str]) -> dict[int, str]:
+        """Those of ``texts`` that are one token, by its id."""
+        ids = {text: self._vocabulary.tokenise(text) for text in texts} if self._vocabulary else {}
+        return {found[0]: text for text, found in ids.items() if len(found) == 1}
 
     def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         if self.renderer is None:

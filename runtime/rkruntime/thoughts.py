@@ -49,11 +49,16 @@ class Thinking(NamedTuple):
 
     def switch(self, wish: Wish) -> Mapping[str, Any]:
         """The template's variables that fulfil a wish; none where it has no switch."""
-        on = wish if isinstance(wish, bool) else wish.lower() not in _OFF
+        on = is_on(wish)
         found: dict[str, Any] = {name: on for name in self.variables if name != EFFORT}
         if EFFORT in self.variables and isinstance(wish, str):
             found[EFFORT] = wish
         return found
+
+
+def is_on(wish: Wish) -> bool:
+    """Whether there is to be a thought at all."""
+    return wish if isinstance(wish, bool) else wish.lower() not in _OFF
 
 
 def opened_by(end_of_prompt: str) -> str:

@@ -5,6 +5,7 @@ What the model has written is the same however it was cut into pieces on its way
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
@@ -36,6 +37,11 @@ class WholeAnswer(NamedTuple):
     def of(cls, parts: Sequence[Part]) -> WholeAnswer:
         calls = tuple(part.call for part in parts if part.call is not None)
         return cls("".join(part.text for part in parts), "".join(part.thought for part in parts), calls)
+
+    def shown(self) -> str:
+        """What a model is shown of an answer that was not what was asked for."""
+        calls = [f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments_text()}}}' for call in self.calls]
+        return "\n".join([*([self.text] if self.text else []), *calls])
 
 
 class PartReader:

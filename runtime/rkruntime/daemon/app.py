@@ -31,6 +31,7 @@ from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
 from .models import Models
+from .template_facts import TemplateFacts
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
@@ -41,6 +42,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     """The application over an engine. Raises BundleError, LibraryError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
     config = replace(config, sampling=config.model.sampling(bundle.sampling))
+    config = replace(config, template_facts=TemplateFacts.of_bundle(bundle, config.model))
     kind = runtime.choose(bundle, config.model.library).kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
     models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)

@@ -24,6 +24,7 @@ from rkruntime.settings import Number, Setting, Settings, Whole, group, setting,
 
 from . import hosts
 from .jobs import EngineSettings
+from .template_facts import TemplateFacts
 
 
 class Address(NamedTuple):
@@ -126,6 +127,7 @@ class Config:
     state_dir: Optional[Path] = setting(_PATH, None, "Where failed loads are remembered [in memory only].")
     log: str = setting(click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged.")
     sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle
+    template_facts: TemplateFacts = TemplateFacts()  # of the template that is used
 
     def engine(self) -> EngineSettings:
         """The part of it that the engine is given."""

@@ -97,7 +97,7 @@ class WorkerEngine:
         self._being_encoded += 1
         try:
             frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
-            ticket.prompt = frame.get("prompt")
+            ticket.prompt, ticket.opened = frame.get("prompt"), frame.get("opened", "")
             self._check_prompt_fits(frame)
             self._check_open()
         except BaseException as error:
@@ -296,7 +296,8 @@ class WorkerEngine:
         limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
         first_ns = 0
-        run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
+        request = {"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora, "marks": list(job.marks)}
+        run = ticket.run = worker.run(request)
         try:
             silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)
             while True:
