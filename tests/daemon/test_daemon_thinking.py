@@ -136,7 +136,7 @@ def test_through_openais_client(plain: Service) -> None:
     with openai.OpenAI(base_url=f"{plain.url}/v1", api_key="any", max_retries=0, timeout=WAIT_S) as client:
         asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": THINKING}]}
         message = client.chat.completions.create(**asked).choices[0].message
-        assert (message.content, message.reasoning_content) == ("It is 4.", "Hm, so.")  # type: ignore[attr-defined]
+        assert (message.content, message.reasoning_content) == ("It is 4.", "Hm, so.")
         chunks = list(client.chat.completions.create(**asked, stream=True))
         thoughts = [getattr(chunk.choices[0].delta, "reasoning_content", None) or "" for chunk in chunks]
         assert "".join(thoughts) == "Hm, so."
