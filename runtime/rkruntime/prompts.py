@@ -17,6 +17,7 @@ from rk3588.hostlib import SimModel
 from rk3588.templates import ChatTemplate, Message, Rendered, Source
 
 from .specials import Specials
+from .thoughts import Thinking
 
 Prompt = Union[str, list[int]]
 _END = 16  # tokens, or characters, that are enough to show the tag of a thought
@@ -48,6 +49,7 @@ class Prompts:
         self._variables, self._system_role, self._warn = dict(variables or {}), system_role, warn
         self._told: set[str] = set()
         self._template: Optional[ChatTemplate] = None
+        self._thinking: Optional[Thinking] = None
         self._specials: Optional[Specials] = None
         self.renderer: Optional[Renderer] = None  # None: here
         path = bundle.vocabulary
@@ -69,6 +71,13 @@ class Prompts:
         if self._template is None:
             self._template = ChatTemplate.of(self._bundle, self._file)
         return self._template
+
+    @property
+    def thinking(self) -> Thinking:
+        """What the template's text says of thoughts; BundleError if there is none."""
+        if self._thinking is None:
+            self._thinking = Thinking.of(Source.of(self._bundle, self._file).text)
+        return self._thinking
 
     def plain(self, text: str) -> Prompt:
         """A text as it is; special tokens in it are special."""
