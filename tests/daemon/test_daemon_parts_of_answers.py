@@ -130,6 +130,7 @@ def test_thoughts(text: str, opened: bool, expected: list[Seen]) -> None:
         (HERMES, f"<tool_call>{call(a=1)}</tool_call>\n<tool_call>{call('light')}</tool_call>\n",
          [("weather", {"a": 1}), ("light", {})]),
         (HERMES, f"<tool_call>\n```json\n{call()}\n```\n</tool_call>Done", [("weather", {}), "Done"]),
+        (HERMES, '<tool_call>{"arguments": {"a": 1}, "name": "light"}</tool_call>', [("light", {"a": 1})]),
         (HERMES, f"<tool_call>{call()}", [("weather", {})]),  # small models forget to close
         (HERMES, f"<tool_call>\n<tool_call>{call()}</tool_call>", ["<tool_call>\n", ("weather", {})]),
         (HERMES, f"<tool_call>{call()}\n{call('light')}</tool_call>", [("weather", {}), ("light", {})]),

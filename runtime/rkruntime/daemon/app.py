@@ -32,9 +32,18 @@ from .jobs import Engine
 from .keys import Keys
 from .models import Models
 from .template_facts import TemplateFacts
+from .thinkwish import OF_THE_TEMPLATE
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
+_FIXED = (
+    "librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings (--temperature and "
+    "the like), or refuse such requests with --strict"
+)
+_NOT_IN_TEMPLATE = (
+    "the model's chat template has no switch for thinking, or no place for tools, or a format of calls that is not "
+    "known: choose another model or --template, or refuse such requests with --strict"
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -185,14 +194,12 @@ class _Logged:
         while len(self._warned) >= _CLIENTS:
             del self._warned[next(iter(self._warned))]
         self._warned[client, ignored] = None
-        logs.event(
-            "sampling ignored",
-            logging.WARNING,
-            client=client,
-            ignored=ignored,
-            reason="librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings "
-            "(--temperature and the like), or refuse such requests with --strict",
-        )
+        template = [name for name in ignored.split(", ") if name.partition(".")[0] in OF_THE_TEMPLATE]
+        if template:
+            logs.event("ignored", logging.WARNING, client=client, ignored=", ".join(template), reason=_NOT_IN_TEMPLATE)
+        sampling = [name for name in ignored.split(", ") if name not in template]
+        if sampling:
+            logs.event("sampling ignored", logging.WARNING, client=client, ignored=", ".join(sampling), reason=_FIXED)
 
 
 def without_paths(text: str, config: Config) -> str:

@@ -103,7 +103,9 @@ class Config:
     sim_library: Optional[Path] = setting(_PATH, None, "The librksim.so that counts tokens [the packaged one].")
     model: Settings = group(Settings)
     strict: bool = setting(
-        click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."
+        click.BOOL,
+        False,
+        "Refuse requests for what has no effect, as other sampling, instead of naming it in x-rk-ignored.",
     )
     queue_length: int = setting(Whole(0, 10000), EngineSettings.queue_length, "Requests that may wait; more get 429.")
     deadline_s: float = setting(

@@ -10,8 +10,9 @@ from rkruntime.thoughts import EFFORT, SWITCHES, Thinking, Wish, is_on
 
 from .fields import Fields, refuse
 
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 FIELDS = ("reasoning_effort", "think", "enable_thinking", "reasoning", "thinking")
+OF_THE_TEMPLATE = (*FIELDS, "chat_template_kwargs", "tools")  # what can be ignored because of it
 
 
 class Wanted(NamedTuple):
@@ -54,6 +55,6 @@ def _wish(fields: Fields, name: str) -> Optional[Wish]:
         return None
     if isinstance(value, bool) and name != "reasoning_effort":
         return value
-    if not isinstance(value, str) or value not in _EFFORTS or name == "enable_thinking":
-        refuse(name, "true or false" if name == "enable_thinking" else f"one of {', '.join(_EFFORTS)}")
+    if not isinstance(value, str) or value not in EFFORTS or name == "enable_thinking":
+        refuse(name, "true or false" if name == "enable_thinking" else f"one of {', '.join(EFFORTS)}")
     return value

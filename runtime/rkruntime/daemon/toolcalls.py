@@ -79,9 +79,9 @@ CALL_FORMATS = (
         head=re.compile(r"\s*\w{1,32}<｜tool▁sep｜>([\w.-]{1,128})\n"),
         marks=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"),
     ),
-    CallFormat(  # Phi-4-mini, by its own template and by others'; Granite 3
+    CallFormat(  # Phi-4-mini, by its own template and by others'
         "phi-4", ("<|tool|>", "<|tool_call|>", "functools["), ("<|tool_call|>", "functools["),
-        ("<|/tool_call|>", "<|tool_call_end|>"),
+        ("<|/tool_call|>",),
     ),
     CallFormat("llama-3", ('"parameters":', _PYTHON_TAG), (_PYTHON_TAG,), bare=True),
 )  # fmt: skip

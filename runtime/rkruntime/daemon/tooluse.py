@@ -15,7 +15,7 @@ from .template_facts import TemplateFacts
 from .toolcalls import Call, CallFormat
 
 Tool = Mapping[str, Any]
-_MOST_TOOLS = 1024
+MOST_TOOLS = 1024
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -66,8 +66,8 @@ def offer(tools: Sequence[Any], choice: Any, several: bool, facts: TemplateFacts
     RequestRefused where a call is demanded that this model's template has no format for.
     """
     named = {_name(tool, f"tools[{number}]"): tool for number, tool in enumerate(tools)}
-    if len(tools) > _MOST_TOOLS:
-        raise RequestRefused(f"{len(tools)} tools are too many: this server takes {_MOST_TOOLS}", "tools")
+    if len(tools) > MOST_TOOLS:
+        raise RequestRefused(f"{len(tools)} tools are too many: this server takes {MOST_TOOLS}", "tools")
     wanted = _wanted(choice, named, param)
     if not tools or choice == "none":
         return Offer()
