@@ -79,7 +79,7 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     st.lists(PIECES, max_size=14).map("".join),
     st.sampled_from([None, *CALL_FORMATS]),
@@ -95,7 +95,7 @@ def test_the_same_however_it_is_cut(
     assert read(text, form, cuts=range(len(text)), opened=opened, stops=stops) == whole
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(PIECES, max_size=14).map("".join), st.sampled_from(CALL_FORMATS))
 def test_nothing_is_lost_where_there_is_no_call(text: str, form: CallFormat) -> None:
     found = read(text, form, tags=None)
@@ -132,6 +132,10 @@ def test_thoughts(text: str, opened: bool, expected: list[Seen]) -> None:
         (HERMES, f"<tool_call>\n```json\n{call()}\n```\n</tool_call>Done", [("weather", {}), "Done"]),
         (HERMES, '<tool_call>{"arguments": {"a": 1}, "name": "light"}</tool_call>', [("light", {"a": 1})]),
         (HERMES, f"<tool_call>{call()}", [("weather", {})]),  # small models forget to close
+        (HERMES, call(a=1), [("weather", {"a": 1})]),  # as Qwen2.5-Coder writes them
+        (HERMES, f"```json\n{call(a=1)}\n```", [("weather", {"a": 1})]),
+        (HERMES, f"```json\n{call()}\n```\nDone `x`", [("weather", {}), "Done `x`"]),
+        (HERMES, f"{call()} `x`", [("weather", {}), "`x`"]),
         (HERMES, f"<tool_call>\n<tool_call>{call()}</tool_call>", ["<tool_call>\n", ("weather", {})]),
         (HERMES, f"<tool_call>{call()}\n{call('light')}</tool_call>", [("weather", {}), ("light", {})]),
         (HERMES, f"<tool_call>{call(a='</tool_call>')}</tool_call>", [("weather", {"a": "</tool_call>"})]),
@@ -169,7 +173,10 @@ def test_calls(form: CallFormat, text: str, expected: list[Seen]) -> None:
         (HERMES, '<tool_call>{"name": "light", "arguments": {"on": tr'),  # cut off
         (HERMES, '<tool_call>{"name": "light", "arguments": {"on": NaN}}</tool_call>'),
         (HERMES, f"<tool_call>[{call()}, 1]</tool_call>"),
-        (HERMES, call()),
+        (HERMES, f"So: {call()}"),
+        (HERMES, '{"name": "light"}'),
+        (HERMES, "```python\nprint(1)\n```"),
+        (HERMES, "`weather` is a function"),
         (LLAMA, '{"name": "light", "parameters": {}, "because": 1}'),
         (LLAMA, 'The call: {"name": "light", "parameters": {}}'),
         (LLAMA, "<|python_tag|>print(1)\nprint(2)"),
@@ -254,7 +261,7 @@ def test_time_is_linear_in_the_answer(form: CallFormat, unit: str) -> None:
         reader.end()
         return time.process_time() - began
 
-    assert seconds(160_000) < 40 * max(seconds(10_000), 0.002)  # the square would be 256
+    assert seconds(48_000) < 40 * max(seconds(3_000), 0.001)  # the square would be 256
 
 
 @pytest.mark.parametrize("text", ["{%" * 5000, "{{ '" * 5000, '{{ "\\"' * 5000, "{#" * 5000])
