@@ -60,6 +60,8 @@ def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
     document: dict[str, Any] = service.get("/openapi.json").json
     for request in ("ChatRequest", "CompletionRequest"):
         document["components"]["schemas"][request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
+    # A demanded call has to be of one of the tools, which the document can say in words only.
+    document["components"]["schemas"]["ChatRequest"]["properties"]["tool_choice"] = {"enum": ["auto", "none", None]}
     # A deadline that passes is a server error, rightly, and not to be provoked here.
     for methods in document["paths"].values():
         for parameter in (each for method in methods.values() for each in method.get("parameters", [])):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rkruntime.abi import Perf
+from rkruntime.daemon.answer_parts import WholeAnswer
 from rkruntime.daemon.api.dialect import Usage
 from rkruntime.daemon.api.openai import ChatReply
 from rkruntime.daemon.engine import WorkerEngine
@@ -116,8 +117,8 @@ def test_the_simulated_runtimes_figures_reach_the_client(
 def test_figures_of_the_runtime_are_in_usage() -> None:
     """From 1.2.1 on, where the tokens are counted; of two tries they are those of both."""
     perf = Perf(**PERF)
-    once = ChatReply("m").whole("x", "stop", Usage(6, 2, None, perf))["usage"]
+    once = ChatReply("m").whole(WholeAnswer("x"), "stop", Usage(6, 2, None, perf))["usage"]
     assert once == {"prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8, "perf": PERF}
     both = Usage(6, 2, None, perf).plus(Usage(6, 2, None, perf)).perf
     assert both == Perf(25.0, 12, 200.0, 4, 512.0)
-    assert "perf" not in ChatReply("m").whole("x", "stop", Usage(6, 2))["usage"]
+    assert "perf" not in ChatReply("m").whole(WholeAnswer("x"), "stop", Usage(6, 2))["usage"]

@@ -74,5 +74,6 @@ def template_of(base: Checkpoint, file: Path | None) -> str | None:
         templates.check(text, str(file))
         return text
     if base.vocabulary is None and base.kind == "huggingface":  # of a tokenizer that is not known here
-        return tokenizer_folder.template(base.path, tokenizer_folder.read(base.path / "tokenizer_config.json"))
+        options = tokenizer_folder.read(base.path / "tokenizer_config.json")
+        return tokenizer_folder.template(base.path, options)[0]
     return base.vocabulary.chat_template if base.vocabulary else None

@@ -50,9 +50,9 @@ class MadeCells:
         for option, entry in zip(cell.request.adapters, _adapters(manifest), strict=True):
             yield f"LoRA {option.name}", *self._compared(_mapping(entry, "source"), lora.files_of(option))
         board, toolkit = cell.request.board, _mapping(manifest, "toolkit")
-        for option in _FILES:
-            if file := getattr(board, option, None):
-                yield option, _mapping(toolkit, option).get("sha256"), self._digest(file)
+        for name in _FILES:
+            if file := getattr(board, name, None):
+                yield name, _mapping(toolkit, name).get("sha256"), self._digest(file)
         on_hub = _on_hub(cell.model)
         if board and (board.dataset or not on_hub):  # the built-in one is rendered in the model's template
             wanted = calibration.load(board.dataset, self.models.source(cell).vocabulary).facts()

@@ -32,9 +32,15 @@ from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
 from .models import Models
+from .template_facts import TemplateFacts
+from .thinkwish import OF_THE_TEMPLATE
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
+_NOT_IN_TEMPLATE = (
+    "the model's chat template has no switch for thinking, or no place for tools, or a format of calls that is not "
+    "known: choose another model or --template, or refuse such requests with --strict"
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -46,6 +52,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     config = replace(
         config,
         sampling=config.model.sampling(bundle.sampling),
+        template_facts=TemplateFacts.of_bundle(bundle, config.model),
         runtime_version=release.version,
         per_run_sampling=loader.TABLES[release.family].features.per_run_sampling,
     )
@@ -190,14 +197,16 @@ class _Logged:
         while len(self._warned) >= _CLIENTS:
             del self._warned[next(iter(self._warned))]
         self._warned[client, ignored] = None
-        logs.event(
-            "sampling ignored",
-            logging.WARNING,
-            client=client,
-            ignored=ignored,
-            reason=f"{sampling.why_ignored(self._config)}: choose it with the daemon's own settings (--temperature and "
-            "the like), or refuse such requests with --strict",
-        )
+        template = [name for name in ignored.split(", ") if name.partition(".")[0] in OF_THE_TEMPLATE]
+        if template:
+            logs.event("ignored", logging.WARNING, client=client, ignored=", ".join(template), reason=_NOT_IN_TEMPLATE)
+        others = [name for name in ignored.split(", ") if name not in template]
+        if others:
+            reason = (
+                f"{sampling.why_ignored(self._config)}: choose it with the daemon's own settings (--temperature and "
+                "the like), or refuse such requests with --strict"
+            )
+            logs.event("sampling ignored", logging.WARNING, client=client, ignored=", ".join(others), reason=reason)
 
 
 def without_paths(text: str, config: Config) -> str:

@@ -24,6 +24,7 @@ from rkruntime.settings import Number, Setting, Settings, Whole, group, setting,
 
 from . import hosts
 from .jobs import EngineSettings
+from .template_facts import TemplateFacts
 
 
 class Address(NamedTuple):
@@ -102,7 +103,9 @@ class Config:
     sim_library: Optional[Path] = setting(_PATH, None, "The librksim.so that counts tokens [the packaged one].")
     model: Settings = group(Settings)
     strict: bool = setting(
-        click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."
+        click.BOOL,
+        False,
+        "Refuse requests for what has no effect, as other sampling, instead of naming it in x-rk-ignored.",
     )
     queue_length: int = setting(Whole(0, 10000), EngineSettings.queue_length, "Requests that may wait; more get 429.")
     deadline_s: float = setting(
@@ -128,6 +131,7 @@ class Config:
     sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle
     runtime_version: str = ""  # of the librkllmrt that is used
     per_run_sampling: bool = False  # it takes sampling with each run
+    template_facts: TemplateFacts = TemplateFacts()  # of the template that is used
 
     def engine(self) -> EngineSettings:
         """The part of it that the engine is given."""

@@ -100,7 +100,7 @@ class WorkerEngine:
         self._being_encoded += 1
         try:
             frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
-            ticket.prompt = frame.get("prompt")
+            ticket.prompt, ticket.opened = frame.get("prompt"), frame.get("opened", "")
             self._check_prompt_fits(frame)
             self._check_open()
         except BaseException as error:
@@ -301,7 +301,10 @@ class WorkerEngine:
         limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
         first_ns = 0
-        request = {"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora, "sampling": dict(job.sampling)}
+        request = {
+            "prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora, "sampling": dict(job.sampling),
+            "marks": list(job.marks),
+        }  # fmt: skip
         run = ticket.run = worker.run(request)
         try:
             silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)

@@ -40,6 +40,7 @@ class Job:
     deadline_s: Optional[float] = None
     lora: Optional[str] = None
     sampling: Mapping[str, float] = field(default_factory=dict)  # other than the model's, where the runtime can
+    marks: tuple[str, ...] = ()  # special tokens that the answer is to show, by their texts
 
 
 class Piece(NamedTuple):
@@ -87,6 +88,11 @@ class Answer(Protocol):
 
     @property
     def finish_reason(self) -> str: ...
+
+    @property
+    def opened(self) -> str:
+        """The tag with which the prompt begins the model's thought; "" where it does not."""
+        ...
 
     def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
         """The answer as it comes; with ``heartbeat_s``, an empty piece after each so many seconds of silence.

@@ -18,7 +18,9 @@ from rkruntime.daemon import formats, sampling
 from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
+from rkruntime.daemon.tooluse import MOST_TOOLS
 
+from . import openapi_tools
 from .dialect import Object
 from .openai_requests import MAX_STOP_LENGTH, MAX_STOPS, ROLES
 
@@ -36,7 +38,7 @@ _ERRORS = {
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is compressed, or comes from a web page and is not application/json.",
-    422: "The model did not answer in the JSON that was asked for, though it was told what is wrong.",
+    422: "The model did not answer with the JSON or the call that was demanded, though it was told what is wrong.",
     429: "Too many requests wait already.",
     500: "The runtime failed in the middle of the answer.",
     503: "There is no model that could answer now.",
@@ -216,12 +218,10 @@ def _requests() -> Object:
         "messages": messages,
         "max_completion_tokens": limit,
         **common,
-        "tools": _or_null(
-            "array",
-            items=_schema("Tool"),
-            description="For the template to show; calls are not read out of the answer.",
-        ),
-        "tool_choice": {"enum": ["auto", "none", None]},
+        "tools": _or_null("array", items=_schema("Tool"), maxItems=MOST_TOOLS, description=openapi_tools.TOOLS),
+        "tool_choice": openapi_tools.TOOL_CHOICE,
+        "parallel_tool_calls": _or_null("boolean", description=openapi_tools.ONE_CALL),
+        "reasoning_effort": openapi_tools.REASONING_EFFORT,
         "response_format": _response_format(),
         "logprobs": {"enum": [False, None]},
         "top_logprobs": {"enum": [0, None]},
@@ -273,6 +273,7 @@ def _conversation() -> Object:
     names = {"name": _or_null("string"), "tool_call_id": _or_null("string")}
     said = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": {"anyOf": [_STRING, parts]}}
     answered = {"role": {"const": "assistant"}, "content": {"anyOf": [_NULL, _STRING, parts]}}
+    answered["reasoning_content"] = openapi_tools.EARLIER_THOUGHT
     arguments = {
         "description": "An object, as it is or as JSON in a string; a string that is no such JSON reaches the template "
         "as it is.",
@@ -299,7 +300,6 @@ def _conversation() -> Object:
 
 
 def _answers() -> Object:
-    message = _object({"role": {"const": "assistant"}, "content": _STRING}, "role", "content")
     tokens = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
     figures = {name: {"type": "number"} for name in Perf._fields}
     perf = _object(figures, *figures, description="The runtime's own figures, from librkllmrt 1.2.1 on.")
@@ -318,7 +318,8 @@ def _answers() -> Object:
         "context": {"type": "integer", "description": "Tokens."},
     }
     return {
-        "ChatCompletion": _whole_answer("chat.completion", "message", message),
+        "Call": openapi_tools.CALL,
+        "ChatCompletion": _whole_answer("chat.completion", "message", openapi_tools.ANSWER),
         "Completion": _whole_answer("text_completion", "text", _STRING),
         "Usage": _object({**tokens, "perf": perf}, *tokens),
         "Model": _model(),
@@ -330,7 +331,7 @@ def _answers() -> Object:
 def _whole_answer(kind: str, name: str, content: Object) -> Object:
     choice = {
         "index": {"const": 0},
-        "finish_reason": {"enum": ["stop", "length"]},
+        "finish_reason": {"enum": ["stop", "length", *(["tool_calls"] if name == "message" else [])]},
         "logprobs": _NULL,
         name: content,
     }
