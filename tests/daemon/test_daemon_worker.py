@@ -280,4 +280,4 @@ def test_special_tokens_that_an_answer_is_read_by_are_shown(
         frames.sent.clear()
         worker._run({"id": 7, "prompt": [5], "max_tokens": 3, "lora": None, "sampling": {}, "marks": marks})
         assert "".join(frame.get("text", "") for frame in frames.sent) == expected
-        assert frames.sent[-1] == {"id": 7, "end": "length"}
+        assert frames.sent[-1] == {"id": 7, "end": "length", "perf": None}
