@@ -100,14 +100,15 @@ def quantise_activations(x: Floats, step: int, act_scale: str) -> tuple[npt.NDAr
     """int8 (tokens, K) and scales (tokens, 1), or (tokens, groups of ``step`` inputs) with ``group``."""
     k = x.shape[1]
     width = step if act_scale == "group" else k
-    a = np.stack([np.abs(x[:, start : start + width]).max(axis=1) for start in range(0, k, width)], axis=1)
+    parts = [np.abs(x[:, start : start + width]) for start in range(0, k, width)]
+    a = np.stack([np.fmax.reduce(part, axis=1, initial=F(0)) for part in parts], axis=1)  # of those that are numbers
     if act_scale == "tile64":
         a = np.concatenate([np.full_like(a[t : t + TILE], a[t : t + TILE].max()) for t in range(0, len(a), TILE)])
     scale = a / F(127)
     normal = scale >= MIN_NORMAL
     inverse = np.where(normal, F(127) / np.where(normal, a, F(1)), F(0))
-    q = np.rint(x * np.repeat(inverse, width, axis=1)[:, :k]).astype(np.int8)
-    return q, np.where(normal, scale, F(0))
+    whole = np.rint(x * np.repeat(inverse, width, axis=1)[:, :k])
+    return np.where(np.isnan(whole), F(0), whole).astype(np.int8), np.where(normal, scale, F(0))
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,7 @@ class Reference:
         e = np.where(seen, exp(np.where(seen, scores - most, F(0))), F(0))
         out = np.zeros_like(q)
         for t in range(tokens):
-            out[:, t:] += e[:, t:, t, None] * v[:, t, None]
+            out[:, t:] += np.where(seen[t:, t, None], e[:, t:, t, None] * v[:, t, None], F(0))
         # The first of the sixteen lanes is that of the oldest position in the window.
         for t in range(window, tokens):
             e[:, t] = np.roll(e[:, t], window - 1 - t, axis=-1)
