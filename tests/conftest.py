@@ -62,7 +62,7 @@ def rkllm_library() -> Path:
 
 
 @pytest.fixture(scope="session")
-def twins(rkllm_library: Path) -> Mapping[str, Path]:
+def runtimes(rkllm_library: Path) -> Mapping[str, Path]:
     """The simulated runtime of each release."""
     others = {release: rkllm_library.parent / release / rkllm_library.name for release in ("1.2.0", "1.2.3", "1.3.1")}
     return {"1.1.1": rkllm_library, **others}

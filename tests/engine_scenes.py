@@ -16,9 +16,9 @@ QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module", params=["fake", "twin"])
-def flavour(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path], twins: Mapping[str, Path]) -> Flavour:
+def flavour(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path], runtimes: Mapping[str, Path]) -> Flavour:
     """The fake worker, the simulated runtime of 1.1.1, and that of 1.3.1 where a test is for that, too."""
-    libraries = {"twin": twins["1.1.1"], "twin-1.3.1": twins["1.3.1"]}
+    libraries = {"twin": runtimes["1.1.1"], "twin-1.3.1": runtimes["1.3.1"]}
     return Flavour(request.param, tiny_bundles["w8a8"], libraries.get(request.param))
 
 

@@ -102,9 +102,9 @@ def test_the_library_gets_it_and_its_figures_come_back(bundle: Path, newer: Path
 
 
 def test_the_simulated_runtimes_figures_reach_the_client(
-    tiny_bundles: Mapping[str, Path], twins: Mapping[str, Path]
+    tiny_bundles: Mapping[str, Path], runtimes: Mapping[str, Path]
 ) -> None:
-    with served(tiny_bundles["w8a8"], WorkerEngine, library=twins["1.3.1"], temperature=0.0) as service:
+    with served(tiny_bundles["w8a8"], WorkerEngine, library=runtimes["1.3.1"], temperature=0.0) as service:
         whole = service.chat("Hello", max_tokens=5).json
         streamed = service.chat("Hello", max_tokens=5, stream=True, stream_options={"include_usage": True})
         drawn = service.chat("Hello", max_tokens=5, temperature=2, top_k=-1, top_p=1)

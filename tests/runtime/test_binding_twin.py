@@ -20,8 +20,8 @@ def model(tiny_bundles: Mapping[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="module", params=["1.1.1", "1.2.0", "1.2.3", "1.3.1"])
-def library(request: pytest.FixtureRequest, twins: Mapping[str, Path]) -> Path:
-    return twins[request.param]
+def library(request: pytest.FixtureRequest, runtimes: Mapping[str, Path]) -> Path:
+    return runtimes[request.param]
 
 
 @pytest.fixture

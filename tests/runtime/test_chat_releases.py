@@ -78,10 +78,10 @@ def test_contexts_beyond_those_of_1_1(tmp_path: Path, library: Path) -> None:
         assert journal(library)[0].startswith(f"init ctx={found} ")
 
 
-def test_run_prints_the_figures(tiny_bundles: Mapping[str, Path], twins: Mapping[str, Path]) -> None:
+def test_run_prints_the_figures(tiny_bundles: Mapping[str, Path], runtimes: Mapping[str, Path]) -> None:
     command = ("run", tiny_bundles["w8a8"], "Hello", "-n", 3, "--stats", "--json")
-    newest = rk3588(*command, library=twins["1.3.1"])
+    newest = rk3588(*command, library=runtimes["1.3.1"])
     assert json.loads(newest.stdout)["perf"]["prefill_tokens"] > 0
     assert newest.stderr.splitlines()[-1].startswith("the runtime's own figures: prefill ")
-    oldest = rk3588(*command, library=twins["1.1.1"])
+    oldest = rk3588(*command, library=runtimes["1.1.1"])
     assert "perf" not in json.loads(oldest.stdout) and "own figures" not in oldest.stderr
