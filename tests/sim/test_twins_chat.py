@@ -17,8 +17,8 @@ from tests import models
 from tests.plans import make_plan
 from tests.rkllm_driver import FINISH, NORMAL
 from tests.sim.test_rkllm import greedy
-from tests.sim.test_twins import AS_GIVEN, GREEDY, NEWER, RELEASES
-from tests.twins import Twin
+from tests.sim.test_twins import AS_GIVEN, GREEDY, NEWER
+from tests.twins import RELEASES, Twin
 
 USER, REPLY = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 TOOLS = [families.TOOL, {"type": "function", "function": {"name": "time"}}]
@@ -177,9 +177,10 @@ def test_tools_and_what_a_tool_gives_back(newer: Twin, thinker: Path) -> None:
     from rk3588.templates import ChatTemplate
 
     oracle = hostlib.SimModel(thinker, threads=1)
-    listed = json.dumps(TOOLS)
-    done = newer(*GREEDY, "set:max_context_len=2048", f"init:{thinker}", f"tools:Be brief.^{listed}^tool_response",
-                 "history:1", "prompt:Weather?", "run", "role:tool", 'prompt:{"rain": true}', "run", "prompt:rain", "run")  # fmt: skip
+    tools = f"tools:Be brief.^{json.dumps(TOOLS)}^tool_response"
+    given = "role:tool", 'prompt:{"rain": true}', "run", "prompt:rain", "run"
+    done = newer(*GREEDY, "set:max_context_len=2048", f"init:{thinker}", tools, "history:1", "prompt:Weather?", "run",
+                 *given)  # fmt: skip
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather?"}]
     template = ChatTemplate(families.source("qwen3"), {}, "qwen3")
     first = oracle.tokenise(template.render(messages, {"tools": TOOLS, "enable_thinking": False}))

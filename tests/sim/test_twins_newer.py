@@ -44,7 +44,7 @@ def rows_of(model: Path, ids: list[int]) -> np.ndarray:
     return np.asarray(table.data)[ids].astype(np.float32)
 
 
-def test_a_batch_is_as_many_runs(newer: Twin, model: Path, oracle: SimModel) -> None:
+def test_a_batch_is_as_many_runs(newer: Twin, model: Path) -> None:
     done = newer(*GREEDY, "set:extend_param.n_batch=3", f"init:{model}", AS_GIVEN, "prompts:Hello^Two words^A", "run",
                  "size")  # fmt: skip
     steps = [c for c in done.calls() if c.state == NORMAL]
