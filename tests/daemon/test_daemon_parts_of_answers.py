@@ -209,6 +209,7 @@ def test_thoughts(text: str, opened: bool, expected: list[Seen]) -> None:
         (MISTRAL, f"Well. [TOOL_CALLS][{call()}]", ["Well.", ("weather", {})]),
         (MISTRAL_ARGS, '[TOOL_CALLS]light[ARGS]{"a": 1}[TOOL_CALLS]weather[CALL_ID]x[ARGS]{}',
          [("light", {"a": 1}), ("weather", {})]),
+        (MISTRAL_ARGS, 'Well. [TOOL_CALLS]light{"a": 1}', ["Well.", ("light", {"a": 1})]),
         (DEEPSEEK, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>light\n```json\n{}\n```"
          "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{}\n```<｜tool▁call▁end｜>"
          "<｜tool▁calls▁end｜>", [("light", {}), ("weather", {})]),
@@ -269,6 +270,7 @@ def test_the_format_is_found_by_the_template() -> None:
     }  # fmt: skip
     assert {name for name, fact in facts.items() if fact.one_call} == {"own-llama-3.2"}
     assert {name for name, fact in facts.items() if fact.short_ids} == {"mistral-nemo"}
+    assert TemplateFacts.of("{% if tool_call.id|length < 9 %}").short_ids
     assert {name for name, fact in facts.items() if fact.thinking.variables} == {"qwen3", "smollm3"}
 
 
