@@ -72,7 +72,7 @@ CALL_FORMATS = (
     ),
     CallFormat(  # Mistral from Small 3.2 and Ministral 3 on
         "mistral-args", ("[ARGS]",), ("[TOOL_CALLS]",), marks=("[ARGS]", "[CALL_ID]"),
-        head=re.compile(r"\s*([\w.-]{1,128})(?:\[CALL_ID\]\w{0,64})?\[ARGS\]"),
+        head=re.compile(r"\s*([\w.-]{1,128})(?:\[CALL_ID\]\w{0,64})?(?:\[ARGS\]|(?=\{))"),
     ),
     CallFormat("mistral", ("[TOOL_CALLS]",), ("[TOOL_CALLS]",)),
     CallFormat(  # DeepSeek R1 and V3

@@ -18,7 +18,7 @@ from rkruntime.daemon import formats, sampling
 from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
-from rkruntime.daemon.tooluse import MOST_TOOLS
+from rkruntime.daemon.tooluse import MOST_CALLS, MOST_TOOLS
 
 from . import openapi_tools
 from .dialect import Object
@@ -274,6 +274,7 @@ def _conversation() -> Object:
     said = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": {"anyOf": [_STRING, parts]}}
     answered = {"role": {"const": "assistant"}, "content": {"anyOf": [_NULL, _STRING, parts]}}
     answered["reasoning_content"] = openapi_tools.EARLIER_THOUGHT
+    answered["tool_calls"] = _or_null("array", items=_schema("ToolCall"), maxItems=MOST_CALLS)
     arguments = {
         "description": "An object, as it is or as JSON in a string; a string that is no such JSON reaches the template "
         "as it is.",
@@ -284,7 +285,7 @@ def _conversation() -> Object:
         "Message": {
             "anyOf": [
                 _object({**said, **names}, "role", "content"),
-                _object({**answered, "tool_calls": _or_null("array", items=_schema("ToolCall")), **names}, "role"),
+                _object({**answered, **names}, "role"),
             ]
         },
         "TextPart": _object({"type": {"const": "text"}, "text": _STRING}, "type", "text"),
