@@ -6,9 +6,10 @@ A table builds what the functions take and reads what the callback is given, so 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 
 class State(IntEnum):
@@ -19,6 +20,7 @@ class State(IntEnum):
     FINISH = 2
     ERROR = 3
     OTHER = 4  # no part of an answer
+    HIDDEN = 5  # the last hidden layer of the prompt
 
 
 class RawToken(NamedTuple):
@@ -28,8 +30,20 @@ class RawToken(NamedTuple):
     text: bytes
 
 
-Heard = Callable[[Optional[int], State, Optional[RawToken]], None]
-"""What the callback does with the number of a run (its user data), a state and, where there is one, a token."""
+class HiddenStates(NamedTuple):
+    """The last hidden layer of a prompt, after the output norm: ``size`` floats a token, one token after the other."""
+
+    values: array[float]
+    size: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.values) // self.size
+
+
+Given = Union[RawToken, HiddenStates, None]
+Heard = Callable[[Optional[int], State, Given], None]
+"""What the callback does with the number of a run (its user data), a state and, where anything came with it, that."""
 
 
 class Table(Protocol):
@@ -61,6 +75,10 @@ class Table(Protocol):
 
     def run_parameters(self, lora: Optional[bytes]) -> Any:
         """For rkllm_run: an answer, with the adapter of that name or with none."""
+        ...
+
+    def hidden_parameters(self, lora: Optional[bytes]) -> Any:
+        """For rkllm_run: no answer but the last hidden layer of the prompt."""
         ...
 
     def lora_adapter(self, path: bytes, name: bytes, scale: float) -> Any:

@@ -8,13 +8,14 @@ one, listed in ``loader.TABLES``.
 from __future__ import annotations
 
 import ctypes as c
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Optional
 
 from rk3588.errors import RuntimeFailure
 
-from .abi import Heard, RawToken, State
+from .abi import Given, Heard, HiddenStates, RawToken, State
 
 VERSION = "1.1"
 
@@ -166,11 +167,13 @@ ERROR_CHECKERS: dict[str, Callable[[int, Any, tuple[Any, ...]], int]] = dict.fro
 )
 
 
+_MOST_HIDDEN, _MOST_TOKENS = 1 << 16, 1 << 20  # of a hidden layer: more is read from garbage
 _STATES = {
     LLMCallState.RKLLM_RUN_NORMAL: State.NORMAL,
     LLMCallState.RKLLM_RUN_WAITING: State.WAITING,
     LLMCallState.RKLLM_RUN_FINISH: State.FINISH,
     LLMCallState.RKLLM_RUN_ERROR: State.ERROR,
+    LLMCallState.RKLLM_RUN_GET_LAST_HIDDEN_LAYER: State.HIDDEN,
 }
 
 
@@ -190,13 +193,25 @@ def model_parameters(library: Any, path: bytes, given: Mapping[str, Any]) -> Any
 def callback(heard: Heard) -> Any:
     def called(result: Any, userdata: Optional[int], state: int) -> None:
         meaning = _STATES.get(state, State.OTHER)  # type: ignore[call-overload]  # an int finds its IntEnum
-        # Only these two have a token: what the pointers of another state lead to is not said anywhere.
-        token = None
+        # Only these have something: what the pointers of another state lead to is not said anywhere.
+        given: Given = None
         if meaning in (State.NORMAL, State.WAITING) and result:
-            token = RawToken(int(result.contents.token_id), result.contents.text or b"")
-        heard(userdata, meaning, token)
+            given = RawToken(int(result.contents.token_id), result.contents.text or b"")
+        elif meaning == State.HIDDEN and result:
+            given = _hidden_states(result.contents.last_hidden_layer)
+        heard(userdata, meaning, given)
 
     return LLMResultCallback(called)
+
+
+def _hidden_states(layer: Any) -> Optional[HiddenStates]:
+    """A copy: the pointer is good inside the callback only. None for sizes that no model has."""
+    size, tokens = int(layer.embd_size), int(layer.num_tokens)
+    if not (layer.hidden_states and 0 < size <= _MOST_HIDDEN and 0 < tokens <= _MOST_TOKENS):
+        return None
+    values = array("f")
+    values.frombytes(c.string_at(layer.hidden_states, c.sizeof(c.c_float) * size * tokens))
+    return HiddenStates(values, size)
 
 
 def text_input(text: bytes) -> Any:
@@ -213,7 +228,15 @@ def token_input(ids: Sequence[int]) -> Any:
 
 
 def run_parameters(lora: Optional[bytes]) -> Any:
-    parameters = RKLLMInferParam(mode=RKLLMInferMode.RKLLM_INFER_GENERATE)
+    return _infer_parameters(RKLLMInferMode.RKLLM_INFER_GENERATE, lora)
+
+
+def hidden_parameters(lora: Optional[bytes]) -> Any:
+    return _infer_parameters(RKLLMInferMode.RKLLM_INFER_GET_LAST_HIDDEN_LAYER, lora)
+
+
+def _infer_parameters(mode: RKLLMInferMode, lora: Optional[bytes]) -> Any:
+    parameters = RKLLMInferParam(mode=mode)
     if lora is not None:
         parameters.lora_params = c.pointer(RKLLMLoraParam(lora))
     return parameters

@@ -10,7 +10,7 @@ import atexit
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -20,7 +20,7 @@ from rk3588.errors import RuntimeFailure, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE
 
 from . import loader
-from .abi import RawToken, State
+from .abi import Given, HiddenStates, State
 from .generation import Generation, LibraryRun
 from .generation import Token as Token
 
@@ -122,6 +122,19 @@ class RKLLM:
         adapter that was loaded. UsageError when the prompt is empty or too long or there is no such adapter,
         RuntimeFailure when a run is going on or ends in an error.
         """
+        return Generation(self._start(prompt, lora, self._abi.run_parameters), max_tokens)
+
+    def hidden_states(self, prompt: Union[str, Sequence[int]], lora: Optional[str] = None) -> HiddenStates:
+        """The last hidden layer of a prompt, of which no answer is made. Raises as ``generate`` does."""
+        run = self._start(prompt, lora, self._abi.hidden_parameters)
+        run.wait()
+        if run.hidden is None:
+            raise RuntimeFailure(f"{self.library_path} ended the run without the hidden states that it was asked for")
+        return run.hidden
+
+    def _start(
+        self, prompt: Union[str, Sequence[int]], lora: Optional[str], parameters: Callable[[Optional[bytes]], Any]
+    ) -> LibraryRun:
         input_ = self._input(prompt)
         if lora is not None and lora not in self._loras:
             there = ", ".join(self._loras) or "none"
@@ -129,10 +142,10 @@ class RKLLM:
         with self._lock:
             self._check_idle()
             self._runs += 1
-            run = self._run = self._new_run(self._runs, input_, lora)
-            generation = Generation(run, max_tokens)
+            chosen = parameters(None if lora is None else lora.encode("utf-8", "replace"))
+            run = self._run = self._new_run(self._runs, input_, chosen)
             run.start()
-        return generation
+        return run
 
     def abort(self) -> None:
         """Abort what runs, and wait for its end."""
@@ -155,9 +168,8 @@ class RKLLM:
         if self._run is not None and not self._run.ended:
             raise RuntimeFailure("a run is going on: finish or close it first, the library does one at a time")
 
-    def _new_run(self, number: int, input_: Any, lora: Optional[str]) -> LibraryRun:
+    def _new_run(self, number: int, input_: Any, parameters: Any) -> LibraryRun:
         lib, handle = self._lib, self._handle
-        parameters = self._abi.run_parameters(None if lora is None else lora.encode("utf-8", "replace"))
         return LibraryRun(
             number,
             work=lambda: lib.rkllm_run(handle, input_, parameters, number),
@@ -180,14 +192,14 @@ class RKLLM:
             )
         return self._abi.token_input(prompt)
 
-    def _on_result(self, number: Optional[int], state: State, token: Optional[RawToken]) -> None:
+    def _on_result(self, number: Optional[int], state: State, given: Given) -> None:
         """On the library's thread: takes what the callback was given, and never lets an exception out into C."""
         run = self._run
         # A token that comes late belongs to a run that is over, never to the next one.
         if run is None or number != run.number:
             return
         try:
-            run.receive(state, token)
+            run.receive(state, given)
         except BaseException as error:
             run.fail(error)
             self._lib.rkllm_abort(self._handle)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional
 
 from rk3588.errors import RuntimeFailure
 
-from .abi import RawToken, State
+from .abi import Given, HiddenStates, RawToken, State
 
 NORMAL, WAITING, FINISH = State.NORMAL, State.WAITING, State.FINISH
 _ABORT_EVERY_S = 0.2
@@ -43,6 +43,7 @@ class LibraryRun:
         self.number = number
         # Each with the time since the run began, in ns: whoever takes it out may be late.
         self.tokens: queue.SimpleQueue[Optional[tuple[State, RawToken, int]]] = queue.SimpleQueue()
+        self.hidden: Optional[HiddenStates] = None  # of a run that asks for them
         self.failure: Optional[BaseException] = None
         self.stopping = False
         self._run_library, self._abort = work, abort
@@ -65,12 +66,16 @@ class LibraryRun:
             self._returned.set()
             raise
 
-    def receive(self, state: State, token: Optional[RawToken]) -> None:
-        """On the library's thread: a token into the queue, or the end."""
+    def receive(self, state: State, given: Given) -> None:
+        """On the library's thread: a token into the queue, the hidden states, or the end."""
         self._last_callback = time.monotonic()
         if state in (NORMAL, WAITING):
-            if token is not None:
-                self.tokens.put((state, token, time.perf_counter_ns() - self._started_ns))
+            if isinstance(given, RawToken):
+                self.tokens.put((state, given, time.perf_counter_ns() - self._started_ns))
+        elif state == State.HIDDEN:
+            if isinstance(given, HiddenStates):
+                self.hidden = given
+            self._end_heard.set()  # whether a FINISH follows is not said anywhere
         elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._end_heard.set()
@@ -80,6 +85,16 @@ class LibraryRun:
     def fail(self, error: BaseException) -> None:
         """Keep the first error for the caller's side."""
         self.failure = self.failure or error
+
+    def wait(self) -> None:
+        """Until the library has let go, also when Ctrl-C ends the waiting; raises what the run failed with."""
+        try:
+            self._returned.wait()
+        except BaseException:
+            self.stop()
+            raise
+        if self.failure is not None:
+            raise self.failure
 
     def stop(self) -> None:
         """Abort and wait for the end.

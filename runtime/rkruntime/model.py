@@ -18,6 +18,7 @@ from rk3588.errors import BundleError, RkError, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rk3588.runtime import Choice
 
+from .abi import HiddenStates
 from .binding import RKLLM
 from .generation import FINISH, Token
 from .loops import LoopDetector
@@ -259,6 +260,10 @@ class Model:
         if cost.tokens == limit:
             cost.cut_by = "context" if limit == room else "max_tokens"
         cost.finish_reason = "length" if cost.cut_by else ended
+
+    def hidden_states(self, prompt: Prompt) -> HiddenStates:
+        """The last hidden layer of a prompt, with the adapter that was chosen."""
+        return self.llm.hidden_states(prompt, self.lora)
 
     def too_long(self, prompt: Prompt) -> bool:
         """Whether the library would refuse this prompt for its length, as far as that can be counted."""

@@ -58,8 +58,11 @@ def test_the_document_says_which_deadlines_are_taken(text: str) -> None:
 def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
     """Run schemathesis with a document that names the model, which it could not guess; what it printed."""
     document: dict[str, Any] = service.get("/openapi.json").json
-    for request in ("ChatRequest", "CompletionRequest"):
-        document["components"]["schemas"][request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
+    schemas = document["components"]["schemas"]
+    for request in ("ChatRequest", "CompletionRequest", "OllamaChat", "OllamaGenerate"):
+        schemas[request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
+    for request in ("OllamaShow", "OllamaPull"):
+        schemas[request]["properties"].update({key: {"enum": ["tiny", "tiny:latest"]} for key in ("model", "name")})
     # A deadline that passes is a server error, rightly, and not to be provoked here.
     for methods in document["paths"].values():
         for parameter in (each for method in methods.values() for each in method.get("parameters", [])):

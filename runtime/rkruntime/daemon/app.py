@@ -1,4 +1,4 @@
-"""The daemon's HTTP side: routes, keys, request ids, errors in OpenAI's shape, one log line for each request."""
+"""The daemon's HTTP side: routes, keys, request ids, errors in the client's language, one log line for each request."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from rk3588 import runtime
 from rk3588.errors import RequestRefused, RkError
 
 from . import logs
-from .answering import Answering, ClientGone
-from .api import openai, openapi
+from .answering import Answering, ClientGone, read_body
+from .api import languages, ollama_models, openapi
 from .api.dialect import Object
 from .config import Config
+from .fields import Fields, parse_json
 from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
@@ -34,6 +35,12 @@ from .models import Models
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
+_NO_SAMPLING = {"num_ctx", "keep_alive", "think", "store"}  # of what may be ignored
+_NOT_CHANGED = "a request does not change this: the model stays loaded as it is, and nothing of it is kept"
+_FIXED = (
+    "librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings (--temperature and "
+    "the like), or refuse such requests with --strict"
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -43,7 +50,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     config = replace(config, sampling=config.model.sampling(bundle.sampling))
     kind = runtime.choose(bundle, config.model.library).kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
-    models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
+    models = Models(config.name or bundle.name, bundle.dtype, list(runtime.loras_for(bundle, kind)), created, kind)
     keys = Keys(config.keys)
 
     async def list_models(request: Request) -> Response:
@@ -70,12 +77,20 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def describe(_request: Request) -> Response:
         return Response(openapi.document(), media_type="application/json")
 
+    def authorise(request: Request) -> None:
+        _authorise(request, keys)
+
+    async def fields_of(request: Request) -> Fields:
+        return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
+
     answering = [
         Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint), methods=["POST"])
-        for endpoint in openai.ENDPOINTS
+        for endpoint in languages.ENDPOINTS
     ]
+    catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
         *answering,
+        *ollama_models.routes(catalogue, models, authorise, fields_of),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
@@ -86,12 +101,12 @@ def make(engine: Engine, config: Config) -> Starlette:
 
     async def rk_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RkError)
-        failure = openai.failure(error)
+        failure = languages.failure_at(request.url.path)(error)
         request.state.facts["error"] = failure.code
-        told = failure.body["error"]
+        body = failure.body
         if failure.status >= 500 and not keys.known(request.headers.get("authorization")):
-            told["message"] = without_paths(told["message"], config)
-        return JSONResponse(failure.body, failure.status, failure.headers)
+            body = _without_paths(body, config)
+        return JSONResponse(body, failure.status, failure.headers)
 
     handlers: Any = {RkError: rk_error, HTTPException: _http_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
@@ -118,7 +133,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path[:100]}: {error.detail.lower()}; GET /openapi.json says what there is"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     refused = RequestRefused(message, status=error.status_code, code=code)
-    return JSONResponse(openai.failure(refused).body, error.status_code, error.headers)
+    return JSONResponse(languages.failure_at(request.url.path)(refused).body, error.status_code, error.headers)
 
 
 class _Logged:
@@ -155,7 +170,8 @@ class _Logged:
             logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=request_id)
             facts["ended"] = "unexpected error"
             if not status:
-                failure = openai.failure(RkError("an unexpected error: the daemon's log has more under this id"))
+                unexpected = RkError("an unexpected error: the daemon's log has more under this id")
+                failure = languages.failure_at(scope["path"])(unexpected)
                 await JSONResponse(failure.body, failure.status)(scope, receive, send_with_id)
         finally:
             if ignored:
@@ -183,14 +199,17 @@ class _Logged:
         while len(self._warned) >= _CLIENTS:
             del self._warned[next(iter(self._warned))]
         self._warned[client, ignored] = None
-        logs.event(
-            "sampling ignored",
-            logging.WARNING,
-            client=client,
-            ignored=ignored,
-            reason="librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings "
-            "(--temperature and the like), or refuse such requests with --strict",
-        )
+        if set(ignored.split(", ")) <= _NO_SAMPLING:
+            logs.event("ignored", logging.WARNING, client=client, ignored=ignored, reason=_NOT_CHANGED)
+        else:
+            logs.event("sampling ignored", logging.WARNING, client=client, ignored=ignored, reason=_FIXED)
+
+
+def _without_paths(told: Any, config: Config) -> Any:
+    """An error's body, whose texts are ``without_paths``."""
+    if isinstance(told, dict):
+        return {key: _without_paths(value, config) for key, value in told.items()}
+    return without_paths(told, config) if isinstance(told, str) else told
 
 
 def without_paths(text: str, config: Config) -> str:

@@ -12,6 +12,7 @@ from rk3588 import bundle as bundles
 from rk3588 import hostlib, runtime
 from rk3588.errors import AnswerFailed, NoSuchLibrary, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
+from . import embedding
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
@@ -96,9 +97,7 @@ class WorkerEngine:
         ticket = Ticket(job, min(job.deadline_s or most, most), self._cancel)
         self._being_encoded += 1
         try:
-            frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
-            ticket.prompt = frame.get("prompt")
-            self._check_prompt_fits(frame)
+            await asyncio.wait_for(self._encode_into(ticket), ticket.left_s)
             self._check_open()
         except BaseException as error:
             ticket.finish("")
@@ -110,6 +109,18 @@ class WorkerEngine:
         self._queue.push(ticket)
         self._announce_change()
         return ticket
+
+    async def _encode_into(self, ticket: Ticket) -> None:
+        """The prompt of a job, or all of them; PromptTooLong for one that does not fit."""
+        if ticket.job.embed is not None:
+            await embedding.encode(ticket.job, ticket.job.embed, ticket, self._encode_fitting)
+        else:
+            ticket.prompt = (await self._encode_fitting(ticket.job))["prompt"]
+
+    async def _encode_fitting(self, job: Job) -> Frame:
+        frame = await self._encode(job)
+        self._check_prompt_fits(frame)
+        return frame
 
     async def count(self, job: Job) -> Optional[int]:
         frame = await self._encode(job)
@@ -138,7 +149,10 @@ class WorkerEngine:
         """The job's prompt, or only its length where it is too long, from whichever worker is ready next."""
         messages = None if job.messages is None else [dict(message) for message in job.messages]
         tools = None if job.tools is None else [dict(tool) for tool in job.tools]
-        request = {"text": job.text, "messages": messages, "tools": tools, "variables": dict(job.template_variables)}
+        request: Frame = {"text": job.text, "messages": messages, "tools": tools}
+        request["variables"] = dict(job.template_variables)
+        if job.embed is not None:
+            request.update(typed=True, truncate=job.embed.truncate)
         for attempt in (1, 2):
             try:
                 frame = await self._encode_once(request)
@@ -276,7 +290,13 @@ class WorkerEngine:
                 continue
             self._running = ticket
             try:
-                await self._answer(worker, ticket)
+                if ticket.job.embed is None:
+                    await self._answer(worker, ticket)
+                else:
+                    await embedding.run_next(worker, ticket, ticket.job.embed, self._deadlines, self._load_ns)
+                    self._failures = 0
+                    if not ticket.over:  # behind the others
+                        self._queue.push(ticket)
             except WorkerGone as error:
                 self._retry_or_fail(ticket, str(error))
             except asyncio.CancelledError:

@@ -43,6 +43,8 @@ class AnswerRequest:
     stops: tuple[str, ...]
     format: Optional[Format]
     ignored: tuple[str, ...]
+    context: Optional[int] = None  # tokens that were asked for: the model's own stays, and a difference is told
+    runs: bool = True  # False: no answer is wanted, only to hear that the model is there
 
     def corrected(self, answer: str, problem: str) -> Job:
         """The job that shows the model its own answer and what is wrong with it."""
@@ -58,7 +60,9 @@ class Reply(Protocol):
 
     def __init__(self, model: str) -> None: ...
 
-    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object: ...
+    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
+        """``finish_reason``: stop or length, or load where no answer was wanted."""
+        ...
 
     def begin(self) -> bytes:
         """What comes before the first text, with it."""
