@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -86,11 +86,7 @@ class Answering:
         return JSONResponse(reply.whole("", "load", Usage(None, 0)), headers=self._ignored(request))
 
     def _ignored(self, request: AnswerRequest) -> dict[str, str]:
-        """The header that names what has no effect."""
-        here = self._engine.status.context
-        differs = request.context is not None and here and request.context != here
-        names = (*request.ignored, *(("num_ctx",) if differs else ()))
-        return {IGNORED_HEADER: ", ".join(names)} if names else {}
+        return ignored_header(request.ignored, request.context, self._engine.status.context)
 
     async def _stream(
         self, reading: Reading, reply: Reply, include_usage: bool, comment: bool, facts: dict[str, Any]
@@ -123,6 +119,13 @@ class Answering:
         failure = self._endpoint.failure(error)
         facts["error"] = failure.code
         return reply.broken_off(failure)
+
+
+def ignored_header(ignored: Sequence[str], asked_context: Optional[int], context: int) -> dict[str, str]:
+    """The header that names what has no effect; ``context`` is the model's, 0 where it is not known yet."""
+    differs = asked_context is not None and context and asked_context != context
+    names = (*ignored, *(("num_ctx",) if differs else ()))
+    return {IGNORED_HEADER: ", ".join(names)} if names else {}
 
 
 async def while_there(work: Coroutine[Any, Any, None], receive: Receive, facts: dict[str, Any], most_s: float) -> None:

@@ -24,9 +24,10 @@ from rk3588.errors import RequestRefused, RkError
 
 from . import logs
 from .answering import Answering, ClientGone, read_body
-from .api import languages, ollama_models, openapi
+from .api import embeddings, languages, ollama_models, openapi
 from .api.dialect import Object
 from .config import Config
+from .embed_answering import EmbedAnswering
 from .fields import Fields, parse_json
 from .gate import Gate, add_headers
 from .jobs import Engine
@@ -86,6 +87,10 @@ def make(engine: Engine, config: Config) -> Starlette:
     answering = [
         Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint), methods=["POST"])
         for endpoint in languages.ENDPOINTS
+    ]
+    answering += [
+        Route(endpoint.path, EmbedAnswering(engine, config, keys, models.find, endpoint), methods=["POST"])
+        for endpoint in embeddings.ENDPOINTS
     ]
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [

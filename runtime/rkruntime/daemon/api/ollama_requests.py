@@ -108,12 +108,9 @@ def _options(fields: Fields) -> Fields:
 def _finished(request: AnswerRequest, fields: Fields) -> AnswerRequest:
     """What is the same however the request was read: its end, its name, what of it has no effect."""
     options = _options(fields)
-    context = options.whole("num_ctx")
-    if context is not None and context < 0:
-        refuse("options.num_ctx", "a number of tokens")
     others = [name for name, off in WITHOUT_EFFECT.items() if options.number(name) not in (None, off)]
     ignored = [*request.ignored, *others]
-    if _asks_to_unload(fields):
+    if asks_to_unload(fields):
         ignored.append("keep_alive")
     if fields.get("think", False) is not False:
         ignored.append("think")
@@ -123,11 +120,19 @@ def _finished(request: AnswerRequest, fields: Fields) -> AnswerRequest:
         include_usage=True,
         stops=_stops(options),
         ignored=tuple(ignored),
-        context=context or None,
+        context=num_ctx(fields),
     )
 
 
-def _asks_to_unload(fields: Fields) -> bool:
+def num_ctx(fields: Fields) -> Optional[int]:
+    """The context that is asked for; None: whichever there is."""
+    context = _options(fields).whole("num_ctx")
+    if context is not None and context < 0:
+        refuse("options.num_ctx", "a number of tokens")
+    return context or None
+
+
+def asks_to_unload(fields: Fields) -> bool:
     """Whether `keep_alive` is 0. Other values ask for what is so anyway: the model stays loaded."""
     value = fields.get("keep_alive")
     if value is None or isinstance(value, (int, float)):
