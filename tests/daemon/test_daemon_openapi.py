@@ -59,7 +59,10 @@ def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
     """Run schemathesis with a document that names the model, which it could not guess; what it printed."""
     document: dict[str, Any] = service.get("/openapi.json").json
     schemas = document["components"]["schemas"]
-    for request in ("ChatRequest", "CompletionRequest", "OllamaChat", "OllamaGenerate"):
+    for request in (
+        "ChatRequest", "CompletionRequest", "ResponseRequest", "EmbeddingRequest", "TokenizeRequest", "OllamaChat",
+        "OllamaGenerate", "OllamaEmbed", "OllamaPrompt",
+    ):  # fmt: skip
         schemas[request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
     for request in ("OllamaShow", "OllamaPull"):
         schemas[request]["properties"].update({key: {"enum": ["tiny", "tiny:latest"]} for key in ("model", "name")})

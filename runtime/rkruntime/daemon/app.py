@@ -23,8 +23,8 @@ from rk3588 import runtime
 from rk3588.errors import RequestRefused, RkError
 
 from . import logs
-from .answering import Answering, ClientGone, read_body
-from .api import embeddings, languages, ollama_models, openapi
+from .answering import Answering, ClientGone, deadline_of, read_body
+from .api import embeddings, languages, ollama_models, openapi, tokenize
 from .api.dialect import Object
 from .config import Config
 from .embed_answering import EmbedAnswering
@@ -92,9 +92,16 @@ def make(engine: Engine, config: Config) -> Starlette:
         Route(endpoint.path, EmbedAnswering(engine, config, keys, models.find, endpoint), methods=["POST"])
         for endpoint in embeddings.ENDPOINTS
     ]
+
+    async def count_tokens(request: Request) -> Response:
+        authorise(request)
+        job = tokenize.read(await fields_of(request), config, models.find)
+        return JSONResponse(await tokenize.count(engine, job, deadline_of(request.headers)))
+
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
         *answering,
+        Route(tokenize.PATH, count_tokens, methods=["POST"]),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),

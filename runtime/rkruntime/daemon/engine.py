@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588 import bundle as bundles
-from rk3588 import hostlib, runtime
-from rk3588.errors import AnswerFailed, NoSuchLibrary, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rk3588 import runtime
+from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 
 from . import embedding
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
-from .process import KILL_GRACE_S, WorkerGone, WorkerProcess
+from .process import KILL_GRACE_S, WorkerGone, WorkerProcess, library_variables
 from .protocol import Frame, ProtocolError
 from .queue import FairQueue
 from .ticket import Ticket
@@ -46,7 +46,7 @@ class WorkerEngine:
         self._sampling = self._model.sampling(bundle.sampling)
         self._deadlines = Deadlines(self._choice.model.stat().st_size / 1e9, settings.patience)
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
-        self._command, self._env = command, {**_libraries(settings, bundle), **(worker_env or {})}
+        self._command, self._env = command, {**library_variables(settings, bundle), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
         self._encoding: Optional[asyncio.Lock] = None
         self._being_encoded = 0  # have a place in the queue, but no prompt yet
@@ -89,10 +89,7 @@ class WorkerEngine:
 
     async def submit(self, job: Job) -> Ticket:
         self._check_open()
-        queued = self.status.queued
-        if queued >= self.settings.queue_length:
-            wait = min(max(int(self._mean_answer_s * queued), 1), 300)
-            raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
+        self._check_queue_has_room()
         most = self.settings.deadline_s
         ticket = Ticket(job, min(job.deadline_s or most, most), self._cancel)
         self._being_encoded += 1
@@ -123,9 +120,21 @@ class WorkerEngine:
         return frame
 
     async def count(self, job: Job) -> Optional[int]:
-        frame = await self._encode(job)
+        self._check_open()
+        self._check_queue_has_room()
+        self._being_encoded += 1
+        try:
+            frame = await self._encode(job)
+        finally:
+            self._being_encoded -= 1
         prompt = frame.get("prompt")
         return None if isinstance(prompt, str) else _prompt_length(frame)
+
+    def _check_queue_has_room(self) -> None:
+        queued = self.status.queued
+        if queued >= self.settings.queue_length:
+            wait = min(max(int(self._mean_answer_s * queued), 1), 300)
+            raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
 
     def _check_prompt_fits(self, frame: Frame) -> None:
         tokens = _prompt_length(frame)
@@ -384,16 +393,3 @@ def _prompt_length(encoded: Frame) -> int:
     """Tokens of a prompt, of which the worker sends only their number where they are too many."""
     tokens = encoded.get("tokens")
     return int(tokens) if tokens is not None else len(encoded["prompt"])
-
-
-def _libraries(settings: EngineSettings, bundle: bundles.Bundle) -> dict[str, str]:
-    """Where the worker finds librksim, if it needs it: in a zipapp there is no packaged one.
-
-    LibraryError if there is none: every load would fail.
-    """
-    path = settings.sim_library
-    if path is not None and not path.is_file():
-        raise NoSuchLibrary(f"there is no library {path}: give the path of a librksim.so (sim_library, --sim-library)")
-    if path is None and bundle.vocabulary:
-        hostlib.find()
-    return {"RKSIM_LIBRARY": str(path)} if path else {}

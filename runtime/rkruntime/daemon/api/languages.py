@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from rk3588.errors import RkError
 
-from . import ollama, openai
+from . import ollama, openai, responses
 from .dialect import Endpoint, Failure
 
-ENDPOINTS: tuple[Endpoint, ...] = (*openai.ENDPOINTS, *ollama.ENDPOINTS)
+ENDPOINTS: tuple[Endpoint, ...] = (*openai.ENDPOINTS, *responses.ENDPOINTS, *ollama.ENDPOINTS)
 _OLLAMA = "/api/"
 
 

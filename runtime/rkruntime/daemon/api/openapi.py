@@ -15,7 +15,7 @@ from rkruntime.daemon import formats
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
 
-from . import openapi_ollama
+from . import openapi_ollama, openapi_others
 from .dialect import Object
 from .openai_requests import AT_LOAD, MAX_STOP_LENGTH, MAX_STOPS, ROLES
 from .openapi_shapes import COUNT as _COUNT
@@ -57,7 +57,13 @@ def describe() -> Object:
                     "description": "Needed where the daemon was given a file of keys.",
                 }
             },
-            "schemas": {**_requests(), **_conversation(), **_answers(), **openapi_ollama.schemas()},
+            "schemas": {
+                **_requests(),
+                **_conversation(),
+                **_answers(),
+                **openapi_others.schemas(),
+                **openapi_ollama.schemas(),
+            },
         },
     }
 
@@ -66,14 +72,15 @@ def describe() -> Object:
 
 
 def _paths() -> Object:
-    answers = [status for status in _ERRORS if status != 422]
+    answers = [status for status in _ERRORS if status not in (422, 501)]
     models = _object({"object": {"const": "list"}, "data": _list(_schema("Model"))}, "object", "data")
     unready = {200: ("It serves, or loads.", _schema("Status")), 503: ("No; `reason` says why.", _schema("Status"))}
     unhealthy = {**unready, 503: ("It cannot help itself; `reason` says what to do.", _schema("Status"))}
     one = {"name": "id", "in": "path", "required": True, "schema": _STRING}
     return {
-        "/v1/chat/completions": {"post": _answer("chat", "Answer a conversation", "Chat", list(_ERRORS))},
+        "/v1/chat/completions": {"post": _answer("chat", "Answer a conversation", "Chat", [*answers, 422])},
         "/v1/completions": {"post": _answer("complete", "Go on with a text", "", answers)},
+        **openapi_others.paths(),
         **openapi_ollama.paths(),
         "/v1/models": {
             "get": _get("models", "The names of the model; never waits for it", {200: ("The list.", models)}, 401, 403)

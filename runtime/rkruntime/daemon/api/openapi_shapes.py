@@ -26,6 +26,7 @@ ERRORS = {
     422: "The model did not answer in the JSON that was asked for, though it was told what is wrong.",
     429: "Too many requests wait already.",
     500: "The runtime failed in the middle of the answer.",
+    501: "Tokens cannot be counted with this bundle.",
     503: "There is no model that could answer now.",
     504: "The deadline has passed.",
 }
