@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .bundle import TEMPLATE, Bundle
 from .conversation_rules import FOLD, REFUSE
 from .errors import BundleError, UsageError, printable
+from .template_text import TOOLS_OF_A_MESSAGE
 
 Message = Mapping[str, Any]
 _MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
@@ -30,7 +30,6 @@ NO_SYSTEM_ROLE = (
 )
 NO_TOOLS = "the chat template has no place for tools: the model is not told of them"
 _PROBE = "SYSTEMPROMPT"  # no template has a reason to change it
-_TOOLS_OF_A_MESSAGE = re.compile(r"""\bmessage(?:\.tools\b|\[['"]tools['"]\])""")
 
 
 class Source(NamedTuple):
@@ -68,7 +67,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, Optional[str]], where: str = TEMPLATE) -> None:
         self.where = where
         self._takes_system: Optional[bool] = None
-        self._reads_tools_off_a_message = _TOOLS_OF_A_MESSAGE.search(source) is not None
+        self._reads_tools_off_a_message = TOOLS_OF_A_MESSAGE.search(source) is not None
         self._tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
         try:
             environment = _environment()

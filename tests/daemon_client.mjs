@@ -15,6 +15,12 @@ for await (const chunk of stream) {
   found.streamed += chunk.choices[0]?.delta?.content ?? "";
   if (chunk.usage) found.usage = chunk.usage;
 }
+const tools = [{ type: "function", function: { name: "light", parameters: { type: "object", properties: {} } } }];
+const said = '<think>Dark.</think>On.|<tool_|call>{"name": "light", "arguments": {"on": true}}</tool_call>';
+const runner = client.chat.completions.stream({ model: "tiny", messages: [{ role: "user", content: `say ${said}` }], tools });
+found.thought = "";
+for await (const chunk of runner) found.thought += chunk.choices[0]?.delta?.reasoning_content ?? "";
+found.called = (await runner.finalChatCompletion()).choices[0];
 found.text = (await client.completions.create({ model: "tiny", prompt: "say x|y" })).choices[0].text;
 const failing = async (say, options = {}) => {
   try {

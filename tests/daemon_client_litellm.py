@@ -29,8 +29,23 @@ stream = litellm.completion(
     messages=said("slow 0.1 Grüße|, 世界|!"), stream=True, stream_options={"include_usage": True}, **COMMON
 )
 chunks = list(stream)
+tools = [{"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {}}}}]
+said_and_called = '<think>Dark.</think>On.|<tool_|call>{"name": "light", "arguments": {"on": true}}</tool_call>'
+called = litellm.completion(messages=said(f"say {said_and_called}"), tools=tools, **COMMON).choices[0]
+calling = litellm.completion(messages=said(f"say {said_and_called}"), tools=tools, stream=True, **COMMON)
+joined = litellm.stream_chunk_builder(list(calling))
 usages = [chunk.usage for chunk in chunks if getattr(chunk, "usage", None)]
 found = {
+    "called": [
+        [
+            choice.message.content,
+            choice.message.reasoning_content,
+            choice.message.tool_calls[0].function.name,
+            json.loads(choice.message.tool_calls[0].function.arguments),
+            choice.finish_reason,
+        ]
+        for choice in (called, joined.choices[0])
+    ],
     "whole": whole.choices[0].message.content,
     "usage": whole.usage.total_tokens,
     "streamed": "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices),

@@ -1,9 +1,10 @@
 """An engine without a model: the last message is its script. It refuses, waits, fails and hangs on command.
 
-``say A|B|C`` answers in these pieces (what is no command is said back word by word); ``slow S A|B`` waits S seconds
-before each; ``hang`` never answers; ``break A`` fails after A; ``lost`` fails before anything; ``full``, ``long``,
-``template``, ``down``, ``reboot`` and ``late`` refuse; ``bug`` raises what nobody expects. Several lines are several
-answers: each request takes the next.
+``say A|B|C`` answers in these pieces, in which ⏎ ends a line (what is no command is said back word by word);
+``slow S A|B`` waits S seconds before each; ``opened A|B`` answers behind a prompt that has begun a thought; ``hang``
+never answers; ``break A`` fails after A; ``lost`` fails before anything; ``full``, ``long``, ``template``, ``down``,
+``reboot`` and ``late`` refuse; ``bug`` raises what nobody expects. Several lines are several answers: each request
+takes the next.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class FakeAnswer:
     completion_tokens: int = 0
     durations: Durations | None = None
     finish_reason: str = ""
+    opened: str = ""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def pieces(self, heartbeat_s: float | None = None) -> AsyncIterator[Piece]:
@@ -112,12 +114,15 @@ class FakeEngine:
 
     def _answer(self, command: str, rest: str, lines: list[str], job: Job) -> FakeAnswer:
         limit = 1 << 30 if job.max_tokens is None else job.max_tokens
+        rest = rest.replace("⏎", "\n")
         prompt = sum(len(str(m["content"]).split()) for m in job.messages or []) or len((job.text or "").split())
         if job.embed:
             words = sum(len(each.split()) for each in job.embed.texts)
             return FakeAnswer([_vector(len(each), job.embed) for each in job.embed.texts], limit, words)
         if command == "say":
             return FakeAnswer(rest.split("|"), limit, prompt)
+        if command == "opened":
+            return FakeAnswer(rest.split("|"), limit, prompt, opened="<think>")
         if command == "slow":
             pause, _, rest = rest.partition(" ")
             return FakeAnswer(rest.split("|"), limit, prompt, pause_s=float(pause))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,9 @@ from rk3588.errors import RkError, UsageError
 from rk3588.templates import Message
 
 from .model import Model
+from .prompts import Prompt
 from .settings import BY_NAME, WHILE_RUNNING, Settings, parse
+from .thoughts import Split, ThoughtSplitter, opened_by, tags_of
 
 
 class Leave(Exception):
@@ -30,6 +32,7 @@ class Conversation:
         self.history: list[Message] = []
         self.saved: list[list[Message]] = []
         self.attached = ""
+        self.think: Optional[bool] = None  # None: as the model was made
         self._remark = remark
 
     @property
@@ -37,29 +40,41 @@ class Conversation:
         first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *self.history]
 
-    def say(self, text: str) -> Generator[str, None, None]:
-        """The answer to ``text``, as it comes. What came before Ctrl-C or an error stays in the history.
+    def _prompt(self, messages: Sequence[Message]) -> Prompt:
+        thinking = self.model.prompts.thinking
+        return self.model.prompts.chat(messages, {} if self.think is None else thinking.switch(self.think))
+
+    def say(self, text: str) -> Generator[Split, None, None]:
+        """The answer to ``text``, as it comes, and the thought before it. What came before Ctrl-C or an error stays in
+        the history.
 
         A message that could not be answered at all is forgotten, so that the next one stands alone.
         """
         asked: Message = {"role": "user", "content": self.attached + text}
-        prompt = self.model.prompts.chat([*self.messages, asked])
+        prompt = self._prompt([*self.messages, asked])
         if self.model.too_long(prompt):
             raise UsageError(
                 f"with this message the conversation has {len(prompt)} tokens, and the context is "
                 f"{self.model.context}: /forget the oldest exchange, /clear, or start with "
                 f"{self.model.settings.longer_than(self.model.context)}"
             )
-        parts: list[str] = []
+        opened = opened_by(self.model.prompts.end_of(prompt))
+        tags = tags_of(opened) or self.model.prompts.thinking.tags
+        splitter = ThoughtSplitter(tags, bool(opened))
+        parts: list[Split] = []
         try:
-            with closing(self.model.answer(prompt)) as answer:
-                for part in answer:
-                    parts.append(part)
-                    yield part
+            with closing(self.model.answer(prompt, tags)) as answer:
+                for text in answer:
+                    if any(part := splitter.feed(text)):
+                        parts.append(part)
+                        yield part
+            if any(part := splitter.end()):
+                parts.append(part)
+                yield part
         finally:
             if parts or self.model.cost.finish_reason != "abort":
                 self.attached = ""
-                self.history += [asked, {"role": "assistant", "content": "".join(parts)}]
+                self.history += [asked, _said(parts)]
 
     def command(self, line: str) -> None:
         """Do what a line that begins with ``/`` says. UsageError if it cannot be done, Leave to end."""
@@ -98,6 +113,15 @@ class Conversation:
         count = len(self.history) // 2
         return f"{count} exchange{'s' * (count != 1)}"
 
+    def _think(self, argument: str) -> None:
+        if argument not in ("", "on", "off"):
+            raise UsageError("/think on, or /think off")
+        if argument and not self.model.prompts.thinking.switch(argument == "on"):
+            raise UsageError("this model's chat template has no switch for thinking: it thinks as it was made to")
+        if argument:
+            self.think = argument == "on"
+        self._remark(f"thinking: {'as the model was made' if self.think is None else 'on' if self.think else 'off'}")
+
     def _lora(self, argument: str) -> None:
         if argument:
             self.model.choose_lora(None if argument == "off" else argument)
@@ -105,7 +129,7 @@ class Conversation:
         self._remark(f"LoRA: {self.model.lora or 'none'}; there are: {', '.join(there) or 'none'}")
 
     def _context(self, _argument: str) -> None:
-        prompt = self.model.prompts.chat(self.messages) if self.messages else []
+        prompt = self._prompt(self.messages) if self.messages else []
         exchanges = self._exchanges()
         if isinstance(prompt, str):
             self._remark(f"{exchanges}; tokens cannot be counted: this bundle has no vocabulary of its own")
@@ -237,6 +261,13 @@ def _path(argument: str, usage: str) -> Path:
     return Path(os.path.expanduser(" ".join(parts)))  # noqa: PTH111  Path.expanduser raises on unknown users
 
 
+def _said(parts: Sequence[Split]) -> Message:
+    """An answer for the history. What was thought is the template's to show or to leave out."""
+    thought = "".join(part.thought for part in parts)
+    said: Message = {"role": "assistant", "content": "".join(part.text for part in parts)}
+    return {**said, "reasoning_content": thought} if thought else said
+
+
 def _short(message: Message) -> str:
     text = " ".join(str(message["content"]).split())
     return text if len(text) <= 60 else text[:59] + "…"
@@ -250,6 +281,7 @@ COMMANDS: dict[str, tuple[Handler, str, str]] = {
     "undo": (Conversation._undo, "", "forget the last exchange"),
     "forget": (Conversation._forget, "", "forget the oldest exchange"),
     "system": (Conversation._system, "[TEXT]", "show or set the system prompt"),
+    "think": (Conversation._think, "[on|off]", "whether the model thinks first, where its template has a switch"),
     "lora": (Conversation._lora, "[NAME|FILE|off]", "show or choose the adapter that answers are given with"),
     "context": (Conversation._context, "", "how much of the context is used"),
     "set": (Conversation._set, "[NAME [VALUE]]", "show or change how answers are drawn; VALUE default: as it was made"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,12 +223,17 @@ class Model:
         name = wanted.name or lora.checked_name(name, text)
         return path, name, scale if wanted.scale is None else wanted.scale
 
-    def answer(self, prompt: Prompt) -> Generator[str, None, None]:
-        """Texts as they come; ``cost`` is this answer's. The run has ended when the iteration has."""
+    def answer(self, prompt: Prompt, marks: Sequence[str] = ()) -> Generator[str, None, None]:
+        """Texts as they come; ``cost`` is this answer's. The run has ended when the iteration has.
+
+        ``marks``: special tokens by their texts, of which the library gives the id alone, to be given out all the same.
+        """
+        shown = self.prompts.special_ids(marks)
         with closing(self.tokens(prompt)) as tokens:
             for token in tokens:
-                if token.text:
-                    yield token.text
+                text = token.text or (shown.get(token.id, "") if token.state != FINISH else "")
+                if text:
+                    yield text
 
     def tokens(self, prompt: Prompt, max_tokens: Optional[int] = None) -> Generator[Token, None, None]:
         """Tokens as they come, at most ``max_tokens`` and what the settings allow, until they are a loop; ``cost`` is

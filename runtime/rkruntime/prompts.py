@@ -6,7 +6,7 @@ typed those characters: only the template's own special tokens are special.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Protocol, Union
@@ -17,8 +17,10 @@ from rk3588.hostlib import SimModel
 from rk3588.templates import ChatTemplate, Message, Rendered, Source
 
 from .specials import Specials
+from .thoughts import Thinking
 
 Prompt = Union[str, list[int]]
+_END = 16  # tokens, or characters, that are enough to show the tag of a thought
 
 
 class Renderer(Protocol):
@@ -47,6 +49,7 @@ class Prompts:
         self._variables, self._system_role, self._warn = dict(variables or {}), system_role, warn
         self._told: set[str] = set()
         self._template: Optional[ChatTemplate] = None
+        self._thinking: Optional[Thinking] = None
         self._specials: Optional[Specials] = None
         self.renderer: Optional[Renderer] = None  # None: here
         path = bundle.vocabulary
@@ -68,6 +71,13 @@ class Prompts:
         if self._template is None:
             self._template = ChatTemplate.of(self._bundle, self._file)
         return self._template
+
+    @property
+    def thinking(self) -> Thinking:
+        """What the template's text says of thoughts; BundleError if there is none."""
+        if self._thinking is None:
+            self._thinking = Thinking.of(Source.of(self._bundle, self._file).text)
+        return self._thinking
 
     def plain(self, text: str) -> Prompt:
         """A text as it is; special tokens in it are special."""
@@ -97,6 +107,17 @@ class Prompts:
         """A conversation as the model reads it, without a beginning of what the assistant says next."""
         template, variables = self.template, self._variables
         return template.conversation(messages, variables, self._system_role, add_generation_prompt=False).text
+
+    def end_of(self, prompt: Prompt) -> str:
+        """How a prompt ends, special tokens as their texts."""
+        if isinstance(prompt, str) or self._vocabulary is None:
+            return str(prompt[-_END:])
+        return self._vocabulary.detokenise(prompt[-_END:]).decode("utf-8", "replace")
+
+    def special_ids(self, texts: Iterable[str]) -> dict[int, str]:
+        """Those of ``texts`` that are one token, by its id."""
+        ids = {text: self._vocabulary.tokenise(text) for text in texts} if self._vocabulary else {}
+        return {found[0]: text for text, found in ids.items() if len(found) == 1}
 
     def _render(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         if self.renderer is None:

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from rkruntime.daemon.engine import WorkerEngine
+from tests import family_templates as families
 from tests.daemon_server import WAIT_S, Service, served, until
 from tests.fake_engine import FakeEngine
 
@@ -26,7 +27,8 @@ SAY = "say Grüße|, 世界|!"
 @pytest.fixture(scope="module")
 def service(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
     """Its signs of life are frequent, so that every client meets some."""
-    with served(tiny_bundles["w8a8"], FakeEngine, keep_alive_s=0.02) as running:
+    template = families.FOLDER / "qwen2.5.jinja"
+    with served(tiny_bundles["w8a8"], FakeEngine, keep_alive_s=0.02, template=template) as running:
         yield running
 
 
@@ -104,6 +106,10 @@ def test_openai_for_node(service: Service) -> None:
     assert found["models"] == ["tiny", "tiny:background"]
     assert found["whole"] == found["streamed"] == GREETING
     assert found["usage"]["completion_tokens"] == 3
+    called = found["called"]
+    assert (called["message"]["content"], found["thought"], called["finish_reason"]) == ("On.", "Dark.", "tool_calls")
+    assert called["message"]["tool_calls"][0]["function"]["name"] == "light"
+    assert json.loads(called["message"]["tool_calls"][0]["function"]["arguments"]) == {"on": True}
     assert found["text"] == "xy"
     assert found["long"] == {"name": "BadRequestError", "status": 400, "code": "context_length_exceeded"}
     assert found["full"] == {"name": "RateLimitError", "status": 429, "code": "queue_full"}
@@ -120,6 +126,7 @@ def test_litellm(service: Service) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["whole"] == found["streamed"] == GREETING
+    assert found["called"] == [["On.", "Dark.", "light", {"on": True}, "tool_calls"]] * 2
     assert (found["usage"], found["streamed_usage"]) == (6, 7)
     assert found["text"] == "xy"
     assert found["long"] == "ContextWindowExceededError"

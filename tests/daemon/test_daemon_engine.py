@@ -63,7 +63,7 @@ def test_a_reading_that_ends_at_a_stop_string_has_durations_too(flavour: Flavour
         async with started(flavour.engine()) as engine:
             reading = Reading(engine, request, Checker())
             await reading.start()
-            said = "".join([part async for part in reading.texts()])
+            said = "".join([part.text async for part in reading.parts()])
             usage = reading.usage
             await reading.close()
             assert (said, reading.finish_reason) == (answer[: answer.index(stop)], "stop")

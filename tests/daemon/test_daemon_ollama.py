@@ -103,9 +103,11 @@ def test_a_conversation_with_tools_and_their_results(fake: Service) -> None:
     ]
     assert fake.post("/api/chat", {"model": "tiny", "messages": messages, "format": None}).lines[-1]["done"]
     sent = list(fake.engine.jobs[-1].messages)
-    assert sent[2]["content"] == "" and sent[2]["tool_calls"] == [call]
-    assert sent[3] == {"role": "tool", "content": '{"success": true}'}
-    assert sent[4]["name"] == "HassTurnOn"
+    (made,) = sent[2]["tool_calls"]
+    assert sent[2]["content"] == "" and made["function"] == call["function"]
+    result = {"role": "tool", "name": "HassTurnOn", "tool_call_id": made["id"]}
+    assert sent[3] == {**result, "content": '{"success": true}'}
+    assert sent[4] == {"role": "tool", "name": "HassTurnOn", "content": "ok"}
     assert sent[5]["role"] == "user"
 
 

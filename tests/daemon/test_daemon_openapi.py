@@ -66,6 +66,8 @@ def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
         schemas[request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
     for request in ("OllamaShow", "OllamaPull"):
         schemas[request]["properties"].update({key: {"enum": ["tiny", "tiny:latest"]} for key in ("model", "name")})
+    # A demanded call has to be of one of the tools, which the document can say in words only.
+    schemas["ChatRequest"]["properties"]["tool_choice"] = {"enum": ["auto", "none", None]}
     # A deadline that passes is a server error, rightly, and not to be provoked here.
     for methods in document["paths"].values():
         for parameter in (each for method in methods.values() for each in method.get("parameters", [])):

@@ -101,7 +101,7 @@ def test_other_addresses_need_keys_or_consent(tmp_path: Path) -> None:
 
 def test_every_option_is_a_field_and_an_option_of_the_command() -> None:
     names = [option.name for option in config.OPTIONS]
-    own = set(config.Config.__dataclass_fields__) - {"model", "sampling"}
+    own = set(config.Config.__dataclass_fields__) - {"model", "sampling", "template_facts"}
     assert sorted(names) == sorted([*own, *settings.BY_NAME])
     assert set(settings.BY_NAME) == set(settings.Settings.__dataclass_fields__) - {"lora", "template_variables"}
     done = subprocess.run([sys.executable, "-m", "rkruntime.daemon.main", "--help"], capture_output=True, text=True)

@@ -101,12 +101,13 @@ def test_an_input_of_items(fake: Service) -> None:
     job = fake.engine.jobs[-1]
     function = {"name": "lamp", "arguments": {"on": True}}
     calls = [{"id": number, "type": "function", "function": function} for number in "12"]
+    lamp = {"role": "tool", "name": "lamp"}
     assert list(job.messages) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Turn on\nboth"},
         {"role": "assistant", "content": "", "tool_calls": calls},
-        {"role": "tool", "content": "on", "tool_call_id": "1"},
-        {"role": "tool", "content": "on, too", "tool_call_id": "2"},
+        {**lamp, "content": "on", "tool_call_id": "1"},
+        {**lamp, "content": "on, too", "tool_call_id": "2"},
         {"role": "assistant", "content": "Done."},
         {"role": "user", "content": "say x"},
     ]
@@ -144,7 +145,8 @@ def test_json_by_prompting(fake: Service, stream: bool) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens", "1 or more"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]", "'web_search': only functions"),
         ({"tools": [{"type": "function"}]}, "tools[0]", "like"),
-        ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice", "auto or none"),
+        ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice", "not among 'tools'"),
+        ({"reasoning": {"effort": "enormous"}}, "reasoning", "one of none"),
         ({"top_logprobs": 3}, "top_logprobs", "no probabilities"),
     ],
 )

@@ -16,9 +16,11 @@ import pytest
 
 from rk3588.errors import AnswerFailed, BundleError, PromptRefused, PromptTooLong
 from rk3588.templates import Source
-from rkruntime.daemon import protocol
+from rkruntime.daemon import protocol, template_facts
 from rkruntime.daemon.jobs import Job
 from rkruntime.daemon.rendering import Limits, Renderer, RendererLost
+from rkruntime.daemon.worker import Worker
+from rkruntime.settings import Settings
 from tests.engine_scenes import started
 from tests.engines import Flavour, ask, job, run, text, until
 
@@ -230,3 +232,52 @@ def test_a_hostile_template_refuses_and_nothing_hangs(tmp_path: Path) -> None:
             assert engine.status.restarts == 0
 
     run(scenario())
+
+
+class Frames:
+    """A channel whose frames stay here."""
+
+    def __init__(self) -> None:
+        self.sent: list[protocol.Frame] = []
+
+    def send(self, **frame: Any) -> None:
+        self.sent.append(frame)
+
+
+def loaded(bundle: Path, **settings: Any) -> tuple[Any, Frames]:
+    """A worker in this process, which renders templates here, too."""
+    frames = Frames()
+    worker: Any = Worker(frames, None)  # type: ignore[arg-type]
+    worker._load({"bundle": str(bundle), "settings": Settings(**settings).frame()})
+    assert frames.sent.pop()["event"] == "ready"
+    return worker, frames
+
+
+@pytest.mark.parametrize(
+    ("end", "opened"), [("<think>\n", "<think>"), ("[THINK]", "[THINK]"), ("<think>\n\n</think>\n\n", ""), ("", "")]
+)
+def test_a_prompt_says_whether_it_has_begun_a_thought(
+    tiny_bundles: Mapping[str, Path], rkllm_library: Path, tmp_path: Path, end: str, opened: str
+) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}{{ '" + end.replace("\n", "\\n") + "' }}")
+    worker, frames = loaded(tiny_bundles["w8a8"], library=rkllm_library, template=template)
+    worker._encode({"id": 1, "text": None, "messages": [{"role": "user", "content": "x"}], "tools": None,
+                    "variables": {}})  # fmt: skip
+    assert frames.sent[-1]["opened"] == opened
+
+
+def test_special_tokens_that_an_answer_is_read_by_are_shown(
+    tiny_bundles: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library gives nothing but their ids. Which are shown, the request says."""
+    from tests.fakes import bundle_for_both, fake_rkllm
+
+    monkeypatch.setattr(template_facts, "ALL_MARKS", {"<|im_start|>", "no token at all"})
+    bundle = bundle_for_both(tmp_path / "b", tiny_bundles["w8a8"], "token 1 +\ntoken 9 61\ntoken 2 +\nempty 2")
+    worker, frames = loaded(bundle, library=fake_rkllm(tmp_path))
+    for marks, expected in ((["<|im_start|>"], "<|im_start|>a"), ([], "a")):
+        frames.sent.clear()
+        worker._run({"id": 7, "prompt": [5], "max_tokens": 3, "lora": None, "marks": marks})
+        assert "".join(frame.get("text", "") for frame in frames.sent) == expected
+        assert frames.sent[-1] == {"id": 7, "end": "length"}

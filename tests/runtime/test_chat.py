@@ -46,7 +46,7 @@ class Talk:
         self.conversation = Conversation(self.model, None, self.told.append)
 
     def say(self, text: str) -> str:
-        return "".join(self.conversation.say(text))
+        return "".join(part.text for part in self.conversation.say(text))
 
     def do(self, line: str) -> str:
         self.told.clear()
@@ -134,6 +134,7 @@ def test_commands_on_nothing(talk: Talk) -> None:
         "upload",
         "lora",
         "set",
+        "think",
         "exit",
     } == (set(named))
 
@@ -142,11 +143,11 @@ def test_a_stopped_answer_stays_in_the_history(tmp_path: Path, library: Path) ->
     talk = Talk(tmp_path, ENDLESS, library)
     with talk.model:
         answer = talk.conversation.say("go on")
-        assert [next(answer), next(answer)] == ["a", "a"]
+        assert [next(answer).text, next(answer).text] == ["a", "a"]
         answer.close()
         assert [m["content"] for m in talk.conversation.history] == ["go on", "aa"]
         again = talk.conversation.say("more")
-        assert next(again) == "a"
+        assert next(again).text == "a"
         again.close()
 
 

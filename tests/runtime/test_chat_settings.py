@@ -155,7 +155,7 @@ def test_set_seed_and_adapters_on_the_simulated_runtime(
         def drawn(seed: str) -> str:
             conversation.command(f"/set seed {seed}")
             conversation.command("/clear")
-            return "".join(conversation.say("Hello"))
+            return "".join(part.text for part in conversation.say("Hello"))
 
         assert drawn("7") == drawn("7") != drawn("8")
         with pytest.raises(UsageError, match="seed has to be a whole number"):

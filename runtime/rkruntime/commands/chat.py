@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TextIO
 
 import click
 
@@ -87,16 +88,43 @@ def _answer(conversation: Conversation, line: str) -> None:
 
 
 def _stream(conversation: Conversation, line: str) -> None:
-    part = "\n"
+    writer = _Writer()
     try:
         with closing(conversation.say(line)) as answer:
             for part in answer:
-                sys.stdout.write(shown(part, sys.stdout))
-                sys.stdout.flush()
+                writer.write(part.thought, thought=True)
+                writer.write(part.text)
     finally:
-        if not part.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+        writer.end_line()
+
+
+class _Writer:
+    """Answers to stdout; thoughts dim, and to stderr where stdout is no terminal: they are no part of the answer."""
+
+    def __init__(self) -> None:
+        self._text, self._thought = "", False  # what was written last
+
+    def write(self, text: str, thought: bool = False) -> None:
+        if not text:
+            return
+        if thought != self._thought:
+            self.end_line()
+        self._text, self._thought = text, thought
+        stream = sys.stderr if thought and not sys.stdout.isatty() else sys.stdout
+        safe = shown(text, stream)
+        stream.write(click.style(safe, dim=True) if thought and _takes_colour(stream) else safe)
+        stream.flush()
+
+    def end_line(self) -> None:
+        if self._text and not self._text.endswith("\n"):
+            text, self._text = "\n", "\n"
+            stream = sys.stderr if self._thought and not sys.stdout.isatty() else sys.stdout
+            stream.write(text)
+            stream.flush()
+
+
+def _takes_colour(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _greeting(model: Model) -> str:

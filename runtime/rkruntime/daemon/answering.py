@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from rk3588.errors import RequestRefused, RkError, Unavailable
 
 from . import logs
+from .answer_parts import SIGN_OF_LIFE, WholeAnswer
 from .api.dialect import AnswerRequest, Endpoint, FindModel, Reply, Usage
 from .config import Config
 from .fields import parse_json
@@ -70,8 +71,8 @@ class Answering:
                 stream = self._stream(reading, reply, request.include_usage, comment, facts)
                 await _send_stream(stream, {"content-type": reply.stream_type, **extra}, send)
             else:
-                text = "".join([part async for part in reading.texts()])
-                body = reply.whole(text, reading.finish_reason, reading.usage)
+                answer = WholeAnswer.of([part async for part in reading.parts()])
+                body = reply.whole(answer, reading.finish_reason, reading.usage)
                 await JSONResponse(body, headers=extra)(scope, receive, send)
             facts.setdefault("ended", reading.finish_reason or None)
         finally:
@@ -83,7 +84,7 @@ class Answering:
         status = self._engine.status
         if status.state not in ("ready", "loading"):
             raise Unavailable(status.reason)
-        return JSONResponse(reply.whole("", "load", Usage(None, 0)), headers=self._ignored(request))
+        return JSONResponse(reply.whole(WholeAnswer(""), "load", Usage(None, 0)), headers=self._ignored(request))
 
     def _ignored(self, request: AnswerRequest) -> dict[str, str]:
         return ignored_header(request.ignored, request.context, self._engine.status.context)
@@ -94,10 +95,10 @@ class Answering:
         """The stream; its first part comes with the answer's first sign of life, an error before that is raised."""
         started = False
         try:
-            async for text in reading.texts(self._config.keep_alive_s):
+            async for part in reading.parts(self._config.keep_alive_s):
                 head = b"" if started else reply.begin()
                 started = True
-                yield head + (reply.text(text) if text else reply.sign_of_life(comment))
+                yield head + (reply.sign_of_life(comment) if part == SIGN_OF_LIFE else reply.part(part))
         except RkError as error:
             if not started:
                 raise

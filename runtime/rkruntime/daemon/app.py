@@ -33,14 +33,20 @@ from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
 from .models import Models
+from .template_facts import TemplateFacts
+from .thinkwish import OF_THE_TEMPLATE
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
-_NO_SAMPLING = {"num_ctx", "keep_alive", "think", "store"}  # of what may be ignored
+_OF_THE_DAEMON = {"num_ctx", "keep_alive", "store"}  # of what may be ignored
 _NOT_CHANGED = "a request does not change this: the model stays loaded as it is, and nothing of it is kept"
 _FIXED = (
     "librkllmrt 1.1 fixes sampling when it loads a model: choose it with the daemon's own settings (--temperature and "
     "the like), or refuse such requests with --strict"
+)
+_NOT_IN_TEMPLATE = (
+    "the model's chat template has no switch for thinking, or no place for tools, or a format of calls that is not "
+    "known: choose another model or --template, or refuse such requests with --strict"
 )
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -49,6 +55,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     """The application over an engine. Raises BundleError, LibraryError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
     config = replace(config, sampling=config.model.sampling(bundle.sampling))
+    config = replace(config, template_facts=TemplateFacts.of_bundle(bundle, config.model))
     kind = runtime.choose(bundle, config.model.library).kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
     models = Models(config.name or bundle.name, bundle.dtype, list(runtime.loras_for(bundle, kind)), created, kind)
@@ -211,10 +218,14 @@ class _Logged:
         while len(self._warned) >= _CLIENTS:
             del self._warned[next(iter(self._warned))]
         self._warned[client, ignored] = None
-        if set(ignored.split(", ")) <= _NO_SAMPLING:
-            logs.event("ignored", logging.WARNING, client=client, ignored=ignored, reason=_NOT_CHANGED)
-        else:
-            logs.event("sampling ignored", logging.WARNING, client=client, ignored=ignored, reason=_FIXED)
+        named = ignored.split(", ")
+        template = [name for name in named if name.partition(".")[0] in OF_THE_TEMPLATE]
+        daemon = [name for name in named if name in _OF_THE_DAEMON]
+        sampling = [name for name in named if name not in (*template, *daemon)]
+        for names, reason in ((template, _NOT_IN_TEMPLATE), (daemon, _NOT_CHANGED), (sampling, _FIXED)):
+            if names:
+                event = "sampling ignored" if names is sampling else "ignored"
+                logs.event(event, logging.WARNING, client=client, ignored=", ".join(names), reason=reason)
 
 
 def _without_paths(told: Any, config: Config) -> Any:

@@ -24,6 +24,7 @@ from rkruntime.settings import Number, Setting, Settings, Whole, group, setting,
 
 from . import hosts
 from .jobs import EngineSettings
+from .template_facts import TemplateFacts
 
 
 class Address(NamedTuple):
@@ -105,7 +106,9 @@ class Config:
     sim_library: Optional[Path] = setting(_PATH, None, "The librksim.so that counts tokens [the packaged one].")
     model: Settings = group(Settings)
     strict: bool = setting(
-        click.BOOL, False, "Refuse requests with other sampling, instead of naming it in x-rk-ignored."
+        click.BOOL,
+        False,
+        "Refuse requests for what has no effect, as other sampling, instead of naming it in x-rk-ignored.",
     )
     queue_length: int = setting(Whole(0, 10000), EngineSettings.queue_length, "Requests that may wait; more get 429.")
     deadline_s: float = setting(
@@ -129,6 +132,7 @@ class Config:
     state_dir: Optional[Path] = setting(_PATH, None, "Where failed loads are remembered [in memory only].")
     log: str = setting(click.Choice(["debug", "info", "warning", "error"]), "info", "How much is logged.")
     sampling: Sampling = DEFAULTS  # what the model is loaded with: of ``model`` and the bundle
+    template_facts: TemplateFacts = TemplateFacts()  # of the template that is used
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -112,7 +112,8 @@ class WorkerEngine:
         if ticket.job.embed is not None:
             await embedding.encode(ticket.job, ticket.job.embed, ticket, self._encode_fitting)
         else:
-            ticket.prompt = (await self._encode_fitting(ticket.job))["prompt"]
+            frame = await self._encode_fitting(ticket.job)
+            ticket.prompt, ticket.opened = frame["prompt"], frame.get("opened", "")
 
     async def _encode_fitting(self, job: Job) -> Frame:
         frame = await self._encode(job)
@@ -325,7 +326,8 @@ class WorkerEngine:
         limit = self.settings.model.max_tokens if job.max_tokens is None else job.max_tokens
         began = asyncio.get_running_loop().time()
         first_ns = 0
-        run = ticket.run = worker.run({"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora})
+        request = {"prompt": ticket.prompt, "max_tokens": limit, "lora": job.lora, "marks": list(job.marks)}
+        run = ticket.run = worker.run(request)
         try:
             silence = self._deadlines.first_token_s(ticket.prompt_tokens or self._context)
             while True:

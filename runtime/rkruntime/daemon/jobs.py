@@ -49,6 +49,7 @@ class Job:
     deadline_s: Optional[float] = None
     lora: Optional[str] = None
     embed: Optional[Embed] = None  # instead of an answer: a piece for each text, in their order
+    marks: tuple[str, ...] = ()  # special tokens that the answer is to show, by their texts
 
 
 class Piece(NamedTuple):
@@ -91,6 +92,11 @@ class Answer(Protocol):
 
     @property
     def finish_reason(self) -> str: ...
+
+    @property
+    def opened(self) -> str:
+        """The tag with which the prompt begins the model's thought; "" where it does not."""
+        ...
 
     def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
         """The answer as it comes; with ``heartbeat_s``, an empty piece after each so many seconds of silence.

@@ -33,6 +33,7 @@ class JsonPrefix:
         self._parts: list[str] = []
         self._start = 0  # of the value; and behind it
         self._end: Optional[int] = None
+        self._failed: Optional[int] = None  # where
         self._read = 0  # characters before those that are under way
         self._head: Optional[str] = ""  # before the value: white space, a fence; None: it has begun
         self._fenced = False
@@ -44,6 +45,12 @@ class JsonPrefix:
     @property
     def text(self) -> str:
         return "".join(self._parts)[self._start : self._end].strip() if self._head is None else ""
+
+    @property
+    def taken(self) -> int:
+        """Characters that are the value's, or could have become it: what was fed after them is something else."""
+        stopped = self._end if self._failed is None else self._failed
+        return self._read if stopped is None else stopped
 
     def feed(self, text: str) -> None:
         self._parts.append(text)
@@ -60,7 +67,8 @@ class JsonPrefix:
         self._read += len(text)
 
     def _fail(self, at: int, why: str) -> None:
-        self.problem = f"it is not JSON: {why} at character {self._read + at + 1}"
+        self._failed = self._read + at
+        self.problem = f"it is not JSON: {why} at character {self._failed + 1}"
 
     def _before(self, text: str, at: int) -> int:
         """White space and a fence, before the value."""

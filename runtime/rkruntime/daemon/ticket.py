@@ -31,6 +31,7 @@ class Ticket:
         self.completion_tokens = 0
         self.durations: Optional[Durations] = None
         self.finish_reason = ""
+        self.opened = ""
         self.run: Optional[WorkerRun] = None  # while the worker is at it
         self.retried = False
         self.over = False  # no more events: ended, failed, closed

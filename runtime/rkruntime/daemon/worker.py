@@ -22,12 +22,13 @@ from typing import Optional
 
 from rk3588.errors import RkError, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE, OPEN_FILES
-from rkruntime import pooling
+from rkruntime import pooling, thoughts
 from rkruntime.generation import FINISH
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt
 from rkruntime.settings import Settings
 
+from . import template_facts
 from .protocol import Channel, Frame
 from .rendering import Renderer
 
@@ -40,6 +41,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._model: Optional[Model] = None
         self._aborted: Optional[int] = None
+        self._marks: dict[int, str] = {}  # what answers are read by, of which the library says nothing but the id
 
     def serve(self) -> None:
         """Until ``quit``, or the supervisor is gone."""
@@ -77,6 +79,7 @@ class Worker:
             self._channel.send(event="failed", message=_message_of(error))
             return
         model.prompts.renderer = self._renderer
+        self._marks = model.prompts.special_ids(template_facts.ALL_MARKS)
         self._model = model
         limit = model.context - CONTEXT_RESERVE
         self._channel.send(event="ready", context=model.context, prompt_limit=limit, load_ns=model.load_ns)
@@ -89,14 +92,14 @@ class Worker:
         assert self._model is not None
         number, send = frame["id"], self._channel.send
         try:
-            prompt = self._prompt(self._model, frame)
+            prompt, model_prompts = self._prompt(self._model, frame), self._model.prompts
             limit = self._model.context - CONTEXT_RESERVE
             if frame.get("truncate") and not isinstance(prompt, str):
                 prompt = prompt[:limit]
             if not isinstance(prompt, str) and len(prompt) > limit:
                 send(id=number, tokens=len(prompt))
             else:
-                send(id=number, prompt=prompt)
+                send(id=number, prompt=prompt, opened=thoughts.opened_by(model_prompts.end_of(prompt)))
         except RkError as error:
             send(id=number, refused=str(error))
         except Exception as error:
@@ -124,6 +127,7 @@ class Worker:
         aborted = False
         try:
             _choose_lora(model, frame["lora"])
+            shown = {id: text for id, text in self._marks.items() if text in frame["marks"]}
             with closing(model.tokens(frame["prompt"], frame["max_tokens"])) as tokens:
                 for token in tokens:
                     # An abort reaches the library at the next token, which is when the library would heed it itself.
@@ -131,7 +135,8 @@ class Worker:
                     if aborted:
                         break
                     count = 1 if token.state != FINISH else 0
-                    send(id=number, text=token.text, tokens=count, elapsed_ns=model.cost.last_ns)
+                    text = token.text or (shown.get(token.id, "") if count else "")
+                    send(id=number, text=text, tokens=count, elapsed_ns=model.cost.last_ns)
         except Exception as error:
             send(id=number, error=_message_of(error))
             return

@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional, Protocol
 
 from rk3588.errors import RkError
+from rkruntime.daemon.answer_parts import Part, WholeAnswer
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.jobs import Durations, Job
 from rkruntime.daemon.jsonformat import Format
 from rkruntime.daemon.models import ModelName
+from rkruntime.daemon.tooluse import CallRules
+from rkruntime.thoughts import Tags
 
 Object = dict[str, Any]
 FindModel = Callable[[Optional[str]], ModelName]  # by its name; without one, the bundle's
@@ -45,10 +48,13 @@ class AnswerRequest:
     ignored: tuple[str, ...]
     context: Optional[int] = None  # tokens that were asked for: the model's own stays, and a difference is told
     runs: bool = True  # False: no answer is wanted, only to hear that the model is there
+    tags: Optional[Tags] = None  # between which a thought stands; None: the answer is text, whatever it says
+    calls: Optional[CallRules] = None  # None: none are read out of the answer
 
     def corrected(self, answer: str, problem: str) -> Job:
         """The job that shows the model its own answer and what is wrong with it."""
-        told = f"That answer is not valid: {problem}. Answer again, with the corrected JSON only."
+        what = self.calls.instruction() if self.calls else "Answer again, with the corrected JSON only."
+        told = f"That answer is not valid: {problem}. {what}"
         mistake = [{"role": "assistant", "content": answer}, {"role": "user", "content": told}]
         return replace(self.job, messages=[*(self.job.messages or ()), *mistake])
 
@@ -60,15 +66,18 @@ class Reply(Protocol):
 
     def __init__(self, model: str) -> None: ...
 
-    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
-        """``finish_reason``: stop or length, or load where no answer was wanted."""
+    def whole(self, answer: WholeAnswer, finish_reason: str, usage: Usage) -> Object:
+        """``finish_reason``: stop, length, tool_calls where the model has ended an answer with calls, or load where no
+        answer was wanted."""
         ...
 
     def begin(self) -> bytes:
-        """What comes before the first text, with it."""
+        """What comes before the first part, with it."""
         ...
 
-    def text(self, text: str) -> bytes: ...
+    def part(self, part: Part) -> bytes:
+        """Some text, some of a thought, or one whole call."""
+        ...
 
     def sign_of_life(self, comment: bool) -> bytes:
         """While nothing comes; ``comment``: as one of the stream's format, where it has any."""

@@ -9,7 +9,9 @@ from abc import ABC, abstractmethod
 from typing import Optional
 
 from rk3588.errors import RkError
+from rkruntime.daemon.answer_parts import Part, WholeAnswer
 from rkruntime.daemon.jobs import Durations
+from rkruntime.daemon.toolcalls import Call
 
 from . import ollama_requests, openai
 from .dialect import Endpoint, Failure, Object, Usage
@@ -49,53 +51,64 @@ class _Lines(ABC):
     stream_type = STREAM_TYPE
 
     def __init__(self, model: str) -> None:
-        self._model, self._began_ns = model, time.monotonic_ns()
+        self._model, self._began_ns, self._calls = model, time.monotonic_ns(), 0
 
-    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
-        return {**self._part(text), **self._end(finish_reason, usage)}
+    def whole(self, answer: WholeAnswer, finish_reason: str, usage: Usage) -> Object:
+        return {**self._line(answer), **self._end(finish_reason, usage)}
 
     def begin(self) -> bytes:
         return b""
 
-    def text(self, text: str) -> bytes:
-        return line(self._part(text))
+    def part(self, part: Part) -> bytes:
+        return line(self._line(WholeAnswer.of([part])))
 
     def sign_of_life(self, comment: bool) -> bytes:  # noqa: ARG002  # there are no comments in JSON
-        return line(self._part(""))
+        return line(self._line(WholeAnswer("")))
 
     def end(self, finish_reason: str, usage: Optional[Usage]) -> bytes:
-        return line({**self._part(""), **self._end(finish_reason, usage or Usage(None, 0))})
+        return line({**self._line(WholeAnswer("")), **self._end(finish_reason, usage or Usage(None, 0))})
 
     def broken_off(self, failure: Failure) -> bytes:
         return line(failure.body)
 
-    def _part(self, text: str) -> Object:
-        return {"model": self._model, "created_at": timestamp(), **self._content(text), "done": False}
+    def _line(self, answer: WholeAnswer) -> Object:
+        return {"model": self._model, "created_at": timestamp(), **self._content(answer), "done": False}
 
     def _end(self, finish_reason: str, usage: Usage) -> Object:
         run = usage.durations or Durations()
-        end: Object = {"done": True, "done_reason": finish_reason}
+        end: Object = {"done": True, "done_reason": "stop" if finish_reason == "tool_calls" else finish_reason}
         if finish_reason == "load":
             return end
         counts = {"eval_count": usage.completion, "eval_duration": run.answer_ns}
         return {**end, **durations(self._began_ns, usage), **counts}
 
     @abstractmethod
-    def _content(self, text: str) -> Object: ...
+    def _content(self, answer: WholeAnswer) -> Object:
+        """What there is of an answer; what is not there is left out."""
 
 
 class ChatReply(_Lines):
     """One answer of /api/chat."""
 
-    def _content(self, text: str) -> Object:
-        return {"message": {"role": "assistant", "content": text}}
+    def _content(self, answer: WholeAnswer) -> Object:
+        message: Object = {"role": "assistant", "content": answer.text}
+        if answer.thought:
+            message["thinking"] = answer.thought
+        if answer.calls:
+            message["tool_calls"] = [self._call(call) for call in answer.calls]
+        return {"message": message}
+
+    def _call(self, call: Call) -> Object:
+        function = {"index": self._calls, "name": call.name, "arguments": call.arguments}
+        self._calls += 1
+        return {"id": call.id, "function": function}
 
 
 class GenerateReply(_Lines):
     """One answer of /api/generate."""
 
-    def _content(self, text: str) -> Object:
-        return {"response": text}
+    def _content(self, answer: WholeAnswer) -> Object:
+        return {"response": answer.text, **({"thinking": answer.thought} if answer.thought else {})}
 
 
 def failure(error: RkError) -> Failure:

@@ -74,9 +74,15 @@ class Catalogue:
             "template": self._template,
             "details": self._details(model),
             "model_info": self._info(),
-            "capabilities": ["completion"],
+            "capabilities": self._capabilities(),
             "modified_at": self._modified,
         }
+
+    def _capabilities(self) -> list[str]:
+        """Without ``embedding``: programs would take it for a model that can do nothing else."""
+        facts = self._config.template_facts
+        thinks = facts.thinks or bool(facts.thinking.variables)
+        return ["completion", *(["tools"] if facts.takes_tools else []), *(["thinking"] if thinks else [])]
 
     def _entry(self, model: ModelName) -> Object:
         name = with_tag(model.id)

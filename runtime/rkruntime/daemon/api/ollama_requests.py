@@ -32,7 +32,7 @@ def chat(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
     if not given:
         return _load(fields, find, owner)
     messages = [_message(message, f"messages[{number}]") for number, message in enumerate(given)]
-    asked = {**_common(fields), "messages": messages, "tools": fields.get("tools")}
+    asked = {**_common(fields), "messages": messages, "tools": fields.get("tools"), "think": _think(fields, config)}
     return _finished(openai_requests.chat(asked, config, find, owner), fields)
 
 
@@ -46,11 +46,13 @@ def generate(body: Mapping[str, Any], config: Config, find: FindModel, owner: st
         return _load(fields, find, owner)
     if raw:
         found = openai_requests.completion({**_common(fields), "prompt": prompt}, config, find, owner)
-        return _finished(found, fields)
+        ignored = (*found.ignored, "think") if fields.get("think") else found.ignored
+        return _finished(replace(found, ignored=ignored), fields)
     messages = [{"role": "user", "content": prompt}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    return _finished(openai_requests.chat({**_common(fields), "messages": messages}, config, find, owner), fields)
+    asked = {**_common(fields), "messages": messages, "think": _think(fields, config)}
+    return _finished(openai_requests.chat(asked, config, find, owner), fields)
 
 
 def _refuse_what_cannot_be(fields: Fields, raw: bool) -> None:
@@ -101,6 +103,12 @@ def _common(fields: Fields) -> Object:
     return found
 
 
+def _think(fields: Fields, config: Config) -> Any:
+    """Not to think, which Home Assistant always asks for, is no wish where nothing knows of thoughts."""
+    asked, facts = fields.get("think"), config.template_facts
+    return None if asked is False and not (facts.thinks or facts.thinking.variables) else asked
+
+
 def _options(fields: Fields) -> Fields:
     return Fields(fields.mapping("options"))
 
@@ -112,8 +120,6 @@ def _finished(request: AnswerRequest, fields: Fields) -> AnswerRequest:
     ignored = [*request.ignored, *others]
     if asks_to_unload(fields):
         ignored.append("keep_alive")
-    if fields.get("think", False) is not False:
-        ignored.append("think")
     return replace(
         request,
         model=fields.text("model") or request.model,  # as it was asked for
@@ -165,7 +171,7 @@ def _message(message: Any, where: str) -> Object:
     name: Optional[str] = fields.text("tool_name") or fields.text("name")
     if name:
         found["name"] = name
-    for key in ("tool_call_id", "tool_calls"):
+    for key in ("tool_call_id", "tool_calls", "thinking"):
         if key in fields:
             found[key] = fields[key]
     return found

@@ -19,6 +19,8 @@ from rk3588.errors import (
     RkError,
     Unavailable,
 )
+from rkruntime.daemon.answer_parts import SIGN_OF_LIFE, Part, WholeAnswer
+from rkruntime.daemon.toolcalls import Call
 
 from . import openai_requests
 from .dialect import Endpoint, Failure, Object, Usage
@@ -47,14 +49,14 @@ class _Streamed(ABC):
     stream_type = "text/event-stream"
     _head: Object
 
-    def text(self, text: str) -> bytes:
-        return _event(self._part(text))
+    def part(self, part: Part) -> bytes:
+        return _event(self._chunk(part))
 
     def sign_of_life(self, comment: bool) -> bytes:
-        return _COMMENT if comment else _event(self._part(None))
+        return _COMMENT if comment else _event(self._chunk(SIGN_OF_LIFE))
 
     def end(self, finish_reason: str, usage: Optional[Usage]) -> bytes:
-        last = _event(self._part(None, finish_reason))
+        last = _event(self._chunk(SIGN_OF_LIFE, finish_reason))
         if usage is not None:
             last += _event({**self._head, "choices": [], **_usage(usage)})
         return last + _DONE
@@ -63,8 +65,8 @@ class _Streamed(ABC):
         return _event(failure.body)
 
     @abstractmethod
-    def _part(self, text: Optional[str], finish_reason: Optional[str] = None) -> Object:
-        """A chunk: some text, or none."""
+    def _chunk(self, part: Part, finish_reason: Optional[str] = None) -> Object:
+        """A chunk with a part, or with none."""
 
 
 class ChatReply(_Streamed):
@@ -73,21 +75,38 @@ class ChatReply(_Streamed):
     def __init__(self, model: str) -> None:
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._head = {**head, "object": "chat.completion.chunk"}
+        self._calls = 0
 
-    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
-        message = {"role": "assistant", "content": text}
+    def whole(self, answer: WholeAnswer, finish_reason: str, usage: Usage) -> Object:
+        message: Object = {"role": "assistant", "content": answer.text if answer.text or not answer.calls else None}
+        if answer.thought:
+            message["reasoning_content"] = answer.thought
+        if answer.calls:
+            message["tool_calls"] = [_call(call) for call in answer.calls]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head, "object": "chat.completion", "choices": [choice], **_usage(usage)}
 
     def begin(self) -> bytes:
-        return _event(self._chunk({"role": "assistant", "content": ""}))
+        return _event(self._delta({"role": "assistant", "content": ""}))
 
-    def _part(self, text: Optional[str], finish_reason: Optional[str] = None) -> Object:
-        """Without a text, content is left out, not null: any client can read that."""
-        return self._chunk({} if text is None else {"content": text}, finish_reason)
+    def _chunk(self, part: Part, finish_reason: Optional[str] = None) -> Object:
+        """What a part has not is left out, not null: any client can read that. A call comes whole, in one chunk."""
+        delta: Object = {}
+        if part.call is not None:
+            delta["tool_calls"] = [{"index": self._calls, **_call(part.call)}]
+            self._calls += 1
+        elif part.thought:
+            delta["reasoning_content"] = part.thought
+        elif part.text:
+            delta["content"] = part.text
+        return self._delta(delta, finish_reason)
 
-    def _chunk(self, delta: Object, finish_reason: Optional[str] = None) -> Object:
+    def _delta(self, delta: Object, finish_reason: Optional[str] = None) -> Object:
         return {**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def _call(call: Call) -> Object:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments_text()}}
 
 
 class TextReply(_Streamed):
@@ -97,14 +116,14 @@ class TextReply(_Streamed):
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
         self._head = {**head, "model": model}
 
-    def whole(self, text: str, finish_reason: str, usage: Usage) -> Object:
-        return {**self._part(text, finish_reason), **_usage(usage)}
+    def whole(self, answer: WholeAnswer, finish_reason: str, usage: Usage) -> Object:
+        return {**self._chunk(Part(answer.text), finish_reason), **_usage(usage)}
 
     def begin(self) -> bytes:
         return b""
 
-    def _part(self, text: Optional[str], finish_reason: Optional[str] = None) -> Object:
-        choice = {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(self, part: Part, finish_reason: Optional[str] = None) -> Object:
+        choice = {"index": 0, "text": part.text, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from rk3588.conversation_rules import RESERVED
 from rk3588.errors import RequestRefused
 from rk3588.sampling import Sampling
-from rkruntime.daemon import formats, strictjson
+from rkruntime.daemon import formats, strictjson, thinkwish, tooluse
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields, refuse
 from rkruntime.daemon.jobs import Job, Message
@@ -28,6 +28,7 @@ AT_LOAD: Mapping[str, str] = {
     "frequency_penalty": "",
     "presence_penalty": "",
 }
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # an earlier answer's, as several servers call it
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
@@ -43,18 +44,29 @@ def chat(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
             raise RequestRefused(f"{name!r} is not supported: describe functions in `tools`", name)
     format = formats.wanted(fields)
     messages = _messages(fields, config.max_messages)
+    facts = config.template_facts
+    messages = tooluse.history(messages, facts)
+    several = "parallel_tool_calls" not in fields or fields.flag("parallel_tool_calls")
+    offer = tooluse.offer(fields.items_of("tools"), fields.get("tool_choice", "auto"), several, facts)
+    if offer.rules and offer.rules.required:
+        if format is not None:
+            raise RequestRefused(f"{format.field!r} and a demanded call contradict each other", format.field)
+        messages = instruct(messages, offer.rules.instruction())
     if format is not None:
         messages = instruct(messages, format.instruction(messages))
-    wanted = _common(fields, config, find, owner)
+    thinking = thinkwish.wanted(fields, _template_variables(fields), facts.thinking)
+    without_effect = (*thinking.ignored, *(() if offer.heeded else ("tools",)))
+    wanted = _common(fields, config, find, owner, without_effect)
     limit = fields.whole("max_completion_tokens")
     job = replace(
         wanted.job,
         messages=messages,
-        tools=_tools(fields),
-        template_variables=_template_variables(fields),
+        tools=offer.tools,
+        template_variables=thinking.variables,
+        marks=facts.marks(offer.rules is not None),
         max_tokens=_limit(limit, "max_completion_tokens") if limit is not None else wanted.job.max_tokens,
     )
-    return replace(wanted, job=job, format=format)
+    return replace(wanted, job=job, format=format, tags=facts.thinking.tags, calls=offer.rules)
 
 
 def completion(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -> AnswerRequest:
@@ -84,7 +96,10 @@ def _refuse_what_cannot_be(fields: Fields) -> None:
         raise RequestRefused("only text can be answered with", "modalities")
 
 
-def _common(fields: Fields, config: Config, find: FindModel, owner: str) -> AnswerRequest:
+def _common(
+    fields: Fields, config: Config, find: FindModel, owner: str, without_effect: tuple[str, ...] = ()
+) -> AnswerRequest:
+    """``without_effect``: what besides sampling is asked for in vain."""
     model = find(fields.text("model"))
     limit = fields.whole("max_tokens")
     job = Job(
@@ -100,6 +115,12 @@ def _common(fields: Fields, config: Config, find: FindModel, owner: str) -> Answ
             "(leave the field out, or run the daemon without --strict)",
             ignored[0],
         )
+    if without_effect and config.strict:
+        raise RequestRefused(
+            f"{without_effect[0]!r} has no effect: the model's chat template has nothing for it (leave it out, or run "
+            "the daemon without --strict)",
+            without_effect[0],
+        )
     return AnswerRequest(
         job=job,
         model=model.id,
@@ -107,7 +128,7 @@ def _common(fields: Fields, config: Config, find: FindModel, owner: str) -> Answ
         include_usage=Fields(fields.mapping("stream_options")).flag("include_usage"),
         stops=_stops(fields),
         format=None,
-        ignored=ignored,
+        ignored=(*ignored, *without_effect),
     )
 
 
@@ -171,6 +192,9 @@ def _checked(message: Any, where: str) -> Message:
     kept: dict[str, Any] = {"role": ROLES[role], "content": content}
     if calls is not None:
         kept["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
+    thoughts = [fields[name] for name in _THOUGHTS if isinstance(fields.get(name), str)]
+    if thoughts and role == "assistant":
+        kept["reasoning_content"] = thoughts[0]
     for name in ("name", "tool_call_id"):
         if name in fields:
             if not isinstance(fields[name], str):
@@ -223,19 +247,6 @@ def _arguments(text: str, where: str) -> Any:
     except BadJson:
         return text
     return found if isinstance(found, dict) else text
-
-
-def _tools(fields: Fields) -> Optional[Sequence[Mapping[str, Any]]]:
-    """Tools for the template to show; calls are not yet read out of the answer, so none can be promised."""
-    tools = fields.items_of("tools")
-    for number, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            refuse(f"tools[{number}]", 'like {"type": "function", "function": {"name": "…", …}}')
-    choice = fields.get("tool_choice", "auto")
-    if choice not in ("auto", "none"):
-        raise RequestRefused("'tool_choice' can be auto or none: a call cannot be forced on this model", "tool_choice")
-    return tools if tools and choice == "auto" else None
 
 
 def _template_variables(fields: Fields) -> Mapping[str, Any]:

@@ -14,8 +14,9 @@ from rk3588.conversation_rules import RESERVED
 from rkruntime.daemon import formats
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
+from rkruntime.daemon.tooluse import MOST_TOOLS
 
-from . import openapi_ollama, openapi_others
+from . import openapi_ollama, openapi_others, openapi_tools
 from .dialect import Object
 from .openai_requests import AT_LOAD, MAX_STOP_LENGTH, MAX_STOPS, ROLES
 from .openapi_shapes import COUNT as _COUNT
@@ -140,12 +141,10 @@ def _requests() -> Object:
         "messages": messages,
         "max_completion_tokens": limit,
         **common,
-        "tools": _or_null(
-            "array",
-            items=_schema("Tool"),
-            description="For the template to show; calls are not read out of the answer.",
-        ),
-        "tool_choice": {"enum": ["auto", "none", None]},
+        "tools": _or_null("array", items=_schema("Tool"), maxItems=MOST_TOOLS, description=openapi_tools.TOOLS),
+        "tool_choice": openapi_tools.TOOL_CHOICE,
+        "parallel_tool_calls": _or_null("boolean", description=openapi_tools.ONE_CALL),
+        "reasoning_effort": openapi_tools.REASONING_EFFORT,
         "response_format": _response_format(),
         "logprobs": {"enum": [False, None]},
         "top_logprobs": {"enum": [0, None]},
@@ -196,6 +195,7 @@ def _conversation() -> Object:
     names = {"name": _or_null("string"), "tool_call_id": _or_null("string")}
     said = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": {"anyOf": [_STRING, parts]}}
     answered = {"role": {"const": "assistant"}, "content": {"anyOf": [_NULL, _STRING, parts]}}
+    answered["reasoning_content"] = openapi_tools.EARLIER_THOUGHT
     arguments = {
         "description": "An object, as it is or as JSON in a string; a string that is no such JSON reaches the template "
         "as it is.",
@@ -222,7 +222,6 @@ def _conversation() -> Object:
 
 
 def _answers() -> Object:
-    message = _object({"role": {"const": "assistant"}, "content": _STRING}, "role", "content")
     tokens = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
     error = {
         "message": _STRING,
@@ -239,7 +238,8 @@ def _answers() -> Object:
         "context": {"type": "integer", "description": "Tokens."},
     }
     return {
-        "ChatCompletion": _whole_answer("chat.completion", "message", message),
+        "Call": openapi_tools.CALL,
+        "ChatCompletion": _whole_answer("chat.completion", "message", openapi_tools.ANSWER),
         "Completion": _whole_answer("text_completion", "text", _STRING),
         "Usage": _object(tokens, *tokens),
         "Model": _model(),
@@ -251,7 +251,7 @@ def _answers() -> Object:
 def _whole_answer(kind: str, name: str, content: Object) -> Object:
     choice = {
         "index": {"const": 0},
-        "finish_reason": {"enum": ["stop", "length"]},
+        "finish_reason": {"enum": ["stop", "length", *(["tool_calls"] if name == "message" else [])]},
         "logprobs": _NULL,
         name: content,
     }

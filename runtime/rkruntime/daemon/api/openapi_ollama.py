@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rkruntime.daemon.config import Config
+from rkruntime.daemon.thinkwish import EFFORTS
 
 from .dialect import Object
 from .ollama import STREAM_TYPE
@@ -90,7 +91,7 @@ def _requests() -> Object:
         "stream": or_null("boolean", description="True unless something else is said."),
         "options": or_null("object", properties=options),
         "keep_alive": {"type": ["string", "number", "null"], "description": "The model always stays loaded."},
-        "think": {"description": "Has no effect."},
+        "think": {"enum": [True, False, *EFFORTS, None], "description": "Where the template has a switch for it."},
         "logprobs": {"enum": [False, None]},
         "top_logprobs": {"enum": [0, None]},
     }
@@ -105,6 +106,7 @@ def _requests() -> Object:
         "images": none,
         "tool_calls": or_null("array", items=schema("ToolCall")),
         "tool_name": or_null("string"),
+        "thinking": or_null("string"),
     }
     chat = {
         **common,
@@ -159,7 +161,14 @@ def _answers() -> Object:
         "done_reason": {"enum": ["stop", "length", "load"]},
         **dict.fromkeys((*counts, "eval_duration"), COUNT),
     }
-    message = object_({"role": {"const": "assistant"}, "content": STRING}, "role", "content")
+    function = object_({"name": STRING, "arguments": {"type": "object"}, "index": COUNT}, "name", "arguments")
+    said = {
+        "role": {"const": "assistant"},
+        "content": STRING,
+        "thinking": STRING,
+        "tool_calls": list_(object_({"id": STRING, "function": function}, "function"), minItems=1),
+    }
+    message = object_(said, "role", "content")
     return {
         "OllamaError": object_({"error": STRING}, "error"),
         "OllamaVersion": object_({"version": STRING, "rkchatd": STRING}, "version"),
@@ -168,5 +177,5 @@ def _answers() -> Object:
         "OllamaShown": object_(shown, *shown),
         "OllamaPulled": object_({"status": {"const": "success"}}, "status"),
         "OllamaAnswer": object_({**answer, "message": message}, "model", "done", "message"),
-        "OllamaGenerated": object_({**answer, "response": STRING}, "model", "done", "response"),
+        "OllamaGenerated": object_({**answer, "response": STRING, "thinking": STRING}, "model", "done", "response"),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rkruntime.daemon.thinkwish import EFFORTS
+
 from .dialect import Object
 from .embeddings import MAX_TEXTS
 from .openai_requests import AT_LOAD
@@ -81,7 +83,8 @@ def _responses() -> Object:
         "response_format": NULL,
         "chat_template_kwargs": NULL,
         "logit_bias": NULL,
-        "reasoning": NULL,
+        "reasoning": or_null("object", properties={"effort": {"enum": [*EFFORTS, None]}, "enabled": NULL}),
+        "parallel_tool_calls": or_null("boolean"),
         **{name: {"enum": [None, False] if name == "background" else [None]} for name in STATE},
         **{name: or_null("number") for name in AT_LOAD},
         "seed": or_null("integer"),
@@ -92,13 +95,15 @@ def _responses() -> Object:
         "status": STRING,
         "content": list_(object_({"type": {"const": "output_text"}, "text": STRING}, "type", "text")),
     }
+    thought = object_({"type": {"const": "reasoning"}, "content": list_({"type": "object"})}, "type", "content")
+    called = object_({**call["properties"], "id": STRING, "status": STRING}, "type", "name", "arguments", "call_id")
     response: dict[str, Any] = {
         "id": STRING,
         "object": {"const": "response"},
         "created_at": COUNT,
         "status": {"enum": ["completed", "incomplete"]},
         "model": STRING,
-        "output": list_(object_(message, *message)),
+        "output": list_({"anyOf": [object_(message, *message), thought, called]}),
         "usage": or_null("object"),
         "incomplete_details": or_null("object"),
     }

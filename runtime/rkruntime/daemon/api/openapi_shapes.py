@@ -23,7 +23,7 @@ ERRORS = {
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is compressed, or comes from a web page and is not application/json.",
-    422: "The model did not answer in the JSON that was asked for, though it was told what is wrong.",
+    422: "The model did not answer with the JSON or the call that was demanded, though it was told what is wrong.",
     429: "Too many requests wait already.",
     500: "The runtime failed in the middle of the answer.",
     501: "Tokens cannot be counted with this bundle.",

@@ -23,7 +23,7 @@ _PARTS = ("input_text", "output_text", "text")
 # By the names they have in both.
 _AS_THEY_ARE = (
     *openai_requests.AT_LOAD, "seed", "model", "stream", "text", "response_format", "top_logprobs", "logit_bias",
-    "chat_template_kwargs",
+    "chat_template_kwargs", "parallel_tool_calls", "reasoning",
 )  # fmt: skip
 
 
@@ -42,7 +42,6 @@ def read(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
     asked["tools"] = [_tool(tool, number) for number, tool in enumerate(fields.items_of("tools"))] or None
     asked["tool_choice"] = _tool_choice(fields)
     asked["max_completion_tokens"] = _limit(fields)
-    asked["reasoning_effort"] = Fields(fields.mapping("reasoning")).text("effort")
     try:
         found = openai_requests.chat(asked, config, find, owner)
     except RequestRefused as error:
