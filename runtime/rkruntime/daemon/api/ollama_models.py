@@ -17,9 +17,9 @@ from starlette.routing import Route
 import rk3588
 from rk3588 import runtime
 from rk3588.bundle import Bundle
-from rk3588.errors import BundleError, RequestRefused
+from rk3588.errors import RequestRefused
 from rk3588.rkllm import MAX_CONTEXT
-from rk3588.templates import Source
+from rkruntime.daemon import template_facts
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields, refuse
 from rkruntime.daemon.jobs import Engine
@@ -47,7 +47,7 @@ class Catalogue:
         model = runtime.model_for(bundle, kind)
         file: Object = next((f for f in bundle.manifest["files"] if model is not None and f["path"] == model.name), {})
         self._size, self._digest = int(file.get("size", 0)), str(file.get("sha256", ""))
-        self._template = _template(bundle, config)
+        self._template = template_facts.text_of(bundle, config.model)
         self._modified = timestamp(datetime.datetime.fromtimestamp(models.created, datetime.timezone.utc))
 
     def tags(self) -> Object:
@@ -144,13 +144,6 @@ def asked_name(fields: Fields) -> str:
     if not name:
         refuse("model", "the name of a model")
     return name
-
-
-def _template(bundle: Bundle, config: Config) -> str:
-    try:
-        return Source.of(bundle, config.model.template).text
-    except BundleError:
-        return ""
 
 
 def _in_words(parameters: int) -> str:
