@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import NamedTuple, Optional
 
 from .errors import UsageError
+from .quant import SCHEMES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LATEST, BACKGROUND = "latest", "background"
+RESERVED = frozenset({*SCHEMES, LATEST, BACKGROUND})  # what may stand after a model's name in requests to the daemon
 
 
 class Wanted(NamedTuple):
@@ -38,6 +41,11 @@ def checked_name(name: str, text: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"--lora {text}: {name!r} cannot be an adapter's name; give one with letters, digits, '.', '_' and '-'"
+        )
+    if name in RESERVED:
+        raise UsageError(
+            f"--lora {text}: an adapter cannot be called {name!r}, which after a model's name means something else to "
+            "the daemon; give it another name (ADAPTER:NAME)"
         )
     return name
 

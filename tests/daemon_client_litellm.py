@@ -1,14 +1,15 @@
-"""LiteLLM against a daemon, run by the interpreter that has it: daemon_client_litellm.py BASE_URL.
+"""LiteLLM against a daemon, in both languages, run by the interpreter that has it: daemon_client_litellm.py URL.
 
 Prints what it got as one JSON object.
 """
 
 import json
+import os
 import sys
 
 import litellm
 
-COMMON = {"model": "openai/tiny", "api_base": sys.argv[1], "api_key": "any", "num_retries": 0, "max_retries": 0}
+COMMON = {"model": "openai/tiny", "api_base": f"{sys.argv[1]}/v1", "api_key": "any", "num_retries": 0, "max_retries": 0}
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -56,4 +57,24 @@ found = {
     "full": failing("full"),
     "down": failing("down"),
 }
+OLLAMA = {"model": "ollama_chat/tiny", "api_base": sys.argv[1], "num_retries": 0, "max_retries": 0}
+chunks = list(litellm.completion(messages=said("slow 0.1 Grüße|, 世界|!"), stream=True, **OLLAMA))
+whole = litellm.completion(messages=said("say Grüße|, 世界|!"), **OLLAMA)
+found["ollama"] = {
+    "whole": whole.choices[0].message.content,
+    "usage": whole.usage.total_tokens,
+    "streamed": "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices),
+    "generated": litellm.completion(messages=said("say x|y"), **{**OLLAMA, "model": "ollama/tiny"})
+    .choices[0]
+    .message.content,
+    "embedded": len(litellm.embedding(model="ollama/tiny", input=["a", "b"], api_base=sys.argv[1]).data),
+    "json": litellm.completion(messages=said('say {"a": 1}'), response_format={"type": "json_object"}, **OLLAMA)
+    .choices[0]
+    .message.content,
+}
+found["embedded"] = len(litellm.embedding(input=["a", "b"], **{**COMMON, "model": "openai/tiny"}).data)
+found["responded"] = litellm.responses(input="say x|y", **COMMON).output[0].content[0].text
+os.environ["OLLAMA_API_BASE"] = sys.argv[1]
+info = litellm.get_model_info("ollama_chat/tiny")
+found["ollama"]["info"] = [info["max_tokens"], info["supports_function_calling"]]
 print(json.dumps(found))

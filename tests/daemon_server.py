@@ -51,6 +51,14 @@ class Reply:
         return [line[6:] if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
 
 
+    @property
+    def lines(self) -> list[Any]:
+        """A stream of Ollama's: one object on each line, and no empty line."""
+        *lines, last = self.body.decode("ascii").split("\n")
+        assert last == "" and all(lines), self.body
+        return [json.loads(each) for each in lines]
+
+
 class Service:
     """A running daemon: its engine, and requests to it."""
 
@@ -74,6 +82,13 @@ class Service:
     def chat(self, say: str = "say Hello|!", headers: Mapping[str, str] | None = None, **fields: Any) -> Reply:
         body = {"model": None, "messages": [{"role": "user", "content": say}], **fields}
         return self.request("POST", "/v1/chat/completions", body, headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Reply:
+        return self.request("POST", path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+
+    def ollama(self, say: str = "say Hello|!", path: str = "/api/chat", **fields: Any) -> Reply:
+        asked = {"messages": [{"role": "user", "content": say}]} if path == "/api/chat" else {"prompt": say}
+        return self.post(path, {"model": "tiny", **asked, **fields})
 
     def complete(self, prompt: Any, **fields: Any) -> Reply:
         return self.request("POST", "/v1/completions", {"prompt": prompt, **fields})

@@ -10,12 +10,15 @@ takes the next.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 from rkruntime.abi import Perf
-from rkruntime.daemon.jobs import Durations, EngineSettings, Job, Piece, Status
+from rkruntime.daemon.jobs import Durations, Embed, EngineSettings, Job, Piece, Status
 
 REFUSALS = {
     "full": QueueFull("32 requests are waiting already: try again in about 7 s", 7),
@@ -97,6 +100,7 @@ class FakeEngine:
     async def submit(self, job: Job) -> FakeAnswer:
         self.jobs.append(job)
         text = job.text if job.text is not None else str((job.messages or [{}])[-1].get("content"))
+        text = job.embed.texts[0] if job.embed else text
         lines = text.split("\n")
         command, _, rest = lines[0].partition(" ")
         if command == "bug":
@@ -114,6 +118,9 @@ class FakeEngine:
         limit = 1 << 30 if job.max_tokens is None else job.max_tokens
         rest = rest.replace("⏎", "\n")
         prompt = sum(len(str(m["content"]).split()) for m in job.messages or []) or len((job.text or "").split())
+        if job.embed:
+            words = sum(len(each.split()) for each in job.embed.texts)
+            return FakeAnswer([_vector(len(each), job.embed) for each in job.embed.texts], limit, words)
         if command == "say":
             return FakeAnswer(rest.split("|"), limit, prompt)
         if command == "opened":
@@ -127,3 +134,10 @@ class FakeEngine:
             error = AnswerFailed("the answer was lost: the runtime's process was ended by SIGABRT")
             return FakeAnswer([rest] if rest else [], limit, prompt, error=error)
         return FakeAnswer([f"{word} " for word in lines[0].split()], limit, prompt)
+
+
+def _vector(of: int, embed: Embed) -> str:
+    """Two numbers, or as many as are asked for."""
+    numbers = [0.5, float(of)][: embed.dimensions]
+    packed = struct.pack(f"<{len(numbers)}f", *numbers)
+    return base64.b64encode(packed).decode() if embed.as_base64 else json.dumps(numbers)

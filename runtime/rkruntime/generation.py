@@ -75,6 +75,7 @@ class LibraryRun:
             self.tokens.put((state, what, time.perf_counter_ns() - self._started_ns))
         elif isinstance(what, HiddenStates):
             self.hidden = what
+            self._end_heard.set()  # whether a FINISH follows is not said anywhere
         elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._end_heard.set()
@@ -85,6 +86,16 @@ class LibraryRun:
     def fail(self, error: BaseException) -> None:
         """Keep the first error for the caller's side."""
         self.failure = self.failure or error
+
+    def wait(self) -> None:
+        """Until the library has let go, also when Ctrl-C ends the waiting; raises what the run failed with."""
+        try:
+            self._returned.wait()
+        except BaseException:
+            self.stop()
+            raise
+        if self.failure is not None:
+            raise self.failure
 
     def stop(self) -> None:
         """Abort and wait for the end.

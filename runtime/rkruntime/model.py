@@ -20,7 +20,7 @@ from rk3588.runtime import Choice
 from rk3588.sampling import Sampling
 
 from . import loader
-from .abi import Perf
+from .abi import HiddenStates, Perf
 from .binding import RKLLM
 from .generation import FINISH, Token
 from .loops import LoopDetector
@@ -294,6 +294,10 @@ class Model:
         if cost.tokens == limit:
             cost.cut_by = "context" if limit == room else "max_tokens"
         cost.finish_reason = "length" if cost.cut_by else ended
+
+    def hidden_states(self, prompt: Prompt) -> HiddenStates:
+        """The last hidden layer of a prompt, with the adapter that was chosen."""
+        return self.llm.hidden_states(prompt, self.lora)
 
     def too_long(self, prompt: Prompt) -> bool:
         """Whether the library would refuse this prompt for its length, as far as that can be counted."""

@@ -83,6 +83,12 @@ class Prompts:
         """A text as it is; special tokens in it are special."""
         return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text)) if self._vocabulary else text
 
+    def typed(self, text: str) -> Prompt:
+        """A text of which nothing is special, whatever stands in it."""
+        if self._vocabulary is None:
+            return text
+        return self._with_bos(self._vocabulary, self._vocabulary.tokenise(text, parse_special=False))
+
     def chat(self, messages: Sequence[Message], variables: Optional[Mapping[str, Any]] = None) -> Prompt:
         """A conversation in the model's template, up to where the assistant speaks.
 

@@ -67,15 +67,16 @@ async def _answers(port: int, path: str) -> bool:
         return b" 200 " in await reader.readline()
 
 
-async def times(port: int, n: int) -> list[float]:
+async def times(port: int, n: int, path: str = "/v1/chat/completions") -> list[float]:
     """When the request began, and when each chunk with text came."""
+    limit = {"max_tokens": NEW} if path.startswith("/v1") else {"options": {"num_predict": NEW}}
     body = {
-        "model": None, "messages": [{"role": "user", "content": question(n)}], "max_tokens": NEW, "stream": True,
-        "temperature": 0, "repeat_penalty": 1.0,
+        "model": None, "messages": [{"role": "user", "content": question(n)}], "stream": True, "temperature": 0,
+        "repeat_penalty": 1.0, **limit,
     }  # fmt: skip
     raw = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(raw)}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(raw)}"
     found = [time.perf_counter()]
     with closing(writer):
         writer.write(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + raw)
@@ -109,11 +110,12 @@ async def together(port: int, first: int, clients: int) -> float:
 
 
 def overhead(bundle: Path, port: int, repeat: int) -> None:
-    rows: dict[str, list[tuple[float, float]]] = {"bare": [], "HTTP": []}
+    paths = {"HTTP": "/v1/chat/completions", "Ollama's": "/api/chat"}
+    rows: dict[str, list[tuple[float, float]]] = {"bare": [], **{name: [] for name in paths}}
     with Model(bundle, Settings(max_tokens=NEW, **GREEDY), print) as model:
         for n in range(repeat + 1):
             for name in rows:
-                found = bare(model, n) if name == "bare" else asyncio.run(times(port, n))
+                found = bare(model, n) if name == "bare" else asyncio.run(times(port, n, paths[name]))
                 time.sleep(0.1)
                 if n:  # the first round warms up
                     rows[name].append((1e3 * (found[1] - found[0]), gap_ms(found)))
@@ -122,8 +124,9 @@ def overhead(bundle: Path, port: int, repeat: int) -> None:
     for name, values in rows.items():
         medians[name] = [statistics.median(column) for column in zip(*values, strict=True)]
         print(f"{name:<10} {medians[name][0]:>9.2f} {medians[name][1]:>18.3f}")
-    more = [h - b for b, h in zip(medians["bare"], medians["HTTP"], strict=True)]
-    print(f"{'HTTP adds':<10} {more[0]:>9.2f} {more[1]:>18.3f}", flush=True)
+    for name in paths:
+        more = [h - b for b, h in zip(medians["bare"], medians[name], strict=True)]
+        print(f"{name + ' adds':<14} {more[0]:>5.2f} {more[1]:>18.3f}", flush=True)
 
 
 def beside_llama(ours: int, theirs: int, repeat: int) -> None:

@@ -1,14 +1,16 @@
-"""The clients people use, unchanged: OpenAI's for Python and for node, LiteLLM, and curl."""
+"""The clients people use, unchanged: OpenAI's for Python and for node, Ollama's for Python, LiteLLM, and curl."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import ollama
 import openai
 import pytest
 
@@ -119,7 +121,8 @@ def test_litellm(service: Service) -> None:
     if not python.is_file():
         pytest.skip("LiteLLM is not there (.ci/setup litellm)")
     script = ROOT / "tests" / "daemon_client_litellm.py"
-    done = subprocess.run([python, script, f"{service.url}/v1"], capture_output=True, text=True, timeout=3 * WAIT_S)
+    env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # it would ask the internet, and wait
+    done = subprocess.run([python, script, service.url], capture_output=True, text=True, timeout=3 * WAIT_S, env=env)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["whole"] == found["streamed"] == GREETING
@@ -129,6 +132,59 @@ def test_litellm(service: Service) -> None:
     assert found["long"] == "ContextWindowExceededError"
     assert found["full"] == "RateLimitError"
     assert found["down"] in ("ServiceUnavailableError", "InternalServerError")
+    assert (found["embedded"], found["responded"]) == (2, "xy")
+    theirs = found["ollama"]
+    assert theirs["whole"] == theirs["streamed"] == GREETING
+    assert (theirs["usage"], theirs["embedded"]) == (6, 2)
+    assert theirs["generated"].startswith("### User:")  # which it makes of a conversation for /api/generate
+    assert json.loads(theirs["json"]) == {"a": 1}
+    assert theirs["info"] == [4096, False]
+
+
+def test_ollama_for_python(service: Service) -> None:
+    with ollama.Client(service.url) as client:
+        assert [model.model for model in client.list().models] == ["tiny:latest", "tiny:background"]
+        shown = client.show("tiny")
+        assert shown.modelinfo and shown.modelinfo["llama.context_length"] == 4096
+        (running,) = client.ps().models
+        assert running.size == running.size_vram and running.expires_at
+        whole = client.chat("tiny", said(SAY))
+        assert whole.message.content == GREETING
+        assert (whole.done, whole.done_reason, whole.eval_count) == (True, "stop", 3)
+        chunks = list(client.chat("tiny", said("slow 0.1 Grüße|, 世界|!"), stream=True))
+        assert "".join(chunk.message.content or "" for chunk in chunks) == GREETING
+        assert chunks[-1].prompt_eval_count and chunks[-1].total_duration
+        assert client.generate("tiny", "say x|y", raw=True).response == "xy"
+        assert "".join(part.response or "" for part in client.generate("tiny", "say x|y", stream=True)) == "xy"
+        form = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        assert json.loads(client.chat("tiny", said('say {"a": 1}'), format=form).message.content or "") == {"a": 1}
+        assert [each.status for each in client.pull("tiny", stream=True)] == ["success"]
+
+
+def test_ollama_for_python_maps_errors(service: Service) -> None:
+    with ollama.Client(service.url) as client:
+        for say, status, words in (
+            ("long", 400, "maximum context length"), ("full", 429, "waiting already"), ("down", 503, "no memory"),
+        ):  # fmt: skip
+            for stream in (False, True):
+                with pytest.raises(ollama.ResponseError, match=words) as caught:
+                    list(client.chat("tiny", said(say), stream=stream))
+                assert caught.value.status_code == status
+        with pytest.raises(ollama.ResponseError, match="the answer was lost"):
+            list(client.chat("tiny", said("break half"), stream=True))
+        for asked in (client.show, client.pull, client.generate):
+            with pytest.raises(ollama.ResponseError, match=r"there is no model 'llama3\.2' here") as caught:
+                asked("llama3.2")
+            assert caught.value.status_code == 404
+
+
+def test_ollama_for_python_asynchronously(service: Service) -> None:
+    async def ask() -> list[str | None]:
+        async with ollama.AsyncClient(service.url) as client:
+            asked = [client.chat("tiny", said(f"say {n}")) for n in range(8)]
+            return [answer.message.content for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(ask()) == [str(n) for n in range(8)]
 
 
 def test_curl(service: Service) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from rk3588 import lora
+from rk3588.errors import BundleError, RequestRefused, UsageError
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.models import Models
 from rkruntime.model import Model, Settings
@@ -13,8 +17,8 @@ from tests.daemon_server import served, until
 from tests.golden_lora import cases
 
 
-def answer(bundle: Path, lora: str | None) -> str:
-    settings = Settings(temperature=0.0, repeat_penalty=1.0, lora=lora)
+def answer(bundle: Path, adapter: str | None) -> str:
+    settings = Settings(temperature=0.0, repeat_penalty=1.0, lora=adapter)
     with Model(bundle, settings, print) as model, closing(model.answer(model.prompts.plain("Ahoy"))) as parts:
         return "".join(part for part, _ in zip(parts, range(12)))
 
@@ -33,7 +37,29 @@ def test_an_adapter_answers_under_its_name(tmp_path: Path) -> None:
             assert text.startswith(expected), name
 
 
-def test_an_adapter_called_background_hides_nothing() -> None:
-    models = Models("m", ["background"], 0, "sim")
-    assert list(models.all) == ["m", "m:background"]
-    assert models.find("m:background").lora is None
+@pytest.mark.parametrize("name", ["background", "latest", "w8a8", "w8a8_g128", "fp32"])
+def test_an_adapter_cannot_be_called_what_means_something_else(name: str) -> None:
+    with pytest.raises(BundleError, match=f"a LoRA called '{name}'.*another name"):
+        Models("m", "w8a8", ["pirate", name], 0, "sim")
+    with pytest.raises(UsageError, match=f"cannot be called '{name}'.*another name"):
+        lora.checked_name(name, f"ADAPTER:{name}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "id"),
+    [
+        (None, "m:1b"), ("m:1b", "m:1b"), ("m:1b:latest", "m:1b"), ("m:1b:w8a8", "m:1b"),
+        ("m:1b:pirate", "m:1b:pirate"), ("m:1b:w8a8:pirate", "m:1b:pirate"),
+        ("m:1b:latest:background", "m:1b:background"), ("m:1b:w8a8:pirate:background", "m:1b:pirate:background"),
+    ],
+)  # fmt: skip
+def test_the_names_of_a_model(asked: str | None, id: str) -> None:
+    assert Models("m:1b", "w8a8", ["pirate"], 0, "sim").find(asked).id == id
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "m", "M:1b", "m:1b:fp16", "m:1b:w8a8_g128", "m:1b:", "m:1b:latest:w8a8", "m:1b:w8a8:", "m:1blatest"]
+)
+def test_other_names_are_none(asked: str) -> None:
+    with pytest.raises(RequestRefused, match="there is m:1b, m:1b:background"):
+        Models("m:1b", "w8a8", [], 0, "sim").find(asked)

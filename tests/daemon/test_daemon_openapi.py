@@ -58,10 +58,16 @@ def test_the_document_says_which_deadlines_are_taken(text: str) -> None:
 def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
     """Run schemathesis with a document that names the model, which it could not guess; what it printed."""
     document: dict[str, Any] = service.get("/openapi.json").json
-    for request in ("ChatRequest", "CompletionRequest"):
-        document["components"]["schemas"][request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
+    schemas = document["components"]["schemas"]
+    for request in (
+        "ChatRequest", "CompletionRequest", "ResponseRequest", "EmbeddingRequest", "TokenizeRequest", "OllamaChat",
+        "OllamaGenerate", "OllamaEmbed", "OllamaPrompt",
+    ):  # fmt: skip
+        schemas[request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
+    for request in ("OllamaShow", "OllamaPull"):
+        schemas[request]["properties"].update({key: {"enum": ["tiny", "tiny:latest"]} for key in ("model", "name")})
     # A demanded call has to be of one of the tools, which the document can say in words only.
-    document["components"]["schemas"]["ChatRequest"]["properties"]["tool_choice"] = {"enum": ["auto", "none", None]}
+    schemas["ChatRequest"]["properties"]["tool_choice"] = {"enum": ["auto", "none", None]}
     # A deadline that passes is a server error, rightly, and not to be provoked here.
     for methods in document["paths"].values():
         for parameter in (each for method in methods.values() for each in method.get("parameters", [])):
@@ -79,7 +85,7 @@ def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
 
 def test_schemathesis_finds_nothing(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
     with served(tiny_bundles["w8a8"], FakeEngine) as running:
-        explore(running, tmp_path, CHECKS + ",positive_data_acceptance", "--max-examples", "20")
+        explore(running, tmp_path, CHECKS + ",positive_data_acceptance", "--max-examples", "6")
         answered = sum(answer.finish_reason != "" for answer in running.engine.answers)
         assert answered > 50
 

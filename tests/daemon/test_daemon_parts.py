@@ -76,6 +76,8 @@ BAD = {
     "bundle: 'b\n": "not valid YAML",
     "strict: no\n": "which bundle?",
     "bundle: b\nlisten: 0.0.0.0:80\n": "0.0.0.0:80 can be reached from other machines",
+    "bundle: b\nollama_listen: 0.0.0.0:11434\n": "0.0.0.0:11434 can be reached from other machines",
+    "bundle: b\nollama_listen: 127.0.0.1:8080\n": "listen and ollama_listen are both 127.0.0.1:8080",
 }  # fmt: skip
 
 

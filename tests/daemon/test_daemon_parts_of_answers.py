@@ -118,7 +118,7 @@ class OneAnswer(FakeEngine):
 def message(pieces: list[str], form: CallFormat, stream: bool) -> Any:
     """What OpenAI's clients make of an answer: its message, without the ids of calls, and why it ended."""
     rules = CallRules(form, NAMES)
-    request = AnswerRequest(Job(), "m", stream, False, ("ENDE",), None, (), THINK, rules)
+    request = AnswerRequest(Job(), "m", stream, False, ("ENDE",), None, (), tags=THINK, calls=rules)
 
     async def answer() -> Any:
         reading, reply = Reading(OneAnswer(pieces), request, Checker()), ChatReply("m")

@@ -18,7 +18,7 @@ from rk3588.errors import TargetError
 from rkruntime.daemon import server
 from rkruntime.daemon.config import Address
 from tests.daemon_process import over_script, running
-from tests.daemon_server import WAIT_S, until
+from tests.daemon_server import WAIT_S, Service, until
 
 DAEMON = (sys.executable, "-m", "rkruntime.daemon.main")
 
@@ -64,6 +64,27 @@ def test_a_second_signal_ends_at_once(tiny_bundles: Mapping[str, Path]) -> None:
         until(lambda: daemon.events("draining"))
         daemon.process.terminate()
         assert daemon.process.wait(WAIT_S) == 1
+
+
+def test_a_second_address_for_clients_of_ollama(tiny_bundles: Mapping[str, Path]) -> None:
+    """The same daemon at both, with one queue; also where the second cannot be had, nothing is left open."""
+    with running(over_script(tiny_bundles["w8a8"], "--ollama-listen", "127.0.0.1:0")) as daemon:
+        until(lambda: len(daemon.events("listening")) == 2)
+        ports = [int(entry["address"].rpartition(":")[2]) for entry in daemon.events("listening")]
+        assert len(set(ports)) == 2
+        for port in ports:
+            found = Service(port, None)
+            assert found.get("/").body.startswith(b"Ollama is running")
+            assert found.chat("say x").json["choices"][0]["message"]["content"] == "x"
+            assert found.ollama("say x", stream=False).json["message"]["content"] == "x"
+            assert found.get("/api/tags", origin=f"http://127.0.0.1:{port}").status == 200
+            assert found.get("/api/tags", host="evil.example").status == 403
+        daemon.process.terminate()
+        assert daemon.process.wait(WAIT_S) == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address(*taken.getsockname()[:2])
+        with pytest.raises(TargetError, match=f"cannot listen on {address}: another program does already"):
+            server.bind_all([Address("127.0.0.1", 0), address])
 
 
 def serve_command(bundle: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from . import options
 @click.option("--config", "file", type=click.Path(path_type=Path), help="A YAML file with these options as keys.")
 @config.command_options("bundle")
 def serve(path: Path, file: Optional[Path], **given: Any) -> None:
-    """Serve BUNDLE to clients that speak OpenAI's API, until Ctrl-C: the daemon that runs on boards, as it is."""
+    """Serve BUNDLE to clients of OpenAI's API and Ollama's, until Ctrl-C: the daemon that runs on boards, as it is."""
     from rkruntime.daemon import main
 
     settings = config.make(file, {**given, "bundle": path})
@@ -26,4 +26,5 @@ def serve(path: Path, file: Optional[Path], **given: Any) -> None:
 
 
 def _greet(address: config.Address) -> None:
-    click.echo(f"http://{address}/v1 is the base URL for clients; Ctrl-C ends", err=True)
+    told = f"http://{address}/v1 is the base URL for OpenAI's clients, http://{address} for Ollama's; Ctrl-C ends"
+    click.echo(told, err=True)

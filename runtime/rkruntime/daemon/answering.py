@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -13,11 +13,11 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from rk3588.errors import RequestRefused, RkError
+from rk3588.errors import RequestRefused, RkError, Unavailable
 
 from . import logs
 from .answer_parts import SIGN_OF_LIFE, WholeAnswer
-from .api.dialect import AnswerRequest, Endpoint, FindModel, Reply
+from .api.dialect import AnswerRequest, Endpoint, FindModel, Reply, Usage
 from .config import Config
 from .fields import parse_json
 from .jobs import Engine
@@ -27,6 +27,7 @@ from .reading import Reading
 
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
 COMMENTS_HEADER = "x-rk-sse-comments"
+IGNORED_HEADER = "x-rk-ignored"
 DEADLINE_HEADER = "x-rk-deadline-s"
 DEADLINE_PATTERN = r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?"  # seconds above 0
 
@@ -52,29 +53,19 @@ class Answering:
         request = self._endpoint.read(parse_json(body), self._config, self._find, owner or "")
         request = replace(request, job=replace(request.job, deadline_s=deadline_of(headers)))
         facts.update(model=request.model, stream=request.stream)
-        work = asyncio.ensure_future(self._answer(request, headers, scope, receive, send))
-        gone = asyncio.ensure_future(_until_gone(receive))
-        try:
-            await asyncio.wait(
-                {work, gone}, timeout=self._config.deadline_s + GRACE_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if work.done():
-                return work.result()
-            facts.setdefault("ended", "client gone" if gone.done() else "client too slow")
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
-        raise ClientGone
+        work = self._answer(request, headers, scope, receive, send)
+        await while_there(work, receive, facts, self._config.deadline_s + GRACE_S)
 
     async def _answer(
         self, request: AnswerRequest, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
         facts = scope["state"]["facts"]
         reading, reply = Reading(self._engine, request, self._checker), self._endpoint.reply(request.model)
-        extra = {"x-rk-ignored": ", ".join(request.ignored)} if request.ignored else {}
+        if not request.runs:
+            return await self._say_it_is_there(request, reply)(scope, receive, send)
         try:
             await reading.start()
+            extra = self._ignored(request)
             if request.stream:
                 comment = self._config.sse_comments or headers.get(COMMENTS_HEADER) == "1"
                 stream = self._stream(reading, reply, request.include_usage, comment, facts)
@@ -87,6 +78,16 @@ class Answering:
         finally:
             await reading.close()
             facts.update(prompt_tokens=reading.usage.prompt, completion_tokens=reading.usage.completion)
+
+    def _say_it_is_there(self, request: AnswerRequest, reply: Reply) -> JSONResponse:
+        """To a client that asks for the model to be loaded: it is, or will be; Unavailable if it cannot be."""
+        status = self._engine.status
+        if status.state not in ("ready", "loading"):
+            raise Unavailable(status.reason)
+        return JSONResponse(reply.whole(WholeAnswer(""), "load", Usage(None, 0)), headers=self._ignored(request))
+
+    def _ignored(self, request: AnswerRequest) -> dict[str, str]:
+        return ignored_header(request.ignored, request.context, self._engine.status.context)
 
     async def _stream(
         self, reading: Reading, reply: Reply, include_usage: bool, comment: bool, facts: dict[str, Any]
@@ -119,6 +120,29 @@ class Answering:
         failure = self._endpoint.failure(error)
         facts["error"] = failure.code
         return reply.broken_off(failure)
+
+
+def ignored_header(ignored: Sequence[str], asked_context: Optional[int], context: int) -> dict[str, str]:
+    """The header that names what has no effect; ``context`` is the model's, 0 where it is not known yet."""
+    differs = asked_context is not None and context and asked_context != context
+    names = (*ignored, *(("num_ctx",) if differs else ()))
+    return {IGNORED_HEADER: ", ".join(names)} if names else {}
+
+
+async def while_there(work: Coroutine[Any, Any, None], receive: Receive, facts: dict[str, Any], most_s: float) -> None:
+    """Do ``work``, but end it and raise ClientGone when the client goes, or reads so slowly that ``most_s`` is past."""
+    done = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(receive))
+    try:
+        await asyncio.wait({done, gone}, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
+        if done.done():
+            return done.result()
+        facts.setdefault("ended", "client gone" if gone.done() else "client too slow")
+    finally:
+        for task in (done, gone):
+            task.cancel()
+        await asyncio.gather(done, gone, return_exceptions=True)
+    raise ClientGone
 
 
 async def _send_stream(stream: AsyncIterator[bytes], headers: Mapping[str, str], send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The daemon's HTTP side: routes, keys, request ids, errors in OpenAI's shape, one log line for each request."""
+"""The daemon's HTTP side: routes, keys, request ids, errors in the client's language, one log line for each request."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from rk3588.errors import RequestRefused, RkError
 from rkruntime import loader
 
 from . import logs, sampling
-from .answering import Answering, ClientGone
-from .api import openai, openapi
+from .answering import Answering, ClientGone, deadline_of, read_body
+from .api import embeddings, languages, ollama_models, openapi, tokenize
 from .api.dialect import Object
 from .config import Config
+from .embed_answering import EmbedAnswering
+from .fields import Fields, parse_json
 from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
@@ -37,6 +39,8 @@ from .thinkwish import OF_THE_TEMPLATE
 
 _CLIENTS = 1000  # that are remembered
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
+_OF_THE_DAEMON = {"num_ctx", "keep_alive", "store"}  # of what may be ignored
+_NOT_CHANGED = "a request does not change this: the model stays loaded as it is, and nothing of it is kept"
 _NOT_IN_TEMPLATE = (
     "the model's chat template has no switch for thinking, or no place for tools, or a format of calls that is not "
     "known: choose another model or --template, or refuse such requests with --strict"
@@ -57,7 +61,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         per_run_sampling=loader.TABLES[release.family].features.per_run_sampling,
     )
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
-    models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
+    models = Models(config.name or bundle.name, bundle.dtype, list(runtime.loras_for(bundle, kind)), created, kind)
     keys = Keys(config.keys)
 
     async def list_models(request: Request) -> Response:
@@ -84,12 +88,31 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def describe(_request: Request) -> Response:
         return Response(openapi.document(), media_type="application/json")
 
+    def authorise(request: Request) -> None:
+        _authorise(request, keys)
+
+    async def fields_of(request: Request) -> Fields:
+        return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
+
     answering = [
         Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint), methods=["POST"])
-        for endpoint in openai.ENDPOINTS
+        for endpoint in languages.ENDPOINTS
     ]
+    answering += [
+        Route(endpoint.path, EmbedAnswering(engine, config, keys, models.find, endpoint), methods=["POST"])
+        for endpoint in embeddings.ENDPOINTS
+    ]
+
+    async def count_tokens(request: Request) -> Response:
+        authorise(request)
+        job = tokenize.read(await fields_of(request), config, models.find)
+        return JSONResponse(await tokenize.count(engine, job, deadline_of(request.headers)))
+
+    catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
         *answering,
+        Route(tokenize.PATH, count_tokens, methods=["POST"]),
+        *ollama_models.routes(catalogue, models, authorise, fields_of),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
@@ -100,12 +123,12 @@ def make(engine: Engine, config: Config) -> Starlette:
 
     async def rk_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RkError)
-        failure = openai.failure(error)
+        failure = languages.failure_at(request.url.path)(error)
         request.state.facts["error"] = failure.code
-        told = failure.body["error"]
+        body = failure.body
         if failure.status >= 500 and not keys.known(request.headers.get("authorization")):
-            told["message"] = without_paths(told["message"], config)
-        return JSONResponse(failure.body, failure.status, failure.headers)
+            body = _without_paths(body, config)
+        return JSONResponse(body, failure.status, failure.headers)
 
     handlers: Any = {RkError: rk_error, HTTPException: _http_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
@@ -132,7 +155,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path[:100]}: {error.detail.lower()}; GET /openapi.json says what there is"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     refused = RequestRefused(message, status=error.status_code, code=code)
-    return JSONResponse(openai.failure(refused).body, error.status_code, error.headers)
+    return JSONResponse(languages.failure_at(request.url.path)(refused).body, error.status_code, error.headers)
 
 
 class _Logged:
@@ -169,7 +192,8 @@ class _Logged:
             logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=request_id)
             facts["ended"] = "unexpected error"
             if not status:
-                failure = openai.failure(RkError("an unexpected error: the daemon's log has more under this id"))
+                unexpected = RkError("an unexpected error: the daemon's log has more under this id")
+                failure = languages.failure_at(scope["path"])(unexpected)
                 await JSONResponse(failure.body, failure.status)(scope, receive, send_with_id)
         finally:
             if ignored:
@@ -197,16 +221,25 @@ class _Logged:
         while len(self._warned) >= _CLIENTS:
             del self._warned[next(iter(self._warned))]
         self._warned[client, ignored] = None
-        template = [name for name in ignored.split(", ") if name.partition(".")[0] in OF_THE_TEMPLATE]
-        if template:
-            logs.event("ignored", logging.WARNING, client=client, ignored=", ".join(template), reason=_NOT_IN_TEMPLATE)
-        others = [name for name in ignored.split(", ") if name not in template]
-        if others:
-            reason = (
-                f"{sampling.why_ignored(self._config)}: choose it with the daemon's own settings (--temperature and "
-                "the like), or refuse such requests with --strict"
-            )
-            logs.event("sampling ignored", logging.WARNING, client=client, ignored=", ".join(others), reason=reason)
+        named = ignored.split(", ")
+        template = [name for name in named if name.partition(".")[0] in OF_THE_TEMPLATE]
+        daemon = [name for name in named if name in _OF_THE_DAEMON]
+        others = [name for name in named if name not in (*template, *daemon)]
+        fixed = (
+            f"{sampling.why_ignored(self._config)}: choose it with the daemon's own settings (--temperature and the "
+            "like), or refuse such requests with --strict"
+        )
+        for names, reason in ((template, _NOT_IN_TEMPLATE), (daemon, _NOT_CHANGED), (others, fixed)):
+            if names:
+                event = "sampling ignored" if names is others else "ignored"
+                logs.event(event, logging.WARNING, client=client, ignored=", ".join(names), reason=reason)
+
+
+def _without_paths(told: Any, config: Config) -> Any:
+    """An error's body, whose texts are ``without_paths``."""
+    if isinstance(told, dict):
+        return {key: _without_paths(value, config) for key, value in told.items()}
+    return without_paths(told, config) if isinstance(told, str) else told
 
 
 def without_paths(text: str, config: Config) -> str:

@@ -89,6 +89,9 @@ class Config:
 
     bundle: Path = setting(_PATH, None, "The bundle to serve; needed.")
     listen: Address = setting(_AddressType(), Address("127.0.0.1", 8080), "Where to listen; port 0 takes a free one.")
+    ollama_listen: Optional[Address] = setting(
+        _AddressType(), None, "A second address, such as 127.0.0.1:11434, where clients of Ollama look."
+    )
     keys: Optional[Path] = setting(
         _PATH, None, "File of API keys, a `NAME:KEY` or a `KEY` on each line. Without it, any key will do."
     )
@@ -133,6 +136,11 @@ class Config:
     per_run_sampling: bool = False  # it takes sampling with each run
     template_facts: TemplateFacts = TemplateFacts()  # of the template that is used
 
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it listens."""
+        return (self.listen,) if self.ollama_listen is None else (self.listen, self.ollama_listen)
+
     def engine(self) -> EngineSettings:
         """The part of it that the engine is given."""
         return EngineSettings(**{each.name: getattr(self, each.name) for each in fields(EngineSettings)})
@@ -169,9 +177,12 @@ def make(file: Optional[Path], given: Mapping[str, Any]) -> Config:
         raise UsageError("which bundle? Give --bundle FOLDER, or `bundle: FOLDER` in the file of --config")
     others = {name: value for name, value in values.items() if name not in settings.BY_NAME}
     config = Config(model=Settings.of(values), **others)
-    if not (config.listen.is_loopback or config.keys or config.insecure):
+    if config.ollama_listen == config.listen and config.listen.port:
+        raise UsageError(f"listen and ollama_listen are both {config.listen}: leave ollama_listen out, or change one")
+    open_to_others = next((address for address in config.addresses if not address.is_loopback), None)
+    if open_to_others and not (config.keys or config.insecure):
         raise UsageError(
-            f"{config.listen} can be reached from other machines, and there is no file of API keys: give --keys FILE, "
+            f"{open_to_others} can be reached from other machines, and there is no file of API keys: give --keys FILE, "
             "or --insecure if everybody there may use the model"
         )
     return config

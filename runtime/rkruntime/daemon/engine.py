@@ -9,15 +9,16 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from rk3588 import bundle as bundles
-from rk3588 import hostlib, runtime
-from rk3588.errors import AnswerFailed, NoSuchLibrary, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
+from rk3588 import runtime
+from rk3588.errors import AnswerFailed, Overdue, PromptRefused, PromptTooLong, QueueFull, Unavailable
 from rk3588.rkllm import MAX_CONTEXT
 from rkruntime.abi import Perf
 
+from . import embedding
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
-from .process import KILL_GRACE_S, WorkerGone, WorkerProcess
+from .process import KILL_GRACE_S, WorkerGone, WorkerProcess, library_variables
 from .protocol import Frame, ProtocolError
 from .queue import FairQueue
 from .ticket import Ticket
@@ -47,7 +48,7 @@ class WorkerEngine:
         self._sampling = self._model.sampling(bundle.sampling)
         self._deadlines = Deadlines(self._choice.model.stat().st_size / 1e9, settings.patience)
         self._guard = LoadGuard(identity(bundle), settings.state_dir)
-        self._command, self._env = command, {**_libraries(settings, bundle), **(worker_env or {})}
+        self._command, self._env = command, {**library_variables(settings, bundle), **(worker_env or {})}
         self._queue: FairQueue[Ticket] = FairQueue()
         self._encoding: Optional[asyncio.Lock] = None
         self._being_encoded = 0  # have a place in the queue, but no prompt yet
@@ -91,17 +92,12 @@ class WorkerEngine:
 
     async def submit(self, job: Job) -> Ticket:
         self._check_open()
-        queued = self.status.queued
-        if queued >= self.settings.queue_length:
-            wait = min(max(int(self._mean_answer_s * queued), 1), 300)
-            raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
+        self._check_queue_has_room()
         most = self.settings.deadline_s
         ticket = Ticket(job, min(job.deadline_s or most, most), self._cancel)
         self._being_encoded += 1
         try:
-            frame = await asyncio.wait_for(self._encode(job), ticket.left_s)
-            ticket.prompt, ticket.opened = frame.get("prompt"), frame.get("opened", "")
-            self._check_prompt_fits(frame)
+            await asyncio.wait_for(self._encode_into(ticket), ticket.left_s)
             self._check_open()
         except BaseException as error:
             ticket.finish("")
@@ -114,10 +110,35 @@ class WorkerEngine:
         self._announce_change()
         return ticket
 
-    async def count(self, job: Job) -> Optional[int]:
+    async def _encode_into(self, ticket: Ticket) -> None:
+        """The prompt of a job, or all of them; PromptTooLong for one that does not fit."""
+        if ticket.job.embed is not None:
+            await embedding.encode(ticket.job, ticket.job.embed, ticket, self._encode_fitting)
+        else:
+            frame = await self._encode_fitting(ticket.job)
+            ticket.prompt, ticket.opened = frame["prompt"], frame.get("opened", "")
+
+    async def _encode_fitting(self, job: Job) -> Frame:
         frame = await self._encode(job)
+        self._check_prompt_fits(frame)
+        return frame
+
+    async def count(self, job: Job) -> Optional[int]:
+        self._check_open()
+        self._check_queue_has_room()
+        self._being_encoded += 1
+        try:
+            frame = await self._encode(job)
+        finally:
+            self._being_encoded -= 1
         prompt = frame.get("prompt")
         return None if isinstance(prompt, str) else _prompt_length(frame)
+
+    def _check_queue_has_room(self) -> None:
+        queued = self.status.queued
+        if queued >= self.settings.queue_length:
+            wait = min(max(int(self._mean_answer_s * queued), 1), 300)
+            raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
 
     def _check_prompt_fits(self, frame: Frame) -> None:
         tokens = _prompt_length(frame)
@@ -142,7 +163,10 @@ class WorkerEngine:
         """The job's prompt, or only its length where it is too long, from whichever worker is ready next."""
         messages = None if job.messages is None else [dict(message) for message in job.messages]
         tools = None if job.tools is None else [dict(tool) for tool in job.tools]
-        request = {"text": job.text, "messages": messages, "tools": tools, "variables": dict(job.template_variables)}
+        request: Frame = {"text": job.text, "messages": messages, "tools": tools}
+        request["variables"] = dict(job.template_variables)
+        if job.embed is not None:
+            request.update(typed=True, truncate=job.embed.truncate)
         for attempt in (1, 2):
             try:
                 frame = await self._encode_once(request)
@@ -281,7 +305,13 @@ class WorkerEngine:
                 continue
             self._running = ticket
             try:
-                await self._answer(worker, ticket)
+                if ticket.job.embed is None:
+                    await self._answer(worker, ticket)
+                else:
+                    await embedding.run_next(worker, ticket, ticket.job.embed, self._deadlines, self._load_ns)
+                    self._failures = 0
+                    if not ticket.over:  # behind the others
+                        self._queue.push(ticket)
             except WorkerGone as error:
                 self._retry_or_fail(ticket, str(error))
             except asyncio.CancelledError:
@@ -374,16 +404,3 @@ def _prompt_length(encoded: Frame) -> int:
     """Tokens of a prompt, of which the worker sends only their number where they are too many."""
     tokens = encoded.get("tokens")
     return int(tokens) if tokens is not None else len(encoded["prompt"])
-
-
-def _libraries(settings: EngineSettings, bundle: bundles.Bundle) -> dict[str, str]:
-    """Where the worker finds librksim, if it needs it: in a zipapp there is no packaged one.
-
-    LibraryError if there is none: every load would fail.
-    """
-    path = settings.sim_library
-    if path is not None and not path.is_file():
-        raise NoSuchLibrary(f"there is no library {path}: give the path of a librksim.so (sim_library, --sim-library)")
-    if path is None and bundle.vocabulary:
-        hostlib.find()
-    return {"RKSIM_LIBRARY": str(path)} if path else {}

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rk3588.errors import QueueFull, RequestRefused, RkError
 
 from . import hosts
-from .api import openai
+from .api import languages
 from .config import Config
 
 _EXPOSED = "x-request-id, x-rk-ignored, retry-after"
@@ -28,15 +28,15 @@ _NETWORK = ("private-network", "local-network")  # a page of the internet asks t
 
 
 class Gate:
-    """Refuses with 4xx in OpenAI's shape, or passes on; what CORS wants in an answer goes into ``state["headers"]``."""
+    """Refuses with 4xx, or passes on; what CORS wants in an answer goes into ``state["headers"]``."""
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
         self._app, self._config = app, config
-        self._names = hosts.Names((*config.allowed_hosts, config.listen.host))
+        self._names = hosts.Names((*config.allowed_hosts, *(address.host for address in config.addresses)))
         self._any_page = "*" in config.cors
         self._pages = {hosts.origin(page) or page.strip().lower() for page in config.cors}
         # A name in the network may be any where a key is needed: a page that has its own lead here has none.
-        self._guards_names = config.listen.is_loopback or config.keys is None
+        self._guards_names = config.keys is None or any(address.is_loopback for address in config.addresses)
         self._most_bytes = max(config.max_bodies_kb, config.max_body_kb) << 10
         self._bytes = 0  # of bodies of requests under way
 
@@ -54,7 +54,7 @@ class Gate:
                 more["access-control-expose-headers"] = _EXPOSED
             _check_body(headers, "origin" in headers)
         except RequestRefused as error:
-            failure = openai.failure(error)
+            failure = languages.failure_at(scope["path"])(error)
             scope["state"]["facts"]["error"] = failure.code
             extra = {405: {"allow": f"{_METHODS}, OPTIONS"}, 415: {"accept-encoding": "identity"}}.get(error.status)
             return await JSONResponse(failure.body, failure.status, extra)(scope, receive, send)

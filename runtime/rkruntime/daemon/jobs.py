@@ -27,8 +27,18 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class Embed:
+    """Texts whose embeddings are wanted, in this form. ``truncate``: cut what is too long, instead of refusing it."""
+
+    texts: Sequence[str]
+    dimensions: Optional[int] = None
+    as_base64: bool = False
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
-    """One answer that somebody wants: a conversation in the model's template, or a text as it is."""
+    """One answer that somebody wants: a conversation in the model's template, or a text as it is; or embeddings."""
 
     messages: Optional[Sequence[Message]] = None
     text: Optional[str] = None
@@ -40,6 +50,7 @@ class Job:
     deadline_s: Optional[float] = None
     lora: Optional[str] = None
     sampling: Mapping[str, float] = field(default_factory=dict)  # other than the model's, where the runtime can
+    embed: Optional[Embed] = None  # instead of an answer: a piece for each text, in their order
     marks: tuple[str, ...] = ()  # special tokens that the answer is to show, by their texts
 
 

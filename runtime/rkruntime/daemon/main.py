@@ -21,7 +21,7 @@ from . import config
 @config.command_options()
 @click.version_option(rk3588.__version__, prog_name="rkchatd")
 def rkchatd(file: Optional[Path], **given: Any) -> None:
-    """Serve a bundle to clients that speak OpenAI's API."""
+    """Serve a bundle to clients of OpenAI's API and Ollama's."""
     sys.exit(serve(config.make(file, given)))
 
 

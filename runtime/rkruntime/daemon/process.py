@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from rk3588 import children
-from rk3588.errors import RkError
+from rk3588 import children, hostlib
+from rk3588.bundle import Bundle
+from rk3588.errors import NoSuchLibrary, RkError
 
 from . import protocol
+from .jobs import EngineSettings
 from .protocol import Frame
 
 KILL_GRACE_S = 5.0  # a process that outlives SIGKILL by this hangs in the kernel: the NPU driver holds it
@@ -219,3 +221,16 @@ def _exit_of(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
+
+
+def library_variables(settings: EngineSettings, bundle: Bundle) -> dict[str, str]:
+    """Where the worker finds librksim, if it needs it: in a zipapp there is no packaged one.
+
+    LibraryError if there is none: every load would fail.
+    """
+    path = settings.sim_library
+    if path is not None and not path.is_file():
+        raise NoSuchLibrary(f"there is no library {path}: give the path of a librksim.so (sim_library, --sim-library)")
+    if path is None and bundle.vocabulary:
+        hostlib.find()
+    return {"RKSIM_LIBRARY": str(path)} if path else {}

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
 import uvicorn
@@ -51,13 +51,22 @@ def bind(address: Address) -> socket.socket:
         raise TargetError(f"cannot listen on {address}: {os.strerror(error.errno or 0).lower()}") from error
 
 
+def bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
+    """A listening socket for each address, or none."""
+    with contextlib.ExitStack() as opened:
+        listeners = [opened.enter_context(bind(address)) for address in addresses]
+        opened.pop_all()
+    return listeners
+
+
 def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None]] = None) -> int:
     """Serve until told to end; the exit code. ``greet`` is told where it listens."""
     connections.allow_descriptors()
     application = http.make(engine, config)
-    listener = bind(config.listen)
+    listeners = bind_all(config.addresses)
     if greet is not None:
-        greet(_address(listener))
+        for listener in listeners:
+            greet(_address(listener))
     logs.set_up(config.log)
     most = connections.limits_of(config).connections
     if most < config.max_connections:
@@ -65,7 +74,7 @@ def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None
         logs.event("fewer connections", logging.WARNING, most=most, reason=why)
 
     async def live() -> int:
-        return await _Daemon(config, engine, application, listener).run()
+        return await _Daemon(config, engine, application, listeners).run()
 
     return asyncio.run(live())
 
@@ -126,8 +135,8 @@ class Server(uvicorn.Server):
 class _Daemon:
     """Made inside the event loop: before Python 3.10 an Event belongs to the loop it is made in."""
 
-    def __init__(self, config: Config, engine: Engine, application: ASGIApp, listener: socket.socket) -> None:
-        self._config, self._engine, self._listener = config, engine, listener
+    def __init__(self, config: Config, engine: Engine, application: ASGIApp, listeners: list[socket.socket]) -> None:
+        self._config, self._engine, self._listeners = config, engine, listeners
         self._server = Server(uvicorn_config(application, config))
         self._stop_asked = asyncio.Event()
         self._stop_at_once_asked = asyncio.Event()
@@ -137,9 +146,10 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        serving = asyncio.ensure_future(self._server.serve([self._listener]))
+        serving = asyncio.ensure_future(self._server.serve(self._listeners))
         reporting = asyncio.ensure_future(self._report_status())
-        logs.event("listening", address=str(_address(self._listener)), bundle=str(self._config.bundle))
+        for listener in self._listeners:
+            logs.event("listening", address=str(_address(listener)), bundle=str(self._config.bundle))
         await self._engine.start()
         notify.tell("READY=1")
         # 2. Until a signal comes.

@@ -28,6 +28,7 @@ class TemplateFacts(NamedTuple):
     call_format: Optional[CallFormat] = None
     one_call: bool = False
     short_ids: bool = False
+    thinks: bool = False  # it knows of thoughts
 
     @classmethod
     def of(cls, template: str) -> TemplateFacts:
@@ -37,17 +38,13 @@ class TemplateFacts(NamedTuple):
             format_of(template),
             _ONE_CALL.search(template) is not None,
             _SHORT_IDS.search(template) is not None,
+            any(tags.close in template for tags in KNOWN_TAGS),
         )
 
     @classmethod
     def of_bundle(cls, bundle: bundles.Bundle, settings: Settings) -> TemplateFacts:
-        """Of the template that is used with it. The worker says it where there is none, or none that can be read."""
-        try:
-            file = settings.template
-            text = files.read_text(file, _MOST_BYTES, None, BundleError) if file else bundle.chat_template
-        except (BundleError, OSError):
-            text = None
-        return cls.of(text or "")
+        """Of the template that is used with it."""
+        return cls.of(text_of(bundle, settings))
 
     @property
     def takes_tools(self) -> bool:
@@ -57,3 +54,13 @@ class TemplateFacts(NamedTuple):
     def marks(self, calls: bool) -> tuple[str, ...]:
         """Texts that an answer is read by, which the runtime must not leave out where they are special tokens."""
         return (*self.thinking.tags, *(self.call_format.special if calls and self.call_format else ()))
+
+
+def text_of(bundle: bundles.Bundle, settings: Settings) -> str:
+    """The template that is used with a bundle. "" where there is none, or none that can be read: the worker says it."""
+    try:
+        file = settings.template
+        text = files.read_text(file, _MOST_BYTES, None, BundleError) if file else bundle.chat_template
+    except (BundleError, OSError):
+        text = None
+    return text or ""

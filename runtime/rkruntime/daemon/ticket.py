@@ -27,6 +27,8 @@ class Ticket:
         self.owner, self.background = job.owner, job.background
         self.deadline_s = deadline_s
         self.prompt: Union[str, list[int], None] = None
+        self.waiting: deque[Union[str, list[int]]] = deque()  # instead of it: the texts still to be embedded
+        self.embedded_tokens = 0
         self.completion_tokens = 0
         self.durations: Optional[Durations] = None
         self.perf: Optional[Perf] = None
@@ -43,6 +45,8 @@ class Ticket:
 
     @property
     def prompt_tokens(self) -> Optional[int]:
+        if self.job.embed is not None:
+            return self.embedded_tokens
         return len(self.prompt) if isinstance(self.prompt, list) else None
 
     @property

@@ -13,6 +13,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,7 +22,7 @@ from typing import Optional
 
 from rk3588.errors import RkError, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE, OPEN_FILES
-from rkruntime import thoughts
+from rkruntime import pooling, thoughts
 from rkruntime.generation import FINISH
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt
@@ -62,6 +63,8 @@ class Worker:
                 frame = self._jobs.get()
                 if frame["op"] == "load":
                     self._load(frame)
+                elif frame.get("embed"):
+                    self._embed(frame)
                 else:
                     self._run(frame)
 
@@ -92,6 +95,8 @@ class Worker:
         try:
             prompt, model_prompts = self._prompt(self._model, frame), self._model.prompts
             limit = self._model.context - CONTEXT_RESERVE
+            if frame.get("truncate") and not isinstance(prompt, str):
+                prompt = prompt[:limit]
             if not isinstance(prompt, str) and len(prompt) > limit:
                 send(id=number, tokens=len(prompt))
             else:
@@ -104,7 +109,9 @@ class Worker:
 
     @staticmethod
     def _prompt(model: Model, frame: Frame) -> Prompt:
-        if frame["text"] is not None:
+        if frame.get("typed"):
+            prompt = model.prompts.typed(frame["text"])
+        elif frame["text"] is not None:
             prompt = model.prompts.plain(frame["text"])
         else:
             prompt = model.prompts.chat(frame["messages"], {**frame["variables"], "tools": frame["tools"]})
@@ -137,6 +144,24 @@ class Worker:
         perf = model.cost.perf
         end = "abort" if aborted else model.cost.finish_reason
         send(id=number, end=end, perf=perf._asdict() if perf else None)
+
+
+    def _embed(self, frame: Frame) -> None:
+        """The embedding of a text, pooled here: the hidden states of all its tokens would be megabytes."""
+        assert self._model is not None
+        number, model, send = frame["id"], self._model, self._channel.send
+        try:
+            _choose_lora(model, frame["lora"])
+            began = time.perf_counter_ns()
+            states = model.hidden_states(frame["prompt"])
+            vector = pooling.embedding(states, frame["dimensions"])
+            elapsed_ns = time.perf_counter_ns() - began
+            shown = pooling.as_base64(vector) if frame["as_base64"] else pooling.as_json(vector)
+            send(id=number, embedding=shown, tokens=states.tokens, elapsed_ns=elapsed_ns)
+        except pooling.TooManyDimensions as error:
+            send(id=number, refused=str(error))
+        except Exception as error:
+            send(id=number, error=_message_of(error))
 
 
 def _choose_lora(model: Model, name: Optional[str]) -> None:

@@ -50,6 +50,8 @@ class AnswerRequest:
     stops: tuple[str, ...]
     format: Optional[Format]
     ignored: tuple[str, ...]
+    context: Optional[int] = None  # tokens that were asked for: the model's own stays, and a difference is told
+    runs: bool = True  # False: no answer is wanted, only to hear that the model is there
     tags: Optional[Tags] = None  # between which a thought stands; None: the answer is text, whatever it says
     calls: Optional[CallRules] = None  # None: none are read out of the answer
 
@@ -69,7 +71,8 @@ class Reply(Protocol):
     def __init__(self, model: str) -> None: ...
 
     def whole(self, answer: WholeAnswer, finish_reason: str, usage: Usage) -> Object:
-        """``finish_reason``: stop, length, or tool_calls where the model has ended an answer with calls."""
+        """``finish_reason``: stop, length, tool_calls where the model has ended an answer with calls, or load where no
+        answer was wanted."""
         ...
 
     def begin(self) -> bytes:

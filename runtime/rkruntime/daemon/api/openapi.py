@@ -9,42 +9,29 @@ import json
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from rk3588.conversation_rules import RESERVED
 from rk3588.sampling import PENALTIES
 from rkruntime.abi import Perf
 from rkruntime.daemon import formats, sampling
-from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
 from rkruntime.daemon.tooluse import MOST_CALLS, MOST_TOOLS
 
-from . import openapi_tools
+from . import openapi_ollama, openapi_others, openapi_tools
 from .dialect import Object
 from .openai_requests import MAX_STOP_LENGTH, MAX_STOPS, ROLES
-
-_NULL: Object = {"type": "null"}
-_STRING: Object = {"type": "string"}
-_COUNT: Object = {"type": "integer", "minimum": 0}
-_NO_KEY: list[Object] = [{}]
-_REQUEST_ID: Object = {"schema": _STRING, "description": "The request's own id, or one made for it."}
-_ERRORS = {
-    400: "The request cannot be honoured; `param` names the field, `code` is context_length_exceeded, prompt_refused "
-    "or null.",
-    401: "The API key is missing or not known.",
-    403: "The request comes from a web page that is not listed in `cors`, or is for a name that is not this machine's.",
-    404: "There is no such model.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is compressed, or comes from a web page and is not application/json.",
-    422: "The model did not answer with the JSON or the call that was demanded, though it was told what is wrong.",
-    429: "Too many requests wait already.",
-    500: "The runtime failed in the middle of the answer.",
-    503: "There is no model that could answer now.",
-    504: "The deadline has passed.",
-}
-_LATER = (429, 503)  # say when to try again
+from .openapi_shapes import COUNT as _COUNT
+from .openapi_shapes import ERRORS as _ERRORS
+from .openapi_shapes import NULL as _NULL
+from .openapi_shapes import STRING as _STRING
+from .openapi_shapes import get as _get
+from .openapi_shapes import json_ as _json
+from .openapi_shapes import list_ as _list
+from .openapi_shapes import object_ as _object
+from .openapi_shapes import operation
+from .openapi_shapes import or_null as _or_null
+from .openapi_shapes import schema as _schema
 
 
 def document() -> bytes:
@@ -60,7 +47,7 @@ def describe() -> Object:
             "title": "rkchatd",
             "version": "1",
             "description": "Chat with the language model on an RK3588's NPU, or in its simulation, in the manner of "
-            "OpenAI's API. Unknown fields and nulls are ignored.",
+            "OpenAI's API, and of Ollama's. Unknown fields and nulls are ignored.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"key": []}, {}],
@@ -73,42 +60,31 @@ def describe() -> Object:
                     "description": "Needed where the daemon was given a file of keys.",
                 }
             },
-            "schemas": {**_requests(), **_conversation(), **_answers()},
+            "schemas": {
+                **_requests(),
+                **_conversation(),
+                **_answers(),
+                **openapi_others.schemas(),
+                **openapi_ollama.schemas(),
+            },
         },
     }
-
-
-# Shapes.
-
-
-def _object(properties: Object, *required: str, **more: Any) -> Object:
-    return {"type": "object", **({"required": list(required)} if required else {}), "properties": properties, **more}
-
-
-def _or_null(kind: str, **more: Any) -> Object:
-    return {"type": [kind, "null"], **more}
-
-
-def _list(items: Object, **more: Any) -> Object:
-    return {"type": "array", "items": items, **more}
-
-
-def _schema(name: str) -> Object:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 # Paths.
 
 
 def _paths() -> Object:
-    answers = [status for status in _ERRORS if status != 422]
+    answers = [status for status in _ERRORS if status not in (422, 501)]
     models = _object({"object": {"const": "list"}, "data": _list(_schema("Model"))}, "object", "data")
     unready = {200: ("It serves, or loads.", _schema("Status")), 503: ("No; `reason` says why.", _schema("Status"))}
     unhealthy = {**unready, 503: ("It cannot help itself; `reason` says what to do.", _schema("Status"))}
     one = {"name": "id", "in": "path", "required": True, "schema": _STRING}
     return {
-        "/v1/chat/completions": {"post": _answer("chat", "Answer a conversation", "Chat", list(_ERRORS))},
+        "/v1/chat/completions": {"post": _answer("chat", "Answer a conversation", "Chat", [*answers, 422])},
         "/v1/completions": {"post": _answer("complete", "Go on with a text", "", answers)},
+        **openapi_others.paths(),
+        **openapi_ollama.paths(),
         "/v1/models": {
             "get": _get("models", "The names of the model; never waits for it", {200: ("The list.", models)}, 401, 403)
         },
@@ -131,40 +107,6 @@ def _paths() -> Object:
     }
 
 
-def _header(name: str, schema: Object, description: str = "") -> Object:
-    said = {"description": description} if description else {}
-    return {"name": name, "in": "header", "required": False, "schema": schema, **said}
-
-
-def _response(description: str, content: Object, **headers: Object) -> Object:
-    return {"description": description, "headers": {"X-Request-Id": _REQUEST_ID, **headers}, "content": content}
-
-
-def _json(schema: Object) -> Object:
-    return {"application/json": {"schema": schema}}
-
-
-def _error(status: int) -> Object:
-    found = _response(_ERRORS[status], _json(_schema("Error")))
-    if status in _LATER:
-        found["headers"]["Retry-After"] = {"schema": {"type": "integer"}, "description": "Seconds."}
-    return found
-
-
-def _get(
-    name: str, summary: str, answers: dict[int, tuple[str, Object]], *errors: int, open: bool = False, path: Any = None
-) -> Object:
-    found = {status: _response(description, _json(schema)) for status, (description, schema) in answers.items()}
-    found.update({status: _error(status) for status in errors})
-    return {
-        "operationId": name,
-        "summary": summary,
-        **({"security": _NO_KEY} if open else {}),
-        "parameters": [*([path] if path else []), _header("X-Request-Id", _STRING)],
-        "responses": {str(status): found[status] for status in sorted(found)},
-    }
-
-
 def _answer(name: str, summary: str, kind: str, errors: list[int]) -> Object:
     stream = _object(
         {"data": _STRING},
@@ -172,25 +114,8 @@ def _answer(name: str, summary: str, kind: str, errors: list[int]) -> Object:
         description="`data:` lines with one chunk each, then `data: [DONE]`. An error in the middle is a chunk with "
         "`error`, and the last.",
     )
-    content = {**_json(_schema(f"{kind}Completion")), "text/event-stream": {"schema": stream}}
-    whole = _response("The answer.", content)
-    whole["headers"]["x-rk-ignored"] = {
-        "schema": _STRING,
-        "description": "Fields that were asked for and have no effect.",
-    }
-    comments = "Signs of life as SSE comments instead of empty chunks."
-    deadline = "Seconds that the client would wait, where that is less than the daemon's own deadline."
-    return {
-        "operationId": name,
-        "summary": summary,
-        "parameters": [
-            _header("X-Request-Id", _STRING),
-            _header(COMMENTS_HEADER, {"type": "string", "enum": ["1"]}, comments),
-            _header(DEADLINE_HEADER, {"type": "string", "pattern": f"^{DEADLINE_PATTERN}$"}, deadline),
-        ],
-        "requestBody": {"required": True, "content": _json(_schema(f"{kind or 'Completion'}Request"))},
-        "responses": {"200": whole, **{str(status): _error(status) for status in errors}},
-    }
+    whole = {**_json(_schema(f"{kind}Completion")), "text/event-stream": {"schema": stream}}
+    return operation(name, summary, f"{kind or 'Completion'}Request", whole, errors)
 
 
 # Requests.
