@@ -47,7 +47,8 @@ def written(folder: Path, settings: dict[str, Any]) -> Path:
 def needed(settings: dict[str, Any]) -> int:
     """Bytes of disk: two of each weight, then one, or two of the embedding."""
     tensors = config_json.read_config(settings, "config.json").tensors().values()
-    return int(3.1 * sum(map(math.prod, tensors))) + 2 * settings["hidden_size"] * settings["vocab_size"]
+    embedding: int = settings["hidden_size"] * settings["vocab_size"]
+    return int(3.1 * sum(map(math.prod, tensors))) + 2 * embedding
 
 
 @pytest.mark.slow
