@@ -114,7 +114,7 @@ PUBLISHED: dict[str, Published] = {
         _of("Qwen2ForCausalLM", "qwen2", (28, 1536, 8960, 12, 2, 151936, 131072), max_window_layers=21,
             rope_theta=10000, sliding_window=4096, tie_word_embeddings=False, use_mrope=False,
             use_sliding_window=False),
-        {"biases": _QKV, "windows": (), "tied": False}, 1_777_088_000,
+        {"biases": _QKV, "windows": (), "tied": False}, 1_777_088_000, "that of the 7B: " + SEVERAL,
     ),
     "Qwen2.5-7B-Instruct with YaRN": Published(  # as its card says to add it: the context stays
         _qwen("Qwen2ForCausalLM", "qwen2", (28, 3584, 18944, 28, 4, 152064, 32768), tie_word_embeddings=False,

@@ -18,6 +18,7 @@ from rk3588.errors import BundleError, RkError, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE, MAX_BUILT_CONTEXT, MAX_CONTEXT
 from rk3588.runtime import Choice
 from rk3588.sampling import Sampling
+from rk3588.templates import Source
 
 from . import loader
 from .abi import HiddenStates, Perf
@@ -105,6 +106,11 @@ class Model:
         self.cost = Cost()
         self.lora: Optional[str] = None  # what answers are given with; None: the model alone
         self._adapters: dict[str, _Adapter] = {}
+        # What was given and is not there, or is none, is told before minutes of loading.
+        if settings.lora is not None:
+            self._find_lora(settings.lora)
+        if settings.template:
+            Source.of(self.bundle, settings.template)
         self.prompts = Prompts(
             self.bundle,
             settings.template,

@@ -165,6 +165,12 @@ def test_what_cannot_be_done_is_noted() -> None:
     assert told == "the file names no token that ends an answer"
 
 
+def test_a_chat_template_that_is_none() -> None:
+    keys = {f"tokenizer.ggml.{key}": value for key, value in GPT2.items()}
+    with pytest.raises(CheckpointError, match=r"tokenizer.chat_template is \[1\], expected a text"):
+        read_vocabulary({**keys, "tokenizer.chat_template": [1]}, Path("tiny.gguf"), 8)
+
+
 def test_phi_3_takes_spaces_along() -> None:
     more = ["<|user|>", "<|end|>", "<|endoftext|>"]
     assert read(LLAMA, *more, types=[CONTROL] * 3).rstrip == ()

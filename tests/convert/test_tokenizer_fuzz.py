@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,9 @@ from rk3588.errors import RkError
 from rkconvert import bundle_texts
 from rkconvert.artifact import header
 from rkconvert.sources.opening import open_source
+from rkconvert.tokenizers import gguf_metadata, tokenizer_json
 from tests import models
+from tests.convert.test_gguf_vocabulary import GPT2, LLAMA
 from tests.plans import make_plan
 from tests.sim.test_sentencepiece_model import trained
 
@@ -85,17 +88,21 @@ def without_item(value: Any, place: Any) -> Any:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 def test_damaged_files_are_read_or_refused_in_a_sentence(
     folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     source = folders[data.draw(st.sampled_from(sorted(folders)))]
     place = tmp_path_factory.mktemp("one")
     try:
-        model = shutil.copytree(source, place / "m")
+        model = place / "m"
+        model.mkdir()
+        for file in source.iterdir():
+            os.link(file, model / file.name)
         there = st.sampled_from([name for name in FILES if (source / name).exists()])
         for name in data.draw(st.lists(there, min_size=1, max_size=2, unique=True)):
-            value = damaged(json.loads((model / name).read_text()), data)
+            value = damaged(json.loads((source / name).read_text()), data)
+            (model / name).unlink()  # a link to the one that is whole
             (model / name).write_text(json.dumps(value).replace(f'"{LONG}"', "9" * 5000))
         check(model, place)
     finally:
@@ -116,3 +123,33 @@ def check(model: Path, place: Path) -> None:
     header.write_tokenizer(place / "t.gguf", "tiny", found.vocabulary)
     with hostlib.SimModel(place / "t.gguf", vocab_only=True) as opened:
         opened.tokenise("a text <tool>")
+
+
+GGUF_ODD = st.sampled_from(
+    [None, True, False, 0, 1, 5, -1, 10**12, 1.5, float("nan"), "", "x", "\udcff", "x" * 3000, [], [1], [1.0], ["x"],
+     [True], ["a b", "b"], ["a b", "ab"], ["a" * 2000], ["\udcff"], [9] * 300, [1] * 6, [float("inf")] * 6, [0.0] * 265]
+)  # fmt: skip
+GGUF_KEYS = st.sampled_from(
+    ["model", "pre", "tokens", "token_type", "scores", "merges", "bos_token_id", "eos_token_id", "unknown_token_id",
+     "eot_token_id", "fim_pre_token_id", "fim_pad_token_id", "add_bos_token", "add_eos_token", "add_space_prefix",
+     "tokenizer.chat_template", "general.name", "general.architecture"]
+)  # fmt: skip
+
+
+@given(st.booleans(), st.dictionaries(GGUF_KEYS, GGUF_ODD, min_size=1, max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+def test_a_damaged_tokenizer_of_a_gguf_file_is_read_or_refused(
+    tmp_path: Path, byte_level: bool, changes: dict[str, Any]
+) -> None:
+    values: dict[str, Any] = {"general.architecture": "llama", **(GPT2 if byte_level else LLAMA), **changes}
+    found = {key if "." in key else f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    found = {key: value for key, value in found.items() if value is not None}
+    try:
+        vocabulary = gguf_metadata.read_vocabulary(found, Path("m.gguf"), 300)
+    except RkError as error:
+        assert str(error).startswith("m.gguf") and "\n" not in str(error) and len(str(error)) < 800
+        return
+    assert tokenizer_json.obstacle(vocabulary) or json.dumps(tokenizer_json.files(vocabulary, 9))
+    header.write_tokenizer(tmp_path / "t.gguf", "tiny", vocabulary)
+    with hostlib.SimModel(tmp_path / "t.gguf", vocab_only=True) as opened:
+        opened.tokenise("ab <s> c")

@@ -67,6 +67,8 @@ VARIANTS: dict[str, tuple[str, Settings]] = {
     "Gemma 3 with a local base": ("gemma3", {"rope.freq_base_swa": 1000.0}),
     "Gemma 3, each sixth layer full": ("gemma3", {"attention.sliding_window_pattern": None}),
     "Gemma 3 without base": ("gemma3", {"rope.freq_base": None}),
+    # In transformers not so, hence refused in a config.json.
+    "Gemma 3 with an attention factor, of all layers": ("gemma3", {"rope.scaling.attn_factor": 1.5}),
 }  # fmt: skip
 
 

@@ -85,6 +85,8 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
         notes.append("the file asks for EOS behind every prompt (add_eos_token), and the runtime puts none there")
     all_tokens, all_types = padded(tokens, types, size)
     template = keys.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{path}: tokenizer.chat_template is {shown(template)}, expected a text")
     vocabulary = Vocabulary(
         model=model,
         pre=pre,
@@ -98,7 +100,7 @@ def read_vocabulary(metadata: Mapping[str, Any], path: Path, size: int) -> Vocab
         add_bos=_adds_bos(keys, model == "llama" or like_llama_3, ids["bos"], path),
         add_space_prefix=model == "llama" and _flag(keys, "add_space_prefix", True, path),
         eos_ids=in_range(ends, len(tokens)),
-        chat_template=template if isinstance(template, str) and template else None,
+        chat_template=template or None,
         rstrip=_phi3_strips(metadata, tokens, types),
         nfc=pre == "qwen2",
         ignore_merges=like_llama_3,

@@ -10,7 +10,9 @@ from typing import Any, Optional
 
 import click
 
+from rk3588 import bundle as bundles
 from rk3588.errors import UsageError, printable_json, shown
+from rk3588.templates import ChatTemplate
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt, Prompts
 
@@ -39,6 +41,8 @@ def run(
     wanted = options.make_settings(chosen)
     text = _prompt(prompt)
     options.answers_only()
+    if not raw:
+        ChatTemplate.of(bundles.read(path), wanted.template)  # a bundle without one is refused before it is loaded
     with Model(path, wanted, options.warn, options.announce) as model:
         question = _question(model.prompts, text, system, raw)
         said = "".join(_shown(part, as_json) for part in model.answer(question))
