@@ -128,6 +128,18 @@ def loras_for(bundle: Bundle, kind: str) -> dict[str, Lora]:
     return {name: lora for name, lora in bundle.loras.items() if adapter_for(lora, kind)}
 
 
+def built_context(bundle: Bundle) -> Optional[int]:
+    """Tokens that the model for an NPU was built for, where the manifest says it: its toolkit was told, or whoever made
+    it claims it."""
+    claims = _table(_table(bundle.manifest.get("adopted")).get("claims"))
+    said = (_table(bundle.manifest.get("toolkit")).get("max_context"), _table(claims.get("max_context")).get("value"))
+    return next((n for n in said if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def manifest_for(bundle: Bundle, kind: str) -> dict[str, Any]:
     """The bundle's manifest without what is for the other kind of runtime."""
     other, manifest = _ARTIFACT_KEYS[NPU if kind == SIM else SIM], dict(bundle.manifest)
