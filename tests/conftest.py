@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from rk3588.errors import LibraryError
 if TYPE_CHECKING:
     from tests.rkllm_driver import Driver
     from tests.toolkit_double import Installed
+    from tests.twins import Twin
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,6 +113,15 @@ def driver(rkllm_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Dri
 
     program = rkllm_driver.compile_driver(tmp_path_factory.mktemp("driver") / "driver")
     return rkllm_driver.Driver(program, rkllm_library)
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Twin]:
+    """By release, a compiled C program over its header, and its simulated runtime."""
+    from tests import twins
+
+    folder = tmp_path_factory.mktemp("twins")
+    return lambda release: twins.Twin(release, twins.driver(release, folder), twins.library(release))
 
 
 @pytest.fixture(scope="session")

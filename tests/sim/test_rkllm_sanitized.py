@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.twins import RELEASES
 
 SANITIZERS = ["address,undefined", "thread"]
 FROM_C = [
     "test_rkllm", "test_rkllm_threads", "test_rkllm_refusals", "test_rkllm_sentencepiece", "test_rkllm_faults",
     "test_rkllm_lora", "test_rkllm_prompt_cache", "test_rkllm_multimodal", "test_rkllm_programs", "test_rkllm_process",
+    "test_twins", "test_twins_chat", "test_twins_newer", "test_twins_callers",
 ]  # fmt: skip
 FROM_PYTHON = [
     "test_numerics", "test_logits", "test_tokenizer_files", "test_tokenizer_parts", "test_binding_twin",
@@ -30,7 +32,7 @@ LEFT_OUT = "not exports and not real_model and not smollm2 and not large and not
 
 
 # What loads the library into this Python would need the sanitiser in it, too.
-LEFT_OUT_FROM_C = f"{LEFT_OUT} and not binding and not library_kills"
+LEFT_OUT_FROM_C = f"{LEFT_OUT} and not binding and not library_kills and not of_the_layout"
 # It knows no threads in forked children ("dup thread with used id"); and a string that is overwritten while it may be
 # read is a race, of the test's own.
 NOT_WITH_TSAN = " and not fork and not child and not overwritten"
@@ -67,7 +69,7 @@ def runtime(sanitizer: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_from_c(sanitizer: str) -> None:
-    library = build(sanitizer, "rkllmrt") / "librkllmrt.so"
+    library = build(sanitizer, "rkllmrt", *(f"rkllmrt-{release}" for release in RELEASES)) / "librkllmrt.so"
     environment = {
         "RKLLM_LIBRARY": str(library),
         "RKLLM_DRIVER_FLAGS": f"-fsanitize={sanitizer}",

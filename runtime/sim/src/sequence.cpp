@@ -14,7 +14,8 @@ Sequence::Sequence(Model& model, const RunParams& params, const Helpers& helpers
       sampler_(params.sampler, model.shape.n_vocab) {}
 
 void Sequence::begin(const Request& request, const Chat& chat, const PromptCache* cache, Outputs* outputs) {
-  if (!goes_on_ && !params_.ways.history) forget(false);
+  goes_on_ = goes_on_ && (request.keep_history || paused_);
+  if (!params_.ways.history) forget(false);
   session_.use(request.lora);
   sampler_.use(request.sampling.value_or(params_.sampler));
   if (!goes_on_) sampler_.reset();

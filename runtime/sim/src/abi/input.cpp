@@ -132,7 +132,7 @@ Request read_input(const RKLLMInput* given, const Runtime& runtime) {
   if (input.role && !r.of_tool && std::strcmp(input.role, "user") && *input.role)
     throw Error("unknown role '" + std::string(input.role) + "': there are user and tool");
 #endif
-  expect(type > -0x10000 && type < 0x10000, unknown, kOtherInputs);  // no enumerator, but half of an address
+  expect(type > -0x100 && type < 0x100, unknown, kOtherInputs);  // no enumerator, but half of an address
   if (type < RKLLM_INPUT_PROMPT || type > RKLLM_INPUT_MULTIMODAL) throw Error(unknown);
   r.type = static_cast<InputType>(type);
   copy_content(r, input, runtime);
