@@ -75,6 +75,7 @@ class LibraryRun:
             self.tokens.put((state, what, time.perf_counter_ns() - self._started_ns))
         elif isinstance(what, HiddenStates):
             self.hidden = what
+            self._end_heard.set()  # whether a FINISH follows is not said anywhere
         elif state == State.ERROR:
             self.fail(RuntimeFailure("the library ended the run with an error: its own log lines say why"))
             self._end_heard.set()

@@ -20,6 +20,8 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
 _MOST_TOKENS = 2**31 - 1
 
+# Sampling, which releases before 1.3 take only when a model is loaded, by its names in requests.
+AT_LOAD = sampling.NAMES
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",

@@ -20,7 +20,7 @@ from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
 
 from .dialect import Object
-from .openai_requests import MAX_STOP_LENGTH, MAX_STOPS, ROLES
+from .openai_requests import AT_LOAD, MAX_STOP_LENGTH, MAX_STOPS, ROLES
 
 _NULL: Object = {"type": "null"}
 _STRING: Object = {"type": "string"}
@@ -208,7 +208,7 @@ def _requests() -> Object:
         "seed": _or_null("integer", description="Has no effect."),
         "logit_bias": _or_null("object", maxProperties=0),
         "user": {"description": "Ignored."},
-        **{name: _or_null("number", description=_sampled(name, setting)) for name, setting in sampling.NAMES.items()},
+        **{name: _or_null("number", description=_sampled(name, setting)) for name, setting in AT_LOAD.items()},
     }
     messages = _list(_schema("Message"), minItems=1, maxItems=Config.max_messages)
     taken = [{"required": [name]} for name in sorted(RESERVED)]
