@@ -13,7 +13,7 @@ import pytest
 
 from rk3588 import bundle as bundles
 from rk3588 import hostlib, resources, runtime, sim
-from rk3588.deploy import deployment, release_bundle
+from rk3588.deploy import deployment, programs, release_bundle
 from rk3588.errors import BundleError, DeployError, LibraryError, NoSuchLibrary, UsageError
 from rkruntime.daemon import app, config
 from rkruntime.daemon.engine import WorkerEngine
@@ -194,6 +194,7 @@ def test_simulated_runtimes_by_name(name: str, release: str, monkeypatch: pytest
     assert runtime.read(found).version == release and runtime.is_simulated(found)
     monkeypatch.setenv(runtime.VARIABLE, name)
     assert runtime.find() == runtime.find(Path(name)) == found
+    assert programs.find_library(runtime.twin_file(name), "") == found  # for a board that is as this machine
     assert Settings.__dataclass_fields__["library"].metadata["setting"].kind.convert(name, None, None) == found
 
 
