@@ -22,6 +22,8 @@ from .rkllm import RELEASE, TELLING, version_in
 VARIABLE = "RKLLM_LIBRARY"
 SYSTEM = Path("/usr/lib/librkllmrt.so")
 SIM, NPU = "sim", "npu"
+# The simulated runtimes, by what they are asked for; and the folders that those of later releases lie in.
+TWINS = {SIM: "", "sim-1.2.0": "1.2.0/", "sim-1.2.3": "1.2.3/", "sim-1.3": "1.3.1/"}
 _ARTIFACT_KEYS = {SIM: "sim", NPU: "rk3588"}  # what a manifest calls what each runs
 _MODELS = {SIM: SIM_MODEL, NPU: NPU_MODEL}
 _MOST_BYTES = 256 << 20  # Rockchip's has 7 MB
@@ -90,7 +92,7 @@ def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -
     """Path of a librkllmrt.so: ``asked``, else RKLLM_LIBRARY, else what runs a model for ``npu`` or ``sim`` here."""
     said = asked or os.environ.get(VARIABLE)
     if said:
-        path = Path(said)
+        path = simulated(str(said)) if is_twin(str(said)) else Path(said)
         if not path.is_file():
             where = "" if asked else f" (from {VARIABLE})"
             kind = NoSuchLibrary if asked else LibraryError
@@ -110,9 +112,21 @@ def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -
     )
 
 
-def simulated() -> Path:
-    """The simulated runtime of this installation; LibraryError where there is none, as in the zipapp."""
-    return packaged("lib/librkllmrt.so")
+def simulated(name: str = SIM) -> Path:
+    """A simulated runtime of this installation; LibraryError where there is none, as in the zipapp."""
+    return packaged(f"lib/{twin_file(name)}")
+
+
+def twin_file(name: str) -> str:
+    """Where that of TWINS lies, in lib/ as in a build; NoSuchLibrary for one that there is not."""
+    if name not in TWINS:
+        raise NoSuchLibrary(f"there is no simulated runtime {name}: there are {', '.join(TWINS)}")
+    return f"{TWINS[name]}librkllmrt.so"
+
+
+def is_twin(name: str) -> bool:
+    """Whether a simulated runtime is meant, and not a file."""
+    return name == SIM or re.fullmatch(rf"{SIM}-[0-9.]+", name) is not None
 
 
 def model_for(bundle: Bundle, kind: str) -> Optional[Path]:
@@ -126,6 +140,18 @@ def adapter_for(lora: Lora, kind: str) -> Optional[Path]:
 def loras_for(bundle: Bundle, kind: str) -> dict[str, Lora]:
     """The adapters that this kind of runtime can be given."""
     return {name: lora for name, lora in bundle.loras.items() if adapter_for(lora, kind)}
+
+
+def built_context(bundle: Bundle) -> Optional[int]:
+    """Tokens that the model for an NPU was built for, where the manifest says it: its toolkit was told, or whoever made
+    it claims it."""
+    claims = _table(_table(bundle.manifest.get("adopted")).get("claims"))
+    said = (_table(bundle.manifest.get("toolkit")).get("max_context"), _table(claims.get("max_context")).get("value"))
+    return next((n for n in said if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def manifest_for(bundle: Bundle, kind: str) -> dict[str, Any]:

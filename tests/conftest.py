@@ -63,10 +63,11 @@ def rkllm_library() -> Path:
 
 
 @pytest.fixture(scope="session")
-def runtimes(rkllm_library: Path) -> Mapping[str, Path]:
+def runtimes() -> Mapping[str, Path]:
     """The simulated runtime of each release."""
-    others = {release: rkllm_library.parent / release / rkllm_library.name for release in ("1.2.0", "1.2.3", "1.3.1")}
-    return {"1.1.1": rkllm_library, **others}
+    from tests import twins
+
+    return {release: twins.library(release) for release in ("1.1.1", *twins.RELEASES)}
 
 
 @pytest.fixture(scope="session")

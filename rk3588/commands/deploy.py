@@ -56,7 +56,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.command()
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--board", "name", required=True, metavar="NAME|USER@HOST[:PORT]|local", help="Where to.")
-@click.option("--runtime", metavar="FILE|sim", help="Rockchip's librkllmrt.so 1.1.1, or sim: the simulated runtime.")
+@click.option("--runtime", metavar="FILE|sim", help="Rockchip's librkllmrt.so 1.1.1, or sim (sim-1.3): simulated.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would be run and sent; change nothing.")
 @click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")
@@ -78,14 +78,18 @@ def command(path: Path, name: str, runtime: str | None, expose: str | None, **gi
     there are not sent twice, and a board that is as wanted is left alone.
     """
     bundle = bundles.read(path)
-    library = None if runtime in (None, "sim") else Path(runtime)
+    twin = runtime if runtime and runtimes.is_twin(runtime) else None
+    library = Path(runtime) if runtime and not twin else None
+    if twin:
+        runtimes.twin_file(twin)  # there is one of that name
     files = {"runtime": library, **{name: given[name] for name in ("daemon", "sim_library", "sim_runtime")}}
     for option, file in files.items():
         if file is not None and not file.exists():
             raise UsageError(f"--{option.replace('_', '-')} {file}: there is no such file; give the path of one")
     options = Options(
         runtime=library,
-        simulated=runtime == "sim",
+        simulated=twin is not None,
+        twin=twin or runtimes.SIM,
         daemon=given["daemon"],
         sim_library=given["sim_library"],
         sim_runtime=given["sim_runtime"],

@@ -15,6 +15,7 @@ from rk3588 import runtime
 from rk3588.bundle import Bundle
 from rk3588.errors import DeployError, UsageError, printable
 from rk3588.rkllm import MAX_CONTEXT
+from rk3588.runtime import SIM, twin_file
 
 from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, sizes
 from .apply import Done, Watcher, apply
@@ -36,6 +37,7 @@ class Options:
 
     runtime: Path | None = None  # Rockchip's library
     simulated: bool = False
+    twin: str = SIM  # which simulated runtime
     daemon: Path | None = None
     sim_library: Path | None = None
     sim_runtime: Path | None = None
@@ -210,7 +212,7 @@ def make_spec(bundle: Bundle, options: Options, inspection: Inspection) -> Relea
     said = inspection.manifest.get("port")
     port = options.port or (said if isinstance(said, int) else layout.PORT)
     machine = inspection.facts.machine
-    twin = options.sim_runtime or programs.find_library("librkllmrt.so", machine) if options.simulated else None
+    twin = options.sim_runtime or programs.find_library(twin_file(options.twin), machine) if options.simulated else None
     return ReleaseSpec(
         bundle=bundle,
         daemon=options.daemon or programs.find_daemon(),

@@ -28,22 +28,24 @@ def find_daemon() -> Path:
 
 
 def find_library(name: str, machine: str) -> Path:
-    """Our own library for the board's processor: this machine's, or what ``make aarch64`` built."""
+    """Our own library for the board's processor: this machine's, or what ``make aarch64`` built.
+
+    ``name``: as it lies in ``lib/``, for a simulated runtime of another release with its folder.
+    """
     candidates = [_packaged(f"lib/{machine}/{name}"), _built(f"{machine}/{name}")]
     if machine in ("", runtime.this_machine()):
         candidates.append(_packaged(f"lib/{name}"))
     for candidate in candidates:
         if candidate and candidate.is_file():
             return candidate
-    options = {"librksim.so": "--sim-library", "librkllmrt.so": "--sim-runtime"}
+    options = {"librksim.so": "--sim-library", **({} if name == "librksim.so" else {name: "--sim-runtime"})}
     if machine not in _CROSS_COMPILED:
         raise LibraryError(f"there is no {name} for {machine} here: compile it there, and give {options[name]} FILE")
     if source_tree():
         raise LibraryError(f"{name} for {machine} is not built yet: run `make {machine}`, or give {options[name]} FILE")
-    needed = ("librksim.so",) if name == "librksim.so" else tuple(options)
-    given = " ".join(f"{options[file]} build/{machine}/{file}" for file in needed)
+    given = " ".join(f"{option} build/{machine}/{file}" for file, option in options.items())
     raise LibraryError(
-        f"this installation has {' and '.join(needed)} for {runtime.this_machine()} only, and the board is {machine}: "
+        f"this installation has {' and '.join(options)} for {runtime.this_machine()} only, and the board is {machine}: "
         f"run `make {machine}` in a clone of rk3588's sources and give {given} of there"
     )
 

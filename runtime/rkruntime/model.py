@@ -186,18 +186,33 @@ class Model:
     @property
     def most_context(self) -> int:
         """Tokens of context that the library and an RK3588 can use, unless the settings go beyond."""
-        return MAX_BUILT_CONTEXT if self.features.max_context else MAX_CONTEXT
+        if not self.features.max_context:
+            return MAX_CONTEXT
+        return self._built_context or MAX_BUILT_CONTEXT
+
+    @property
+    def _built_context(self) -> Optional[int]:
+        """Tokens above which a library of 1.2 or later does not load the model, as far as that is known. The simulated
+        one takes what it was trained for."""
+        if not self.features.max_context:
+            return None
+        return self._trained_context if self.choice.simulated else runtime.built_context(self.bundle)
+
+    @property
+    def _trained_context(self) -> Optional[int]:
+        return self.bundle.context_length or self.prompts.context
 
     def _context(self, settings: Settings, warn: Callable[[str], None]) -> int:
         """Tokens to load with: what is asked for, else the model's own, at most what can be used."""
-        of_model = self.bundle.context_length or self.prompts.context
-        wanted = settings.context or of_model or MAX_CONTEXT
+        of_model, built = self._trained_context, self._built_context
+        wanted = settings.context or min(of_model or MAX_CONTEXT, built or of_model or MAX_CONTEXT)
         if wanted <= CONTEXT_RESERVE:
             raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
         most = self.most_context if settings.context else MAX_CONTEXT
         used = wanted if settings.beyond_board else min(wanted, most)
         if settings.context and used < wanted:
-            warn(f"the context is cut to {used} tokens, all that an RK3588 can use (--beyond-board lifts this)")
+            what = "the model was built for" if most == built else "an RK3588 can use"
+            warn(f"the context is cut to {used} tokens, all that {what} (--beyond-board lifts this)")
         if settings.context and of_model and used > of_model:
             warn(f"the model was trained for {of_model} tokens of context: beyond them its answers are worth little")
         return used

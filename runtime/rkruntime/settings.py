@@ -56,12 +56,12 @@ def _expected(what: str, kind: Any, value: Any) -> str:
 
 
 class _Library(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on
-    """A path, or ``sim`` for the simulated runtime of this installation."""
+    """A path, or ``sim`` (``sim-1.3``, …) for a simulated runtime of this installation."""
 
     name = "file"
 
     def convert(self, value: Any, _param: Optional[click.Parameter], _ctx: Optional[click.Context]) -> Path:
-        return runtime.simulated() if str(value) == runtime.SIM else Path(value)
+        return runtime.simulated(str(value)) if runtime.is_twin(str(value)) else Path(value)
 
 
 class Setting(NamedTuple):
@@ -117,7 +117,7 @@ class Settings:
     library: Optional[Path] = setting(
         _Library(),
         None,
-        "The librkllmrt.so to use, or `sim` for the simulated runtime [RKLLM_LIBRARY, else "
+        "The librkllmrt.so to use, or `sim` (`sim-1.3`) for the simulated runtime [RKLLM_LIBRARY, else "
         "Rockchip's where it is installed and the bundle is for it, else the simulated].",
         metavar="FILE|sim",
     )

@@ -13,7 +13,7 @@ import pytest
 
 from rk3588 import bundle as bundles
 from rk3588 import hostlib, resources, runtime, sim
-from rk3588.deploy import deployment, release_bundle
+from rk3588.deploy import deployment, programs, release_bundle
 from rk3588.errors import BundleError, DeployError, LibraryError, NoSuchLibrary, UsageError
 from rkruntime.daemon import app, config
 from rkruntime.daemon.engine import WorkerEngine
@@ -182,3 +182,29 @@ def test_the_context_is_the_models_own(tmp_path: Path, tiny_bundles: Mapping[str
 def test_programs_that_import_from_the_former_name_go_on() -> None:
     assert (sim.SimModel, sim.packaged) == (hostlib.SimModel, resources.packaged)
     assert all(hasattr(sim, name) for name in sim.__all__)
+
+
+@pytest.mark.parametrize(
+    ("name", "release"), [("sim", "1.1.1"), ("sim-1.2.0", "1.2.0"), ("sim-1.2.3", "1.2.3"), ("sim-1.3", "1.3.1")]
+)
+def test_simulated_runtimes_by_name(name: str, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --library and from the environment alike."""
+    folder = "" if release == "1.1.1" else f"{release}/"
+    found = resources.packaged(f"lib/{folder}librkllmrt.so")
+    assert runtime.read(found).version == release and runtime.is_simulated(found)
+    monkeypatch.setenv(runtime.VARIABLE, name)
+    assert runtime.find() == runtime.find(Path(name)) == found
+    assert programs.find_library(runtime.twin_file(name), "") == found  # for a board that is as this machine
+    assert Settings.__dataclass_fields__["library"].metadata["setting"].kind.convert(name, None, None) == found
+
+
+def test_a_simulated_runtime_that_there_is_not(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NoSuchLibrary, match=r"no simulated runtime sim-9: there are sim, sim-1\.2\.0"):
+        runtime.find(Path("sim-9"))
+    with pytest.raises(NoSuchLibrary, match="no simulated runtime sim-9"):
+        invoke("deploy", tiny_bundles["w8a8"], "--board", "kitchen", "--runtime", "sim-9")
+    monkeypatch.setenv(runtime.VARIABLE, "sim-board/librkllmrt.so")  # a file's name
+    with pytest.raises(LibraryError, match=r"there is no library sim-board/librkllmrt\.so"):
+        runtime.find()

@@ -70,17 +70,22 @@ def _applies(wanted: Requirement, environment: Mapping[str, str]) -> bool:
     return wanted.marker is None or wanted.marker.evaluate(dict(environment))
 
 
-@pytest.mark.parametrize("minor", [9, 10, 11, 12, 13])
-def test_it_answers(pyz: Path, minor: int, tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
-    """From the file alone (-I): worker and schema checker start out of it, too."""
+@pytest.mark.parametrize(
+    ("minor", "release"), [(9, "1.3.1"), (10, "1.1.1"), (11, "1.1.1"), (12, "1.1.1"), (13, "1.3.1")]
+)
+def test_it_answers(
+    pyz: Path, minor: int, release: str, tiny_bundles: Mapping[str, Path], runtimes: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """From the file alone (-I): worker and schema checker start out of it, too, and what asks a library for its
+    defaults."""
     config = tmp_path / "rkchatd.yaml"
-    libraries = f"library: {os.environ['RKLLM_LIBRARY']}\nsim_library: {os.environ['RKSIM_LIBRARY']}\n"
+    libraries = f"library: {runtimes[release]}\nsim_library: {os.environ['RKSIM_LIBRARY']}\n"
     config.write_text(f"bundle: {tiny_bundles['w8a8']}\nlisten: 127.0.0.1:0\n{libraries}")
     command = (chosen(minor), "-I", str(pyz), "--config", str(config))
     with running(command=command, folder=tmp_path) as daemon:
         until(lambda: daemon.get("/ready").status == 200)
         found = daemon.chat(max_tokens=3).json
-        assert found["usage"]["completion_tokens"] == 3
+        assert found["usage"]["completion_tokens"] == 3 and ("perf" in found["usage"]) == (release == "1.3.1")
         unsound = {"type": "json_schema", "json_schema": {"schema": {"type": "objet"}}}
         assert "'objet' is not valid" in daemon.chat(response_format=unsound).error["message"]
         peak_kb = int(Path(f"/proc/{daemon.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rk3588 import bundle as bundles
+from rk3588 import runtime
 from rkruntime.model import Model, Settings
 from tests.core.test_cli import ANSWER, rk3588
-from tests.fakes import fake_rkllm, journal, scripted_bundle
+from tests.fakes import bundle_for_both, fake_rkllm, journal, scripted_bundle
 from tests.runtime.test_chat import Talk
 
 
@@ -76,6 +78,45 @@ def test_contexts_beyond_those_of_1_1(tmp_path: Path, library: Path) -> None:
         with Model(bundle, Settings(library=library, context=asked), told.append) as model:
             assert (model.context, told) == (found, said)
         assert journal(library)[0].startswith(f"init ctx={found} ")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {"toolkit": {"max_context": 2048}},
+        {"adopted": {"claims": {"max_context": {"value": 2048, "by": "the file's name"}}}},
+    ],
+)
+def test_no_more_context_than_a_model_was_built_for(
+    tmp_path: Path, library: Path, tiny_bundles: Mapping[str, Path], says: dict[str, object]
+) -> None:
+    """The library refuses it at load, and only its log says why."""
+    told: list[str] = []
+    trained = {**bundles.read(tiny_bundles["w8a8"]).manifest["model"], "context_length": 8192}
+    bundle = bundle_for_both(tmp_path / "b", tiny_bundles["w8a8"], ANSWER, model=trained, **says)
+    for asked in (0, 4096):
+        with Model(bundle, Settings(library=library, context=asked), told.append) as model:
+            assert model.context == 2048
+    assert told == [
+        "the context is cut to 2048 tokens, all that the model was built for (--beyond-board lifts this)"
+    ]
+    with Model(bundle, Settings(library=fake_rkllm(tmp_path)), told.append) as model:
+        assert model.context == 4096  # 1.1 knows nothing of it
+
+
+def test_the_simulated_runtime_takes_what_a_model_was_trained_for(
+    tiny_bundles: Mapping[str, Path], runtimes: Mapping[str, Path]
+) -> None:
+    told: list[str] = []
+    with Model(tiny_bundles["w8a8"], Settings(library=runtimes["1.3.1"], context=1000), told.append) as model:
+        assert model.context == 512
+    assert told == ["the context is cut to 512 tokens, all that the model was built for (--beyond-board lifts this)"]
+
+
+@pytest.mark.parametrize("toolkit", ["x", {"max_context": True}, {"max_context": "2048"}, {"max_context": -5}])
+def test_a_manifest_that_says_nonsense_of_it(tmp_path: Path, toolkit: object) -> None:
+    found = bundles.read(scripted_bundle(tmp_path / "b", ANSWER))
+    assert runtime.built_context(bundles.Bundle(found.path, {**found.manifest, "toolkit": toolkit})) is None
 
 
 def test_run_prints_the_figures(tiny_bundles: Mapping[str, Path], runtimes: Mapping[str, Path]) -> None:

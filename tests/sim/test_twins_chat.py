@@ -217,6 +217,11 @@ def test_nothing_is_changed_under_a_run(twin: Twin, model: Path, call: str) -> N
     assert done.returned(call.split(":")[0]) == [-1] and len(done.tokens()) == 6
 
 
+def test_an_error_in_the_middle_forgets_the_conversation(twin: Twin, model: Path, oracle: SimModel) -> None:
+    done = twin(*GREEDY, f"init:{model}", "history:1", "tokens:5,6", "run", "tokens:7,-4", "run", "tokens:7", "run")
+    assert done.returned("run") == [0, -1, 0] and done.tokens(3) == greedy(oracle, [7], 6)
+
+
 def test_an_error_keeps_the_conversation_where_nothing_was_computed(twin: Twin, model: Path, oracle: SimModel) -> None:
     done = twin(*GREEDY, f"init:{model}", "history:1", "tokens:5,6", "run", "tokens:", "run", "tokens:7", "run")
     assert done.returned("run") == [0, -1, 0]

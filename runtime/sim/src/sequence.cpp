@@ -15,18 +15,19 @@ Sequence::Sequence(Model& model, const RunParams& params, const Helpers& helpers
 
 void Sequence::begin(const Request& request, const Chat& chat, const PromptCache* cache, Outputs* outputs) {
   goes_on_ = goes_on_ && (request.keep_history || paused_);
-  if (!params_.ways.history) forget(false);
+  if (!params_.ways.history || broken_) forget(false);
   session_.use(request.lora);
   sampler_.use(request.sampling.value_or(params_.sampler));
   if (!goes_on_) sampler_.reset();
   held_.clear();
-  at_start_ = first_ = live_ = true;
+  first_ = live_ = true;
+  at_start_ = !paused_;
   id_ = -1;
   prefill(request, chat, cache, outputs);
   ended_by_ = -1;
 }
 
-// What the cache holds is known by its tokens only while this has not thrown.
+// From here to the run's end: an error leaves half of something.
 const float* Sequence::eval(const int32_t* ids, size_t n, Outputs* outputs) {
   broken_ = true;
   float* all = room_for(outputs, n);
@@ -45,7 +46,6 @@ const float* Sequence::eval(const int32_t* ids, size_t n, Outputs* outputs) {
 void Sequence::noted(const int32_t* ids, size_t n) {
   ids_.insert(ids_.end(), ids, ids + n);
   count();
-  broken_ = false;
 }
 
 void Sequence::count() { cached_ = std::min<int64_t>(session_.position(), params_.context); }
@@ -88,6 +88,7 @@ void Sequence::finish(bool keep_history, bool paused) {
   goes_on_ = keep_history || paused;
   // The last token of an answer that was cut off was given, but is not in the cache yet.
   if (goes_on_ && live_ && id_ >= 0) eval(&id_, 1, nullptr);
+  broken_ = false;
 }
 
 void Sequence::recover() {
@@ -125,6 +126,7 @@ void Sequence::cut(int64_t begin, int64_t end) {
   count();
   const auto tail = rest.begin() + (end - begin);
   if (tail != rest.end()) eval(&*tail, static_cast<size_t>(rest.end() - tail), nullptr);
+  broken_ = false;
 }
 
 }  // namespace rksim

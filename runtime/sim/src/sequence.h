@@ -53,7 +53,7 @@ class Sequence {
   // What the next run finds: everything where it goes on, or what prompts may have in common.
   void finish(bool keep_history, bool paused);
 
-  void recover();  // after an error: the next run begins afresh where the cache may hold half of something
+  void recover();  // after an error: the next run begins afresh where this one had computed anything
 
   size_t prompt_tokens() const { return prompt_tokens_; }
   int64_t cached() const { return cached_; }  // tokens in the cache; of any thread
