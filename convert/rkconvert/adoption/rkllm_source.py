@@ -49,19 +49,27 @@ class Rkllm:
             found.append(claims.of_name(self.origin.repository, "the repository's name"))
         return found
 
-    def put(self, target: Path, step: Step) -> None:
-        """The whole file at ``target``; ``step`` is told the bytes that are there."""
+    def fetch(self, step: Step) -> Path:
+        """Where the whole file is on this machine: for one on the hub, in its cache when it is downloaded. ``step`` is
+        told the bytes that are there."""
         if self.path is not None:
-            _copy(self.path, target, self.ends, step)
-            return
+            return self.path
         assert self.repository is not None and self.origin is not None
-        here = self.repository.large(self.origin.file, step).resolve()
-        try:
-            os.link(here, target)  # nobody writes to the cache's files: each is named by its hash
-        except OSError:
-            _copy(here, target, self.ends, lambda _: None)
+        there = self.repository.cached(self.origin.file) is not None
+        self.repository.need_space(0 if there else self.ends.size)
+        return self.repository.large(self.origin.file, step).resolve()
+
+    def put(self, here: Path, target: Path, step: Step) -> None:
+        """What ``fetch`` found, at ``target``."""
+        if self.repository is not None:
+            try:
+                os.link(here, target)  # nobody writes to the cache's files: each is named by its hash
+            except OSError:  # another file system
+                _copy(here, target, step)
+        else:
+            _copy(here, target, step)
         if rkllm_file.ends(target) != self.ends:
-            raise CheckpointError(f"{self} arrived as another file than it was: run the same command again")
+            raise CheckpointError(f"{self} is another file than it was a moment ago: leave it alone, and try again")
 
 
 def find(text: str) -> Rkllm:
@@ -120,11 +128,9 @@ def _checked(found: Rkllm) -> Rkllm:
     return found
 
 
-def _copy(source: Path, target: Path, expected: Ends, step: Step) -> None:
+def _copy(source: Path, target: Path, step: Step) -> None:
     block = memoryview(bytearray(_BLOCK))
     with files.opened(source, None, CheckpointError) as file, target.open("xb") as out:
         while size := file.readinto(block):
             out.write(block[:size])
             step(size)
-    if rkllm_file.ends(target) != expected:
-        raise CheckpointError(f"{source} changed while it was read: leave it alone and try again")
