@@ -129,8 +129,8 @@ def _memory_speed(facts: Facts) -> Iterator[Finding]:
         if not facts.memory_speed:
             remedy += "; a bootloader whose ATF has the DMC service brings it (dmesg | grep -i dmc)"
         yield Finding("info", "clocks", text, remedy, npu=True)
-    if facts.memory_speed is None or facts.machine != "aarch64":
-        return  # another processor copies at another speed: a simulated board's
+    if facts.memory_speed is None or facts.simulated or facts.machine != "aarch64":
+        return  # that of another machine
     known = boards.catalogue().identify(facts.compatible, facts.model)
     soc = known.soc if known else boards.catalogue().socs["RK3588"]
     highest = max(soc.ddr_gb_s)

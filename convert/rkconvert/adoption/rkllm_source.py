@@ -1,4 +1,5 @@
-"""The ``.rkllm`` that is adopted: a file here, or ``hf:USER/REPO[:FILE][@REVISION]`` on the Hugging Face hub."""
+"""The ``.rkllm`` that is adopted: a file here, or ``hf:USER/REPO[:FILE][@REVISION]`` on the Hugging Face hub, or the
+address of its page there."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from rk3588 import files, rkllm_file
 from rk3588.errors import CheckpointError, UsageError, WrongModel
@@ -20,6 +22,11 @@ from .claims import Claim, Claims
 
 HUB = "hf:"
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([^@]+))?(?:@([^@:\s]+))?", re.ASCII)
+_PAGE = re.compile(
+    r"https://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?",
+    re.ASCII,
+)
 _BLOCK = 1 << 20
 
 Step = Callable[[int], None]
@@ -74,8 +81,8 @@ class Rkllm:
 
 def find(text: str) -> Rkllm:
     """The file that ``text`` names, its first and last bytes read; UsageError, CheckpointError for what is none."""
-    if text.startswith(HUB):
-        return _on_hub(text)
+    if name := hub_name(text):
+        return _on_hub(name)
     path = Path(text)
     if not files.exists(path):
         raise UsageError(f"there is no {text[:300]}: give a {SUFFIX} file, or {HUB}USER/REPO:FILE for one on the hub")
@@ -88,6 +95,15 @@ def find(text: str) -> Rkllm:
         return _checked(Rkllm(path.name, rkllm_file.ends(path), path=path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is a link that leads nowhere: download the file again") from None
+
+
+def hub_name(text: str) -> str | None:
+    """``hf:USER/REPO[:FILE][@REVISION]`` as it is, or of a page's address as copied from a browser; None of a path."""
+    page = _PAGE.fullmatch(text)
+    if page is None:
+        return text if text.startswith(HUB) else None
+    name, revision, file = (part and unquote(part) for part in page.groups())
+    return HUB + name + (f":{file}" if file else "") + (f"@{revision}" if revision else "")
 
 
 def _on_hub(text: str) -> Rkllm:
