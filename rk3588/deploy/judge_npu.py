@@ -164,6 +164,9 @@ def pairing(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
                 level = "warn"
                 remedy += "; only a name says which toolkit: where that is wrong, adopt it with --toolkit-version"
         yield Finding(level, "model", found.text, remedy, npu=True)
+    elif need.model:
+        text = f"nothing says which rkllm-toolkit wrote it: whether librkllmrt {need.runtime} loads it, a trial shows"
+        yield Finding("info", "model", text, "adopt it with --toolkit-version where you know it", npu=True)
     known = boards.catalogue().identify(facts.compatible, facts.model)
     for defect in compatibility.defects(need.runtime, need.model, known.soc.name if known else ""):
         text = f"librkllmrt {need.runtime}: {defect.text} ({defect.source})"

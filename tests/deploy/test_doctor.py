@@ -208,6 +208,7 @@ WANTED = Need(runtime="1.2.3", toolkit="1.2.1", model="Qwen3-1.7B")
         (replace(WANTED, runtime="1.3.1", toolkit="1.1.1"), "info", "model", "nobody has told of it", ""),
         (replace(WANTED, runtime="1.3.0"), "warn", "runtime", "ends in SIGILL on an RK3588 (#518)", "take 1.3.1"),
         (replace(WANTED, model="DeepSeek-R1-Distill-Qwen-7B"), "warn", "runtime", "[PAD…] (#424, #467)", "take 1.2.2"),
+        (replace(WANTED, toolkit=""), "info", "model", "nothing says which rkllm-toolkit", "with --toolkit-version"),
         (replace(WANTED, runtime=""), "info", "model", "for librkllmrt 1.2.1 or 1.2.2", "--runtime FILE"),
     ],
 )
