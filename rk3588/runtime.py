@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from . import compatibility
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
 from .elf import MACHINES
 from .errors import BundleError, LibraryError, NoSuchLibrary
@@ -85,7 +86,21 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
             f"{bundle.path} has only {_MODELS[other]}, and {library} is {what}: choose another library (--library or "
             f"{VARIABLE}), or convert the model again with {way}"
         )
+    if kind == NPU:
+        _check_pairing(bundle, library)
     return Choice(kind, library, model)
+
+
+def _check_pairing(bundle: Bundle, library: Path) -> None:
+    """LibraryError where this runtime cannot load the bundle's model: it may say that it did, and abort at the first
+    prompt. What only a name claims of a model is not enough to refuse it."""
+    wrote = compatibility.toolkit_of(bundle)
+    if wrote is None or wrote.claimed:
+        return
+    found = compatibility.pairing(read(library).version, wrote.release)
+    if found.level == "refuse":
+        able = " or ".join(compatibility.runtimes_for(wrote.release))
+        raise LibraryError(f"{library}: {found.text}: give librkllmrt {able} (--library or {VARIABLE})")
 
 
 def find(asked: Optional[Path] = None, *, npu: bool = False, sim: bool = True) -> Path:

@@ -34,6 +34,7 @@ def command(out: Optional[Path], **options: Any) -> None:
     What such a file is, only names tell: chip, dtype, hybrid rate, optimisation level and toolkit are read from those
     of the file, its repository and its revision, and from the text that newer files end with. The bundle has them as
     claims. Tokenizer, chat template and generation settings are those of MODEL, of which no weights are downloaded.
+    The address of a page on the hub does for a name as well.
 
     The bundle's path is a line on stdout.
     """

@@ -129,8 +129,8 @@ def _memory_speed(facts: Facts) -> Iterator[Finding]:
         if not facts.memory_speed:
             remedy += "; a bootloader whose ATF has the DMC service brings it (dmesg | grep -i dmc)"
         yield Finding("info", "clocks", text, remedy, npu=True)
-    if facts.memory_speed is None or facts.machine != "aarch64":
-        return  # another processor copies at another speed: a simulated board's
+    if facts.memory_speed is None or facts.simulated or facts.machine != "aarch64":
+        return  # that of another machine
     known = boards.catalogue().identify(facts.compatible, facts.model)
     soc = known.soc if known else boards.catalogue().socs["RK3588"]
     highest = max(soc.ddr_gb_s)
@@ -164,6 +164,9 @@ def pairing(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
                 level = "warn"
                 remedy += "; only a name says which toolkit: where that is wrong, adopt it with --toolkit-version"
         yield Finding(level, "model", found.text, remedy, npu=True)
+    elif need.model:
+        text = f"nothing says which rkllm-toolkit wrote it: whether librkllmrt {need.runtime} loads it, a trial shows"
+        yield Finding("info", "model", text, "adopt it with --toolkit-version where you know it", npu=True)
     known = boards.catalogue().identify(facts.compatible, facts.model)
     for defect in compatibility.defects(need.runtime, need.model, known.soc.name if known else ""):
         text = f"librkllmrt {need.runtime}: {defect.text} ({defect.source})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -92,6 +93,7 @@ def test_a_file_on_the_hub_with_a_model_on_the_hub(hub: Hub, root: Path, tmp_pat
     assert found.manifest["source"]["hub"]["repository"] == "user/base"
     assert found.npu_model is not None and found.npu_model.read_bytes() == (root / "made" / NAME).read_bytes()
     assert not any(file.endswith(".safetensors") for file in hub.asked("GET"))  # no weights of the base
+    assert found.npu_model.stat().st_nlink == 2  # that in the hub's cache is the other: no gigabytes twice
 
 
 def test_what_broke_off_goes_on(hub: Hub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +103,16 @@ def test_what_broke_off_goes_on(hub: Hub, root: Path, tmp_path: Path, monkeypatc
     found = adopted(adopt(hub, tmp_path / "home", f"hf:{REPOSITORY}:{NAME}", "--base", "user/base", "-o", tmp_path))
     assert found.npu_model is not None and found.npu_model.stat().st_size == size
     assert hub.bodies(NAME)[-2:] == [f"bytes=0-{size - 1}", f"bytes=1000000-{size - 1}"]
+
+
+def test_a_cache_on_another_disk(hub: Hub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("rkconvert.adoption.rkllm_source.os.link", refuse)
+    found = adopted(adopt(hub, tmp_path / "home", f"hf:{REPOSITORY}:{NAME}", "--base", "user/base", "-o", tmp_path))
+    assert found.npu_model is not None and found.npu_model.stat().st_nlink == 1
+    assert found.npu_model.read_bytes() == (root / "made" / NAME).read_bytes()
 
 
 def test_a_repository_that_has_all_of_it(hub: Hub, tmp_path: Path) -> None:

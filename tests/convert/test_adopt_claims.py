@@ -8,7 +8,7 @@ import pytest
 
 from rk3588 import quant, rkllm_file
 from rk3588.shape import Shape
-from rkconvert.adoption import claims
+from rkconvert.adoption import claims, rkllm_source
 from rkconvert.adoption.claims import Claim
 
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,6 +84,25 @@ def test_the_first_is_believed_and_what_contradicts_it_is_noted() -> None:
     found, notes = claims.settle([text, name, {"dtype": Claim("w8a8", "b")}])
     assert found == {"toolkit": text["toolkit"], "dtype": name["dtype"]}
     assert notes == ["toolkit: 1.2.1 (by the text) is believed, and not 1.1.4 (by the name)"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("hf:u/r:f.rkllm@v1", "hf:u/r:f.rkllm@v1"),
+        ("https://huggingface.co/u/r", "hf:u/r"),
+        ("https://huggingface.co/u/r/tree/main", "hf:u/r@main"),
+        ("https://huggingface.co/u/r/blob/main/a%20b/f.rkllm", "hf:u/r:a b/f.rkllm@main"),
+        ("https://huggingface.co/u/r.rkllm/resolve/v1/f.rkllm?download=true", "hf:u/r.rkllm:f.rkllm@v1"),
+        ("https://hf-mirror.com/u/r/resolve/main/f.rkllm", "hf:u/r:f.rkllm@main"),
+        ("https://example.com/u/r/resolve/main/f.rkllm", None),
+        ("u/r", None),
+        ("folder/f.rkllm", None),
+    ],
+)
+def test_names_on_the_hub(given: str, name: str | None) -> None:
+    """An address is read for its names; which hub is asked, HF_ENDPOINT says."""
+    assert rkllm_source.hub_name(given) == name
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,13 @@ def test_the_table_of_releases() -> None:
     assert releases.MD5 == {"696070d1ec134ff68fd5b03b873cd678": "3.8", "e8e37c6bf0af799f9a0187c9864b2450": "3.10"}
 
 
+def test_a_wheels_id_is_that_of_git(tmp_path: Path) -> None:
+    of_git = {b"": "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", b"hi\n": "45b983be36b73c0788dc9cbcb76cbb80fc7bb057"}
+    for content, git in of_git.items():
+        (tmp_path / "file").write_bytes(content)
+        assert installs._digests(tmp_path / "file")[1] == git
+
+
 @pytest.mark.parametrize(
     ("version", "told"),
     [

@@ -93,6 +93,20 @@ def test_a_library_that_cannot_run_what_there_is(
         runtime.choose(for_npu, text)
 
 
+def test_a_model_of_a_newer_toolkit_is_not_even_loaded(
+    tiny_bundles: Mapping[str, Path], npu_library: Path, tmp_path: Path
+) -> None:
+    """The runtime would say that it loaded it, and abort at the first prompt. A mere claim refuses nothing."""
+    claims = {"toolkit": {"value": "1.2.3", "by": "the file's name"}}
+    told: list[dict[str, Any]] = [{"toolkit": {"version": "1.1.4"}}, {"adopted": {"claims": claims}}]
+    for number, more in enumerate(told):
+        fine = bundle_for_both(tmp_path / str(number), tiny_bundles["w8a8"], ANSWER, **more)
+        assert runtime.choose(bundles.read(fine), npu_library).kind == runtime.NPU
+    newer = bundle_for_both(tmp_path / "newer", tiny_bundles["w8a8"], ANSWER, toolkit={"version": "1.2.3"})
+    with pytest.raises(LibraryError, match=r"no model of a newer toolkit: give librkllmrt 1\.2\.3 or 1\.3\.0"):
+        runtime.choose(bundles.read(newer), npu_library)
+
+
 def test_run_says_first_which_it_is(both: Path, npu_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The banner of the runtime reads as a board's; what this is has to be told before it."""
     done = rk3588("run", both, "Hello", "-n", 2, "--json")

@@ -212,6 +212,7 @@ WANTED = Need(runtime="1.2.3", toolkit="1.2.1", model="Qwen3-1.7B")
         (replace(WANTED, runtime="1.3.1", toolkit="1.1.1"), "info", "model", "nobody has told of it", ""),
         (replace(WANTED, runtime="1.3.0"), "warn", "runtime", "ends in SIGILL on an RK3588 (#518)", "take 1.3.1"),
         (replace(WANTED, model="DeepSeek-R1-Distill-Qwen-7B"), "warn", "runtime", "[PAD…] (#424, #467)", "take 1.2.2"),
+        (replace(WANTED, toolkit=""), "info", "model", "nothing says which rkllm-toolkit", "with --toolkit-version"),
         (replace(WANTED, runtime=""), "info", "model", "for librkllmrt 1.2.1 or 1.2.2", "--runtime FILE"),
     ],
 )
@@ -232,8 +233,9 @@ def test_a_runtime_against_driver_and_chip() -> None:
 
 def test_what_is_measured_elsewhere_says_nothing() -> None:
     """A simulated board's memory is that of the machine it runs on."""
-    found = judge.judge(replace(OPI, machine="x86_64", memory_speed=1_000_000), PREFIX)
-    assert not [one for one in found if one.fact == "memory speed"]
+    slow = replace(OPI, memory_speed=1_000_000)
+    for elsewhere in (replace(slow, machine="x86_64"), replace(slow, simulated=True)):
+        assert not [one for one in judge.judge(elsewhere, PREFIX) if one.fact == "memory speed"]
 
 
 def test_disk_and_port_against_a_deployment() -> None:

@@ -1,4 +1,5 @@
-"""The ``.rkllm`` that is adopted: a file here, or ``hf:USER/REPO[:FILE][@REVISION]`` on the Hugging Face hub."""
+"""The ``.rkllm`` that is adopted: a file here, or ``hf:USER/REPO[:FILE][@REVISION]`` on the Hugging Face hub, or the
+address of its page there."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from rk3588 import files, rkllm_file
 from rk3588.errors import CheckpointError, UsageError, WrongModel
@@ -20,6 +22,11 @@ from .claims import Claim, Claims
 
 HUB = "hf:"
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([^@]+))?(?:@([^@:\s]+))?", re.ASCII)
+_PAGE = re.compile(
+    r"https://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?",
+    re.ASCII,
+)
 _BLOCK = 1 << 20
 
 Step = Callable[[int], None]
@@ -49,25 +56,33 @@ class Rkllm:
             found.append(claims.of_name(self.origin.repository, "the repository's name"))
         return found
 
-    def put(self, target: Path, step: Step) -> None:
-        """The whole file at ``target``; ``step`` is told the bytes that are there."""
+    def fetch(self, step: Step) -> Path:
+        """Where the whole file is on this machine: for one on the hub, in its cache when it is downloaded. ``step`` is
+        told the bytes that are there."""
         if self.path is not None:
-            _copy(self.path, target, self.ends, step)
-            return
+            return self.path
         assert self.repository is not None and self.origin is not None
-        here = self.repository.large(self.origin.file, step).resolve()
-        try:
-            os.link(here, target)  # nobody writes to the cache's files: each is named by its hash
-        except OSError:
-            _copy(here, target, self.ends, lambda _: None)
+        there = self.repository.cached(self.origin.file) is not None
+        self.repository.need_space(0 if there else self.ends.size)
+        return self.repository.large(self.origin.file, step).resolve()
+
+    def put(self, here: Path, target: Path, step: Step) -> None:
+        """What ``fetch`` found, at ``target``."""
+        if self.repository is not None:
+            try:
+                os.link(here, target)  # nobody writes to the cache's files: each is named by its hash
+            except OSError:  # another file system
+                _copy(here, target, step)
+        else:
+            _copy(here, target, step)
         if rkllm_file.ends(target) != self.ends:
-            raise CheckpointError(f"{self} arrived as another file than it was: run the same command again")
+            raise CheckpointError(f"{self} is another file than it was a moment ago: leave it alone, and try again")
 
 
 def find(text: str) -> Rkllm:
     """The file that ``text`` names, its first and last bytes read; UsageError, CheckpointError for what is none."""
-    if text.startswith(HUB):
-        return _on_hub(text)
+    if name := hub_name(text):
+        return _on_hub(name)
     path = Path(text)
     if not files.exists(path):
         raise UsageError(f"there is no {text[:300]}: give a {SUFFIX} file, or {HUB}USER/REPO:FILE for one on the hub")
@@ -80,6 +95,15 @@ def find(text: str) -> Rkllm:
         return _checked(Rkllm(path.name, rkllm_file.ends(path), path=path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is a link that leads nowhere: download the file again") from None
+
+
+def hub_name(text: str) -> str | None:
+    """``hf:USER/REPO[:FILE][@REVISION]`` as it is, or of a page's address as copied from a browser; None of a path."""
+    page = _PAGE.fullmatch(text)
+    if page is None:
+        return text if text.startswith(HUB) else None
+    name, revision, file = (part and unquote(part) for part in page.groups())
+    return HUB + name + (f":{file}" if file else "") + (f"@{revision}" if revision else "")
 
 
 def _on_hub(text: str) -> Rkllm:
@@ -120,11 +144,9 @@ def _checked(found: Rkllm) -> Rkllm:
     return found
 
 
-def _copy(source: Path, target: Path, expected: Ends, step: Step) -> None:
+def _copy(source: Path, target: Path, step: Step) -> None:
     block = memoryview(bytearray(_BLOCK))
     with files.opened(source, None, CheckpointError) as file, target.open("xb") as out:
         while size := file.readinto(block):
             out.write(block[:size])
             step(size)
-    if rkllm_file.ends(target) != expected:
-        raise CheckpointError(f"{source} changed while it was read: leave it alone and try again")

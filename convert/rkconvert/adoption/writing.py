@@ -27,11 +27,12 @@ from .adopt import Adoption
 def write(adoption: Adoption, progress: Progress) -> Path:
     """The bundle's folder. CheckpointError, TargetError: what could not be read, or written."""
     found = adoption.rkllm
+    # Ctrl-C ends a download at once, also one that stands still; what has come is kept.
+    here = found.fetch(_counter("download", found.ends.size, progress, lambda: None))
     with deferred_interrupts() as check, bundle.new_folder(adoption.folder, replace=adoption.overwrite) as folder:
         _check_space(adoption, folder)
         try:
-            what = "download" if found.repository else "copy"
-            found.put(folder / bundle.NPU_MODEL, _counter(what, found.ends.size, progress, check))
+            found.put(here, folder / bundle.NPU_MODEL, _counter("copy", found.ends.size, progress, check))
             _write_texts(adoption, folder)
             step = _counter("hash", bundle.size(folder), progress, check)
             bundle.write_manifest(folder, make_manifest(adoption), step)
@@ -43,10 +44,7 @@ def write(adoption: Adoption, progress: Progress) -> Path:
 
 def _check_space(adoption: Adoption, folder: Path) -> None:
     found, free = adoption.rkllm, shutil.disk_usage(folder).free
-    if found.repository and found.origin:
-        there = found.repository.cached(found.origin.file) is not None
-        found.repository.need_space(0 if there else found.ends.size)
-    elif found.ends.size > free:
+    if found.repository is None and found.ends.size > free:  # what is in the hub's cache is linked
         raise TargetError(
             f"no space left in {adoption.folder.parent}: {found.ends.size / 1e6:.1f} MB are needed and "
             f"{free / 1e6:.1f} MB free; free some or choose another -o"
