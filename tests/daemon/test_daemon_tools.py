@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,16 @@ def service_template(name: str) -> str:
 
 def facts(name: str) -> TemplateFacts:
     return TemplateFacts.of(service_template(name))
+
+
+def test_a_history_costs_no_square(services: Mapping[str, Service]) -> None:
+    calls = [a_call(str(number)) for number in range(tooluse.MOST_CALLS)]
+    results = [a_result(None, "x") for _ in range(1000)]
+    began = time.process_time()
+    found = tooluse.history(conversation(*calls, results=results), facts("llama"))
+    assert time.process_time() - began < 1 and len(found) == len(calls) + len(results) + 3
+    reply = services["qwen"].chat(messages=conversation(*calls, a_call("x"), results=[]))
+    assert (reply.status, reply.error["param"]) == (400, "messages") and "257 calls" in reply.error["message"]
 
 
 def test_a_whole_round_through_openais_client(services: Mapping[str, Service]) -> None:

@@ -36,7 +36,7 @@ class JsonPrefix:
         self._failed: Optional[int] = None  # where
         self._read = 0  # characters before those that are under way
         self._head: Optional[str] = ""  # before the value: white space, a fence; None: it has begun
-        self._fenced = False
+        self.fenced = False  # it stands in a code fence
         self._open: list[str] = []  # brackets
         self._next = _VALUE
         self._word = ""  # a number or a literal under way
@@ -82,10 +82,10 @@ class JsonPrefix:
         if not self._head and sign.isspace():
             return at + 1
         self._head += sign
-        if self._fenced:
+        if self.fenced:
             self._fail(at, "a second code fence")
         elif sign == "\n" and self._head.startswith(FENCE):
-            self._fenced = True
+            self.fenced = True
             if self._head[len(FENCE) :].strip().lower() in ("", "json"):
                 self._head = ""
             else:

@@ -15,7 +15,7 @@ from .toolcalls import CALL_FORMATS, CallFormat, format_of
 
 ALL_MARKS = frozenset(text for each in (*KNOWN_TAGS, *(form.special for form in CALL_FORMATS)) for text in each)
 _MOST_BYTES = 1 << 20  # of a template
-_SHORT_IDS = re.compile(r"\|\s*length\s*[!=]=\s*9\b")
+_SHORT_IDS = re.compile(r"\|\s*length\s*(?:[!=]=|<)\s*9\b")
 _ONE_CALL = re.compile(r"tool_calls\s*\|\s*length\s*(==|!=|>)\s*1\b")
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Optional, Union
 from rkruntime.splitting import SPACE, undecided, without_space
 
 from . import strictjson
-from .jsonprefix import JsonPrefix
+from .jsonprefix import FENCE, JsonPrefix
 from .strictjson import BadJson
 
 _PIECE = 256  # characters that are looked at in one go, so that time is linear in an answer's length
@@ -44,7 +44,7 @@ class Call(NamedTuple):
 class CallFormat:
     """How a family writes calls. ``signs``: a template that has one of them, and none of ``not_signs``, is of this
     format. ``head``: what stands between what opens a call and its arguments, with the name in a group; without it the
-    JSON names the function. ``bare``: an answer may begin with the JSON itself.
+    JSON names the function. ``bare``: an answer may begin with the JSON itself, fenced or not.
     """
 
     name: str
@@ -66,10 +66,13 @@ _PYTHON_TAG = "<|python_tag|>"
 # The first that fits is a template's own.
 CALL_FORMATS = (
     # Qwen2.5, Qwen3, Hermes, SmolLM3. Qwen3-Coder's and GLM's calls stand in the same tags, and are no JSON.
-    CallFormat("hermes", ("<tool_call>",), ("<tool_call>",), ("</tool_call>",), ("<function=", "<arg_key>")),
+    CallFormat(
+        "hermes", ("<tool_call>",), ("<tool_call>",), ("</tool_call>",), ("<function=", "<arg_key>"),
+        bare=True,  # as Qwen2.5-Coder calls, whatever its template shows it
+    ),
     CallFormat(  # Mistral from Small 3.2 and Ministral 3 on
         "mistral-args", ("[ARGS]",), ("[TOOL_CALLS]",), marks=("[ARGS]", "[CALL_ID]"),
-        head=re.compile(r"\s*([\w.-]{1,128})(?:\[CALL_ID\]\w{0,64})?\[ARGS\]"),
+        head=re.compile(r"\s*([\w.-]{1,128})(?:\[CALL_ID\]\w{0,64})?(?:\[ARGS\]|(?=\{))"),
     ),
     CallFormat("mistral", ("[TOOL_CALLS]",), ("[TOOL_CALLS]",)),
     CallFormat(  # DeepSeek R1 and V3
@@ -115,6 +118,7 @@ class CallSplitter:
         self._held = ""
         self._at_start = form.bare  # nothing but white space has come
         self._after_call = False
+        self._is_bare = False  # what may become a call stands without what opens one
         self._lead = ""  # of what may become a call: the text up to its value
         self._block: list[str] = []  # and the value as far as it has come
         self._named = ""  # by the head
@@ -135,10 +139,10 @@ class CallSplitter:
             called = self._python_call("".join(self._block))
             if called is not None:
                 return [called]
-        if self._step == self._between and self._held.lstrip(_BETWEEN):  # some of what closes a call
-            return []
         if self._step == self._between:
-            self._held = self._held.strip()
+            self._held = self._behind_fence(self._held).strip()
+            if any(each.startswith(self._held) for each in self._form.closes):  # cut off
+                return []
         rest = self._lead + "".join(self._block) + self._held
         return [rest] if rest else []
 
@@ -156,8 +160,10 @@ class CallSplitter:
                 self._held = text
                 return ""
             self._at_start = False
-            if begun.startswith("{") and space <= SPACE:
+            self._is_bare = True
+            if begun.startswith(("{", "`")) and space <= SPACE:
                 return self._open(text[:space], begun)
+        self._is_bare = False
         opened = self._opens.search(text)
         if opened is not None:
             start = without_space(text, opened.start())
@@ -235,7 +241,12 @@ class CallSplitter:
                 return ""
         self._step, self._after_call = self._text, True
         closes = [each for each in self._form.closes if begun.startswith(each) and space <= SPACE]
-        return begun[max(map(len, closes)) :] if closes else text
+        return begun[max(map(len, closes)) :] if closes else self._behind_fence(text)
+
+    def _behind_fence(self, text: str) -> str:
+        """What follows a call, and the end of the code fence that it stood in."""
+        begun = text.lstrip()
+        return begun[len(FENCE) :] if self._json.fenced and begun.startswith(FENCE) else text
 
     def _python(self, text: str, _out: list[Said]) -> str:
         """Behind Llama's python tag, what is no JSON: it cannot be told from code before its end."""
@@ -256,11 +267,13 @@ class CallSplitter:
         return found if found and len(found) == len(calls) else None
 
     def _object(self, value: Any) -> Optional[Call]:
-        if not isinstance(value, dict) or (self._form.bare and not _CALL_KEYS.issuperset(value)):
+        if not isinstance(value, dict) or (self._is_bare and not _CALL_KEYS.issuperset(value)):
             return None
         if isinstance(value.get("function"), dict):
             value = value["function"]
         given = [value[key] for key in ("arguments", "parameters") if key in value]
+        if self._is_bare and not given:
+            return None
         return self._call(value.get("name"), given[0] if given else {})
 
     def _call(self, name: Any, arguments: Any) -> Optional[Call]:

@@ -16,6 +16,7 @@ from .toolcalls import Call, CallFormat
 
 Tool = Mapping[str, Any]
 MOST_TOOLS = 1024
+MOST_CALLS = 256  # in a message; each result is compared with those that wait
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -129,6 +130,8 @@ def history(messages: Sequence[Message], facts: TemplateFacts) -> list[Message]:
     count = 0
     for message in messages:
         if calls := message.get("tool_calls"):
+            if len(calls) > MOST_CALLS:
+                raise RequestRefused(f"{len(calls)} calls in a message are too many: at most {MOST_CALLS}", "messages")
             waiting, known = [], []
             for call in calls:
                 count += 1
@@ -170,14 +173,12 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
         if not calls or len(calls) == 1:
             found.append(message)
             continue
-        results = []
+        results: dict[Any, list[Message]] = {}
         while at < len(messages) and messages[at]["role"] == "tool":
-            results.append(messages[at])
+            results.setdefault(messages[at].get("tool_call_id"), []).append(messages[at])
             at += 1
         for number, call in enumerate(calls):
             content = message["content"] if number == 0 else ""
-            found.append({**message, "content": content, "tool_calls": [call]})
-            found += [result for result in results if result.get("tool_call_id") == call["id"]]
-        known = {call["id"] for call in calls}
-        found += [result for result in results if result.get("tool_call_id") not in known]
+            found += [{**message, "content": content, "tool_calls": [call]}, *results.pop(call["id"], ())]
+        found += [result for rest in results.values() for result in rest]
     return found

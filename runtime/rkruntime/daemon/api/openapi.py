@@ -14,7 +14,7 @@ from rk3588.conversation_rules import RESERVED
 from rkruntime.daemon import formats
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
-from rkruntime.daemon.tooluse import MOST_TOOLS
+from rkruntime.daemon.tooluse import MOST_CALLS, MOST_TOOLS
 
 from . import openapi_ollama, openapi_others, openapi_tools
 from .dialect import Object
@@ -196,6 +196,7 @@ def _conversation() -> Object:
     said = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": {"anyOf": [_STRING, parts]}}
     answered = {"role": {"const": "assistant"}, "content": {"anyOf": [_NULL, _STRING, parts]}}
     answered["reasoning_content"] = openapi_tools.EARLIER_THOUGHT
+    answered["tool_calls"] = _or_null("array", items=_schema("ToolCall"), maxItems=MOST_CALLS)
     arguments = {
         "description": "An object, as it is or as JSON in a string; a string that is no such JSON reaches the template "
         "as it is.",
@@ -206,7 +207,7 @@ def _conversation() -> Object:
         "Message": {
             "anyOf": [
                 _object({**said, **names}, "role", "content"),
-                _object({**answered, "tool_calls": _or_null("array", items=_schema("ToolCall")), **names}, "role"),
+                _object({**answered, **names}, "role"),
             ]
         },
         "TextPart": _object({"type": {"const": "text"}, "text": _STRING}, "type", "text"),
