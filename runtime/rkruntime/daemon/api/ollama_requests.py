@@ -22,7 +22,7 @@ MAX_STOP_LENGTH = 256  # characters
 _SAMPLING = (*(name for name in sampling.NAMES if name != "repetition_penalty"), "seed")
 # Options that no runtime here has, with the values at which they do nothing.
 WITHOUT_EFFECT = {"min_p": 0, "typical_p": 1, "tfs_z": 1, "mirostat": 0}
-_ZERO = re.compile(r"[+-]?0*\.?0*([a-zµμ]+)?")  # of keep_alive: to be unloaded at once
+_ZERO = re.compile(r"[+-]?0[0.]{0,30}[a-zµμ]{0,2}")  # of keep_alive: to be unloaded at once
 _AS_THEY_ARE = ("format", "logprobs", "top_logprobs")
 
 
@@ -146,7 +146,7 @@ def asks_to_unload(fields: Fields) -> bool:
         return value is not None and not value
     if not isinstance(value, str):
         refuse("keep_alive", "a number of seconds, or a time like 5m")
-    return bool(re.search("[0-9]", value)) and _ZERO.fullmatch(value.strip()) is not None
+    return _ZERO.fullmatch(value) is not None
 
 
 def _stops(options: Fields) -> tuple[str, ...]:
