@@ -135,7 +135,7 @@ def _requests() -> Object:
         "seed": _or_null("integer", description="Has no effect."),
         "logit_bias": _or_null("object", maxProperties=0),
         "user": {"description": "Ignored."},
-        **{name: _or_null("number", description=_sampled(name, setting)) for name, setting in AT_LOAD.items()},
+        **{name: _or_null("number", description=_sampled(name, setting)) for name, setting in sampling.NAMES.items()},
     }
     messages = _list(_schema("Message"), minItems=1, maxItems=Config.max_messages)
     taken = [{"required": [name]} for name in sorted(RESERVED)]
