@@ -138,7 +138,7 @@ def test_litellm(service: Service) -> None:
     assert (theirs["usage"], theirs["embedded"]) == (6, 2)
     assert theirs["generated"].startswith("### User:")  # which it makes of a conversation for /api/generate
     assert json.loads(theirs["json"]) == {"a": 1}
-    assert theirs["info"] == [4096, False]
+    assert theirs["info"] == [4096, True]
 
 
 def test_ollama_for_python(service: Service) -> None:

@@ -33,6 +33,8 @@ def asked(path: str, say: str = "say x") -> dict[str, Any]:
         "/v1/chat/completions": {"messages": messages},
         "/v1/completions": {"prompt": say},
         "/v1/responses": {"input": say},
+        "/v1/messages": {"messages": messages, "max_tokens": 100},
+        "/v1/messages/count_tokens": {"messages": messages},
         "/v1/embeddings": {"input": say},
         "/tokenize": {"prompt": say},
         "/api/chat": {"messages": messages},
@@ -45,9 +47,10 @@ def asked(path: str, say: str = "say x") -> dict[str, Any]:
     return bodies[path]
 
 
-ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/api/chat", "/api/generate")
+ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate")
 BY_THE_MODEL = (*ANSWERS, "/v1/embeddings", "/api/embed", "/api/embeddings")
-WITH_A_BODY = (*BY_THE_MODEL, "/tokenize", "/api/show", "/api/pull")
+COUNTS = ("/tokenize", "/v1/messages/count_tokens")
+WITH_A_BODY = (*BY_THE_MODEL, *COUNTS, "/api/show", "/api/pull")
 GETS = ("/v1/models", "/v1/models/tiny", "/api/tags", "/api/ps", "/api/version")
 OPEN = ("/", "/health", "/ready", "/openapi.json")
 
@@ -72,6 +75,9 @@ def message(path: str, reply: Reply) -> str:
     if path.startswith("/api/"):
         assert set(reply.json) == {"error"}
         found = error
+    elif path.startswith("/v1/messages"):
+        assert (set(reply.json), set(error)) == ({"type", "error"}, {"type", "message"})
+        found = error["message"]
     else:
         assert set(error) == {"message", "type", "param", "code"}
         found = error["message"]
@@ -156,7 +162,7 @@ def test_a_deadline_can_be_asked_for(plain: Service, path: str) -> None:
     assert reply.status == 400 and "x-rk-deadline-s" in message(path, reply)
 
 
-@pytest.mark.parametrize("path", [*BY_THE_MODEL, "/tokenize"])
+@pytest.mark.parametrize("path", [*BY_THE_MODEL, *COUNTS])
 def test_one_queue_for_all(path: str, full: Service) -> None:
     reply = full.post(path, asked(path))
     assert reply.status == 429 and "waiting already" in message(path, reply)
@@ -243,6 +249,8 @@ def text_in(found: Any) -> str:
     """Of one part of a stream, or of a whole answer: what the model said."""
     if "sequence_number" in found:
         return str(found["delta"]) if found["type"] == "response.output_text.delta" else ""
+    if "delta" in found or found.get("type", "").startswith(("message", "content", "ping")):
+        return "".join(str(each.get("text", "")) for each in [*found.get("content", ()), found.get("delta", {})])
     if "output" in found:
         return str(found["output"][0]["content"][0]["text"])
     if "choices" in found:

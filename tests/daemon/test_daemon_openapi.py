@@ -61,7 +61,7 @@ def explore(service: Service, folder: Path, checks: str, *options: str) -> str:
     schemas = document["components"]["schemas"]
     for request in (
         "ChatRequest", "CompletionRequest", "ResponseRequest", "EmbeddingRequest", "TokenizeRequest", "OllamaChat",
-        "OllamaGenerate", "OllamaEmbed", "OllamaPrompt",
+        "OllamaGenerate", "OllamaEmbed", "OllamaPrompt", "MessagesRequest",
     ):  # fmt: skip
         schemas[request]["properties"]["model"] = {"enum": ["tiny", "tiny:background", None]}
     for request in ("OllamaShow", "OllamaPull"):

@@ -22,7 +22,7 @@ from .config import Config
 from .fields import parse_json
 from .jobs import Engine
 from .jsonformat import Checker
-from .keys import Keys
+from .keys import Keys, shown_in
 from .reading import Reading
 
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
@@ -48,7 +48,7 @@ class Answering:
         """Answer, or stop at once when the client goes or reads so slowly that the deadline is long past."""
         headers = Headers(scope=scope)
         facts: dict[str, Any] = scope["state"]["facts"]
-        owner = facts["key"] = self._keys.owner(headers.get("authorization")) or None
+        owner = facts["key"] = self._keys.owner(shown_in(headers)) or None
         body = await read_body(headers, receive, self._config.max_body_kb << 10)
         request = self._endpoint.read(parse_json(body), self._config, self._find, owner or "")
         request = replace(request, job=replace(request.job, deadline_s=deadline_of(headers)))

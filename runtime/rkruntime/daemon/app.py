@@ -25,14 +25,14 @@ from rkruntime import loader
 
 from . import logs, sampling
 from .answering import Answering, ClientGone, deadline_of, read_body
-from .api import embeddings, languages, ollama_models, openapi, tokenize
+from .api import anthropic, anthropic_requests, embeddings, languages, ollama_models, openapi, tokenize
 from .api.dialect import Object
 from .config import Config
 from .embed_answering import EmbedAnswering
 from .fields import Fields, parse_json
 from .gate import Gate, add_headers
 from .jobs import Engine
-from .keys import Keys
+from .keys import Keys, shown_in
 from .models import Models
 from .template_facts import TemplateFacts
 from .thinkwish import OF_THE_TEMPLATE
@@ -75,7 +75,7 @@ def make(engine: Engine, config: Config) -> Starlette:
 
     def status(request: Request) -> Object:
         found = _status(engine)
-        if "reason" in found and not keys.known(request.headers.get("authorization")):
+        if "reason" in found and not keys.known(shown_in(request.headers)):
             found["reason"] = without_paths(found["reason"], config)
         return found
 
@@ -108,10 +108,17 @@ def make(engine: Engine, config: Config) -> Starlette:
         job = tokenize.read(await fields_of(request), config, models.find)
         return JSONResponse(await tokenize.count(engine, job, deadline_of(request.headers)))
 
+    async def count_message(request: Request) -> Response:
+        authorise(request)
+        job = anthropic_requests.read(await fields_of(request), config, models.find, "").job
+        counted = await tokenize.count(engine, job, deadline_of(request.headers))
+        return JSONResponse({"input_tokens": counted["count"]})
+
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
         *answering,
         Route(tokenize.PATH, count_tokens, methods=["POST"]),
+        Route(f"{anthropic.PATH}/count_tokens", count_message, methods=["POST"]),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
@@ -126,7 +133,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         failure = languages.failure_at(request.url.path)(error)
         request.state.facts["error"] = failure.code
         body = failure.body
-        if failure.status >= 500 and not keys.known(request.headers.get("authorization")):
+        if failure.status >= 500 and not keys.known(shown_in(request.headers)):
             body = _without_paths(body, config)
         return JSONResponse(body, failure.status, failure.headers)
 
@@ -135,7 +142,7 @@ def make(engine: Engine, config: Config) -> Starlette:
 
 
 def _authorise(request: Request, keys: Keys) -> None:
-    request.state.facts["key"] = keys.owner(request.headers.get("authorization")) or None
+    request.state.facts["key"] = keys.owner(shown_in(request.headers)) or None
 
 
 def _status(engine: Engine) -> Object:

@@ -15,7 +15,7 @@ from .api.embeddings import EmbedEndpoint, EmbedRequest
 from .config import Config
 from .fields import parse_json
 from .jobs import Engine
-from .keys import Keys
+from .keys import Keys, shown_in
 
 
 class EmbedAnswering:
@@ -28,7 +28,7 @@ class EmbedAnswering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         facts: dict[str, Any] = scope["state"]["facts"]
-        owner = facts["key"] = self._keys.owner(headers.get("authorization")) or None
+        owner = facts["key"] = self._keys.owner(shown_in(headers)) or None
         body = parse_json(await read_body(headers, receive, self._config.max_body_kb << 10))
         request = self._endpoint.read(body, self._config, self._find, owner or "")
         request = replace(request, job=replace(request.job, deadline_s=deadline_of(headers)))

@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
 from rk3588.errors import RequestRefused, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+
+
+def shown_in(headers: Mapping[str, str]) -> Optional[str]:
+    """What stands in the Authorization header, or would: clients of Anthropic's send a key in `x-api-key`."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 class Keys:

@@ -50,10 +50,10 @@ class AnswerRequest:
     stops: tuple[str, ...]
     format: Optional[Format]
     ignored: tuple[str, ...]
-    context: Optional[int] = None  # tokens that were asked for: the model's own stays, and a difference is told
-    runs: bool = True  # False: no answer is wanted, only to hear that the model is there
     tags: Optional[Tags] = None  # between which a thought stands; None: the answer is text, whatever it says
     calls: Optional[CallRules] = None  # None: none are read out of the answer
+    context: Optional[int] = None  # tokens that were asked for: the model's own stays, and a difference is told
+    runs: bool = True  # False: no answer is wanted, only to hear that the model is there
 
     def corrected(self, answer: str, problem: str) -> Job:
         """The job that shows the model its own answer and what is wrong with it."""

@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 from rk3588.errors import RkError
 
-from . import ollama, openai, responses
+from . import anthropic, ollama, openai, responses
 from .dialect import Endpoint, Failure
 
-ENDPOINTS: tuple[Endpoint, ...] = (*openai.ENDPOINTS, *responses.ENDPOINTS, *ollama.ENDPOINTS)
+ENDPOINTS: tuple[Endpoint, ...] = (*openai.ENDPOINTS, *responses.ENDPOINTS, *anthropic.ENDPOINTS, *ollama.ENDPOINTS)
 _OLLAMA = "/api/"
 
 
 def failure_at(path: str) -> Callable[[RkError], Failure]:
     """How an error is told to who asked for ``path``."""
+    if path == anthropic.PATH or path.startswith(f"{anthropic.PATH}/"):
+        return anthropic.failure
     return ollama.failure if path.startswith(_OLLAMA) else openai.failure

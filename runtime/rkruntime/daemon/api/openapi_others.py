@@ -9,6 +9,7 @@ from rkruntime.daemon.thinkwish import EFFORTS
 
 from .dialect import Object
 from .embeddings import MAX_TEXTS
+from .openai_requests import MAX_STOP_LENGTH, MAX_STOPS
 from .openapi_shapes import (
     COUNT,
     ERRORS,
@@ -25,18 +26,27 @@ from .openapi_shapes import (
 from .responses_requests import STATE
 
 _FLOATS: Object = {"type": "array", "items": {"type": "number"}}
+_ANTHROPIC = "AnthropicError"
 _ROLES = ["system", "developer", "user"]
 _NO_ANSWER = [status for status in ERRORS if status not in (422, 501)]
 
 
 def paths() -> Object:
-    said = "OpenAI's events; an error in the middle is an `error`, and the last."
-    events = object_({"event": STRING, "data": STRING}, "data", description=said)
+    told = "Events with names; an error in the middle is an `error`, and the last."
+    events = object_({"event": STRING, "data": STRING}, "data", description=told)
     response = {**json_(schema("Response")), "text/event-stream": {"schema": events}}
+    said = {**json_(schema("MessageAnswer")), "text/event-stream": {"schema": events}}
     errors = [*_NO_ANSWER, 422]
     return {
         "/v1/responses": {"post": operation("respond", "Answer an input", "ResponseRequest", response, errors)},
         "/v1/embeddings": {"post": _embed("embed", "Embed texts", "EmbeddingRequest", "Embeddings")},
+        "/v1/messages": {"post": operation("message", "Answer messages", "MessagesRequest", said, errors, _ANTHROPIC)},
+        "/v1/messages/count_tokens": {
+            "post": post(
+                "count_message", "Count tokens", "MessagesRequest", json_(schema("MessageTokens")), (*_NO_ANSWER, 501),
+                _ANTHROPIC,
+            )
+        },
         "/api/embed": {"post": _embed("ollama_embed", "Embed texts", "OllamaEmbed", "OllamaEmbedded", "OllamaError")},
         "/api/embeddings": {
             "post": _embed("ollama_embeddings", "Embed a text", "OllamaPrompt", "OllamaEmbedding", "OllamaError")
@@ -52,7 +62,7 @@ def _embed(name: str, summary: str, request: str, answer: str, shape: str = "Err
 
 
 def schemas() -> Object:
-    return {**_responses(), **_embeddings(), **_tokens()}
+    return {**_responses(), **_messages(), **_embeddings(), **_tokens()}
 
 
 def _responses() -> Object:
@@ -108,6 +118,42 @@ def _responses() -> Object:
         "incomplete_details": or_null("object"),
     }
     return {"ResponseRequest": object_(request, "input"), "Response": object_(response, *response)}
+
+
+def _messages() -> Object:
+    part = object_({"type": {"const": "text"}, "text": STRING}, "type", "text")
+    content = {"anyOf": [STRING, list_(part)]}
+    message = object_({"role": {"enum": ["user", "assistant"]}, "content": content}, "role", "content")
+    tool = object_({"name": STRING, "description": STRING, "input_schema": {"type": "object"}}, "name")
+    choice = object_({"type": {"enum": ["auto", "none"]}}, "type")
+    request = {
+        "model": or_null("string", description="A name from /v1/models; left out: the loaded model."),
+        "messages": list_(message, minItems=1),
+        "system": {"anyOf": [NULL, content]},
+        "max_tokens": or_null("integer", minimum=1),
+        "stream": or_null("boolean"),
+        "stop_sequences": or_null("array", items={"type": "string", "maxLength": MAX_STOP_LENGTH}, maxItems=MAX_STOPS),
+        "tools": or_null("array", items=tool),
+        "tool_choice": {"anyOf": [NULL, choice]},
+        "thinking": or_null("object", properties={"type": {"enum": ["enabled", "disabled", "adaptive"]}}),
+        **{name: or_null("number") for name in ("temperature", "top_p", "top_k")},
+    }
+    answer = {
+        "id": STRING,
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": STRING,
+        "content": list_({"type": "object", "required": ["type"]}),
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "tool_use"]},
+        "usage": object_(dict.fromkeys(("input_tokens", "output_tokens"), COUNT), "input_tokens", "output_tokens"),
+    }
+    error = object_({"type": STRING, "message": STRING}, "type", "message")
+    return {
+        "MessagesRequest": object_(request, "messages"),
+        "MessageAnswer": object_(answer, *answer),
+        "MessageTokens": object_({"input_tokens": COUNT}, "input_tokens"),
+        _ANTHROPIC: object_({"type": {"const": "error"}, "error": error}, "type", "error"),
+    }
 
 
 def _embeddings() -> Object:
