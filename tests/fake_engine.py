@@ -38,6 +38,7 @@ class FakeAnswer:
     completion_tokens: int = 0
     durations: Durations | None = None
     finish_reason: str = ""
+    place: int | None = 0
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def pieces(self, heartbeat_s: float | None = None) -> AsyncIterator[Piece]:
@@ -77,6 +78,7 @@ class FakeEngine:
         self.jobs: list[Job] = []
         self.answers: list[FakeAnswer] = []
         self.drained: float | None = None
+        self.worker_pid: int | None = None
 
     async def start(self) -> None:
         pass

@@ -19,9 +19,11 @@ from . import logs
 from .api.dialect import AnswerRequest, Endpoint, FindModel, Reply
 from .config import Config
 from .fields import parse_json
+from .figures import Figures, Timing
 from .jobs import Engine
 from .jsonformat import Checker
 from .keys import Keys
+from .places import Places
 from .reading import Reading
 
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
@@ -37,9 +39,18 @@ class ClientGone(Exception):
 class Answering:
     """An ASGI application for one endpoint, whose language reads the requests and shapes the answers."""
 
-    def __init__(self, engine: Engine, config: Config, keys: Keys, find: FindModel, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        keys: Keys,
+        find: FindModel,
+        endpoint: Endpoint,
+        figures: Figures,
+        places: Places,
+    ) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
-        self._endpoint = endpoint
+        self._endpoint, self._figures, self._places = endpoint, figures, places
         self._checker = Checker()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,8 +81,11 @@ class Answering:
         self, request: AnswerRequest, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
         facts = scope["state"]["facts"]
-        reading, reply = Reading(self._engine, request, self._checker), self._endpoint.reply(request.model)
+        timing = Timing(self._figures)
+        reading = Reading(self._engine, request, self._checker, timing.first_token)
+        reply = self._endpoint.reply(request.model)
         extra = {"x-rk-ignored": ", ".join(request.ignored)} if request.ignored else {}
+        self._places.add(facts["request_id"], reading)
         try:
             await reading.start()
             if request.stream:
@@ -84,8 +98,10 @@ class Answering:
                 await JSONResponse(body, headers=extra)(scope, receive, send)
             facts.setdefault("ended", reading.finish_reason or None)
         finally:
+            self._places.remove(facts["request_id"], reading)
             await reading.close()
-            facts.update(prompt_tokens=reading.usage.prompt, completion_tokens=reading.usage.completion)
+            usage = reading.usage
+            facts.update(prompt_tokens=usage.prompt, completion_tokens=usage.completion, **timing.end(*usage))
 
     async def _stream(
         self, reading: Reading, reply: Reply, include_usage: bool, comment: bool, facts: dict[str, Any]

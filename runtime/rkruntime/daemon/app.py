@@ -22,17 +22,20 @@ from rk3588 import bundle as bundles
 from rk3588 import runtime
 from rk3588.errors import RequestRefused, RkError
 
-from . import logs
+from . import logs, stats, web
 from .answering import Answering, ClientGone
 from .api import openai, openapi
 from .api.dialect import Object
 from .config import Config
+from .figures import Figures
 from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys
 from .models import Models
+from .places import Places
 
 _CLIENTS = 1000  # that are remembered
+_OFTEN = ("/health", "/ready", "/stats", "/metrics")  # asked for by machines: no line for each that goes well
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -41,7 +44,8 @@ def make(engine: Engine, config: Config) -> Starlette:
     """The application over an engine. Raises BundleError, LibraryError, and UsageError for a bad file of keys."""
     bundle = bundles.read(config.bundle)
     config = replace(config, sampling=config.model.sampling(bundle.sampling))
-    kind = runtime.choose(bundle, config.model.library).kind
+    choice = runtime.choose(bundle, config.model.library)
+    kind = choice.kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
     models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
     keys = Keys(config.keys)
@@ -70,19 +74,26 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def describe(_request: Request) -> Response:
         return Response(openapi.document(), media_type="application/json")
 
+    def authorise(request: Request) -> None:
+        _authorise(request, keys)
+
+    figures, places = Figures((*(endpoint.path for endpoint in openai.ENDPOINTS), "/v1/models", "/", *_OFTEN)), Places()
     answering = [
-        Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint), methods=["POST"])
+        Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint, figures, places), methods=["POST"])
         for endpoint in openai.ENDPOINTS
     ]
     routes = [
         *answering,
+        *web.routes(),
+        Route("/", web.plain),
+        *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/ready", ready),
         Route("/openapi.json", describe),
     ]
-    middleware = [Middleware(_Logged), Middleware(Gate, config=config)]
+    middleware = [Middleware(_Logged, figures=figures), Middleware(Gate, config=config)]
 
     async def rk_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RkError)
@@ -124,8 +135,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 class _Logged:
     """Around everything: a request id in and out, a log line at the end, and 500 for what nobody expected."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, figures: Figures) -> None:
+        self._app, self._figures = app, figures
         self._warned: dict[tuple[str, str], None] = {}  # which client, of what: the newest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +171,8 @@ class _Logged:
         finally:
             if ignored:
                 self._warn_once(scope, ignored)
-            quiet = scope["path"] in ("/health", "/ready") and status == 200
+            self._figures.add_request(scope["path"], status, facts)
+            quiet = (scope["path"] in _OFTEN or web.is_page(scope["path"])) and status in (200, 304)
             logs.event(
                 "request",
                 logging.DEBUG if quiet else logging.INFO,

@@ -81,6 +81,11 @@ class Answer(Protocol):
     @property
     def finish_reason(self) -> str: ...
 
+    @property
+    def place(self) -> Optional[int]:
+        """In the queue; 0: it is being answered; None: nobody can say."""
+        ...
+
     def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
         """The answer as it comes; with ``heartbeat_s``, an empty piece after each so many seconds of silence.
 
@@ -118,6 +123,11 @@ class Engine(Protocol):
 
     @property
     def status(self) -> Status: ...
+
+    @property
+    def worker_pid(self) -> Optional[int]:
+        """The process that has the model; None where there is none."""
+        ...
 
     async def submit(self, job: Job) -> Answer:
         """Queue a job: returns when its prompt has been counted and has a place in the queue.
