@@ -2,10 +2,13 @@
 // talked the model into something must not reach out of it.
 
 import DOMPurify from "./vendor/dompurify.js";
-import { Marked } from "./vendor/marked.js";
+import { Lexer, Marked } from "./vendor/marked.js";
 import { copyButton, make } from "./dom.js";
 
-const MOST_RENDERED = 300_000; // characters; what is longer is shown as it is
+// Characters; what is longer is shown as it is. No text of a model's is; the parser's time grows as the square.
+const MOST_RENDERED = 100_000;
+const MOST_OF_PARAGRAPH = 8_000;
+const MOST_OF_LINE = 3_000;
 const CLEAN = {
   RETURN_DOM_FRAGMENT: true,
   ALLOWED_TAGS: [
@@ -89,13 +92,13 @@ export function render(place, text, final) {
   }
   try {
     const drawn = final ? [] : drawnBlocks.get(place) ?? [];
-    const blocks = marked.lexer(text).filter(({ type }) => type !== "space");
+    const { blocks, links } = split(text);
     let same = 0;
     while (same < drawn.length && same < blocks.length && drawn[same]?.raw === blocks[same]?.raw) same += 1;
     for (const { nodes } of drawn.splice(same)) for (const node of nodes) node.remove();
     if (final || !same) place.replaceChildren();
     for (const block of blocks.slice(same)) {
-      const nodes = elements(marked.parser([block]));
+      const nodes = draw(block, links);
       drawn.push({ raw: block.raw, nodes });
       place.append(...nodes);
     }
@@ -105,6 +108,29 @@ export function render(place, text, final) {
     drawnBlocks.delete(place);
     place.replaceChildren(make("pre", { class: "whole", tabIndex: 0 }, text));
   }
+}
+
+/**
+ * Paragraphs, lists, code and so on, and where its references lead.
+ * @param {string} text
+ */
+function split(text) {
+  const lexer = new Lexer(marked.defaults);
+  const blocks = lexer.blockTokens(text.replace(/\r\n?/g, "\n"), lexer.tokens).filter(({ type }) => type !== "space");
+  return { blocks, links: lexer.tokens.links };
+}
+
+/**
+ * @param {{type: string, raw: string}} block
+ * @param {import("./vendor/marked.js").Links} links
+ * @returns {ChildNode[]}
+ */
+function draw({ type, raw }, links) {
+  const long = type !== "code" && raw.split("\n").some((line) => line.length > MOST_OF_LINE);
+  if (long || (type === "paragraph" && raw.length > MOST_OF_PARAGRAPH)) return [make("p", { class: "as-is" }, raw)];
+  const lexer = new Lexer(marked.defaults);
+  Object.assign(lexer.tokens.links, links);
+  return elements(marked.parser(lexer.lex(raw)));
 }
 
 /** @type {WeakMap<HTMLElement, {raw: string, nodes: ChildNode[]}[]>} */
@@ -128,7 +154,7 @@ function elements(html) {
     const around = make("div", { class: "code" });
     box.replaceWith(around);
     box.tabIndex = 0;
-    around.append(make("div", { class: "code-head" }, make("span", {}, language), copyButton("", "Copy this code", () => code.textContent ?? "")), box);
+    around.append(make("div", { class: "code-head" }, make("span", {}, language), copyButton("", "Copy this code", () => (code.textContent ?? "").replace(/\n$/, ""))), box);
   }
   return [...fragment.childNodes];
 }

@@ -29,6 +29,7 @@ export class MessageList {
     /** @type {Set<Message>} */
     this.dirty = new Set();
     this.frame = 0;
+    this.rest = 0; // until when the next drawing waits
     this.follows = true; // the end of the conversation, as long as nobody scrolls away from it
     scroller.addEventListener("scroll", () => {
       this.follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
@@ -64,7 +65,10 @@ export class MessageList {
    */
   update(message) {
     this.dirty.add(message);
-    this.frame ||= requestAnimationFrame(() => {
+    if (this.frame) return;
+    this.frame = 1;
+    const draw = () => requestAnimationFrame(() => {
+      const began = performance.now();
       this.frame = 0;
       for (const each of this.dirty) {
         const run = this.session?.run;
@@ -72,7 +76,12 @@ export class MessageList {
       }
       this.dirty.clear();
       this.toEnd();
+      this.rest = began + 4 * (performance.now() - began);
     });
+    // Drawing what takes long must leave time for typing and for stopping it.
+    const pause = this.rest - performance.now();
+    if (pause > 20) setTimeout(draw, pause);
+    else draw();
   }
 
   toEnd() {
@@ -93,7 +102,8 @@ class Row {
     this.calls = make("div", { class: "calls", hidden: true });
     this.foot = make("div", { class: "foot" });
     this.waiting = make("p", { class: "waiting", hidden: true });
-    this.parts = make("div", { class: "parts" }, this.thought, this.body, this.calls, this.waiting);
+    const only = message.role === "user" ? [this.body] : [this.thought, this.body, this.calls, this.waiting];
+    this.parts = make("div", { class: "parts" }, ...only);
     this.element = make("article", { class: message.role, "aria-label": name }, make("h2", { class: "hidden" }, name), this.parts, this.foot);
   }
 

@@ -81,6 +81,7 @@ export class Session {
    * @param {string | null} parent
    */
   async say(text, files, parent = this.leaf) {
+    if (this.run) return;
     const message = store.newMessage({ conversation: this.conversation.id, parent, role: "user", text, files });
     if (!this.conversation.title) this.conversation.title = titleOf(text || files[0]?.name || "");
     this.messages.set(message.id, message);
@@ -98,8 +99,7 @@ export class Session {
     this.messages.set(message.id, message);
     this.setLeaf(message.id);
     this.conversation.updated = Date.now();
-    await store.keep(this.conversation, question, message);
-    await this.fill(message, "");
+    await this.fill(message, "", question);
   }
 
   /**
@@ -113,8 +113,9 @@ export class Session {
   /**
    * @param {Message} message
    * @param {string} before what there is of the answer already
+   * @param {...Message} asked what has to be kept with it
    */
-  async fill(message, before) {
+  async fill(message, before, ...asked) {
     if (this.run) return;
     const controller = new AbortController();
     this.run = { controller, message, waiting: "" };
@@ -126,6 +127,7 @@ export class Session {
     const body = { model: model || undefined, messages, ...(limit ? { max_tokens: limit } : {}) };
     let kept = performance.now();
     try {
+      await store.keep(this.conversation, ...asked, message);
       const reading = await read("/v1/chat/completions", body, controller.signal, (found) => {
         take(message, found, before);
         if (this.run) this.run.waiting = "";
@@ -141,6 +143,7 @@ export class Session {
       take(message, reading, before);
       message.state = reading.ended === "length" ? "length" : "done";
     } catch (error) {
+      if (error instanceof DOMException && error.name !== "AbortError") throw error; // of the store
       message.state = controller.signal.aborted ? "stopped" : "failed";
       if (!controller.signal.aborted) {
         message.error = error instanceof Failure ? error.message : `The page itself has failed: ${error}`;

@@ -273,7 +273,7 @@ def test_targets(plain: Service) -> None:
     body = json.dumps(ASK)
     head = f"Host: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     assert raw(plain, f"POST http://localhost/v1/chat/completions HTTP/1.1\r\n{head}{body}")[0] == 200
-    assert raw(plain, f"GET http://localhost HTTP/1.1\r\n{head}{body}")[0] == 404
+    assert raw(plain, f"GET http://localhost HTTP/1.1\r\n{head}{body}")[0] == 200
     for target, host, expected in (
         ("http://evil.example/v1/models", "localhost", 403),
         ("http://localhost/v1/models", "evil.example", 403),

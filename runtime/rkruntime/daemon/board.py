@@ -110,7 +110,8 @@ def _memory(root: Path) -> dict[str, int]:
 def _resident(root: Path, worker: Optional[int]) -> dict[str, int]:
     found = {}
     for name, pid in (("supervisor", os.getpid()), ("worker", worker)):
-        match = re.search(r"^VmRSS:\s+([0-9]{1,18}) kB", _text(root / f"proc/{pid}/status") if pid else "", re.MULTILINE)
+        said = _text(root / f"proc/{pid}/status") if pid else ""
+        match = re.search(r"^VmRSS:\s+([0-9]{1,18}) kB", said, re.MULTILINE)
         if match:
             found[name] = int(match[1]) << 10
     return found
@@ -151,9 +152,9 @@ class Board(NamedTuple):
 def identify(root: Path = ROOT) -> Board:
     tree = [root / "sys/firmware/devicetree/base", root / "proc/device-tree"]
     model = next((found for at in tree if (found := _word_of_tree(at / "model"))), None)
-    entries = next((found for at in tree if (found := _text(at / "compatible").split("\0")) != [""]), [])
+    entries = next((said for at in tree if (said := _text(at / "compatible"))), "").split("\0")
     board = boards.catalogue().identify(entries, model or "")
-    return Board(model, board and board.id)
+    return Board(model, None if board is None else board.id)
 
 
 def _word_of_tree(path: Path) -> str:

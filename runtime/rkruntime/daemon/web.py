@@ -16,6 +16,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from rk3588 import resources
+from rk3588.errors import RequestRefused
 
 FOLDER = "web"
 INDEX = "index.html"
@@ -79,7 +80,7 @@ def routes() -> list[Route]:
     async def file(request: Request) -> Response:
         found = known.get(request.path_params["path"])
         if found is None:
-            return PlainTextResponse("the page has no such file\n", 404)
+            raise RequestRefused("the chat page has no such file", status=404, code="not_found")
         return _response(found, request)
 
     return [_Front("/", front), Route(f"/{FOLDER}/{{path:path}}", file)]

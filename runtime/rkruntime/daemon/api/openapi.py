@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rk3588.conversation_rules import RESERVED
-from rkruntime.daemon import formats
+from rk3588.conversation_rules import PREFIX, RESERVED
+from rkruntime.daemon import formats, web
 from rkruntime.daemon.answering import COMMENTS_HEADER, DEADLINE_HEADER, DEADLINE_PATTERN
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
@@ -40,6 +40,7 @@ _ERRORS = {
     503: "There is no model that could answer now.",
     504: "The deadline has passed.",
 }
+_STATS = ("model", "runtime", "board", "state", "queued", "running", "restarts", "measured", "predicted", "now")
 _LATER = (429, 503)  # say when to try again
 
 
@@ -121,10 +122,30 @@ def _paths() -> Object:
                 open=True,
             )
         },
+        **_looked_at(one),
         "/openapi.json": {
             "get": _get("openapi", "This document", {200: ("An OpenAPI document.", {"type": "object"})}, 403, open=True)
         },
     }
+
+
+def _looked_at(one: Object) -> Object:
+    """The chat page, and how things are."""
+    place = {"name": "request", "in": "query", "required": False, "schema": _STRING}
+    place["description"] = "The X-Request-Id of a request whose place in the queue is wanted."
+    stats = _get("stats", "How the daemon and its board are", {200: ("As it is now.", _schema("Stats"))}, 401, 403)
+    stats["parameters"].append(place)
+    metrics = _get("metrics", "The same, as Prometheus reads it", _texts("text/plain"), 401, 403)
+    page = _get("page", "The chat page, where HTML is accepted", _texts("text/html", "text/plain"), 403, open=True)
+    which = {"name": "path", "schema": {"enum": sorted(web.files())}}
+    kinds = ("text/html", "text/javascript", "text/css", "image/svg+xml")
+    file = _get("file", "A file of the page", _texts(*kinds), 403, 404, open=True, path={**one, **which})
+    gets = {"/stats": stats, "/metrics": metrics, "/": page, "/web/{path}": file}
+    return {path: {"get": get} for path, get in gets.items()}
+
+
+def _texts(*kinds: str) -> dict[int, tuple[str, Object]]:
+    return {200: ("As it is.", {"content": {kind: {"schema": _STRING} for kind in kinds}})}
 
 
 def _header(name: str, schema: Object, description: str = "") -> Object:
@@ -150,7 +171,10 @@ def _error(status: int) -> Object:
 def _get(
     name: str, summary: str, answers: dict[int, tuple[str, Object]], *errors: int, open: bool = False, path: Any = None
 ) -> Object:
-    found = {status: _response(description, _json(schema)) for status, (description, schema) in answers.items()}
+    found = {
+        status: _response(description, schema.get("content") or _json(schema))
+        for status, (description, schema) in answers.items()
+    }
     found.update({status: _error(status) for status in errors})
     return {
         "operationId": name,
@@ -212,6 +236,7 @@ def _requests() -> Object:
     taken = [{"required": [name]} for name in sorted(RESERVED)]
     chat = {
         "messages": messages,
+        "continue_final_message": {"enum": [False, None], "description": "True: as `prefix` of the last message."},
         "max_completion_tokens": limit,
         **common,
         "tools": _or_null(
@@ -270,6 +295,8 @@ def _conversation() -> Object:
     names = {"name": _or_null("string"), "tool_call_id": _or_null("string")}
     said = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": {"anyOf": [_STRING, parts]}}
     answered = {"role": {"const": "assistant"}, "content": {"anyOf": [_NULL, _STRING, parts]}}
+    calls = _or_null("array", items=_schema("ToolCall"))
+    begun = {PREFIX: {"enum": [False, None], "description": "True in the last message: the answer goes on with it."}}
     arguments = {
         "description": "An object, as it is or as JSON in a string; a string that is no such JSON reaches the template "
         "as it is.",
@@ -280,7 +307,7 @@ def _conversation() -> Object:
         "Message": {
             "anyOf": [
                 _object({**said, **names}, "role", "content"),
-                _object({**answered, "tool_calls": _or_null("array", items=_schema("ToolCall")), **names}, "role"),
+                _object({**answered, "tool_calls": calls, **names, **begun}, "role"),
             ]
         },
         "TextPart": _object({"type": {"const": "text"}, "text": _STRING}, "type", "text"),
@@ -318,6 +345,7 @@ def _answers() -> Object:
         "Usage": _object(tokens, *tokens),
         "Model": _model(),
         "Status": _object(status, "state", "queued", "running", "restarts"),
+        "Stats": _object({**status, "place": _or_null("integer", description="0: being answered; 1: next.")}, *_STATS),
         "Error": _object({"error": _object(error, *error)}, "error"),
     }
 
