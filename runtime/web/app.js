@@ -111,6 +111,7 @@ async function work(it, what) {
   const last = it.path().at(-1);
   if (it === session) say(last?.state === "done" ? `Answer: ${last.text.slice(0, 2000)}` : last?.error || "Stopped.");
   await afterKept();
+  if (it.stale) await fromOtherTab(id);
   if (it.failure) await failed(it.failure, () => retryLast(it));
 }
 
@@ -328,7 +329,9 @@ function listen() {
  */
 async function fromOtherTab(id) {
   await sidebar.draw();
-  if (id !== session.conversation.id || session.run) return;
+  if (id !== session.conversation.id) return;
+  session.stale = session.run !== null; // then it is looked at when this tab's own answer has ended
+  if (session.stale) return;
   const latest = await store.find(id);
   if (!latest) {
     if (session.messages.size) tell("This conversation was deleted in another tab; what you send now keeps it.");
@@ -336,7 +339,7 @@ async function fromOtherTab(id) {
   }
   const { leaf } = session;
   for (const message of await store.messagesOf(id)) {
-    if (!session.messages.has(message.id)) session.messages.set(message.id, message);
+    session.messages.set(message.id, Object.assign(session.messages.get(message.id) ?? message, message));
   }
   Object.assign(session.conversation, { ...latest, leaf });
   if (latest.kind === "chat") draw();

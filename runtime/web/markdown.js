@@ -156,5 +156,5 @@ function elements(html) {
     box.tabIndex = 0;
     around.append(make("div", { class: "code-head" }, make("span", {}, language), copyButton("", "Copy this code", () => (code.textContent ?? "").replace(/\n$/, ""))), box);
   }
-  return [...fragment.childNodes];
+  return [...fragment.childNodes].filter((node) => node instanceof Element || node.textContent?.trim());
 }

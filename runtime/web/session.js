@@ -23,6 +23,9 @@ export class Session {
     this.changed = changed;
     /** @type {{controller: AbortController, message: Message, waiting: string} | null} */
     this.run = null;
+    /** @type {Failure | null} of the answer that failed last */
+    this.failure = null;
+    this.stale = false; // another tab has written to it
     this.leaf = this.remembered();
   }
 

@@ -27,7 +27,7 @@ for (const colorScheme of ["light", "dark"]) {
       await page.setInputFiles("#pick-files", [{ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("a") }]);
       await check(page, "a file");
       await talk(page, "hello");
-      await page.click(".thought summary");
+      await page.click(".thought:not([hidden]) summary");
       await page.locator("article.user").last().hover();
       await check(page, "a conversation");
       await page.locator('button[aria-label="Edit message"]').last().click();

