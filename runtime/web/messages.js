@@ -53,7 +53,7 @@ export class MessageList {
     this.rows = kept;
     let at = this.place.firstElementChild;
     for (const { element } of kept.values()) {
-      if (element === at) at = at.nextElementSibling;
+      if (at && element === at) at = at.nextElementSibling;
       else this.place.insertBefore(element, at);
     }
     this.toEnd();

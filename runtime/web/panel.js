@@ -12,7 +12,7 @@ export class Panel {
   constructor() {
     this.place = byId("panel", HTMLElement);
     this.button = byId("board", HTMLButtonElement);
-    this.button.addEventListener("click", () => this.toggle(this.place.hidden));
+    this.button.addEventListener("click", () => this.toggle(this.place.hidden !== false));
     this.place.addEventListener("keydown", (event) => event.key === "Escape" && this.toggle(false));
     this.body = make("div", { class: "panel-body" });
     this.place.append(make("div", { class: "panel-head" }, make("h2", {}, "Board"), iconButton("close", "Close", () => this.toggle(false))), this.body);
