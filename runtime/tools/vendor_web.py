@@ -27,7 +27,8 @@ _MOST_BYTES = 1 << 20  # of a file that is taken
 def wrong() -> list[str]:
     """What lies in the folder and is not as pinned, or is pinned and does not lie there."""
     pinned = {name: file["sha256"] for package in _pins() for name, file in package["files"].items()}
-    there = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.iterdir() if path != PINS}
+    found = [path for path in VENDOR.iterdir() if path.name != PINS.name]
+    there = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
     return sorted(name for name in pinned.keys() | there.keys() if pinned.get(name) != there.get(name))
 
 
