@@ -100,13 +100,10 @@ async function work(it, what) {
   if (location.hash.slice(1) !== id && it === session) history.replaceState(null, "", `#${id}`);
   it.failure = null;
   say("The model answers.");
-  try {
-    const done = what();
-    void afterKept();
-    await done;
-  } catch (error) {
-    tell(`This browser does not keep the conversation: ${error instanceof Error ? error.message : error}.`);
-  }
+  const done = what();
+  void afterKept();
+  await done;
+  if (it.unkept) tell(`This browser does not keep the conversation (${it.unkept}): it is gone after a reload.`);
   working.delete(id);
   const last = it.path().at(-1);
   if (it === session) say(last?.state === "done" ? `Answer: ${last.text.slice(0, 2000)}` : last?.error || "Stopped.");
@@ -161,7 +158,7 @@ function begin(kind) {
 async function open(id) {
   plain.close();
   const live = working.get(id);
-  const conversation = live ? live.conversation : await store.find(id);
+  const conversation = live ? live.conversation : id ? await store.find(id) : undefined;
   if (!conversation) {
     if (id) tell("This conversation is not in this browser any more.");
     begin("chat");
@@ -303,13 +300,13 @@ function listen() {
   byId("settings", HTMLButtonElement).addEventListener("click", async () => {
     const { conversation } = session;
     if (!(await askSettings(conversation))) return;
-    if (session.messages.size || conversation.text) await store.keep(conversation);
+    if (session.messages.size || conversation.text) await session.keep();
     draw();
     await afterKept();
   });
   modelMenu.addEventListener("change", async () => {
     session.conversation.model = modelMenu.value;
-    if (session.messages.size) await store.keep(session.conversation);
+    if (session.messages.size) await session.keep();
   });
   byId("forget-key", HTMLButtonElement).addEventListener("click", () => {
     api.keepKey("");
@@ -371,6 +368,10 @@ function theme() {
 
 listen();
 drawWelcome();
-await open(location.hash.slice(1)).catch((error) => tell(`This browser keeps no conversations: ${error}`));
+try {
+  await open(location.hash.slice(1));
+} catch {
+  begin("chat"); // the list says that nothing is kept
+}
 await sidebar.draw();
 await look();

@@ -60,7 +60,11 @@ export class PlainText {
     conversation.text = this.area.value;
     if (!conversation.named) conversation.title = titleOf(conversation.text) || "Plain text";
     conversation.updated = Date.now();
-    await store.keep(conversation);
+    try {
+      await store.keep(conversation);
+    } catch {
+      this.status.textContent = "This browser does not keep the text.";
+    }
     this.actions.kept();
   }
 

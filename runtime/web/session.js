@@ -25,8 +25,21 @@ export class Session {
     this.run = null;
     /** @type {Failure | null} of the answer that failed last */
     this.failure = null;
+    this.unkept = ""; // why this browser did not keep it
     this.stale = false; // another tab has written to it
     this.leaf = this.remembered();
+  }
+
+  /**
+   * Keeps the conversation. One that this browser does not keep goes on without.
+   * @param {...Message} messages
+   */
+  async keep(...messages) {
+    try {
+      await store.keep(this.conversation, ...messages);
+    } catch (error) {
+      this.unkept = error instanceof Error ? error.message : String(error);
+    }
   }
 
   /** The branch that this tab showed last, else the one that any did. */
@@ -68,7 +81,7 @@ export class Session {
   /** @param {Message} message */
   show(message) {
     this.setLeaf(this.deepest(message.id));
-    void store.keep(this.conversation);
+    void this.keep();
     this.changed(this, null);
   }
 
@@ -130,13 +143,13 @@ export class Session {
     const body = { model: model || undefined, messages, ...(limit ? { max_tokens: limit } : {}) };
     let kept = performance.now();
     try {
-      await store.keep(this.conversation, ...asked, message);
+      await this.keep(...asked, message);
       const reading = await read("/v1/chat/completions", body, controller.signal, (found) => {
         take(message, found, before);
         if (this.run) this.run.waiting = "";
         if (performance.now() - kept > KEEP_MS) {
           kept = performance.now();
-          void store.keep(this.conversation, message);
+          void this.keep(message);
         }
         this.changed(this, message);
       }, (sentence) => {
@@ -146,7 +159,6 @@ export class Session {
       take(message, reading, before);
       message.state = reading.ended === "length" ? "length" : "done";
     } catch (error) {
-      if (error instanceof DOMException && error.name !== "AbortError") throw error; // of the store
       message.state = controller.signal.aborted ? "stopped" : "failed";
       if (!controller.signal.aborted) {
         message.error = error instanceof Failure ? error.message : `The page itself has failed: ${error}`;
@@ -156,7 +168,7 @@ export class Session {
     } finally {
       this.run = null;
       this.conversation.updated = Date.now();
-      await store.keep(this.conversation, message);
+      await this.keep(message);
       this.changed(this, null);
     }
   }

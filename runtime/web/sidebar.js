@@ -36,10 +36,17 @@ export class Sidebar {
     const words = this.input.value.trim();
     this.searching.abort();
     const { signal } = (this.searching = new AbortController());
-    let shown = await store.all();
-    if (words) {
-      const found = await store.search(words, signal);
-      shown = shown.filter(({ id }) => found.has(id));
+    /** @type {store.Conversation[]} */
+    let shown = [];
+    let kept = true;
+    try {
+      shown = await store.all();
+      if (words) {
+        const found = await store.search(words, signal);
+        shown = shown.filter(({ id }) => found.has(id));
+      }
+    } catch {
+      kept = false;
     }
     if (signal.aborted) return;
     const focused = this.list.contains(document.activeElement) ? document.activeElement?.closest("li")?.dataset.id : undefined;
@@ -47,7 +54,7 @@ export class Sidebar {
     if (focused) this.list.querySelector(`[data-id="${focused}"] button`)?.dispatchEvent(new Event("refocus"));
     const more = shown.length - MOST_SHOWN;
     this.none.hidden = shown.length > 0 && more <= 0;
-    this.none.textContent = more > 0 ? `${more} more: search for them` : words ? "Nothing found" : "Conversations are kept in this browser.";
+    this.none.textContent = more > 0 ? `${more} more: search for them` : !kept ? "This browser keeps no conversations." : words ? "Nothing found" : "Conversations are kept in this browser.";
   }
 
   /** @param {store.Conversation} conversation */

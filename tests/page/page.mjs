@@ -42,7 +42,7 @@ export async function daemon({ real = false, options = [], faults = "" } = {}) {
 }
 
 /** A page over a context of its own, or of a given one. What it complains of fails the test, but for `expected`. */
-export async function open(url, { options = WIDE, context, expected = [] } = {}) {
+export async function open(url, { options = WIDE, context, expected = [], before } = {}) {
   const own = context ?? (await browser.newContext({ ...options, baseURL: url }));
   const page = await own.newPage();
   page.setDefaultTimeout(Number(process.env.PAGE_PATIENCE ?? 20) * 1000);
@@ -58,6 +58,7 @@ export async function open(url, { options = WIDE, context, expected = [] } = {})
   });
   page.asked = [];
   page.on("request", (request) => page.asked.push(request));
+  if (before) await page.addInitScript(before);
   await page.goto(url);
   await page.waitForFunction(() => document.querySelector("#model option") || document.querySelector("dialog[open]"));
   return page;

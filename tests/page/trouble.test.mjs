@@ -214,6 +214,24 @@ test("a conversation of 2,000 messages opens", async () => {
   assert.equal(await page.locator("article").count(), 2002);
 });
 
+test("a browser that keeps nothing still has a conversation", async () => {
+  const before = () => {
+    const refuse = () => {
+      throw new DOMException("The operation is insecure.", "SecurityError");
+    };
+    Object.defineProperty(window, "indexedDB", { value: { open: refuse } });
+    Object.defineProperty(window, "localStorage", { get: refuse });
+  };
+  const page = await open(url, { before });
+  assert.equal(await page.locator("#no-conversations").innerText(), "This browser keeps no conversations.");
+  await talk(page, "say one");
+  await page.waitForSelector("#notice:has-text('does not keep the conversation')");
+  await talk(page, "say two");
+  assert.equal(await page.locator("article").count(), 4);
+  assert.equal(await answer(page), "two");
+  assert.deepEqual(page.complaints, []);
+});
+
 test("files of a hostile export do no harm", async () => {
   const page = await open(url);
   const conversations = [{ id: "x", title: "<img src=x onerror=alert(1)>", messages: [{ id: "a", parent: "b", role: "evil", text: 7, state: "partial" }, { id: "b", parent: "a", role: "assistant", text: "<script>alert(1)</script>", calls: [{}], files: "no" }], leaf: "b", __proto__: null }];
