@@ -8,6 +8,7 @@ import { newId } from "./dom.js";
 
 const FIRST_LOOK_MS = 600; // before the queue is asked: most answers begin sooner
 const LOOK_MS = 1500;
+const SHORTEST_S = 0.02; // of an answer whose speed is told: pieces that come together say nothing of it
 
 /**
  * What a message is to the model: its files go before its text.
@@ -86,7 +87,7 @@ export async function read(path, body, signal, show, wait) {
         reading.context = event.usage.total_tokens;
       }
       const seconds = (latest - begun) / 1000;
-      reading.rate = (reading.tokens ?? 0) > 1 && seconds > 0 ? ((reading.tokens ?? 0) - 1) / seconds : null;
+      reading.rate = (reading.tokens ?? 0) > 1 && seconds >= SHORTEST_S ? ((reading.tokens ?? 0) - 1) / seconds : null;
       if (begun || event.usage) show(reading);
     }
   } finally {

@@ -200,7 +200,7 @@ class Row {
       };
       found.push(go(-1, "Version before", "left"), make("span", { class: "quiet" }, `${at + 1} / ${all.length}`), go(1, "Version after", "right"));
     }
-    found.push(copyButton(message.text, message.role === "user" ? "Copy message" : "Copy answer"));
+    if (message.text) found.push(copyButton(message.text, message.role === "user" ? "Copy message" : "Copy answer"));
     if (message.role === "user") {
       const edit = iconButton("edit", "Edit message", () => this.edit(message, actions));
       edit.disabled = busy;
@@ -252,7 +252,7 @@ class Row {
 
 /** @param {import("./store.js").TextFile} file */
 function fileChip({ name, text }) {
-  const lines = text.split("\n").length;
+  const lines = text.replace(/\n$/, "").split("\n").length;
   return make("li", {}, make("details", {}, make("summary", {}, icon("file"), name, make("span", { class: "quiet" }, ` ${lines} ${lines === 1 ? "line" : "lines"}`)), make("pre", { tabIndex: 0 }, text.slice(0, 20_000))));
 }
 

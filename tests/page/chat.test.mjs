@@ -148,7 +148,7 @@ test("system prompt, length, model and files reach the model", async () => {
   assert.equal(body.max_tokens, 7);
   assert.deepEqual(body.messages[0], { role: "system", content: "You are brief." });
   assert.equal(body.messages[1].content, "File notes.txt:\n```\nGrüße\nline\n```\n\nWhat is in it?");
-  assert.match(await page.locator("article.user .files").innerText(), /notes\.txt\s+3 lines/);
+  assert.match(await page.locator("article.user .files").innerText(), /notes\.txt\s+2 lines/);
 });
 
 test("plain completion goes on where a text ends, can be taken back, and is kept", async () => {
