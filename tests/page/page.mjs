@@ -4,7 +4,7 @@ import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
-import { after } from "node:test";
+import { after, afterEach } from "node:test";
 
 const require = createRequire(`${process.env.PAGE_MODULES}/`);
 const { chromium } = require("playwright-core");
@@ -20,6 +20,11 @@ const browser = await chromium.launch({
   ],
 });
 const running = [];
+const contexts = new Set();
+afterEach(async () => {
+  await Promise.all([...contexts].map((context) => context.close()));
+  contexts.clear();
+});
 after(async () => {
   await browser.close();
   for (const process of running) process.kill("SIGTERM");
@@ -44,8 +49,9 @@ export async function daemon({ real = false, options = [], faults = "" } = {}) {
 /** A page over a context of its own, or of a given one. What it complains of fails the test, but for `expected`. */
 export async function open(url, { options = WIDE, context, expected = [], before } = {}) {
   const own = context ?? (await browser.newContext({ ...options, baseURL: url }));
+  contexts.add(own);
   const page = await own.newPage();
-  page.setDefaultTimeout(Number(process.env.PAGE_PATIENCE ?? 20) * 1000);
+  page.setDefaultTimeout(Number(process.env.PAGE_PATIENCE ?? 60) * 1000);
   page.complaints = [];
   page.on("pageerror", (error) => page.complaints.push(String(error)));
   page.on("console", (message) => {
