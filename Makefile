@@ -1,5 +1,5 @@
 # Every target sets up what it needs: system packages (as root, with apt), .venv, this package, the model.
-.PHONY: help quickstart test test-boards test-installed lint format bench soak aarch64 test-aarch64 x86_64 test-x86_64 pyz clean
+.PHONY: help quickstart test test-page test-boards test-installed lint format bench soak aarch64 test-aarch64 x86_64 test-x86_64 pyz clean
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 C_SOURCES = $(shell find runtime/sim tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.inc')
@@ -19,15 +19,20 @@ quickstart:  ## a real model, quantised three ways, each answering a question, a
 test: ready  ## the tests, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
+test-page: ready  ## the chat page in Chromium (installed as root; skipped where there is none)
+	@.ci/setup browser
+	@$(PY) -m tests.page
+
 test-boards: ready  ## deployments to boards with systemd, in containers (as root), and each fault of the network and the board
 	@$(PY) -m pytest -s -m slow tests/deploy/test_deploy_service.py 'tests/deploy/test_deploy_faults.py::test_each_fault[2]'
 
 test-installed: ready  ## the wheel in fresh environments of the newest Python and of 3.9, from convert to deploy
 	@$(PY) -m tests.installed
 
-lint: ready  ## ruff, mypy --strict, clang-format
+lint: ready  ## ruff, mypy --strict, clang-format, the chat page's types
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@$(PY) -m tests.page.types
 	@.venv/bin/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: ready  ## clang-format over the C and C++ sources

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
+from . import resources
 from .errors import BoardError, UsageError
 from .nearest import nearest
-from .resources import packaged
-from .yamltable import Table, read
+from .yamltable import Table, parse, read
 
 HOSTS = "hosts.yaml"
 VARIABLE = "RK3588_HOSTS"
@@ -151,8 +151,8 @@ class Boards:
 @functools.lru_cache(maxsize=1)
 def catalogue() -> Boards:
     """The boards that ship with the package."""
-    _, top = read(packaged("boards.yaml"))
-    return extend(Boards({}, {}), top)
+    name = "boards.yaml"
+    return extend(Boards({}, {}), parse(resources.read(name).decode("utf-8"), Path(name)))
 
 
 def user_file() -> Path:

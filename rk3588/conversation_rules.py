@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 FOLD, REFUSE = "fold", "refuse"  # what is done with a system prompt where the template has no system role
+PREFIX = "prefix"  # of a last message: the assistant's, which the answer goes on with
 # Names in templates that are not a user's to give: what we pass, what the bundle says, what Jinja and we define.
 RESERVED = {
     "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "unk_token", "pad_token",

@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import resources
 from .errors import UsageError
 from .quant import SCHEMES, Scheme
-from .resources import packaged
 from .rkllm import CONTEXT_RESERVE, MAX_CONTEXT, NPU_WINDOW, SYSTEM_BYTES
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Condition:
 @functools.lru_cache(maxsize=1)
 def coefficients() -> dict[str, Any]:
     """The fitted numbers; the script that writes them explains each."""
-    loaded: dict[str, Any] = json.loads(packaged("data/coefficients.json").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = json.loads(resources.read("data/coefficients.json"))
     return loaded
 
 

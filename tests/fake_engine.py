@@ -45,6 +45,7 @@ class FakeAnswer:
     perf: Perf | None = None
     finish_reason: str = ""
     opened: str = ""
+    place: int | None = 0
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def pieces(self, heartbeat_s: float | None = None) -> AsyncIterator[Piece]:
@@ -84,6 +85,7 @@ class FakeEngine:
         self.jobs: list[Job] = []
         self.answers: list[FakeAnswer] = []
         self.drained: float | None = None
+        self.worker_pid: int | None = None
 
     async def start(self) -> None:
         pass

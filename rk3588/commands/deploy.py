@@ -213,7 +213,7 @@ def usage_text(connection: Connection, outcome: Outcome) -> str:
     host = address if open_to_all else "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
     read = f"{'sudo ' if inspection.systemd else ''}cat {inspection.prefix}/keys"
-    lines = [f"URL            http://{host}:{port}/v1"]
+    lines = [f"URL            http://{host}:{port}/v1", f"chat page      http://{host}:{port}/   (it asks for the key)"]
     if not open_to_all and not here:
         tunnel = shell.command("ssh", "-NL", f"{port}:127.0.0.1:{port}", *words)
         lines.append(f"from here      {tunnel}   (or deploy with --expose lan)")

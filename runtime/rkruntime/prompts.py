@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Optional, Protocol, Union
 
 from rk3588.bundle import Bundle
-from rk3588.conversation_rules import FOLD
+from rk3588.conversation_rules import FOLD, PREFIX
 from rk3588.hostlib import SimModel
 from rk3588.templates import ChatTemplate, Message, Rendered, Source
 
@@ -92,15 +92,18 @@ class Prompts:
     def chat(self, messages: Sequence[Message], variables: Optional[Mapping[str, Any]] = None) -> Prompt:
         """A conversation in the model's template, up to where the assistant speaks.
 
-        ``variables`` (``tools``, …) reach the template by name; no text in them or in the messages is special.
+        ``variables`` (``tools``, …) reach the template by name; no text in them or in the messages is special. A last
+        message with PREFIX is what the assistant has said already.
         """
         variables = {**self._variables, **(variables or {})}
         if self._vocabulary is None:
-            return self._render(messages, variables)
+            messages, begun = _without_begun(messages)
+            return self._render(messages, variables) + begun
         if self._specials is None:
             self._specials = Specials(self._vocabulary)
         masked = self._specials.mask(messages, variables)
-        text = self._render(masked.messages, masked.variables)
+        messages, begun = _without_begun(masked.messages)
+        text = self._render(messages, masked.variables) + begun
         return self._with_bos(self._vocabulary, masked.encode(text))
 
     def shown(self, messages: Sequence[Message]) -> str:
@@ -136,3 +139,10 @@ class Prompts:
         """As llama.cpp does: BOS first if the model wants it and the template did not write it."""
         bos = vocabulary.info.bos_id
         return [bos, *ids] if vocabulary.info.add_bos and bos >= 0 and ids[:1] != [bos] else ids
+
+
+def _without_begun(messages: Sequence[Message]) -> tuple[Sequence[Message], str]:
+    """The messages for the template, and what goes behind what it makes of them."""
+    if messages and messages[-1].get(PREFIX):
+        return messages[:-1], str(messages[-1]["content"])
+    return messages, ""

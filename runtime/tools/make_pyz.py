@@ -25,6 +25,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 PINS = Path(__file__).with_name("pyz-requirements.txt")
 WHEELS = TOP / "build" / "pyz-wheels"
 SOURCES = {"rk3588": TOP / "rk3588", "rkruntime": TOP / "runtime" / "rkruntime"}
+WEB = TOP / "runtime" / "web"
 # One wheel for everybody, since nothing compiled of it is kept.
 _OLDEST = ("--python-version", "3.9", "--implementation", "cp", "--abi", "cp39", "--platform", "manylinux2014_x86_64")
 _LEFT_OUT = {".so", ".pyc", ".pyd"}
@@ -97,6 +98,8 @@ def collect(stage: Path, wheels: list[Path]) -> None:
             archive.extractall(stage)
     for name, source in SOURCES.items():
         shutil.copytree(source, stage / name)
+    shutil.copytree(WEB, stage / "rk3588" / "web")
+    shutil.copy(TOP / "boards.yaml", stage / "rk3588" / "boards.yaml")
     shutil.copy(TOP / "LICENSE", stage / "LICENSE")
     (stage / "__main__.py").write_text(_MAIN)
 

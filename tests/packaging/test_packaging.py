@@ -34,6 +34,7 @@ for package in ("rkconvert", "rkruntime"):
     assert resources.files(package).joinpath("py.typed").is_file(), package
 for name in ("data/calibration.json", "toolkit/toolkit_worker.py"):
     assert resources.files("rkconvert").joinpath(name).is_file(), name
+assert {{"index.html", "app.js", "vendor/marked.js"}} <= set(rk3588.resources.folder("web"))
 assert ctypes.CDLL(str(rk3588.sim.packaged("lib/librkllmrt.so"))).rkllm_init
 print(rk3588.__file__, rk3588.resources.packaged("lib/librksim.so"), rk3588.hostlib.kernel(), sep="\\n")
 """
@@ -134,7 +135,7 @@ def test_wheel_holds_three_packages_and_the_licence(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     info = {top for top in tops if top.endswith(".dist-info")}
     assert tops - info == {"rk3588", "rkconvert", "rkruntime"}
-    assert {f"rk3588/{name}" for name in PACKAGED} <= set(names)
+    assert {f"rk3588/{name}" for name in (*PACKAGED, "web/index.html", "web/vendor/marked.LICENSE")} <= set(names)
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     # Nothing in it is tied to one Python: the libraries speak C.
     assert "-py3-none-" in wheel.name

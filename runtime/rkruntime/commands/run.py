@@ -13,6 +13,7 @@ import click
 from rk3588 import bundle as bundles
 from rk3588.errors import UsageError, printable_json, shown
 from rk3588.templates import ChatTemplate
+from rkruntime.conversation import read_text
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt, Prompts
 
@@ -23,23 +24,34 @@ from . import options
 @options.BUNDLE
 @click.argument("prompt", required=False)
 @click.option("-p", "--system", metavar="TEXT", help="System prompt.")
+@click.option(
+    "-f", "--file", type=click.Path(path_type=Path), metavar="FILE", help="Put a text file after PROMPT, or for it."
+)
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
 @click.option("--stats", is_flag=True, help="Counts and times on stderr, at the end.")
 @click.option("--json", "as_json", is_flag=True, help="One object with the answer, counts and times, at the end.")
 @options.settings
 def run(
-    path: Path, prompt: Optional[str], system: Optional[str], raw: bool, stats: bool, as_json: bool, **chosen: Any
+    path: Path,
+    prompt: Optional[str],
+    system: Optional[str],
+    file: Optional[Path],
+    raw: bool,
+    stats: bool,
+    as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Answer PROMPT; without it, what comes on stdin. With both, a pipe's or a file's text is put after PROMPT.
 
     \b
     rk3588 run out/NAME-rk3588-w8a8 "What is gravity?"
     git diff | rk3588 run out/NAME-rk3588-w8a8 "Explain this change:"
+    rk3588 run out/NAME-rk3588-w8a8 "Sum this up:" -f notes.txt
     """
     if raw and system:
         raise UsageError("--raw sends the prompt alone: leave out --system, or write it into the prompt")
     wanted = options.make_settings(chosen)
-    text = _prompt(prompt)
+    text = _prompt(prompt, file)
     options.answers_only()
     if not raw:
         ChatTemplate.of(bundles.read(path), wanted.template)  # a bundle without one is refused before it is loaded
@@ -76,17 +88,25 @@ def _shown(part: str, as_json: bool) -> str:
     return part
 
 
-def _prompt(argument: Optional[str]) -> str:
-    """The prompt from the command line, from stdin, or from both."""
-    if argument is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError('no prompt: give one (rk3588 run BUNDLE "…") or pipe it in')
-        text = _stdin()
+def _prompt(argument: Optional[str], file: Optional[Path]) -> str:
+    """The prompt from the command line, from a file, from stdin, or from all of them in this order."""
+    parts = [part for part in (argument, None if file is None else _from(file)) if part is not None]
+    if parts:
+        parts += [_stdin()] if _is_piped() else []
+    elif sys.stdin is None or sys.stdin.isatty():
+        raise UsageError('no prompt: give one (rk3588 run BUNDLE "…"), a file (-f FILE) or pipe it in')
     else:
-        piped = _stdin() if _is_piped() else ""
-        text = f"{argument}\n\n{piped}" if piped else argument
+        parts = [_stdin()]
+    text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise UsageError("the prompt is empty")
+    return text
+
+
+def _from(file: Path) -> str:
+    text = read_text(file).rstrip("\n")
+    if not text.strip():
+        raise UsageError(f"{file} is empty")
     return text
 
 

@@ -20,9 +20,11 @@ from .answer_parts import SIGN_OF_LIFE, WholeAnswer
 from .api.dialect import AnswerRequest, Endpoint, FindModel, Reply, Usage
 from .config import Config
 from .fields import parse_json
+from .figures import Figures, Timing
 from .jobs import Engine
 from .jsonformat import Checker
 from .keys import Keys, shown_in
+from .places import Places
 from .reading import Reading
 
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
@@ -39,9 +41,18 @@ class ClientGone(Exception):
 class Answering:
     """An ASGI application for one endpoint, whose language reads the requests and shapes the answers."""
 
-    def __init__(self, engine: Engine, config: Config, keys: Keys, find: FindModel, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        keys: Keys,
+        find: FindModel,
+        endpoint: Endpoint,
+        figures: Figures,
+        places: Places,
+    ) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
-        self._endpoint = endpoint
+        self._endpoint, self._figures, self._places = endpoint, figures, places
         self._checker = Checker()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,9 +71,12 @@ class Answering:
         self, request: AnswerRequest, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
         facts = scope["state"]["facts"]
-        reading, reply = Reading(self._engine, request, self._checker), self._endpoint.reply(request.model)
+        timing = Timing(self._figures)
+        reading = Reading(self._engine, request, self._checker, timing.first_token)
+        reply = self._endpoint.reply(request.model)
         if not request.runs:
             return await self._say_it_is_there(request, reply)(scope, receive, send)
+        self._places.add(facts["request_id"], reading)
         try:
             await reading.start()
             extra = self._ignored(request)
@@ -76,8 +90,11 @@ class Answering:
                 await JSONResponse(body, headers=extra)(scope, receive, send)
             facts.setdefault("ended", reading.finish_reason or None)
         finally:
+            self._places.remove(facts["request_id"], reading)
             await reading.close()
-            facts.update(prompt_tokens=reading.usage.prompt, completion_tokens=reading.usage.completion)
+            usage = reading.usage
+            timed = timing.end(usage.prompt, usage.completion, usage.durations)
+            facts.update(prompt_tokens=usage.prompt, completion_tokens=usage.completion, **timed)
 
     def _say_it_is_there(self, request: AnswerRequest, reply: Reply) -> JSONResponse:
         """To a client that asks for the model to be loaded: it is, or will be; Unavailable if it cannot be."""

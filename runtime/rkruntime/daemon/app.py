@@ -23,21 +23,24 @@ from rk3588 import library_version, runtime
 from rk3588.errors import RequestRefused, RkError
 from rkruntime import loader
 
-from . import logs, sampling
+from . import logs, sampling, stats, web
 from .answering import Answering, ClientGone, deadline_of, read_body
 from .api import anthropic, anthropic_requests, embeddings, languages, ollama_models, openapi, tokenize
 from .api.dialect import Object
 from .config import Config
 from .embed_answering import EmbedAnswering
 from .fields import Fields, parse_json
+from .figures import Figures
 from .gate import Gate, add_headers
 from .jobs import Engine
 from .keys import Keys, shown_in
 from .models import Models
+from .places import Places
 from .template_facts import TemplateFacts
 from .thinkwish import OF_THE_TEMPLATE
 
 _CLIENTS = 1000  # that are remembered
+_OFTEN = ("/health", "/ready", "/stats", "/metrics")  # asked for by machines: no line for each that goes well
 _PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
 _OF_THE_DAEMON = {"num_ctx", "keep_alive", "store"}  # of what may be ignored
 _NOT_CHANGED = "a request does not change this: the model stays loaded as it is, and nothing of it is kept"
@@ -94,8 +97,10 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def fields_of(request: Request) -> Fields:
         return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
 
+    counted = (*(endpoint.path for endpoint in languages.ENDPOINTS), "/v1/models", "/", *_OFTEN)
+    figures, places = Figures(counted), Places()
     answering = [
-        Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint), methods=["POST"])
+        Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint, figures, places), methods=["POST"])
         for endpoint in languages.ENDPOINTS
     ]
     answering += [
@@ -117,16 +122,18 @@ def make(engine: Engine, config: Config) -> Starlette:
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
         *answering,
+        *web.routes(),
         Route(tokenize.PATH, count_tokens, methods=["POST"]),
         Route(f"{anthropic.PATH}/count_tokens", count_message, methods=["POST"]),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
+        *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/ready", ready),
         Route("/openapi.json", describe),
     ]
-    middleware = [Middleware(_Logged, config=config), Middleware(Gate, config=config)]
+    middleware = [Middleware(_Logged, config=config, figures=figures), Middleware(Gate, config=config)]
 
     async def rk_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RkError)
@@ -168,8 +175,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 class _Logged:
     """Around everything: a request id in and out, a log line at the end, and 500 for what nobody expected."""
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
-        self._app, self._config = app, config
+    def __init__(self, app: ASGIApp, config: Config, figures: Figures) -> None:
+        self._app, self._config, self._figures = app, config, figures
         self._warned: dict[tuple[str, str], None] = {}  # which client, of what: the newest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -205,7 +212,8 @@ class _Logged:
         finally:
             if ignored:
                 self._warn_once(scope, ignored)
-            quiet = scope["path"] in ("/health", "/ready") and status == 200
+            self._figures.add_request(scope["path"], status, facts)
+            quiet = (scope["path"] in _OFTEN or web.is_page(scope["path"])) and status in (200, 304)
             logs.event(
                 "request",
                 logging.DEBUG if quiet else logging.INFO,

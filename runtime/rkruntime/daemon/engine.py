@@ -90,6 +90,10 @@ class WorkerEngine:
             self._state, self._reason, self._context, queued, self._running is not None, max(self._starts - 1, 0)
         )
 
+    @property
+    def worker_pid(self) -> Optional[int]:
+        return None if self._worker is None else self._worker.pid
+
     async def submit(self, job: Job) -> Ticket:
         self._check_open()
         self._check_queue_has_room()
@@ -107,6 +111,7 @@ class WorkerEngine:
         finally:
             self._being_encoded -= 1
         self._queue.push(ticket)
+        ticket.find_place = self._queue.place
         self._announce_change()
         return ticket
 

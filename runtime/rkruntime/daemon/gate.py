@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rk3588.errors import QueueFull, RequestRefused, RkError
 
-from . import hosts
+from . import hosts, web
 from .api import languages
 from .config import Config
 
@@ -102,7 +102,7 @@ class Gate:
         listed = all(self._any_page or (hosts.origin(o) or o.strip().lower()) in self._pages for o in origins)
         how = "list its origin in `cors` (--cors ORIGIN) if it may"
         sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
-        if "cross-site" in sites and not (listed and (origins or self._any_page)):
+        if "cross-site" in sites and not (listed and (origins or self._any_page)) and not _is_visit(scope, headers):
             raise _forbidden(f"a web page of another site may not use this server: {how}", "origin_not_allowed")
         if not origins:
             return False
@@ -154,6 +154,12 @@ class Gate:
             await self._app(scope, counted, send)
         finally:
             self._bytes -= held
+
+
+def _is_visit(scope: Scope, headers: Headers) -> bool:
+    """Whether a link of another site leads somebody to the chat page: into a tab, not into a frame."""
+    opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    return opened and scope["method"] in ("GET", "HEAD") and web.is_page(scope["path"])
 
 
 def _check_body(headers: Headers, of_a_page: bool) -> None:

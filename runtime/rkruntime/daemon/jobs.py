@@ -105,6 +105,11 @@ class Answer(Protocol):
         """The tag with which the prompt begins the model's thought; "" where it does not."""
         ...
 
+    @property
+    def place(self) -> Optional[int]:
+        """In the queue; 0: it is being answered; None: nobody can say."""
+        ...
+
     def pieces(self, heartbeat_s: Optional[float] = None) -> AsyncIterator[Piece]:
         """The answer as it comes; with ``heartbeat_s``, an empty piece after each so many seconds of silence.
 
@@ -142,6 +147,11 @@ class Engine(Protocol):
 
     @property
     def status(self) -> Status: ...
+
+    @property
+    def worker_pid(self) -> Optional[int]:
+        """The process that has the model; None where there is none."""
+        ...
 
     async def submit(self, job: Job) -> Answer:
         """Queue a job: returns when its prompt has been counted and has a place in the queue.

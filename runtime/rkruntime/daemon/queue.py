@@ -52,6 +52,23 @@ class FairQueue(Generic[T]):
                 return item
         return None
 
+    def place(self, item: T) -> Optional[int]:
+        """1: it is next, if nothing comes that goes before; None: it is not here."""
+        if item in self._returned:
+            return self._returned.index(item) + 1
+        before = len(self._returned)
+        for owners in (self._interactive, self._background):
+            mine = owners.get(item.owner, ())
+            if item in mine:
+                rounds, behind = list(mine).index(item), False
+                for owner, waiting in owners.items():
+                    behind = behind or owner == item.owner
+                    # Those whose turn comes earlier have one more before this.
+                    before += min(len(waiting), rounds + (not behind)) if owner != item.owner else rounds
+                return before + 1
+            before += sum(map(len, owners.values()))
+        return None
+
     def remove(self, item: T) -> bool:
         """Take out one that gave up; False if it is not here."""
         if item in self._returned:

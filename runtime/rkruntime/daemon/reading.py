@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -24,8 +24,14 @@ class Reading:
     ``close`` has to be called, whatever happened: it gives up what is still under way.
     """
 
-    def __init__(self, engine: Engine, request: AnswerRequest, checker: Checker) -> None:
-        self._engine, self._request, self._checker = engine, request, checker
+    def __init__(
+        self,
+        engine: Engine,
+        request: AnswerRequest,
+        checker: Checker,
+        on_token: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine, self._request, self._checker, self._on_token = engine, request, checker, on_token
         self._answer: Optional[Answer] = None
         self._first_attempt = Usage(0, 0)
         self._tokens = 0
@@ -59,6 +65,11 @@ class Reading:
             return self._first_attempt
         answer = self._answer
         return self._first_attempt.plus(Usage(answer.prompt_tokens, self._tokens, answer.durations, answer.perf))
+
+    @property
+    def place(self) -> Optional[int]:
+        """How many are answered before this one begins, as the queue stands; None where nobody can say."""
+        return None if self._answer is None else self._answer.place
 
     async def close(self) -> None:
         if self._answer is not None:
@@ -94,6 +105,8 @@ class Reading:
         self._tokens = 0
         async for text, tokens in self._answer.pieces(heartbeat_s):
             self._tokens += tokens
+            if tokens:
+                self._on_token()
             for part in reader.feed(text) or [SIGN_OF_LIFE]:
                 called = called or part.call is not None
                 yield part

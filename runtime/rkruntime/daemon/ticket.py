@@ -35,6 +35,7 @@ class Ticket:
         self.finish_reason = ""
         self.opened = ""
         self.run: Optional[WorkerRun] = None  # while the worker is at it
+        self.find_place: Callable[[Ticket], Optional[int]] = lambda _: None  # of the queue, once it is in one
         self.retried = False
         self.over = False  # no more events: ended, failed, closed
         self._cancel = cancel
@@ -52,6 +53,11 @@ class Ticket:
     @property
     def left_s(self) -> float:
         return self._timer.when() - self._loop.time()
+
+    @property
+    def place(self) -> Optional[int]:
+        """0: it is being answered; 1: it is the next; None: neither."""
+        return 0 if self.run is not None else self.find_place(self)
 
     # The engine's side.
 

@@ -30,7 +30,8 @@ from .ollama import STREAM_TYPE, line, timestamp
 
 VERSION = "0.12.0"  # of Ollama, whose API this is: programs compare it, part by part, with what they need
 FOR_EVER = "2999-12-31T23:59:59Z"  # when the model will be unloaded, for those who have to be told a time
-ROOT = "Ollama is running: rkchatd speaks its API\n"  # some look for the first three words
+# At / for programs, of which some look for the first three words.
+ROOT = "Ollama is running: rkchatd speaks its API, and OpenAI's under /v1; a browser gets a chat page here\n"
 _FORMATS = {runtime.SIM: "gguf", runtime.NPU: "rkllm"}
 _SIZES = {
     "context_length": "context_length", "embedding_length": "hidden", "block_count": "layers",

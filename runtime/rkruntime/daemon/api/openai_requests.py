@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
-from rk3588.conversation_rules import RESERVED
+from rk3588.conversation_rules import PREFIX, RESERVED
 from rk3588.errors import RequestRefused
 from rkruntime.daemon import formats, sampling, strictjson, thinkwish, tooluse
 from rkruntime.daemon.config import Config
@@ -143,7 +143,15 @@ def _messages(fields: Fields, most: int) -> list[Message]:
         refuse("messages", "a list with at least one message")
     if len(given) > most:
         raise RequestRefused(f"{len(given)} messages are too many: this server takes {most}", "messages")
-    return [_checked(message, f"messages[{number}]") for number, message in enumerate(given)]
+    found = [_checked(message, f"messages[{number}]") for number, message in enumerate(given)]
+    if fields.flag("continue_final_message"):  # vLLM's way to say it
+        if found[-1]["role"] != "assistant":
+            refuse("continue_final_message", "left out where the last message is not the assistant's")
+        found[-1] = {**found[-1], PREFIX: True}
+    for number, message in enumerate(found[:-1]):
+        if message.get(PREFIX):
+            refuse(f"messages[{number}].{PREFIX}", "left out of all messages but the last")
+    return found
 
 
 def _message(role: str, content: str) -> Message:
@@ -165,6 +173,10 @@ def _checked(message: Any, where: str) -> Message:
     else:
         refuse(f"{where}.content", "a string or a list of parts")
     kept: dict[str, Any] = {"role": ROLES[role], "content": content}
+    if fields.flag(PREFIX):  # Mistral's and DeepSeek's
+        if role != "assistant" or not content or calls:
+            refuse(f"{where}.{PREFIX}", "left out of what is no text of the assistant's")
+        kept[PREFIX] = True
     if calls is not None:
         kept["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
     thoughts = [fields[name] for name in _THOUGHTS if isinstance(fields.get(name), str)]

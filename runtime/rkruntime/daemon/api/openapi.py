@@ -10,7 +10,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from rk3588.conversation_rules import RESERVED
+from rk3588.conversation_rules import PREFIX, RESERVED
 from rk3588.sampling import PENALTIES
 from rkruntime.abi import Perf
 from rkruntime.daemon import formats, sampling
@@ -18,7 +18,7 @@ from rkruntime.daemon.config import Config
 from rkruntime.daemon.models import STRUCTURED_OUTPUT
 from rkruntime.daemon.tooluse import MOST_CALLS, MOST_TOOLS
 
-from . import openapi_ollama, openapi_others, openapi_tools
+from . import openapi_ollama, openapi_others, openapi_page, openapi_tools
 from .dialect import Object
 from .openai_requests import MAX_STOP_LENGTH, MAX_STOPS, ROLES
 from .openapi_shapes import COUNT as _COUNT
@@ -101,6 +101,7 @@ def _paths() -> Object:
                 open=True,
             )
         },
+        **openapi_page.paths(one),
         "/openapi.json": {
             "get": _get("openapi", "This document", {200: ("An OpenAPI document.", {"type": "object"})}, 403, open=True)
         },
@@ -141,6 +142,7 @@ def _requests() -> Object:
     taken = [{"required": [name]} for name in sorted(RESERVED)]
     chat = {
         "messages": messages,
+        "continue_final_message": {"enum": [False, None], "description": "True: as `prefix` of the last message."},
         "max_completion_tokens": limit,
         **common,
         "tools": _or_null("array", items=_schema("Tool"), maxItems=MOST_TOOLS, description=openapi_tools.TOOLS),
@@ -200,6 +202,7 @@ def _conversation() -> Object:
     answered = {"role": {"const": "assistant"}, "content": {"anyOf": [_NULL, _STRING, parts]}}
     answered["reasoning_content"] = openapi_tools.EARLIER_THOUGHT
     answered["tool_calls"] = _or_null("array", items=_schema("ToolCall"), maxItems=MOST_CALLS)
+    begun = {PREFIX: {"enum": [False, None], "description": "True in the last message: the answer goes on with it."}}
     arguments = {
         "description": "An object, as it is or as JSON in a string; a string that is no such JSON reaches the template "
         "as it is.",
@@ -210,7 +213,7 @@ def _conversation() -> Object:
         "Message": {
             "anyOf": [
                 _object({**said, **names}, "role", "content"),
-                _object({**answered, **names}, "role"),
+                _object({**answered, **names, **begun}, "role"),
             ]
         },
         "TextPart": _object({"type": {"const": "text"}, "text": _STRING}, "type", "text"),
@@ -250,6 +253,7 @@ def _answers() -> Object:
         "Usage": _object({**tokens, "perf": perf}, *tokens),
         "Model": _model(),
         "Status": _object(status, "state", "queued", "running", "restarts"),
+        "Stats": openapi_page.stats(status),
         "Error": _object({"error": _object(error, *error)}, "error"),
     }
 

@@ -16,14 +16,12 @@ from .openapi_shapes import (
     NULL,
     STRING,
     get,
-    header,
     json_,
     list_,
     object_,
     operation,
     or_null,
     post,
-    response,
     schema,
 )  # fmt: skip
 
@@ -34,17 +32,7 @@ _NAMED = {"anyOf": [{"required": ["model"]}, {"required": ["name"]}]}
 
 
 def paths() -> Object:
-    root = response("Some words.", {"text/plain": {"schema": STRING}})
     return {
-        "/": {
-            "get": {
-                "operationId": "root",
-                "summary": "Whether there is somebody",
-                "security": [{}],
-                "parameters": [header("X-Request-Id", STRING)],
-                "responses": {"200": root, "403": response(ERRORS[403], json_(schema("Error")))},
-            }
-        },
         "/api/version": {"get": _get("version", "The version of Ollama whose API this is", "OllamaVersion")},
         "/api/tags": {"get": _get("tags", "The names of the model; never waits for it", "OllamaTags")},
         "/api/ps": {"get": _get("ps", "The model, if it is loaded", "OllamaRunning")},

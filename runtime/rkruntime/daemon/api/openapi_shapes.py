@@ -78,7 +78,11 @@ def get(
     path: Any = None,
     shape: str = "Error",
 ) -> Object:
-    found = {status: response(description, json_(schema)) for status, (description, schema) in answers.items()}
+    """``answers``: a description and a schema, or a content by media type, for each status."""
+    found = {
+        status: response(description, schema.get("content") or json_(schema))
+        for status, (description, schema) in answers.items()
+    }
     found.update({status: error(status, shape) for status in errors})
     return {
         "operationId": name,

@@ -1,0 +1,196 @@
+// One conversation at work: a tree of messages, the branch that is shown, and the answer that is under way.
+
+import { Failure } from "./api.js";
+import { messagesFor, read } from "./answer.js";
+import * as store from "./store.js";
+
+/** @typedef {store.Message} Message */
+/** @typedef {store.Conversation} Conversation */
+
+const KEEP_MS = 1000; // between savings of an answer that comes
+const TITLE = 60; // characters
+
+export class Session {
+  /**
+   * @param {Conversation} conversation
+   * @param {Message[]} messages
+   * @param {(session: Session, message: Message | null) => void} changed null: more than one message's text
+   */
+  constructor(conversation, messages, changed) {
+    this.conversation = conversation;
+    /** @type {Map<string, Message>} */
+    this.messages = new Map(messages.map((message) => [message.id, message]));
+    this.changed = changed;
+    /** @type {{controller: AbortController, message: Message, waiting: string} | null} */
+    this.run = null;
+    /** @type {Failure | null} of the answer that failed last */
+    this.failure = null;
+    this.unkept = ""; // why this browser did not keep it
+    this.stale = false; // another tab has written to it
+    this.leaf = this.remembered();
+  }
+
+  /**
+   * Keeps the conversation. One that this browser does not keep goes on without.
+   * @param {...Message} messages
+   */
+  async keep(...messages) {
+    try {
+      await store.keep(this.conversation, ...messages);
+    } catch (error) {
+      this.unkept = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /** The branch that this tab showed last, else the one that any did. */
+  remembered() {
+    const here = sessionStorage.getItem(`rk-leaf-${this.conversation.id}`);
+    const known = [here, this.conversation.leaf].find((id) => id && this.messages.has(id));
+    return known ?? this.deepest(null);
+  }
+
+  /** @param {string | null} parent */
+  children(parent) {
+    return [...this.messages.values()].filter((message) => message.parent === parent).sort((a, b) => a.created - b.created);
+  }
+
+  /**
+   * The end of the latest branch below a message.
+   * @param {string | null} id
+   * @returns {string | null}
+   */
+  deepest(id) {
+    for (let next = this.children(id).at(-1); next; next = this.children(id).at(-1)) id = next.id;
+    return id;
+  }
+
+  /** @returns {Message[]} from the first message to the leaf */
+  path() {
+    const found = [];
+    for (let at = this.leaf ? this.messages.get(this.leaf) : undefined; at; at = at.parent ? this.messages.get(at.parent) : undefined) {
+      found.push(at);
+    }
+    return found.reverse();
+  }
+
+  /** @param {Message} message */
+  siblings(message) {
+    return this.children(message.parent);
+  }
+
+  /** @param {Message} message */
+  show(message) {
+    this.setLeaf(this.deepest(message.id));
+    void this.keep();
+    this.changed(this, null);
+  }
+
+  /** @param {string | null} id */
+  setLeaf(id) {
+    this.leaf = this.conversation.leaf = id;
+    if (id) sessionStorage.setItem(`rk-leaf-${this.conversation.id}`, id);
+  }
+
+  /**
+   * @param {string} text
+   * @param {store.TextFile[]} files
+   * @param {string | null} parent
+   */
+  async say(text, files, parent = this.leaf) {
+    if (this.run) return;
+    const message = store.newMessage({ conversation: this.conversation.id, parent, role: "user", text, files });
+    if (!this.conversation.title) this.conversation.title = titleOf(text || files[0]?.name || "");
+    this.messages.set(message.id, message);
+    await this.answer(message);
+  }
+
+  /**
+   * A new answer to a message of the user's.
+   * @param {Message} question
+   */
+  async answer(question) {
+    const message = store.newMessage({
+      conversation: this.conversation.id, parent: question.id, role: "assistant", state: "partial", model: this.conversation.model,
+    });
+    this.messages.set(message.id, message);
+    this.setLeaf(message.id);
+    this.conversation.updated = Date.now();
+    await this.fill(message, "", question);
+  }
+
+  /**
+   * Goes on with an answer that was stopped or cut off.
+   * @param {Message} message
+   */
+  async resume(message) {
+    await this.fill(message, message.text);
+  }
+
+  /**
+   * @param {Message} message
+   * @param {string} before what there is of the answer already
+   * @param {...Message} asked what has to be kept with it
+   */
+  async fill(message, before, ...asked) {
+    if (this.run) return;
+    const controller = new AbortController();
+    this.run = { controller, message, waiting: "" };
+    Object.assign(message, { state: "partial", error: "" });
+    this.changed(this, null);
+    const path = this.path();
+    const { model, limit } = this.conversation;
+    const messages = messagesFor(this.conversation, before ? path : path.slice(0, -1));
+    const body = { model: model || undefined, messages, ...(limit ? { max_tokens: limit } : {}) };
+    let kept = performance.now();
+    try {
+      await this.keep(...asked, message);
+      const reading = await read("/v1/chat/completions", body, controller.signal, (found) => {
+        take(message, found, before);
+        if (this.run) this.run.waiting = "";
+        if (performance.now() - kept > KEEP_MS) {
+          kept = performance.now();
+          void this.keep(message);
+        }
+        this.changed(this, message);
+      }, (sentence) => {
+        if (this.run) this.run.waiting = sentence;
+        this.changed(this, message);
+      });
+      take(message, reading, before);
+      message.state = reading.ended === "length" ? "length" : "done";
+    } catch (error) {
+      message.state = controller.signal.aborted ? "stopped" : "failed";
+      if (!controller.signal.aborted) {
+        message.error = error instanceof Failure ? error.message : `The page itself has failed: ${error}`;
+        this.failure = error instanceof Failure ? error : null;
+        if (!(error instanceof Failure)) console.error(error);
+      }
+    } finally {
+      this.run = null;
+      this.conversation.updated = Date.now();
+      await this.keep(message);
+      this.changed(this, null);
+    }
+  }
+
+  stop() {
+    this.run?.controller.abort();
+  }
+}
+
+/**
+ * @param {Message} message
+ * @param {import("./answer.js").Reading} reading
+ * @param {string} before
+ */
+function take(message, reading, before) {
+  const { text, thought, calls, tokens, context, rate, first } = reading;
+  Object.assign(message, { text: before + text, calls, tokens, context, rate, first });
+  if (thought || !before) message.thought = thought;
+}
+
+/** @param {string} text */
+export function titleOf(text) {
+  const line = text.trim().split("\n")[0]?.trim() ?? "";
+  return line.length > TITLE ? `${line.slice(0, TITLE - 1).trimEnd()}…` : line;
+}
