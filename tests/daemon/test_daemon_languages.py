@@ -19,9 +19,11 @@ from rkruntime.daemon.api import languages
 from rkruntime.daemon.api.dialect import Endpoint
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.engine import WorkerEngine
+from rkruntime.daemon.figures import Figures
 from rkruntime.daemon.jobs import EngineSettings, Job
 from rkruntime.daemon.keys import Keys
 from rkruntime.daemon.models import Models
+from rkruntime.daemon.places import Places
 from tests.daemon_server import Reply, Service, served, until
 from tests.fake_engine import FakeAnswer, FakeEngine
 
@@ -206,7 +208,7 @@ def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
     find = Models("tiny", "w8a8", [], 0, "sim").find
     config = Config(bundle=Path("x"))
-    return engine, {e.path: Answering(engine, config, Keys(None), find, e) for e in languages.ENDPOINTS}
+    return engine, {e.path: Answering(engine, config, Keys(None), find, e, Figures(()), Places()) for e in languages.ENDPOINTS}
 
 
 def answer_of(endpoint: Endpoint, pieces: list[str], body: dict[str, Any]) -> bytes:

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from rkruntime.daemon.answering import Answering
 from rkruntime.daemon.api import languages
 from rkruntime.daemon.config import Config
+from rkruntime.daemon.figures import Figures
 from rkruntime.daemon.jobs import EngineSettings, Job
 from rkruntime.daemon.keys import Keys
 from rkruntime.daemon.models import Models
+from rkruntime.daemon.places import Places
 from rkruntime.daemon.template_facts import TemplateFacts
 from tests import family_templates as families
 from tests.daemon_server import WAIT_S, Service, served
@@ -223,7 +225,7 @@ def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
     config = Config(bundle=Path("x"), template_facts=TemplateFacts.of(QWEN.read_text()))
     find = Models("tiny", "w8a8", [], 0, "sim").find
-    return engine, {e.path: Answering(engine, config, Keys(None), find, e) for e in languages.ENDPOINTS}
+    return engine, {e.path: Answering(engine, config, Keys(None), find, e, Figures(()), Places()) for e in languages.ENDPOINTS}
 
 
 def answered(path: str, said: list[str], stream: bool) -> bytes:
