@@ -32,33 +32,55 @@ static
 #endif
 }
 
-static void *function(void *library, const char *name) {
-  void *symbol = dlsym(library, name);
-  if (!symbol) exit(3);
-  return symbol;
-}
-
-int main(int argc, char **argv) {
-  void *library = argc == 5 ? dlopen(argv[1], RTLD_NOW) : NULL;
-  if (!library) return 2;
+static struct {
   Room (*defaults)(void);
   __typeof__(&rkllm_init) init;
   __typeof__(&rkllm_run) run;
   __typeof__(&rkllm_destroy) destroy;
-  void *found[] = {function(library, "rkllm_createDefaultParam"), function(library, "rkllm_init"),
-                   function(library, "rkllm_run"), function(library, "rkllm_destroy")};
-  memcpy(&defaults, &found[0], sizeof defaults);
-  memcpy(&init, &found[1], sizeof init);
-  memcpy(&run, &found[2], sizeof run);
-  memcpy(&destroy, &found[3], sizeof destroy);
+} api;
 
+static void load(const char *path) {
+  void *library = dlopen(path, RTLD_NOW);
+  struct {
+    const char *name;
+    void *slot;
+  } all[] = {{"rkllm_createDefaultParam", &api.defaults},
+             {"rkllm_init", &api.init},
+             {"rkllm_run", &api.run},
+             {"rkllm_destroy", &api.destroy}};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    void *symbol = library ? dlsym(library, all[i].name) : NULL;
+    if (!symbol) exit(3);
+    memcpy(all[i].slot, &symbol, sizeof symbol);
+  }
+}
+
+static void set_as_demos_do(RKLLMParam *param) {
+#if ABI < 131
+  param->img_start = "<img>";
+  param->img_end = "";
+  param->img_content = "";
+#endif
+#if ABI >= 120
+  param->n_keep = -1;
+  param->extend_param.embed_flash = 1;
+  param->extend_param.enabled_cpus_num = 4;
+  param->extend_param.enabled_cpus_mask = CPU4 | CPU5 | CPU6 | CPU7;
+#endif
+#if ABI >= 123
+  param->extend_param.n_batch = 1;
+#endif
+  (void)param;
+}
+
+static int begin(LLMHandle *handle, char *model, const char *way) {
   RKLLMParam param;
   memset(&param, 0, sizeof param);
-  if (!strcmp(argv[3], "defaults")) {
-    const Room room = defaults();
+  if (!strcmp(way, "defaults")) {
+    const Room room = api.defaults();
     param = room.param;
   }
-  param.model_path = argv[2];
+  param.model_path = model;
   param.max_context_len = 128;
   param.max_new_tokens = 3;
   param.top_k = 1;
@@ -68,42 +90,27 @@ int main(int argc, char **argv) {
   param.mirostat_tau = 5.0f;
   param.mirostat_eta = 0.1f;
   param.skip_special_token = true;
-  if (!strcmp(argv[3], "demo")) {
-#if ABI < 131
-    param.img_start = "<img>";
-    param.img_end = "";
-    param.img_content = "";
-#endif
-#if ABI >= 120
-    param.n_keep = -1;
-    param.extend_param.embed_flash = 1;
-    param.extend_param.enabled_cpus_num = 4;
-    param.extend_param.enabled_cpus_mask = CPU4 | CPU5 | CPU6 | CPU7;
-#endif
-#if ABI >= 123
-    param.extend_param.n_batch = 1;
-#endif
-  }
-  LLMHandle handle = NULL;
+  if (!strcmp(way, "demo")) set_as_demos_do(&param);
 #if ABI >= 131
   RKLLMCallback callback;
   memset(&callback, 0, sizeof callback);
   callback.result_callback = on_result;
-  const int begun = init(&handle, &param, &callback);
+  return api.init(handle, &param, &callback);
 #else
-  const int begun = init(&handle, &param, on_result);
+  return api.init(handle, &param, on_result);
 #endif
-  printf("init %d\n", begun);
-  if (begun != 0) return 0;
+}
 
+static int answer(LLMHandle handle, const char *kind) {
   int32_t ids[] = {5, 6, 7};
   RKLLMInput input;
   memset(&input, 0, sizeof input);
-  input.input_type = strcmp(argv[4], "tokens") ? RKLLM_INPUT_PROMPT : RKLLM_INPUT_TOKEN;
-  if (input.input_type == RKLLM_INPUT_TOKEN) {
+  if (!strcmp(kind, "tokens")) {
+    input.input_type = RKLLM_INPUT_TOKEN;
     input.token_input.input_ids = ids;
     input.token_input.n_tokens = 3;
   } else {
+    input.input_type = RKLLM_INPUT_PROMPT;
     input.prompt_input = "Hello";
   }
 #if ABI >= 123
@@ -112,7 +119,17 @@ int main(int argc, char **argv) {
   RKLLMInferParam infer;
   memset(&infer, 0, sizeof infer);
   infer.mode = RKLLM_INFER_GENERATE;
-  printf("run %d\n", run(handle, &input, &infer, NULL));
+  return api.run(handle, &input, &infer, NULL);
+}
+
+int main(int argc, char **argv) {
+  if (argc != 5) return 2;
+  load(argv[1]);
+  LLMHandle handle = NULL;
+  const int begun = begin(&handle, argv[2], argv[3]);
+  printf("init %d\n", begun);
+  if (begun != 0) return 0;
+  printf("run %d\n", answer(handle, argv[4]));
   printf("tokens %d\n", tokens);
-  return destroy(handle);
+  return api.destroy(handle);
 }

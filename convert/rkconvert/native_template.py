@@ -197,6 +197,7 @@ def find(source: str, tokens: Mapping[str, str | None]) -> NativeTemplate:
 def main() -> None:
     """The child: a template on stdin, its parts on stdout."""
     seconds = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the next limit would leave one in somebody's folder
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     given = json.load(sys.stdin)
