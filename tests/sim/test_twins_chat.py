@@ -12,8 +12,8 @@ from rk3588 import hostlib, quant
 from rk3588.sim import SimModel
 from rkconvert.build import convert
 from rkconvert.sources.opening import open_source
+from tests import artifacts, models
 from tests import family_templates as families
-from tests import models
 from tests.plans import make_plan
 from tests.rkllm_driver import FINISH, NORMAL
 from tests.sim.test_rkllm import greedy
@@ -21,6 +21,7 @@ from tests.sim.test_twins import AS_GIVEN, GREEDY, NEWER
 from tests.twins import RELEASES, Twin
 
 USER, REPLY = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+PARTS = ("system", "prefix", "postfix", "between")
 TOOLS = [families.TOOL, {"type": "function", "function": {"name": "time"}}]
 
 
@@ -204,6 +205,20 @@ def test_tools_that_cannot_be_set(newer: Twin, thinker: Path, before: list[str],
     assert done.returned("tools") == [-1] and done.errors() == [f"rkllm_set_function_tools: {why}"]
 
 
+@pytest.mark.parametrize(
+    ("listed", "good"),
+    [
+        ('[{"a": [1.5e-3, -0, 12, "\\u00e9\\n \u00e9", null, true, false, {}]}, []]', True), ("[]", True),
+        ("[1,]", False), ("[01]", False), ("[1.]", False), ("[1 2]", False), ('["a]', False), ('["\\x"]', False),
+        ('["\\u12"]', False), ('[{"a" 1}]', False), ("[nul]", False), ("[] []", False), ("[" * 9000, False),
+        ("[" * 60 + "]" * 60, True), ("[" * 70 + "]" * 70, False),
+    ],
+)  # fmt: skip
+def test_what_is_a_json_list(twins: Callable[[str], Twin], thinker: Path, listed: str, good: bool) -> None:
+    done = twins("1.3.1")(f"init:{thinker}", f"tools:Be brief.^{listed}^tool")
+    assert done.returned("tools") == [0 if good else -1]
+
+
 def test_a_template_without_a_place_for_tools(newer: Twin, model: Path) -> None:
     done = newer(f"init:{model}", "tools:Be brief.^[]^tool", "role:cook", "prompt:x", "run")
     assert done.returned("tools") == [-1] and "has no place for tools" in done.errors()[0]
@@ -226,3 +241,20 @@ def test_an_error_keeps_the_conversation_where_nothing_was_computed(twin: Twin, 
     done = twin(*GREEDY, f"init:{model}", "history:1", "tokens:5,6", "run", "tokens:", "run", "tokens:7", "run")
     assert done.returned("run") == [0, -1, 0]
     assert done.tokens(3) == greedy(oracle, [5, 6, *done.tokens(1), 7], 6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"chat.postfix": "b"}, "rksim.chat.system"),
+        ({"chat.tools": ["a", "b"], **{f"chat.{key}": "x" for key in PARTS}}, "rksim.chat.tools has 2 texts, not 4"),
+        ({f"chat.{key}": 7 for key in PARTS}, "rksim.chat"),
+        ({f"chat.{key}": "x" for key in (*PARTS, "suffix")}, "rksim.chat.suffix"),
+    ],
+)
+def test_an_artifact_whose_parts_do_not_fit_together(
+    twin: Twin, tmp_path: Path, keys: dict[str, object], why: str
+) -> None:
+    path = artifacts.Model(keys=keys).write(tmp_path / "model.sim.gguf", "fp16")
+    done = twin("set:max_context_len=16", f"init:{path}")
+    assert done.returned("init") == [-1] and why in done.errors()[-1]

@@ -40,7 +40,7 @@ using Listener = std::function<Reply(const std::vector<Event>* events, void* use
 // Parts of a run that its caller may do. Empty: they are the model's own. Both throw Error.
 struct Helpers {
   std::function<std::vector<int32_t>(const std::string& text, size_t most)> tokenize;
-  std::function<void(const int32_t* ids, size_t n, float* out)> embed;  // out: [n][hidden]
+  std::function<void(const int32_t* ids, size_t n, size_t hidden, float* out)> embed;  // out: [n][hidden]
 };
 
 }  // namespace rksim

@@ -223,7 +223,7 @@ void Sequence::prefill_media(const Request& request, const std::vector<int32_t>&
 void Sequence::embed(const int32_t* ids, size_t n, float* out) const {
   if (!helpers_.embed) return session_.embed(ids, n, out);
   Inside outside(false);
-  helpers_.embed(ids, n, out);
+  helpers_.embed(ids, n, static_cast<size_t>(shape().hidden), out);
 }
 
 // Starts the cache with what is known of this prompt: its beginning, but for the last token, whose logits are asked

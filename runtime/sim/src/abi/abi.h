@@ -45,6 +45,6 @@ using Callback = LLMResultCallback;
 // Throws Error where the argument is none of this release's.
 void check_callback(Callback callback);
 Listener make_listener(Callback callback);  // empty: nobody listens
-Helpers make_helpers(Callback callback, int hidden);
+Helpers make_helpers(Callback callback);
 
 }  // namespace rksim::abi

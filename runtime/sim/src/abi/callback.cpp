@@ -94,15 +94,15 @@ Listener make_listener(RKLLMCallback* callback) {
   };
 }
 
-Helpers make_helpers(RKLLMCallback* callback, int hidden) {
+Helpers make_helpers(RKLLMCallback* callback) {
   Helpers helpers;
   if (!callback) return helpers;
   const RKLLMCallback c = *callback;
   if (c.tokenizer_callback)
     helpers.tokenize = [c](const std::string& text, size_t most) { return tokenized(c, text, most); };
   if (c.embed_callback)
-    helpers.embed = [c, hidden, half = half_embeddings_setting()](const int32_t* ids, size_t n, float* out) {
-      embedded(c, ids, n, static_cast<size_t>(hidden), half, out);
+    helpers.embed = [c, half = half_embeddings_setting()](const int32_t* ids, size_t n, size_t hidden, float* out) {
+      embedded(c, ids, n, hidden, half, out);
     };
   return helpers;
 }
@@ -118,7 +118,7 @@ Listener make_listener(LLMResultCallback callback) {
   };
 }
 
-Helpers make_helpers(LLMResultCallback, int) { return {}; }
+Helpers make_helpers(LLMResultCallback) { return {}; }
 #endif
 
 }  // namespace rksim::abi

@@ -96,9 +96,11 @@ int init(LLMHandle* handle, const RKLLMParam* param, rksim::abi::Callback callba
   const char* missing = !handle ? "handle" : !param ? "param" : !param->model_path ? "param->model_path" : nullptr;
   if (missing) throw Error(std::string(missing) + " is NULL");
   const int threads = rksim::default_threads();
-  // Before the model loads: a program may free or reuse its strings meanwhile, as garbage collectors do.
+  // Before the model loads: a program may free or reuse its memory meanwhile, as garbage collectors do.
   rksim::abi::Init given = rksim::abi::read_params(param);
   rksim::abi::check_callback(callback);
+  auto listener = rksim::abi::make_listener(callback);
+  auto helpers = rksim::abi::make_helpers(callback);
   say_hello(threads);
   is_running_by_header = rksim::is_running_by_header_setting();
   rksim::abi::read_settings(given);
@@ -110,13 +112,10 @@ int init(LLMHandle* handle, const RKLLMParam* param, rksim::abi::Callback callba
     return 0;
   }
   auto model = load(given.path, threads);
-  const int hidden = model->shape.hidden;
-  auto listener = rksim::abi::make_listener(callback);
   if (!listener) log_warning("callback is NULL: runs keep their answers to themselves");
   if (given.given.is_async) log_warning("is_async is ignored: rkllm_run blocks, rkllm_run_async does not");
   rksim::abi::check_context(given, model->shape);
-  *handle = rksim::enlist(std::make_shared<Runtime>(std::move(model), run, std::move(listener),
-                                                    rksim::abi::make_helpers(callback, hidden)));
+  *handle = rksim::enlist(std::make_shared<Runtime>(std::move(model), run, std::move(listener), std::move(helpers)));
   return 0;
 }
 
