@@ -14,6 +14,7 @@ from tests.rkllm_headers import HEADERS
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "runtime" / "sim" / "include"
 FAKE = Path(__file__).with_name("fake_rkllm.c")
+_compiled: dict[tuple[str, ...], bytes] = {}  # by release and flags
 TEMPLATE = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
 
 
@@ -31,7 +32,14 @@ def fake_rkllm(folder: Path, *flags: str, release: str = "1.1.1") -> Path:
     which = [f"-DRELEASE={release.replace('.', '')}"]
     if not any(flag.startswith("-DVERSION=") for flag in flags):
         which.append(f'-DVERSION="{release}"')
-    return compile_library(FAKE, folder / "librkllmrt.so", *which, *flags, include=HEADERS[release].parent)
+    path = folder / "librkllmrt.so"
+    key = (release, *flags)
+    if key not in _compiled:
+        _compiled[key] = compile_library(FAKE, path, *which, *flags, include=HEADERS[release].parent).read_bytes()
+    else:
+        path.unlink(missing_ok=True)  # it may be loaded: what lies in its place must be another file
+        path.write_bytes(_compiled[key])
+    return path
 
 
 def journal(library: Path) -> list[str]:

@@ -29,6 +29,7 @@ class Features(NamedTuple):
     batch: bool = False  # several prompts in a run
     kv_range: bool = False  # parts of the KV cache can be cleared, and its size asked for
     max_context: bool = False  # a model may have been built for more than 4096 tokens of context
+    end_token: bool = False  # the token that ends an answer comes like any other, but without a text
 
 
 class State(IntEnum):

@@ -24,7 +24,7 @@ from .abi_common import (
 )
 
 VERSION = "1.2.0"
-FEATURES = Features(logits=True, native_template=True, max_context=True)
+FEATURES = Features(logits=True, native_template=True, max_context=True, end_token=True)
 
 
 class LLMCallState(IntEnum):

@@ -24,7 +24,8 @@ from .abi_common import (
 
 VERSION = "1.2.1"
 FEATURES = Features(
-    perf=True, logits=True, native_template=True, tools=True, batch=True, kv_range=True, max_context=True
+    perf=True, logits=True, native_template=True, tools=True, batch=True, kv_range=True, max_context=True,
+    end_token=True,
 )  # fmt: skip
 
 

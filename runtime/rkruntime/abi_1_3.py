@@ -22,7 +22,7 @@ from .abi_common import MODEL, RUN, SAMPLING, any_input, error_checkers, signatu
 VERSION = "1.3"
 FEATURES = Features(
     per_run_sampling=True, perf=True, logits=True, native_template=True, tools=True, batch=True, kv_range=True,
-    max_context=True,
+    max_context=True, end_token=True,
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from rk3588.templates import Source
 from . import loader
 from .abi import HiddenStates, Perf
 from .binding import RKLLM
-from .generation import FINISH, Token
+from .generation import FINISH, NORMAL, Generation, Token
 from .loops import LoopDetector
 from .prompts import Prompt, Prompts
 from .settings import Settings as Settings
@@ -40,6 +40,7 @@ class Cost:
     finish_reason: str = "stop"  # or length, or abort
     cut_by: str = ""  # of an answer that ended by its length: max_tokens, context, or loop
     perf: Optional[Perf] = None  # the runtime's own figures, where it gives any
+    end_given: bool = False  # the library gave the token that ended the answer, which is not counted
 
     @property
     def prefill_tokens_per_s(self) -> Optional[float]:
@@ -301,7 +302,7 @@ class Model:
         cost.finish_reason = "abort"
         of_run = self.sampling.for_run(sampling or {}) if self.features.per_run_sampling else sampling
         with closing(self.llm.generate(prompt, limit, self.lora, of_run)) as tokens:
-            for token in tokens:
+            for token in self._of_answer(tokens, cost, limit):
                 if token.state != FINISH:
                     cost.tokens += 1
                     cost.last_ns = tokens.elapsed_ns
@@ -310,7 +311,7 @@ class Model:
                 if loops is not None and token.state != FINISH and loops.is_loop(token.id):
                     cost.cut_by = "loop"
                     break  # which aborts the run
-            ended = "abort" if tokens.aborted else "stop"
+            ended = "abort" if tokens.aborted and not cost.end_given else "stop"
         cost.perf = tokens.perf
         if cost.tokens == limit:
             cost.cut_by = "context" if limit == room else "max_tokens"
@@ -319,6 +320,23 @@ class Model:
     def hidden_states(self, prompt: Prompt) -> HiddenStates:
         """The last hidden layer of a prompt, with the adapter that was chosen."""
         return self.llm.hidden_states(prompt, self.lora)
+
+    def _of_answer(self, tokens: Generation, cost: Cost, limit: int) -> Iterator[Token]:
+        """All but the token that ends an answer, which releases from 1.2 on give as well, without a text."""
+        held, number = None, 0
+        for token in tokens:
+            number += 1
+            if held is not None:
+                yield held
+            held = token if self.features.end_token and token.state == NORMAL and not token.text else None
+            if held is None:
+                yield token
+        if held is None:
+            return
+        # Of an answer that was cut off, what came last need not be its end.
+        cost.end_given = (number < limit and not tokens.aborted) or held.id == self.prompts.end_id
+        if not cost.end_given:
+            yield held
 
     def too_long(self, prompt: Prompt) -> bool:
         """Whether the library would refuse this prompt for its length, as far as that can be counted."""

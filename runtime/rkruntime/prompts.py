@@ -55,6 +55,7 @@ class Prompts:
         path = bundle.vocabulary
         self._vocabulary = SimModel(path, vocab_only=True) if path else None
         self.context = (self._vocabulary.info.context_length if self._vocabulary else 0) or None
+        self.end_id = self._vocabulary.info.eos_id if self._vocabulary else -1  # which ends an answer; -1: not known
 
     def __enter__(self) -> Prompts:
         return self

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rk3588 import elf, library_version, rkllm, runtime
@@ -205,7 +205,6 @@ def test_a_file_that_was_replaced_is_looked_at_again(stub: Make, tmp_path: Path)
 
 
 @given(st.data())
-@settings(max_examples=150)
 def test_a_damaged_file_is_read_or_refused(stub: Make, data: st.DataObject) -> None:
     """Whatever is written over its headers and tables, or cut off: never another exception, never a long search."""
     flags = data.draw(st.sampled_from(["", "-Wl,--hash-style=sysv"]))

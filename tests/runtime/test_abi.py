@@ -188,10 +188,10 @@ def test_a_table_has_all_of_its_header(release: str) -> None:
 
 def test_what_each_release_can_do() -> None:
     able = {v: {name for name, yes in t.features._asdict().items() if yes} for v, t in loader.TABLES.items()}
-    since_1_2_1 = {"perf", "logits", "native_template", "tools", "batch", "kv_range", "max_context"}
+    since_1_2_1 = {"perf", "logits", "native_template", "tools", "batch", "kv_range", "max_context", "end_token"}
     assert able == {
         "1.1": set(),
-        "1.2.0": {"logits", "native_template", "max_context"},
+        "1.2.0": {"logits", "native_template", "max_context", "end_token"},
         "1.2.1": since_1_2_1,
         "1.3": {*since_1_2_1, "per_run_sampling"},
     }

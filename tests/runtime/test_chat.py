@@ -32,8 +32,12 @@ EOS = 2  # of tests.models' tiny model: <|im_end|>
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_rkllm(tmp_path_factory.mktemp("fake"))
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1.1.1, unless the test is for ``both``."""
+    return fake_rkllm(tmp_path_factory.mktemp("fake"), release=getattr(request, "param", "1.1.1"))
+
+
+both = pytest.mark.parametrize("library", ["1.1.1", "1.3.1"], indirect=True)
 
 
 class Talk:
@@ -65,6 +69,7 @@ def talk(tmp_path: Path, library: Path) -> Iterator[Talk]:
         yield talk
 
 
+@both
 def test_the_whole_history_is_rendered_each_turn(talk: Talk) -> None:
     assert [talk.say(text) for text in ("one", "two")] == ["Hi!", "Hi!"]
     assert talk.sent().startswith("user=one;assistant=Hi!;user=two; mode")
@@ -73,6 +78,7 @@ def test_the_whole_history_is_rendered_each_turn(talk: Talk) -> None:
     assert talk.sent().startswith("system=Be brief.;user=one;assistant=Hi!;user=two;assistant=Hi!;user=three; mode")
 
 
+@both
 def test_commands_on_the_history(talk: Talk) -> None:
     for text in ("one", "two", "three"):
         talk.say(text)
@@ -88,6 +94,7 @@ def test_commands_on_the_history(talk: Talk) -> None:
     assert "answer 2 tokens" in talk.do("/stats")
 
 
+@both
 def test_files(talk: Talk, tmp_path: Path) -> None:
     note = tmp_path / "my note.txt"
     note.write_text("Grüße\n")
@@ -140,6 +147,7 @@ def test_commands_on_nothing(talk: Talk) -> None:
     } == (set(named))
 
 
+@both
 def test_a_stopped_answer_stays_in_the_history(tmp_path: Path, library: Path) -> None:
     talk = Talk(tmp_path, ENDLESS, library)
     with talk.model:
@@ -152,6 +160,7 @@ def test_a_stopped_answer_stays_in_the_history(tmp_path: Path, library: Path) ->
         again.close()
 
 
+@both
 def test_a_message_without_an_answer_is_forgotten(tmp_path: Path, library: Path) -> None:
     talk = Talk(tmp_path, "null 3", library)
     with talk.model:
@@ -318,6 +327,7 @@ def test_a_person_at_a_terminal(library: Path, tmp_path: Path, term: str) -> Non
         assert history.stat().st_mode & 0o777 == 0o600
 
 
+@both
 def test_a_terminal_that_goes_away(library: Path, tmp_path: Path) -> None:
     """A chat that lives on without its terminal, and holds the NPU."""
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)

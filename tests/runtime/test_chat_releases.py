@@ -62,6 +62,21 @@ def test_set_holds_at_once_where_sampling_goes_with_each_run(talk: Talk) -> None
     assert journal(talk.library)[0].startswith("init ctx=99 new=-1 k=40 p=0.5 t=0.2 repeat=1.5 ")
 
 
+@pytest.mark.parametrize(("release", "script"), [("1.1.1", ""), ("1.3.1", "token 2 -\n")])
+def test_the_token_that_ends_an_answer_is_none_of_it(
+    tmp_path: Path, tiny_bundles: Mapping[str, Path], release: str, script: str
+) -> None:
+    """1.3 gives it, 1.1 does not: an answer cost a token more, and one that just fitted was cut off by its length."""
+    whole = f"token 9 61\ntoken 8 -\ntoken 9 62\n{script}empty 2"
+    bundle = bundle_for_both(tmp_path / "b", tiny_bundles["w8a8"], whole)
+    settings = Settings(library=fake_rkllm(tmp_path, release=release))
+    with Model(bundle, settings, print) as model:
+        for limit, said, reason in ((9, 3, "stop"), (4, 3, "stop"), (3, 3, "length"), (2, 2, "length")):
+            tokens = list(model.tokens([5], limit))
+            assert (len(tokens), model.cost.tokens, model.cost.finish_reason) == (said, said, reason), limit
+        assert [token.id for token in model.tokens([5])] == [9, 8, 9]
+
+
 def test_stats_have_the_librarys_own_figures(talk: Talk) -> None:
     talk.say("one")
     figures = "prefill 6 tokens in 12 ms, generate 2 tokens in 100 ms, memory 512 MB"
