@@ -10,9 +10,11 @@ from typing import Any
 import openai
 import pytest
 
+from rkruntime.daemon.engine import WorkerEngine
 from tests import family_templates as families
-from tests.daemon_server import WAIT_S, Service, served
+from tests.daemon_server import WAIT_S, Service, served, until
 from tests.fake_engine import FakeEngine
+from tests.fakes import bundle_for_both, fake_rkllm
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,28 @@ def test_through_openais_client(plain: Service) -> None:
         thoughts = [getattr(chunk.choices[0].delta, "reasoning_content", None) or "" for chunk in chunks]
         assert "".join(thoughts) == "Hm, so."
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "It is 4."
+
+
+def hexed(*texts: str) -> str:
+    return "\n".join([*(f"token 9 {text.encode().hex()}" for text in texts), "empty 2"])
+
+
+def test_all_the_way_to_the_library(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> None:
+    """The worker says that the prompt has begun a thought, and the library's pieces become parts."""
+    library = fake_rkllm(tmp_path)
+    call = '<tool_call>{"name": "weather", "arguments": {"place": "Köln"}}</tool_call>'
+    for name, script, expected in (
+        ("deepseek-r1-distill-qwen", hexed("Hm", ".</th", "ink>\n", "Four."), {"content": "Four."}),
+        ("qwen3", hexed("<think>Hm.</think>", call[:15], call[15:]), {"content": None}),
+    ):
+        bundle = bundle_for_both(tmp_path / name, tiny_bundles["w8a8"], script)
+        template = families.FOLDER / f"{name}.jinja"
+        with served(bundle, WorkerEngine, template=template, library=library, context=2048) as service:
+            until(lambda: service.get("/ready").status == 200)
+            found = choice(service.chat("2+2?", tools=[families.TOOL]))["message"]
+            assert found["reasoning_content"] == "Hm."
+            assert {"content": found["content"]} == expected
+            assert bool(found.get("tool_calls")) == (name == "qwen3")
 
 
 def test_a_stream_that_holds_back_gives_signs_of_life(qwen: Service) -> None:

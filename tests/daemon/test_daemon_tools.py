@@ -133,13 +133,28 @@ def test_a_call_that_has_to_be(services: Mapping[str, Service], choice: Any, str
     told = "Call the function light now." if isinstance(choice, dict) else "Call one of the functions now."
     assert told in job.messages[0]["content"]
     assert len(job.tools) == (1 if isinstance(choice, dict) else 2)
-    lacking = ON.replace('"on": true', "")
-    for script in ("no\nneither", f"{lacking}\n{lacking}"):
-        reply = qwen.chat(script, **asked)
-        assert (reply.status, reply.error["code"], reply.error["param"]) == (422, "call_refused", "tool_choice")
-    assert "lacks the argument 'on'" in reply.error["message"]
+    reply = qwen.chat("no\nneither", **asked)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (422, "call_refused", "tool_choice")
     reply = qwen.chat("so much| text", **asked, max_tokens=1)
     assert reply.status == 422 and "cut off" in reply.error["message"]
+
+
+def test_a_demanded_call_has_to_fit_its_schema(services: Mapping[str, Service]) -> None:
+    lacking = ON.replace('"on": true', "")
+    asked: dict[str, Any] = {"tools": [LIGHT], "tool_choice": "required"}
+    assert called(message(services["qwen"].chat(f"{lacking}\n{ON}", **asked))) == [("light", {"on": True})]
+    _, mistake, told = services["qwen"].engine.jobs[-1].messages
+    assert mistake == {"role": "assistant", "content": '{"name": "light", "arguments": {}}'}
+    assert "the arguments of light do not fit: 'on' is a required property" in told["content"]
+    # Where none is demanded, it is the client's to judge.
+    assert called(message(services["qwen"].chat(lacking, tools=[LIGHT]))) == [("light", {})]
+
+
+def test_a_schema_that_cannot_be_used_refuses_no_call(services: Mapping[str, Service]) -> None:
+    for parameters in ({"type": "nonsense"}, ["no", "schema"], None):
+        tool = {"type": "function", "function": {"name": "light", "parameters": parameters}}
+        reply = services["qwen"].chat(ON, tools=[tool], tool_choice="required")
+        assert called(message(reply)) == [("light", {"on": True})]
 
 
 def test_demands_that_cannot_be(services: Mapping[str, Service]) -> None:

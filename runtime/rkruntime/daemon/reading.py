@@ -159,7 +159,7 @@ class Reading:
         format, calls = self._request.format, self._request.calls
         if format is None:
             assert calls is not None
-            return calls.problem(answer.calls)
+            return await calls.problem(answer.calls, self._checker)
         if answer.calls:  # instead of the JSON
             return None
         return self._prefix.problem or await format.problem(answer.text, self._checker)

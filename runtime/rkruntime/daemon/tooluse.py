@@ -11,11 +11,13 @@ from rk3588.errors import RequestRefused
 
 from .fields import refuse
 from .jobs import Message
+from .jsonformat import Checker
 from .template_facts import TemplateFacts
 from .toolcalls import Call, CallFormat
 
 Tool = Mapping[str, Any]
 MOST_TOOLS = 1024
+_MOST_CHECKED = 8  # calls of an answer; each check is a process of its own
 MOST_CALLS = 256  # in a message; each result is compared with those that wait
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
@@ -28,7 +30,7 @@ class CallRules:
     names: frozenset[str]
     required: bool = False
     several: bool = True
-    needed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # arguments that have to be there, by function
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by function: schemas that are checked
 
     def instruction(self) -> str:
         """What is told to a model that has to call."""
@@ -36,14 +38,20 @@ class CallRules:
             return f"Call the function {next(iter(self.names))} now. Answer with that call, and nothing else."
         return "Call one of the functions now. Answer with the call, and nothing else."
 
-    def problem(self, calls: Sequence[Call]) -> Optional[str]:
+    async def problem(self, calls: Sequence[Call], checker: Checker) -> Optional[str]:
         """What is wrong with the calls of an answer that had to have one."""
-        for call in calls:
-            missing = [name for name in self.needed.get(call.name, ()) if name not in call.arguments]
-            if missing:
-                return f"the call of {call.name} lacks the argument {missing[0]!r}"
         which = next(iter(self.names)) if len(self.names) == 1 else "one of the functions"
-        return None if calls else f"it has no call of {which} with arguments that are JSON"
+        if not calls:
+            return f"it has no call of {which} with arguments that are JSON"
+        for call in calls[:_MOST_CHECKED]:
+            schema = self.parameters.get(call.name)
+            if not schema:
+                continue
+            problem = await checker.ask({"schema": schema, "answer": call.arguments})
+            # A schema that nobody can use is no fault of the answer's.
+            if problem and not await checker.ask({"schema": schema}):
+                return f"the arguments of {call.name} do not fit: {problem}"
+        return None
 
 
 class _Open(NamedTuple):
@@ -81,8 +89,9 @@ def offer(tools: Sequence[Any], choice: Any, several: bool, facts: TemplateFacts
             )
         return Offer(tools, heeded=False)
     shown = [tool for name, tool in named.items() if name in wanted] if wanted else tools
-    needed = {name: _needed(tool["function"]) for name, tool in named.items()} if wanted else {}
-    return Offer(shown, CallRules(facts.call_format, frozenset(wanted or named), wanted is not None, several, needed))
+    schemas = {name: tool["function"].get("parameters") for name, tool in named.items()} if wanted else {}
+    checked = {name: schema for name, schema in schemas.items() if isinstance(schema, dict)}
+    return Offer(shown, CallRules(facts.call_format, frozenset(wanted or named), wanted is not None, several, checked))
 
 
 def _name(tool: Any, where: str) -> str:
@@ -90,12 +99,6 @@ def _name(tool: Any, where: str) -> str:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         refuse(where, 'like {"type": "function", "function": {"name": "…", …}}')
     return str(function["name"])
-
-
-def _needed(function: Mapping[str, Any]) -> tuple[str, ...]:
-    parameters = function.get("parameters")
-    names = parameters.get("required") if isinstance(parameters, dict) else None
-    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _wanted(choice: Any, named: Mapping[str, Tool], param: str) -> Optional[tuple[str, ...]]:
