@@ -41,7 +41,7 @@ class Answering:
 
     def __init__(self, engine: Engine, config: Config, keys: Keys, find: FindModel, endpoint: Endpoint) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
-        self._endpoint = endpoint
+        self._endpoint, self.path = endpoint, endpoint.path
         self._checker = Checker()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
