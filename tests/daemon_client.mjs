@@ -22,6 +22,12 @@ found.thought = "";
 for await (const chunk of runner) found.thought += chunk.choices[0]?.delta?.reasoning_content ?? "";
 found.called = (await runner.finalChatCompletion()).choices[0];
 found.text = (await client.completions.create({ model: "tiny", prompt: "say x|y" })).choices[0].text;
+found.embedded = (await client.embeddings.create({ model: "tiny", input: ["a", "b"] })).data.map((each) => each.embedding.length);
+found.responded = (await client.responses.create({ model: "tiny", input: "say x|y" })).output_text;
+found.events = "";
+for await (const event of await client.responses.create({ model: "tiny", input: "say x|y", stream: true })) {
+  if (event.type === "response.output_text.delta") found.events += event.delta;
+}
 const failing = async (say, options = {}) => {
   try {
     const answer = await client.chat.completions.create({ model: "tiny", messages: [{ role: "user", content: say }], ...options });

@@ -1,4 +1,4 @@
-"""The clients people use, unchanged: OpenAI's for Python and for node, Ollama's for Python, LiteLLM, and curl."""
+"""The clients people use, unchanged: OpenAI's and Ollama's for Python and for node, LiteLLM, and curl."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ollama
 import openai
@@ -91,18 +92,21 @@ def test_openai_for_python_asynchronously(service: Service) -> None:
     assert asyncio.run(ask()) == [str(n) for n in range(8)]
 
 
-def test_openai_for_node(service: Service) -> None:
-    package = ROOT / "build" / "node" / "node_modules" / "openai" / "index.mjs"
+def with_node(script: str, package: str, url: str) -> Any:
+    """What a script under tests/ prints that is given a file of an npm package."""
+    file = ROOT / "build" / "node" / "node_modules" / package
     if shutil.which("node") is None:
         pytest.skip("there is no node on this machine")
-    if not package.is_file():
-        pytest.skip("npm's package openai is not there (.ci/setup node)")
-    script = ROOT / "tests" / "daemon_client.mjs"
-    done = subprocess.run(
-        ["node", script, package, f"{service.url}/v1"], capture_output=True, text=True, timeout=WAIT_S
-    )
+    if not file.is_file():
+        pytest.skip(f"npm's package {package.partition('/')[0]} is not there (.ci/setup node)")
+    command: list[str | Path] = ["node", ROOT / "tests" / script, file, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_openai_for_node(service: Service) -> None:
+    found = with_node("daemon_client.mjs", "openai/index.mjs", f"{service.url}/v1")
     assert found["models"] == ["tiny", "tiny:background"]
     assert found["whole"] == found["streamed"] == GREETING
     assert found["usage"]["completion_tokens"] == 3
@@ -114,6 +118,21 @@ def test_openai_for_node(service: Service) -> None:
     assert found["long"] == {"name": "BadRequestError", "status": 400, "code": "context_length_exceeded"}
     assert found["full"] == {"name": "RateLimitError", "status": 429, "code": "queue_full"}
     assert found["broken"]["code"] == "answer_failed"
+    assert (found["embedded"], found["responded"], found["events"]) == ([2, 2], "xy", "xy")
+
+
+def test_ollama_for_node(service: Service) -> None:
+    found = with_node("daemon_client_ollama.mjs", "ollama/dist/index.mjs", service.url)
+    assert found["models"] == ["tiny:latest", "tiny:background"]
+    assert found["whole"] == found["streamed"] == GREETING
+    assert (found["counted"], found["generated"], found["embedded"], found["running"]) == (3, "xy", 2, 1)
+    assert found["shown"] == 4096
+    (call,) = found["called"].pop("tool_calls")
+    assert found["called"] == {"role": "assistant", "content": "On.", "thinking": "Dark."}
+    assert (call["function"]["name"], call["function"]["arguments"]) == ("light", {"on": True})
+    assert found["full"][1] == 429 and "waiting already" in found["full"][0]
+    assert found["unknown"][1] == 404 and "there is tiny" in found["unknown"][0]
+    assert "the answer was lost" in found["broken"][0]
 
 
 def test_litellm(service: Service) -> None:

@@ -207,8 +207,8 @@ class Scripted(FakeEngine):
 def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
     find = Models("tiny", "w8a8", [], 0, "sim").find
-    config = Config(bundle=Path("x"))
-    return engine, {e.path: Answering(engine, config, Keys(None), find, e, Figures(()), Places()) for e in languages.ENDPOINTS}
+    config, counting = Config(bundle=Path("x")), (Figures(()), Places())
+    return engine, {e.path: Answering(engine, config, Keys(None), find, e, *counting) for e in languages.ENDPOINTS}
 
 
 def answer_of(endpoint: Endpoint, pieces: list[str], body: dict[str, Any]) -> bytes:

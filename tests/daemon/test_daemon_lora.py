@@ -35,6 +35,14 @@ def test_an_adapter_answers_under_its_name(tmp_path: Path) -> None:
         for name, expected in zip([*names, "tiny"], [plain, plain, adapted, adapted, plain], strict=True):
             text = running.complete("Ahoy", model=name, max_tokens=40).json["choices"][0]["text"]
             assert text.startswith(expected), name
+        tags = [model["name"] for model in running.get("/api/tags").json["models"]]
+        assert tags == ["tiny:latest", "tiny:background", "tiny:pirate", "tiny:pirate:background"]
+        asked = {"prompt": "Ahoy", "raw": True, "stream": False, "options": {"num_predict": 40}}
+        for name, expected in (("tiny:w8a8", plain), ("tiny:w8a8:pirate", adapted), ("tiny:latest:pirate", adapted)):
+            assert running.post("/api/generate", {**asked, "model": name}).json["response"].startswith(expected), name
+        assert running.post("/api/show", {"model": "tiny:pirate"}).json["details"]["parent_model"] == "tiny"
+        vectors = [running.post("/api/embed", {"model": name, "input": "Ahoy"}).json["embeddings"] for name in names]
+        assert vectors[0] == vectors[1] != vectors[2] == vectors[3]
 
 
 @pytest.mark.parametrize("name", ["background", "latest", "w8a8", "w8a8_g128", "fp32"])

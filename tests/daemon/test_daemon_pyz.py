@@ -86,6 +86,8 @@ def test_it_answers(
         until(lambda: daemon.get("/ready").status == 200)
         found = daemon.chat(max_tokens=3).json
         assert found["usage"]["completion_tokens"] == 3 and ("perf" in found["usage"]) == (release == "1.3.1")
+        assert daemon.ollama(options={"num_predict": 3}).lines[-1]["eval_count"] == 3
+        assert len(daemon.post("/v1/embeddings", {"input": ["x", "y"]}).json["data"]) == 2
         unsound = {"type": "json_schema", "json_schema": {"schema": {"type": "objet"}}}
         assert "'objet' is not valid" in daemon.chat(response_format=unsound).error["message"]
         peak_kb = int(Path(f"/proc/{daemon.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])

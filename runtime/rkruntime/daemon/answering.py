@@ -52,7 +52,7 @@ class Answering:
         places: Places,
     ) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
-        self._endpoint, self._figures, self._places = endpoint, figures, places
+        self._endpoint, self.path, self._figures, self._places = endpoint, endpoint.path, figures, places
         self._checker = Checker()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

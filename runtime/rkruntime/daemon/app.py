@@ -7,7 +7,8 @@ import re
 import time
 import uuid
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Union
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,8 +25,8 @@ from rk3588.errors import RequestRefused, RkError
 from rkruntime import loader
 
 from . import logs, sampling, stats, web
-from .answering import Answering, ClientGone, deadline_of, read_body
-from .api import anthropic, anthropic_requests, embeddings, languages, ollama_models, openapi, tokenize
+from .answering import Answering, ClientGone, read_body
+from .api import embeddings, languages, ollama_models, openapi, tokenize
 from .api.dialect import Object
 from .config import Config
 from .embed_answering import EmbedAnswering
@@ -66,14 +67,15 @@ def make(engine: Engine, config: Config) -> Starlette:
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
     models = Models(config.name or bundle.name, bundle.dtype, list(runtime.loras_for(bundle, kind)), created, kind)
     keys = Keys(config.keys)
+    authorise = partial(_authorise, keys)
 
     async def list_models(request: Request) -> Response:
-        _authorise(request, keys)
+        authorise(request)
         entries = [models.entry(model, engine.status.context) for model in models.all.values()]
         return JSONResponse({"object": "list", "data": entries})
 
     async def one_model(request: Request) -> Response:
-        _authorise(request, keys)
+        authorise(request)
         return JSONResponse(models.entry(models.find(request.path_params["id"]), engine.status.context))
 
     def status(request: Request) -> Object:
@@ -91,40 +93,16 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def describe(_request: Request) -> Response:
         return Response(openapi.document(), media_type="application/json")
 
-    def authorise(request: Request) -> None:
-        _authorise(request, keys)
-
     async def fields_of(request: Request) -> Fields:
         return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
 
     counted = (*(endpoint.path for endpoint in languages.ENDPOINTS), "/v1/models", "/", *_OFTEN)
     figures, places = Figures(counted), Places()
-    answering = [
-        Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint, figures, places), methods=["POST"])
-        for endpoint in languages.ENDPOINTS
-    ]
-    answering += [
-        Route(endpoint.path, EmbedAnswering(engine, config, keys, models.find, endpoint), methods=["POST"])
-        for endpoint in embeddings.ENDPOINTS
-    ]
-
-    async def count_tokens(request: Request) -> Response:
-        authorise(request)
-        job = tokenize.read(await fields_of(request), config, models.find)
-        return JSONResponse(await tokenize.count(engine, job, deadline_of(request.headers)))
-
-    async def count_message(request: Request) -> Response:
-        authorise(request)
-        job = anthropic_requests.read(await fields_of(request), config, models.find, "").job
-        counted = await tokenize.count(engine, job, deadline_of(request.headers))
-        return JSONResponse({"input_tokens": counted["count"]})
-
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
-        *answering,
+        *_answering(engine, config, keys, models, figures, places),
         *web.routes(),
-        Route(tokenize.PATH, count_tokens, methods=["POST"]),
-        Route(f"{anthropic.PATH}/count_tokens", count_message, methods=["POST"]),
+        *tokenize.routes(engine, config, models.find, authorise, fields_of),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
         *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise),
         Route("/v1/models", list_models),
@@ -148,7 +126,18 @@ def make(engine: Engine, config: Config) -> Starlette:
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
-def _authorise(request: Request, keys: Keys) -> None:
+def _answering(
+    engine: Engine, config: Config, keys: Keys, models: Models, figures: Figures, places: Places
+) -> list[Route]:
+    """What is answered by the model, in every language."""
+    answers: list[Union[Answering, EmbedAnswering]] = [
+        *(Answering(engine, config, keys, models.find, each, figures, places) for each in languages.ENDPOINTS),
+        *(EmbedAnswering(engine, config, keys, models.find, endpoint) for endpoint in embeddings.ENDPOINTS),
+    ]
+    return [Route(each.path, each, methods=["POST"]) for each in answers]
+
+
+def _authorise(keys: Keys, request: Request) -> None:
     request.state.facts["key"] = keys.owner(shown_in(request.headers)) or None
 
 

@@ -23,7 +23,7 @@ class EmbedAnswering:
 
     def __init__(self, engine: Engine, config: Config, keys: Keys, find: FindModel, endpoint: EmbedEndpoint) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
-        self._endpoint = endpoint
+        self._endpoint, self.path = endpoint, endpoint.path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -18,7 +18,7 @@ from . import embedding
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
-from .process import KILL_GRACE_S, WorkerGone, WorkerProcess, library_variables
+from .process import KILL_GRACE_S, WorkerGone, WorkerProcess, library_variables, prompt_length
 from .protocol import Frame, ProtocolError
 from .queue import FairQueue
 from .ticket import Ticket
@@ -137,7 +137,7 @@ class WorkerEngine:
         finally:
             self._being_encoded -= 1
         prompt = frame.get("prompt")
-        return None if isinstance(prompt, str) else _prompt_length(frame)
+        return None if isinstance(prompt, str) else prompt_length(frame)
 
     def _check_queue_has_room(self) -> None:
         queued = self.status.queued
@@ -146,7 +146,7 @@ class WorkerEngine:
             raise QueueFull(f"{queued} requests are waiting already: try again in about {wait} s", wait)
 
     def _check_prompt_fits(self, frame: Frame) -> None:
-        tokens = _prompt_length(frame)
+        tokens = prompt_length(frame)
         if not isinstance(frame.get("prompt"), str) and tokens > self._prompt_limit:
             longer = self._model.longer_than(self._context, self._most_context)
             raise PromptTooLong(
@@ -403,9 +403,3 @@ class WorkerEngine:
             await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._waiters.discard(waiter)
-
-
-def _prompt_length(encoded: Frame) -> int:
-    """Tokens of a prompt, of which the worker sends only their number where they are too many."""
-    tokens = encoded.get("tokens")
-    return int(tokens) if tokens is not None else len(encoded["prompt"])

@@ -234,3 +234,9 @@ def library_variables(settings: EngineSettings, bundle: Bundle) -> dict[str, str
     if path is None and bundle.vocabulary:
         hostlib.find()
     return {"RKSIM_LIBRARY": str(path)} if path else {}
+
+
+def prompt_length(encoded: Frame) -> int:
+    """Tokens of a prompt, of which the worker sends only their number where they are too many."""
+    tokens = encoded.get("tokens")
+    return int(tokens) if tokens is not None else len(encoded["prompt"])

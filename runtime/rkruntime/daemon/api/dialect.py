@@ -5,14 +5,17 @@ The rest of the daemon (queue, deadlines, formats, reading) knows these and no l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional, Protocol
+
+from starlette.requests import Request
 
 from rk3588.errors import RkError
 from rkruntime.abi import Perf
 from rkruntime.daemon.answer_parts import Part, WholeAnswer
 from rkruntime.daemon.config import Config
+from rkruntime.daemon.fields import Fields
 from rkruntime.daemon.jobs import Durations, Job
 from rkruntime.daemon.jsonformat import Format
 from rkruntime.daemon.models import ModelName
@@ -21,6 +24,8 @@ from rkruntime.thoughts import Tags
 
 Object = dict[str, Any]
 FindModel = Callable[[Optional[str]], ModelName]  # by its name; without one, the bundle's
+Authorise = Callable[[Request], None]  # RequestRefused without a key that is known
+ReadFields = Callable[[Request], Awaitable[Fields]]  # of a body
 
 
 class Usage(NamedTuple):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any, Optional
 
 from starlette.requests import Request
@@ -25,7 +24,7 @@ from rkruntime.daemon.fields import Fields, refuse
 from rkruntime.daemon.jobs import Engine
 from rkruntime.daemon.models import ModelName, Models
 
-from .dialect import Object
+from .dialect import Authorise, Object, ReadFields
 from .ollama import STREAM_TYPE, line, timestamp
 
 VERSION = "0.12.0"  # of Ollama, whose API this is: programs compare it, part by part, with what they need
@@ -153,10 +152,6 @@ def _in_words(parameters: int) -> str:
         if parameters >= unit:
             return f"{parameters / unit:.1f}{letter}"
     return str(parameters)
-
-
-Authorise = Callable[[Request], None]
-ReadFields = Callable[[Request], Awaitable[Fields]]
 
 
 def routes(catalogue: Catalogue, models: Models, authorise: Authorise, read: ReadFields) -> list[Route]:

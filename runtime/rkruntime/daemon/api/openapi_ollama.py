@@ -62,7 +62,7 @@ def _answer(name: str, summary: str, request: str, whole: str) -> Object:
 
 
 def schemas() -> Object:
-    return {**_requests(), **_answers()}
+    return {**_requests(), **_about_models(), **_answers()}
 
 
 def _requests() -> Object:
@@ -119,10 +119,12 @@ def _requests() -> Object:
     }
     raw = {"properties": {"raw": {"const": True}}, "required": ["raw"]}
     bare = {"properties": {"system": {"enum": ["", None]}, "format": {"enum": ["", None]}}}
+    return {"OllamaChat": object_(chat), "OllamaGenerate": object_(generate, **{"if": raw, "then": bare})}
+
+
+def _about_models() -> Object:
     named = {"model": or_null("string"), "name": or_null("string")}
     return {
-        "OllamaChat": object_(chat),
-        "OllamaGenerate": object_(generate, **{"if": raw, "then": bare}),
         "OllamaShow": object_({**named, "verbose": or_null("boolean")}, **_NAMED),
         "OllamaPull": object_({**named, "stream": or_null("boolean")}, **_NAMED),
     }

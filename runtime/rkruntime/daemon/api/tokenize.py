@@ -1,4 +1,5 @@
-"""/tokenize: how many tokens a prompt has, without an answer; in the words of vLLM's and llama.cpp's servers."""
+"""How many tokens a prompt has, without an answer: /tokenize, in the words of vLLM's and llama.cpp's servers, and
+Anthropic's /v1/messages/count_tokens."""
 
 from __future__ import annotations
 
@@ -6,15 +7,38 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
 from rk3588.errors import Overdue, RequestRefused
+from rkruntime.daemon.answering import deadline_of
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.fields import Fields
 from rkruntime.daemon.jobs import Engine, Job
 
-from . import openai_requests
-from .dialect import FindModel, Object
+from . import anthropic, anthropic_requests, openai_requests
+from .dialect import Authorise, FindModel, Object, ReadFields
 
-PATH = "/tokenize"
+
+def routes(
+    engine: Engine, config: Config, find: FindModel, authorise: Authorise, read_fields: ReadFields
+) -> list[Route]:
+    async def tokenize(request: Request) -> Response:
+        authorise(request)
+        job = read(await read_fields(request), config, find)
+        return JSONResponse(await count(engine, job, deadline_of(request.headers)))
+
+    async def message(request: Request) -> Response:
+        authorise(request)
+        job = anthropic_requests.read(await read_fields(request), config, find, "").job
+        counted = await count(engine, job, deadline_of(request.headers))
+        return JSONResponse({"input_tokens": counted["count"]})
+
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route(f"{anthropic.PATH}/count_tokens", message, methods=["POST"]),
+    ]
 
 
 def read(body: Mapping[str, Any], config: Config, find: FindModel) -> Job:
