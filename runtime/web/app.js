@@ -212,7 +212,7 @@ async function look() {
 
 async function untilReady() {
   for (;;) {
-    const { state, reason, context } = await api.ready();
+    const { state, reason, context } = await api.health();
     if (state === "ready") {
       contextLength = context ?? contextLength;
       tell("");

@@ -220,7 +220,7 @@ test("a browser that keeps nothing still has a conversation", async () => {
       throw new DOMException("The operation is insecure.", "SecurityError");
     };
     Object.defineProperty(window, "indexedDB", { value: { open: refuse } });
-    Object.defineProperty(window, "localStorage", { get: refuse });
+    for (const name of ["localStorage", "sessionStorage"]) Object.defineProperty(window, name, { get: refuse });
   };
   const page = await open(url, { before });
   assert.equal(await page.locator("#no-conversations").innerText(), "This browser keeps no conversations.");
@@ -248,6 +248,7 @@ test("a worker that is killed in mid-answer is told, and the next answer comes",
   const { url: real, pid } = await slow(60, 40);
   const page = await open(real);
   await page.waitForFunction(() => document.getElementById("notice").hidden);
+  assert.deepEqual(page.complaints, []);
   await say(page, "hello");
   await page.waitForSelector("article.assistant.last.running .parts > .md:not([hidden])");
   const [worker] = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ");

@@ -77,7 +77,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     def authorise(request: Request) -> None:
         _authorise(request, keys)
 
-    figures, places = Figures((*(endpoint.path for endpoint in openai.ENDPOINTS), "/v1/models", "/", *_OFTEN)), Places()
+    figures, places = Figures(), Places()
     answering = [
         Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint, figures, places), methods=["POST"])
         for endpoint in openai.ENDPOINTS
@@ -85,14 +85,15 @@ def make(engine: Engine, config: Config) -> Starlette:
     routes = [
         *answering,
         *web.routes(),
-        Route("/", web.plain),
         *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/ready", ready),
         Route("/openapi.json", describe),
+        Route("/", web.plain),
     ]
+    figures.paths = frozenset(route.path for route in routes if "{" not in route.path)
     middleware = [Middleware(_Logged, figures=figures), Middleware(Gate, config=config)]
 
     async def rk_error(request: Request, error: Exception) -> Response:
