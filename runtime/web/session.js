@@ -119,6 +119,16 @@ export class Session {
   }
 
   /**
+   * Another answer in this one's place, which stays beside it if there is anything of it.
+   * @param {Message} message
+   */
+  async again(message) {
+    const question = this.messages.get(message.parent ?? "");
+    if (message.text || message.thought || message.calls.length) await (question && this.answer(question));
+    else await this.fill(message, "");
+  }
+
+  /**
    * Goes on with an answer that was stopped or cut off.
    * @param {Message} message
    */

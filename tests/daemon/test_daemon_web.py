@@ -83,6 +83,14 @@ def test_the_page_is_small() -> None:
     assert sum(len(file.content) for file in web.files().values()) < 300_000
 
 
+def test_its_modules_are_asked_for_at_once() -> None:
+    """Not one after the other, as each is found in the one before: behind a tunnel every turn takes its time."""
+    index = web.files()[web.INDEX].content.decode()
+    for name in web.files():
+        if name.endswith(".js"):
+            assert f'"/web/{name}"' in index, f"index.html has no link or script for {name}"
+
+
 def test_its_libraries_are_as_pinned() -> None:
     tool = ROOT / "runtime" / "tools" / "vendor_web.py"
     done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)

@@ -17,7 +17,10 @@ test("a full queue is told with a way on, and the message is not lost", async ()
   await page.waitForSelector(".problem.failed");
   assert.equal(await page.locator("article.user .said").innerText(), "full");
   await page.getByRole("button", { name: "Try again" }).click();
-  await page.waitForSelector("text=2 / 2");
+  await page.waitForSelector("article.running", { state: "detached" });
+  assert.match(await alert.innerText(), /32 requests/);
+  assert.equal(await page.locator("article").count(), 2);
+  assert.equal(await page.locator(".actions .quiet").count(), 0);
   assert.deepEqual(page.complaints, []);
 });
 
