@@ -57,7 +57,7 @@ async function ask(path, options = {}) {
     if (options.signal?.aborted) throw error;
     throw new Failure(UNREACHABLE);
   }
-  if (!response.ok && path !== "/ready") throw await refused(response);
+  if (!response.ok && path !== "/health") throw await refused(response);
   return response;
 }
 
@@ -91,8 +91,8 @@ export async function models() {
 }
 
 /** @returns {Promise<{state: string, reason?: string, context?: number}>} */
-export async function ready() {
-  return (await ask("/ready")).json();
+export async function health() {
+  return (await ask("/health")).json();
 }
 
 /**

@@ -37,10 +37,7 @@ const working = new Map();
 drawIcons();
 const files = new Files((sentence) => tell(sentence));
 const list = new MessageList(byId("messages", HTMLDivElement), chat, {
-  retry: (message) => {
-    const question = session.messages.get(message.parent ?? "");
-    if (question) void work(session, () => session.answer(question));
-  },
+  retry: (message) => void work(session, () => session.again(message)),
   resume: (message) => void work(session, () => session.resume(message)),
   edit: (message, text) => void work(session, () => session.say(text, message.files, message.parent)),
   show: (message) => session.show(message),
@@ -109,14 +106,7 @@ async function work(it, what) {
   if (it === session) say(last?.state === "done" ? `Answer: ${last.text.slice(0, 2000)}` : last?.error || "Stopped.");
   await afterKept();
   if (it.stale) await fromOtherTab(id);
-  if (it.failure) await failed(it.failure, () => retryLast(it));
-}
-
-/** @param {Session} it */
-async function retryLast(it) {
-  const last = it.path().at(-1);
-  const question = last && it.messages.get(last.parent ?? "");
-  if (question) await work(it, () => it.answer(question));
+  if (it.failure && last) await failed(it.failure, () => work(it, () => it.again(last)));
 }
 
 async function afterKept() {
@@ -212,7 +202,7 @@ async function look() {
 
 async function untilReady() {
   for (;;) {
-    const { state, reason, context } = await api.ready();
+    const { state, reason, context } = await api.health();
     if (state === "ready") {
       contextLength = context ?? contextLength;
       tell("");

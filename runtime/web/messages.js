@@ -34,6 +34,8 @@ export class MessageList {
     scroller.addEventListener("scroll", () => {
       this.follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     }, { passive: true });
+    // Another width makes other lines.
+    new ResizeObserver(() => this.toEnd()).observe(scroller);
   }
 
   /**

@@ -78,7 +78,7 @@ export class PlainText {
     }
     const controller = (this.run = new AbortController());
     const before = (this.before = this.area.value);
-    this.area.readOnly = true;
+    this.area.readOnly = this.back.disabled = true;
     this.button.textContent = "Stop";
     const body = { model: conversation.model || undefined, prompt: before, ...(conversation.limit ? { max_tokens: conversation.limit } : {}) };
     let told = "";

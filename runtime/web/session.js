@@ -44,7 +44,7 @@ export class Session {
 
   /** The branch that this tab showed last, else the one that any did. */
   remembered() {
-    const here = sessionStorage.getItem(`rk-leaf-${this.conversation.id}`);
+    const here = ofThisTab(this.conversation.id);
     const known = [here, this.conversation.leaf].find((id) => id && this.messages.has(id));
     return known ?? this.deepest(null);
   }
@@ -88,7 +88,7 @@ export class Session {
   /** @param {string | null} id */
   setLeaf(id) {
     this.leaf = this.conversation.leaf = id;
-    if (id) sessionStorage.setItem(`rk-leaf-${this.conversation.id}`, id);
+    if (id) ofThisTab(this.conversation.id, id);
   }
 
   /**
@@ -119,6 +119,16 @@ export class Session {
   }
 
   /**
+   * Another answer in this one's place, which stays beside it if there is anything of it.
+   * @param {Message} message
+   */
+  async again(message) {
+    const question = this.messages.get(message.parent ?? "");
+    if (message.text || message.thought || message.calls.length) await (question && this.answer(question));
+    else await this.fill(message, "");
+  }
+
+  /**
    * Goes on with an answer that was stopped or cut off.
    * @param {Message} message
    */
@@ -138,6 +148,7 @@ export class Session {
     Object.assign(message, { state: "partial", error: "" });
     this.changed(this, null);
     const path = this.path();
+    const had = before ? message.tokens ?? 0 : 0;
     const { model, limit } = this.conversation;
     const messages = messagesFor(this.conversation, before ? path : path.slice(0, -1));
     const body = { model: model || undefined, messages, ...(limit ? { max_tokens: limit } : {}) };
@@ -145,7 +156,7 @@ export class Session {
     try {
       await this.keep(...asked, message);
       const reading = await read("/v1/chat/completions", body, controller.signal, (found) => {
-        take(message, found, before);
+        take(message, found, before, had);
         if (this.run) this.run.waiting = "";
         if (performance.now() - kept > KEEP_MS) {
           kept = performance.now();
@@ -156,7 +167,7 @@ export class Session {
         if (this.run) this.run.waiting = sentence;
         this.changed(this, message);
       });
-      take(message, reading, before);
+      take(message, reading, before, had);
       message.state = reading.ended === "length" ? "length" : "done";
     } catch (error) {
       message.state = controller.signal.aborted ? "stopped" : "failed";
@@ -182,11 +193,26 @@ export class Session {
  * @param {Message} message
  * @param {import("./answer.js").Reading} reading
  * @param {string} before
+ * @param {number} had tokens of it
  */
-function take(message, reading, before) {
+function take(message, reading, before, had) {
   const { text, thought, calls, tokens, context, rate, first } = reading;
-  Object.assign(message, { text: before + text, calls, tokens, context, rate, first });
+  Object.assign(message, { text: before + text, calls, tokens: tokens === null ? had || null : had + tokens, context, rate, first });
   if (thought || !before) message.thought = thought;
+}
+
+/**
+ * The message that this tab shows last of a conversation; with `leaf`, it is from now on.
+ * @param {string} id
+ * @param {string} [leaf]
+ */
+function ofThisTab(id, leaf) {
+  try {
+    if (leaf) sessionStorage.setItem(`rk-leaf-${id}`, leaf);
+    return sessionStorage.getItem(`rk-leaf-${id}`);
+  } catch {
+    return null; // a browser that keeps nothing
+  }
 }
 
 /** @param {string} text */

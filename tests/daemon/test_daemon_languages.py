@@ -207,7 +207,7 @@ class Scripted(FakeEngine):
 def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
     find = Models("tiny", "w8a8", [], 0, "sim").find
-    config, counting = Config(bundle=Path("x")), (Figures(()), Places())
+    config, counting = Config(bundle=Path("x")), (Figures(), Places())
     return engine, {e.path: Answering(engine, config, Keys(None), find, e, *counting) for e in languages.ENDPOINTS}
 
 

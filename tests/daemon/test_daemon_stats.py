@@ -95,7 +95,7 @@ def test_a_prediction_is_for_this_board_or_says_for_which(tiny_bundles: Mapping[
 def test_times_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 13.0, 15.0])
     monkeypatch.setattr(figures, "time", SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0))
-    found = Figures(["/x"])
+    found = Figures()
     timing = Timing(found)
     timing.first_token()
     timing.first_token()  # only the first counts
@@ -183,7 +183,7 @@ def test_over_the_twin_with_a_place_in_the_queue(tiny_bundles: Mapping[str, Path
 
 def all_metrics() -> set[str]:
     """Names of every sample there can be."""
-    full = Figures(["/"])
+    full = Figures()
     full.add_request("/", 429, {"error": "queue_full", "ended": "stop"})
     readings = board.Readings((1.0,), (board.Clock("npu", 1, 1, ""),), {"soc": 1.0}, {"total": 1}, {"worker": 1})
     content, _ = metrics.text(full, Status("ready"), {"model": "m"}, readings)

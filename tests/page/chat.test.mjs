@@ -41,6 +41,7 @@ test("stop keeps what there is, and continue goes on with it", async () => {
   const { messages } = bodies(page).at(-1);
   assert.deepEqual(messages.at(-1), { role: "assistant", content: "Half an", prefix: true });
   assert.equal(await answer(page), "Half an answer.");
+  assert.match(await page.locator(".figures").innerText(), /^2 tokens/);
   await page.reload();
   await page.waitForSelector("article.assistant.last");
   assert.equal(await answer(page), "Half an answer.");

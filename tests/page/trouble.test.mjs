@@ -17,7 +17,10 @@ test("a full queue is told with a way on, and the message is not lost", async ()
   await page.waitForSelector(".problem.failed");
   assert.equal(await page.locator("article.user .said").innerText(), "full");
   await page.getByRole("button", { name: "Try again" }).click();
-  await page.waitForSelector("text=2 / 2");
+  await page.waitForSelector("article.running", { state: "detached" });
+  assert.match(await alert.innerText(), /32 requests/);
+  assert.equal(await page.locator("article").count(), 2);
+  assert.equal(await page.locator(".actions .quiet").count(), 0);
   assert.deepEqual(page.complaints, []);
 });
 
@@ -220,7 +223,7 @@ test("a browser that keeps nothing still has a conversation", async () => {
       throw new DOMException("The operation is insecure.", "SecurityError");
     };
     Object.defineProperty(window, "indexedDB", { value: { open: refuse } });
-    Object.defineProperty(window, "localStorage", { get: refuse });
+    for (const name of ["localStorage", "sessionStorage"]) Object.defineProperty(window, name, { get: refuse });
   };
   const page = await open(url, { before });
   assert.equal(await page.locator("#no-conversations").innerText(), "This browser keeps no conversations.");
@@ -248,6 +251,7 @@ test("a worker that is killed in mid-answer is told, and the next answer comes",
   const { url: real, pid } = await slow(60, 40);
   const page = await open(real);
   await page.waitForFunction(() => document.getElementById("notice").hidden);
+  assert.deepEqual(page.complaints, []);
   await say(page, "hello");
   await page.waitForSelector("article.assistant.last.running .parts > .md:not([hidden])");
   const [worker] = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ");

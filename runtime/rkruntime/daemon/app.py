@@ -96,8 +96,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def fields_of(request: Request) -> Fields:
         return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
 
-    counted = (*(endpoint.path for endpoint in languages.ENDPOINTS), "/v1/models", "/", *_OFTEN)
-    figures, places = Figures(counted), Places()
+    figures, places = Figures(), Places()
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
         *_answering(engine, config, keys, models, figures, places),
@@ -111,6 +110,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         Route("/ready", ready),
         Route("/openapi.json", describe),
     ]
+    figures.paths = frozenset(route.path for route in routes if "{" not in route.path)
     middleware = [Middleware(_Logged, config=config, figures=figures), Middleware(Gate, config=config)]
 
     async def rk_error(request: Request, error: Exception) -> Response:

@@ -43,8 +43,8 @@ class Distribution:
 class Figures:
     """Everything there is to count. ``paths``: those of the daemon's routes; requests for others count as one kind."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = frozenset(paths)
+    def __init__(self) -> None:
+        self.paths: frozenset[str] = frozenset()
         self.began = time.time()
         self.requests: Counter[tuple[str, int]] = Counter()  # by path and status
         self.refusals: Counter[str] = Counter()  # by reason, which are the codes of errors
@@ -61,7 +61,7 @@ class Figures:
 
     def add_request(self, path: str, status: int, facts: Mapping[str, Any]) -> None:
         """One request that has ended; ``facts`` are those of its line in the log."""
-        self.requests[path if path in self._paths else _OTHER, status] += 1
+        self.requests[path if path in self.paths else _OTHER, status] += 1
         if facts.get("error"):
             self.refusals[str(facts["error"])] += 1
         if not (facts.get("ended") or facts.get("completion_tokens")):
