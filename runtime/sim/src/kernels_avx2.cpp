@@ -51,15 +51,21 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
     for (int t = 0; t < T; t++) _mm256_store_si256(reinterpret_cast<__m256i*>(&acc[v / 2][t][v % 2 * 8]), sum[v][t]);
 }
 
-INLINE void one_token(const uint8_t* w, const int8_t* x, int64_t quads, int32_t start, Ints (&acc)[VECTORS]) {
-  __m256i sum[2] = {_mm256_set1_epi32(start), _mm256_set1_epi32(start)};
+template <int R>
+INLINE void one_token(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t quads, int32_t start,
+                      Ints (&acc)[R][VECTORS]) {
+  __m256i sum[R][2];
+#pragma GCC unroll 2
+  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_set1_epi32(start);
 #pragma GCC unroll 4
   for (int64_t q = 0; q < quads; q++) {
     int32_t four;
     __builtin_memcpy(&four, x + q * kQuad, 4);
     const __m256i token = _mm256_set1_epi32(four), magnitude = _mm256_abs_epi8(token);
-    sum[0] = add_quad(sum[0], load_rows(w + q * 64), token, magnitude);
-    sum[1] = add_quad(sum[1], load_rows(w + q * 64 + 32), token, magnitude);
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * R; v++)
+      sum[v / 2][v % 2] =
+          add_quad(sum[v / 2][v % 2], load_rows(w + v / 2 * block_stride + q * 64 + v % 2 * 32), token, magnitude);
   }
   __builtin_memcpy(acc, sum, sizeof acc);
 }

@@ -50,16 +50,30 @@ INLINE __m512i add_quad(__m512i sum, const uint8_t* w, const int8_t* x, int64_t 
   return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(w + q * 64), _mm512_set1_epi32(four));
 }
 
-// Four sums, each of every fourth quad: one alone would wait for itself, and not for the memory.
-INLINE void one_token(const uint8_t* w, const int8_t* x, int64_t quads, int32_t start, Ints (&acc)[VECTORS]) {
-  __m512i sum[4] = {_mm512_set1_epi32(start)};
+// Four sums a block, each of every fourth quad: one alone would wait for itself, and not for the memory.
+template <int R>
+INLINE void one_token(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t quads, int32_t start,
+                      Ints (&acc)[R][VECTORS]) {
+  __m512i sum[R][4];
+#pragma GCC unroll 2
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) sum[r][i] = _mm512_set1_epi32(i ? 0 : start);
   int64_t q = 0;
   for (; q + 4 <= quads; q += 4)
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) sum[i] = add_quad(sum[i], w, x, q + i);
-  for (; q < quads; q++) sum[0] = add_quad(sum[0], w, x, q);
-  const __m512i all = _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
-  __builtin_memcpy(acc, &all, sizeof acc);
+      for (int i = 0; i < 4; i++) sum[r][i] = add_quad(sum[r][i], w + r * block_stride, x, q + i);
+  for (; q < quads; q++)
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++) sum[r][0] = add_quad(sum[r][0], w + r * block_stride, x, q);
+#pragma GCC unroll 2
+  for (int r = 0; r < R; r++) {
+    const __m512i all =
+        _mm512_add_epi32(_mm512_add_epi32(sum[r][0], sum[r][1]), _mm512_add_epi32(sum[r][2], sum[r][3]));
+    __builtin_memcpy(acc[r], &all, sizeof acc[r]);
+  }
 }
 
 #include "tile_driver.inc"

@@ -45,17 +45,22 @@ INLINE void tile(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_
 }
 
 // Two sums a vector, of even and odd quads: a sum waits four cycles for itself, and two can begin in each.
-INLINE void one_token(const uint8_t* w, const int8_t* x, int64_t quads, int32_t start, Ints (&acc)[VECTORS]) {
-  int32x4_t sum[2][VECTORS];
-#pragma GCC unroll 4
-  for (int v = 0; v < VECTORS; v++) sum[0][v] = vdupq_n_s32(start), sum[1][v] = vdupq_n_s32(0);
-  auto add_quad = [&](int32x4_t(&to)[VECTORS], int64_t q) {
+template <int R>
+INLINE void one_token(const uint8_t* w, int64_t block_stride, const int8_t* x, int64_t quads, int32_t start,
+                      Ints (&acc)[R][VECTORS]) {
+  constexpr int V = R * VECTORS;
+  int32x4_t sum[2][V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) sum[0][v] = vdupq_n_s32(start), sum[1][v] = vdupq_n_s32(0);
+  auto add_quad = [&](int32x4_t(&to)[V], int64_t q) {
     int32_t four;
     __builtin_memcpy(&four, x + q * kQuad, 4);
     const int8x16_t token = vreinterpretq_s8_s32(vdupq_n_s32(four));
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++)
-      to[v] = vdotq_s32(to[v], vreinterpretq_s8_u8(vld1q_u8(w + q * 64 + v * 16)), token);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      const uint8_t* rows = w + v / VECTORS * block_stride + q * 64 + v % VECTORS * 16;
+      to[v] = vdotq_s32(to[v], vreinterpretq_s8_u8(vld1q_u8(rows)), token);
+    }
   };
   int64_t q = 0;
   for (; q + 2 <= quads; q += 2) {
@@ -63,10 +68,10 @@ INLINE void one_token(const uint8_t* w, const int8_t* x, int64_t quads, int32_t 
     add_quad(sum[1], q + 1);
   }
   if (q < quads) add_quad(sum[0], q);
-#pragma GCC unroll 4
-  for (int v = 0; v < VECTORS; v++) {
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) {
     const int32x4_t all = vaddq_s32(sum[0][v], sum[1][v]);
-    __builtin_memcpy(&acc[v], &all, sizeof acc[v]);
+    __builtin_memcpy(&acc[v / VECTORS][v % VECTORS], &all, sizeof all);
   }
 }
 
