@@ -223,7 +223,8 @@ class Scripted(FakeEngine):
 @cache
 def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
-    config, counting = Config(bundle=Path("x"), template_facts=TemplateFacts.of(QWEN.read_text())), (Figures(), Places())
+    config = Config(bundle=Path("x"), template_facts=TemplateFacts.of(QWEN.read_text()))
+    counting = (Figures(), Places())
     find = Models("tiny", "w8a8", [], 0, "sim").find
     return engine, {e.path: Answering(engine, config, Keys(None), find, e, *counting) for e in languages.ENDPOINTS}
 

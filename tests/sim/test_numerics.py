@@ -202,7 +202,7 @@ def any_shape(draw: st.DrawFn) -> Tiny:
         seed=draw(st.integers(0, 2**32)),
         layers=1,
         hidden=draw(st.integers(2, 150)),
-        heads=kv_heads * draw(st.integers(1, 4)),
+        heads=kv_heads * draw(st.integers(1, 7)),
         kv_heads=kv_heads,
         head_dim=2 * draw(st.integers(1, 45)),
         intermediate=draw(st.integers(2, 300)),

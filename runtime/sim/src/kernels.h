@@ -46,7 +46,12 @@ struct Activations {
   void shape(int64_t tokens, int64_t k, int64_t group, bool scale_by_group);
 };
 
-// Where one attention head finds its keys and values: `length` positions, the oldest in slot `first` of a ring.
+// Floats that the scores of a head take, whole vectors at both runs' ends included.
+constexpr int64_t kMaxHeads = 4;  // that a kernel computes at once
+constexpr int64_t score_room(int64_t length) { return (length + 31) / 16 * 16; }
+
+// Where attention heads that share them find its keys and values: `length` positions, the oldest in slot `first` of a
+// ring.
 struct KvView {
   const void *k, *v;  // [context][head_dim], fp16 or fp32
   int64_t first, length, context, head_dim;
@@ -81,8 +86,8 @@ struct Kernels {
   void (*rope)(float* head, const float* cos, const float* sin, int64_t half);
   void (*to_f16)(const float* x, uint16_t* y, int64_t n);
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);
-  // `scores` has room for kv.length + 8 floats.
-  void (*attend)(const float* q, const KvView& kv, float* out, float* scores);
+  // [heads][head_dim] of q, whose heads share keys and values. `scores` has room for kMaxHeads * score_room(kv.length).
+  void (*attend)(const float* q, int64_t heads, const KvView& kv, float* out, float* scores);
 };
 
 // The best this machine has, or the one RKSIM_KERNEL names. Throws Error on a name it does not know or cannot run.

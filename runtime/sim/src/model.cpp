@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -12,6 +13,11 @@
 
 namespace rksim {
 namespace {
+
+constexpr size_t kHugePage = 2 << 20;
+// Packed layers lie behind one another in pieces of so much, or a whole layer where that is more. Only what is written
+// to takes memory.
+constexpr size_t kPackedPiece = 64 << 20;
 
 // The file's pages have been copied: give them back, so that a model is not in memory twice.
 void drop_pages(const uint8_t* data, size_t bytes) {
@@ -23,17 +29,21 @@ void drop_pages(const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-Pages::Pages(size_t bytes, bool huge) : size_(bytes) {
-  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+Pages::Pages(size_t bytes, bool huge) : size_(bytes + (huge ? kHugePage : 0)) {
+  void* map = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) throw std::bad_alloc();
-  if (huge) madvise(map, bytes, MADV_HUGEPAGE);
-  data_ = static_cast<uint8_t*>(map);
+  map_ = data_ = static_cast<uint8_t*>(map);
+  if (!huge) return;
+  data_ += (kHugePage - reinterpret_cast<uintptr_t>(map) % kHugePage) % kHugePage;
+  madvise(data_, bytes, MADV_HUGEPAGE);
 }
 Pages::~Pages() {
-  if (data_) munmap(data_, size_);
+  if (map_) munmap(map_, size_);
 }
-Pages::Pages(Pages&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+Pages::Pages(Pages&& other) noexcept
+    : map_(std::exchange(other.map_, nullptr)), data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
 Pages& Pages::operator=(Pages&& other) noexcept {
+  std::swap(map_, other.map_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -172,8 +182,7 @@ void Model::pack(const std::string& name, Linear& linear) {
   if (std::memchr(linear.data, 0x80, bytes)) throw Error(file.path() + ": tensor " + name + " holds -128");
 
   const size_t weights = static_cast<size_t>(linear.blocks() * linear.quads() * kRows * kQuad);
-  packed_.emplace_back(weights + static_cast<size_t>(linear.blocks() * linear.groups * kRows) * sizeof(float), true);
-  uint8_t* out = packed_.back().data();
+  uint8_t* out = packed_room(weights + static_cast<size_t>(linear.blocks() * linear.groups * kRows) * sizeof(float));
   const auto* source = reinterpret_cast<const int8_t*>(linear.data);
   pool.run(linear.blocks(), 4,
            [&](int64_t b0, int64_t b1) { pack_rows(source, linear.n, linear.k, kernels.flip, b0, b1, out); });
@@ -181,6 +190,18 @@ void Model::pack(const std::string& name, Linear& linear) {
   drop_pages(linear.data, bytes);
   linear.data = out;
   linear.scales = reinterpret_cast<const float*>(out + weights);
+}
+
+// Layers share huge pages, and follow one another in memory as they do in a token's way through the model.
+uint8_t* Model::packed_room(size_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (packed_left_ < bytes) {
+    packed_left_ = std::max(bytes, kPackedPiece);
+    packed_.emplace_back(packed_left_, true);
+    packed_next_ = packed_.back().data();
+  }
+  packed_left_ -= bytes;
+  return std::exchange(packed_next_, packed_next_ + bytes);
 }
 
 const Linear* Model::linear(const std::string& tensor) const {

@@ -41,7 +41,7 @@ class Pages {
   uint8_t* data() const { return data_; }
 
  private:
-  uint8_t* data_ = nullptr;
+  uint8_t *map_ = nullptr, *data_ = nullptr;
   size_t size_ = 0;
 };
 
@@ -76,6 +76,7 @@ class Model {
   bool has_one_scale(const std::string& name) const;
   void check_alike(const Linear& a, const Linear& b, const std::string& block) const;
   void pack(const std::string& name, Linear& linear);
+  uint8_t* packed_room(size_t bytes);
 
   GgmlType weight_type_;
   uint32_t group_size_ = 0;
@@ -83,6 +84,8 @@ class Model {
   std::map<std::string, Linear> linears_;
   std::set<std::string> read_;  // tensors by name
   std::vector<Pages> packed_;
+  uint8_t* packed_next_ = nullptr;  // in the last of them
+  size_t packed_left_ = 0;
 };
 
 class Lora;

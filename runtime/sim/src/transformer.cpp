@@ -226,13 +226,15 @@ void Transformer::attend(int layer, int64_t tokens) {
   const int64_t shared = shape.n_heads / shape.n_kv_heads, dim = shape.head_dim;
   const int window = features.windows[static_cast<size_t>(layer)];
   const int64_t most = window ? std::min<int64_t>(window, context) : context;
+  // Heads that share keys together, where that leaves enough pieces for all threads.
+  const int64_t together = tokens >= model.pool.size() * 4 || model.pool.size() == 1 ? shared : 1;
   auto body = [&](int64_t begin, int64_t end) {
     thread_local Floats scores;
     for (int64_t i = begin; i < end; i++) {
-      const int64_t h = i / tokens, t = i % tokens;
+      const int64_t h = i / tokens * together, t = i % tokens;
       const Seen seen = seen_from(position + t, window);
       const size_t from = static_cast<size_t>(seen.base * dim) * kv_bytes;
-      grow(scores, seen.length + 16);
+      grow(scores, kMaxHeads * score_room(seen.length));
       KvView kv{cached(layer, 0, h / shared) + from,
                 cached(layer, 1, h / shared) + from,
                 seen.begin,
@@ -242,15 +244,15 @@ void Transformer::attend(int layer, int64_t tokens) {
                 model.kv_fp32,
                 features.attention_scale,
                 features.attention_soft_cap};
-      kernels.attend(&q_[static_cast<size_t>(t * q_size + h * dim)], kv,
-                     &mixed_[static_cast<size_t>(t * q_size + h * dim)], scores.data());
+      const auto at = static_cast<size_t>(t * q_size + h * dim);
+      kernels.attend(&q_[at], together, kv, &mixed_[at], scores.data());
     }
   };
-  const int64_t work = tokens * shape.n_heads;
-  if (work * std::min(position + tokens, most) * dim < kWorthThreads)
-    body(0, work);
+  const int64_t pieces = tokens * shape.n_heads / together;
+  if (pieces * together * std::min(position + tokens, most) * dim < kWorthThreads)
+    body(0, pieces);
   else
-    model.pool.run(work, 1, body);
+    model.pool.run(pieces, 1, body);
 }
 
 void Transformer::norm(const Norm& by, const float* from, float* to, int64_t n) const {
