@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -45,9 +46,8 @@ def make(engine: Engine, config: Config) -> Starlette:
     bundle = bundles.read(config.bundle)
     config = replace(config, sampling=config.model.sampling(bundle.sampling))
     choice = runtime.choose(bundle, config.model.library)
-    kind = choice.kind
     created = int((bundle.path / bundles.MANIFEST).stat().st_mtime)
-    models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, kind)), created, kind)
+    models = Models(config.name or bundle.name, list(runtime.loras_for(bundle, choice.kind)), created, choice.kind)
     keys = Keys(config.keys)
 
     async def list_models(request: Request) -> Response:
@@ -71,12 +71,6 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def ready(request: Request) -> Response:
         return JSONResponse(status(request), 200 if engine.status.state == "ready" else 503)
 
-    async def describe(_request: Request) -> Response:
-        return Response(openapi.document(), media_type="application/json")
-
-    def authorise(request: Request) -> None:
-        _authorise(request, keys)
-
     figures, places = Figures(), Places()
     answering = [
         Route(endpoint.path, Answering(engine, config, keys, models.find, endpoint, figures, places), methods=["POST"])
@@ -85,12 +79,12 @@ def make(engine: Engine, config: Config) -> Starlette:
     routes = [
         *answering,
         *web.routes(),
-        *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise),
+        *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), partial(_authorise, keys=keys)),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/ready", ready),
-        Route("/openapi.json", describe),
+        Route("/openapi.json", _describe),
         Route("/", web.plain),
     ]
     figures.paths = frozenset(route.path for route in routes if "{" not in route.path)
@@ -122,6 +116,10 @@ def _status(engine: Engine) -> Object:
     if status.context:
         found["context"] = status.context
     return found
+
+
+async def _describe(_request: Request) -> Response:
+    return Response(openapi.document(), media_type="application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
