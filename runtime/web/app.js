@@ -279,6 +279,16 @@ function listen() {
     } else return;
     event.preventDefault();
   });
+  listenToButtons();
+  addEventListener("hashchange", () => void open(location.hash.slice(1)));
+  addEventListener("popstate", () => {
+    if (!location.hash && session.messages.size) begin("chat");
+  });
+  store.onChange((id) => void fromOtherTab(id));
+  theme();
+}
+
+function listenToButtons() {
   for (const [id, kind] of /** @type {["new-chat" | "new-text", "chat" | "text"][]} */ ([["new-chat", "chat"], ["new-text", "text"]])) {
     byId(id, HTMLButtonElement).addEventListener("click", () => {
       begin(kind);
@@ -302,12 +312,6 @@ function listen() {
     api.keepKey("");
     location.reload();
   });
-  addEventListener("hashchange", () => void open(location.hash.slice(1)));
-  addEventListener("popstate", () => {
-    if (!location.hash && session.messages.size) begin("chat");
-  });
-  store.onChange((id) => void fromOtherTab(id));
-  theme();
 }
 
 /**

@@ -90,9 +90,6 @@ def make(engine: Engine, config: Config) -> Starlette:
     async def ready(request: Request) -> Response:
         return JSONResponse(status(request), 200 if engine.status.state == "ready" else 503)
 
-    async def describe(_request: Request) -> Response:
-        return Response(openapi.document(), media_type="application/json")
-
     async def fields_of(request: Request) -> Fields:
         return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
 
@@ -108,7 +105,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
         Route("/ready", ready),
-        Route("/openapi.json", describe),
+        Route("/openapi.json", _describe),
     ]
     figures.paths = frozenset(route.path for route in routes if "{" not in route.path)
     middleware = [Middleware(_Logged, config=config, figures=figures), Middleware(Gate, config=config)]
@@ -150,6 +147,10 @@ def _status(engine: Engine) -> Object:
     if status.context:
         found["context"] = status.context
     return found
+
+
+async def _describe(_request: Request) -> Response:
+    return Response(openapi.document(), media_type="application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
