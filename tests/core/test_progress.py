@@ -55,7 +55,7 @@ def patiently(command: str) -> tuple[int, str]:
 def test_setup_shows_seconds_and_the_compilers_counter() -> None:
     code, shown = patiently('echo "  [3/7] Building CXX object"; sleep 1.4')
     assert code == 0
-    assert "setup: compiling it, 1 s [3/7]" in shown
+    assert re.search(r"setup: compiling it, \d+ s \[3/7\]", shown)
     assert "Building" not in shown
 
 

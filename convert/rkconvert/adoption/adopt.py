@@ -164,11 +164,11 @@ def _open_questions(found: Rkllm, claims: Claims, template: str | None) -> list[
         notes.append("nothing says which rkllm-toolkit wrote it, so a deployment cannot compare it with the runtime")
     else:
         able = compatibility.runtimes_for(str(toolkit.value))
-        if not any(map(rkllm.is_spoken, able)):
-            notes.append(
-                f"it is of rkllm-toolkit {toolkit}, for librkllmrt {' or '.join(able) or 'of the same version'}; this "
-                f"version of rk3588 speaks {rkllm.SPOKEN} only"
-            )
+        spoken = any(map(rkllm.is_spoken, able))
+        if not (spoken and any("1.1" in rkllm.families_of(version) for version in able)):
+            only = "" if spoken else f"; this version of rk3588 speaks {rkllm.SPOKEN_RELEASES} only"
+            for_which = " or ".join(able) or "of the same version"
+            notes.append(f"it is of rkllm-toolkit {toolkit}, for librkllmrt {for_which}{only}")
     if template is None:
         notes.append("there is no chat template: nobody can chat with it, nor deploy it; give --chat-template FILE")
     return notes
