@@ -61,7 +61,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         axes.loglog(across, [min(x * memory, top or float("inf")) / 1e9 for x in across], alpha=0)
         bend = [1.0, top / memory, 1000.0] if top else across
         axes.plot(bend, [min(x * memory, top or float("inf")) / 1e9 for x in bend], color="0.4")
-        axes.annotate(f"memory {memory / 1e9:.0f} GB/s", (1.1, 1.4 * memory / 1e9), color="0.4")
+        axes.annotate(f"memory {memory / 1e9:.0f} GB/s", (3, 2 * memory / 1e9), color="0.4")
         for row in these:
             marker = MARKERS[models.index(row["model"]) % len(MARKERS)]
             color = f"C{engines.index(row['engine'])}"
