@@ -38,10 +38,15 @@ class Engine:
 
     name: str
     command: list[str]
-    weights: int  # bytes that every decoded token has to read
+    model: Path
     prefill: list[float] = field(default_factory=list)  # tokens a second
     decode: list[float] = field(default_factory=list)
     about: str = ""
+
+    @property
+    def weights(self) -> int:
+        """Bytes that decoding a token reads: of the embedding one row where lm_head is another tensor, else all."""
+        return sum(int(tensor.n_bytes) for tensor in tensors_of(self.model))
 
     def start(self, threads: int) -> None:
         # The engines are told their threads; this keeps a library's own idea of them from adding more.
@@ -82,31 +87,48 @@ def llama_engine(python: Path, name: str, source: Path) -> Engine:
         part = target.with_suffix(".part")
         subprocess.run([str(python), script, "--quantise", str(source), str(part)], check=True)
         part.rename(target)
-    return Engine(LLAMA, [str(python), script, str(target)], weights_of(target))
+    return Engine(LLAMA, [str(python), script, str(target)], target)
 
 
 def our_engine(dtype: str, bundle: Path) -> Engine:
     model = bundle / "model.sim.gguf"
     command = [sys.executable, str(HERE / "twin_ours.py"), str(model)]
-    return Engine(f"ours {dtype}", command, weights_of(model))
+    return Engine(f"ours {dtype}", command, model)
 
 
-def weights_of(model: Path) -> int:
-    """Bytes that decoding a token reads: of the embedding one row where lm_head is another tensor, else all of it."""
-    tensors = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors}
-    if "output.weight" in tensors:
-        del tensors["token_embd.weight"]
-    return sum(tensors.values())
+def tensors_of(model: Path) -> list[gguf.ReaderTensor]:
+    """Those that every decoded token reads whole."""
+    tensors = gguf.GGUFReader(model).tensors
+    untied = any(tensor.name == "output.weight" for tensor in tensors)
+    return [tensor for tensor in tensors if not (untied and tensor.name == "token_embd.weight")]
+
+
+def operations(engine: Engine) -> tuple[int, int]:
+    """Multiplications and additions by weights for a decoded token, and for each of PROMPT tokens of a prompt, of which
+    only the last goes through lm_head."""
+    sizes = {t.name: 2 * int(t.n_elements) for t in tensors_of(engine.model) if t.name.endswith(".weight")}
+    head = sizes["output.weight" if "output.weight" in sizes else "token_embd.weight"]
+    every = sum(sizes.values())
+    return every, every - head + head // PROMPT
 
 
 def memory_speed(threads: int, size: int = 1 << 30, rounds: int = 25) -> float:
     """Bytes a second that so many threads read from an array: the best of so many rounds (memory_speed.c)."""
-    program = BUILD / "bench" / "memory_speed"
+    return _printed("memory_speed", size, threads, rounds)
+
+
+def int8_speed(seconds: float = 0.5) -> float:
+    """Multiplications and additions of int8 a second of one core, from registers; 0: no such instruction."""
+    return _printed("int8_speed", seconds)
+
+
+def _printed(name: str, *arguments: float) -> float:
+    """The number that a C program of this folder prints, compiled for this machine."""
+    program = BUILD / "bench" / name
     program.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-std=c11", "-O3", "-march=native", "-pthread"]
-    subprocess.run(["cc", *flags, str(HERE / "memory_speed.c"), "-o", str(program)], check=True)
-    command = [str(program), str(size), str(threads), str(rounds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(["cc", *flags, str(HERE / f"{name}.c"), "-o", str(program)], check=True)
+    done = subprocess.run([str(program), *map(str, arguments)], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
@@ -139,6 +161,20 @@ def table(engines: list[Engine], threads: int, peak: float) -> str:
     return "\n".join(lines)
 
 
+def record(file: Path, model: str, engines: list[Engine], threads: int, peak: float) -> None:
+    """Append what was measured to a JSON file that tests.bench.roofline draws."""
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    for engine in engines:
+        decode, prefill = operations(engine)
+        rows.append({
+            "model": model, "engine": engine.name, "threads": threads, "bytes": engine.weights,
+            "decode_tok_s": round(statistics.median(engine.decode), 1), "decode_operations": decode,
+            "prefill_tok_s": round(statistics.median(engine.prefill), 1), "prefill_operations": prefill,
+            "prompt": PROMPT, "memory_bytes_s": round(peak), "int8_operations_s": round(int8_speed() * threads),
+        })  # fmt: skip
+    file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of the simulated runtime beside llama.cpp's.")
     parser.add_argument("--model", choices=MODELS, default=smollm2.NAME, help="default: %(default)s")
@@ -149,6 +185,7 @@ def parse() -> argparse.Namespace:
         "--llama-python", type=Path, default=BUILD / "bench-venv" / "bin" / "python",
         help="a Python with llama-cpp-python (default: the one `make bench` builds)",
     )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="append the figures to this file, for tests.bench.roofline")
     return parser.parse_args()
 
 
@@ -169,6 +206,8 @@ def main() -> None:
         if threads == int(options.threads.split(",")[0]):
             print(*dict.fromkeys(engine.about for engine in engines[:2]), sep="\n")
         print(f"\n{table(engines, threads, peak)}", flush=True)
+        if options.json:
+            record(options.json, options.model, engines, threads, peak)
 
 
 if __name__ == "__main__":
