@@ -246,7 +246,8 @@ def answered(path: str, said: list[str], stream: bool) -> bytes:
     async def send(event: Any) -> None:
         sent.append(event.get("body", b""))
 
-    asyncio.run(endpoints[path]({"type": "http", "headers": [], "state": {"facts": {}}}, receive, send))
+    scope = {"type": "http", "headers": [], "state": {"facts": {"request_id": "x"}}}
+    asyncio.run(endpoints[path](scope, receive, send))
     return b"".join(sent)
 
 
