@@ -19,16 +19,12 @@
 #include "rkllm.h"
 
 #define MOST 8
-#define FUNCTIONS(F)                                                                               \
-  F(rkllm_createDefaultParam)                                                                      \
-  F(rkllm_init)                                                                                    \
-  F(rkllm_destroy)                                                                                 \
-  F(rkllm_run)                                                                                     \
-  F(rkllm_run_async)                                                                               \
-  F(rkllm_abort)                                                                                   \
-  F(rkllm_is_running)                                                                              \
-  F(rkllm_clear_kv_cache) F(rkllm_set_chat_template) F(rkllm_load_prompt_cache) F(rkllm_load_lora) \
-      F(rkllm_release_prompt_cache)
+// clang-format off: it never ends with this
+#define FUNCTIONS(F)                                                                                          \
+  F(rkllm_createDefaultParam) F(rkllm_init) F(rkllm_destroy) F(rkllm_run) F(rkllm_run_async) F(rkllm_abort)   \
+  F(rkllm_is_running) F(rkllm_clear_kv_cache) F(rkllm_set_chat_template) F(rkllm_load_prompt_cache)           \
+  F(rkllm_load_lora) F(rkllm_release_prompt_cache)
+// clang-format on
 #if ABI >= 123
 #define MORE_FUNCTIONS(F) F(rkllm_get_kv_cache_size) F(rkllm_set_function_tools) F(rkllm_set_cross_attn_params)
 #else
