@@ -45,7 +45,7 @@ def _artifacts(folder: Path) -> None:
         scratch = Path(name)
         for kind in ("untied", "tied"):
             source = models.tiny_llama(
-                scratch / kind, layers=1, hidden=16, heads=2, kv_heads=1, head_dim=8, intermediate=24, vocab_size=259,
+                scratch / kind, layers=1, hidden=16, heads=2, kv_heads=1, head_dim=8, intermediate=24, vocab_size=264,
                 tied=kind == "tied", rope_scaling={"rope_type": "linear", "factor": 2.0} if kind == "tied" else None,
             )  # fmt: skip
             smollm2.convert(source, scratch / "out", DTYPES, name=kind)
