@@ -197,13 +197,18 @@ def test_a_list_that_nobody_waits_for_ends(tiny_bundles: Mapping[str, Path], rkl
             await answer.close()
             await eventually(lambda: not engine.status.running and not engine.status.queued)
             assert len(answer.waiting) > 0
-            # A worker that dies under the first text costs nothing, under a later one the whole list.
+            # A worker that dies costs nothing, a second one the whole list: nothing goes out before its end.
             answer = await engine.submit(embedding(*["text"] * 64))
             pieces = answer.pieces()
             await pieces.__anext__()
-
-
-
+            os.kill(pid_of(engine), signal.SIGKILL)
+            assert len([piece async for piece in pieces]) == 63
+            answer = await engine.submit(embedding(*["text"] * 64))
+            pieces = answer.pieces()
+            await pieces.__anext__()
+            first = pid_of(engine)
+            os.kill(first, signal.SIGKILL)
+            await eventually(lambda: engine.status.state == "ready" and pid_of(engine) != first)
             os.kill(pid_of(engine), signal.SIGKILL)
             with pytest.raises(AnswerFailed, match="the answer was lost"):
                 [piece async for piece in pieces]

@@ -21,6 +21,7 @@ from rkruntime.daemon.config import Config
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.figures import Figures
 from rkruntime.daemon.jobs import EngineSettings, Job
+from rkruntime.daemon.jsonformat import Checker
 from rkruntime.daemon.keys import Keys
 from rkruntime.daemon.models import Models
 from rkruntime.daemon.places import Places
@@ -208,7 +209,7 @@ class Scripted(FakeEngine):
 def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
     find = Models("tiny", "w8a8", [], 0, "sim").find
-    config, counting = Config(bundle=Path("x")), (Figures(), Places())
+    config, counting = Config(bundle=Path("x")), (Figures(), Places(), Checker())
     return engine, {e.path: Answering(engine, config, Keys(None), find, e, *counting) for e in languages.ENDPOINTS}
 
 

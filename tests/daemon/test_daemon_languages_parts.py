@@ -20,6 +20,7 @@ from rkruntime.daemon.api import languages
 from rkruntime.daemon.config import Config
 from rkruntime.daemon.figures import Figures
 from rkruntime.daemon.jobs import EngineSettings, Job
+from rkruntime.daemon.jsonformat import Checker
 from rkruntime.daemon.keys import Keys
 from rkruntime.daemon.models import Models
 from rkruntime.daemon.places import Places
@@ -224,7 +225,7 @@ class Scripted(FakeEngine):
 def scripted() -> tuple[Scripted, dict[str, Answering]]:
     engine = Scripted(EngineSettings(Path("x")))
     config = Config(bundle=Path("x"), template_facts=TemplateFacts.of(QWEN.read_text()))
-    counting = (Figures(), Places())
+    counting = (Figures(), Places(), Checker())
     find = Models("tiny", "w8a8", [], 0, "sim").find
     return engine, {e.path: Answering(engine, config, Keys(None), find, e, *counting) for e in languages.ENDPOINTS}
 

@@ -26,6 +26,7 @@ from .jsonformat import Checker
 from .keys import Keys, shown_in
 from .places import Places
 from .reading import Reading
+from .withoutpaths import without_paths_in
 
 GRACE_S = 60.0  # after the deadline, for a client that reads slowly
 COMMENTS_HEADER = "x-rk-sse-comments"
@@ -50,10 +51,11 @@ class Answering:
         endpoint: Endpoint,
         figures: Figures,
         places: Places,
+        checker: Checker,
     ) -> None:
         self._engine, self._config, self._keys, self._find = engine, config, keys, find
         self._endpoint, self.path, self._figures, self._places = endpoint, endpoint.path, figures, places
-        self._checker = Checker()
+        self._checker = checker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop at once when the client goes or reads so slowly that the deadline is long past."""
@@ -88,7 +90,8 @@ class Answering:
                 answer = WholeAnswer.of([part async for part in reading.parts()])
                 body = reply.whole(answer, reading.finish_reason, reading.usage)
                 await JSONResponse(body, headers=extra)(scope, receive, send)
-            facts.setdefault("ended", reading.finish_reason or None)
+            if "error" not in facts:  # else a stream has begun, and could not go on
+                facts.setdefault("ended", reading.finish_reason or None)
         finally:
             self._places.remove(facts["request_id"], reading)
             await reading.close()
@@ -136,6 +139,8 @@ class Answering:
         """The last of a stream that cannot go on."""
         failure = self._endpoint.failure(error)
         facts["error"] = failure.code
+        if failure.status >= 500 and not facts.get("key"):
+            failure = failure._replace(body=without_paths_in(failure.body, self._config))
         return reply.broken_off(failure)
 
 

@@ -34,15 +34,16 @@ from .fields import Fields, parse_json
 from .figures import Figures
 from .gate import Gate, add_headers
 from .jobs import Engine
+from .jsonformat import Checker
 from .keys import Keys, shown_in
 from .models import Models
 from .places import Places
 from .template_facts import TemplateFacts
 from .thinkwish import OF_THE_TEMPLATE
+from .withoutpaths import without_paths, without_paths_in
 
 _CLIENTS = 1000  # that are remembered
 _OFTEN = ("/health", "/ready", "/stats", "/metrics")  # asked for by machines: no line for each that goes well
-_PATH = re.compile(r"(?<![\w/:])(?:~|\.{1,2})?/(?!/)[^\s'\"`,;()<>]*|(?<=:)/(?!/)[^\s'\"`,;()<>]*")
 _OF_THE_DAEMON = {"num_ctx", "keep_alive", "store"}  # of what may be ignored
 _NOT_CHANGED = "a request does not change this: the model stays loaded as it is, and nothing of it is kept"
 _NOT_IN_TEMPLATE = (
@@ -100,7 +101,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         *web.routes(),
         *tokenize.routes(engine, config, models.find, authorise, fields_of),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
-        *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise),
+        *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise, keys),
         Route("/v1/models", list_models),
         Route("/v1/models/{id:path}", one_model),
         Route("/health", health),
@@ -116,7 +117,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         request.state.facts["error"] = failure.code
         body = failure.body
         if failure.status >= 500 and not keys.known(shown_in(request.headers)):
-            body = _without_paths(body, config)
+            body = without_paths_in(body, config)
         return JSONResponse(body, failure.status, failure.headers)
 
     handlers: Any = {RkError: rk_error, HTTPException: _http_error}
@@ -127,8 +128,9 @@ def _answering(
     engine: Engine, config: Config, keys: Keys, models: Models, figures: Figures, places: Places
 ) -> list[Route]:
     """What is answered by the model, in every language."""
+    checker = Checker()  # one for all: its bounds are the daemon's
     answers: list[Union[Answering, EmbedAnswering]] = [
-        *(Answering(engine, config, keys, models.find, each, figures, places) for each in languages.ENDPOINTS),
+        *(Answering(engine, config, keys, models.find, each, figures, places, checker) for each in languages.ENDPOINTS),
         *(EmbedAnswering(engine, config, keys, models.find, endpoint) for endpoint in embeddings.ENDPOINTS),
     ]
     return [Route(each.path, each, methods=["POST"]) for each in answers]
@@ -194,7 +196,7 @@ class _Logged:
             facts.setdefault("ended", "client gone")
         except Exception:
             logs.event("unexpected error", logging.ERROR, exc_info=True, request_id=request_id)
-            facts["ended"] = "unexpected error"
+            facts.update(ended="unexpected error", error="internal_error")
             if not status:
                 unexpected = RkError("an unexpected error: the daemon's log has more under this id")
                 failure = languages.failure_at(scope["path"])(unexpected)
@@ -238,20 +240,3 @@ class _Logged:
             if names:
                 event = "sampling ignored" if names is others else "ignored"
                 logs.event(event, logging.WARNING, client=client, ignored=", ".join(names), reason=reason)
-
-
-def _without_paths(told: Any, config: Config) -> Any:
-    """An error's body, whose texts are ``without_paths``."""
-    if isinstance(told, dict):
-        return {key: _without_paths(value, config) for key, value in told.items()}
-    return without_paths(told, config) if isinstance(told, str) else told
-
-
-def without_paths(text: str, config: Config) -> str:
-    """``text`` with the last parts of paths only: for those who have shown no key, who need not know this machine."""
-    given = (config.bundle, config.model.library, config.sim_library, config.state_dir, config.keys)
-    known = {path for one in given if one is not None for path in (one, one.absolute(), one.resolve())}
-    for path in sorted(known, key=lambda path: -len(str(path))):
-        if len(path.parts) > 1:
-            text = text.replace(str(path), path.name)
-    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)

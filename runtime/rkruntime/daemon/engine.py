@@ -366,10 +366,11 @@ class WorkerEngine:
         self._mean_answer_s += 0.2 * (asyncio.get_running_loop().time() - began - self._mean_answer_s)
 
     def _retry_or_fail(self, ticket: Ticket, reason: str) -> None:
-        """The worker died under an answer: once more from the beginning if nobody has seen any of it."""
+        """The worker died under an answer: once more if nobody has seen any of it; embeddings go out all together."""
         if ticket.over:
             return
-        if ticket.completion_tokens == 0 and not ticket.retried:
+        unseen = ticket.job.embed is not None or ticket.completion_tokens == 0
+        if unseen and not ticket.retried:
             ticket.retried = True
             self._queue.push_first(ticket)
         else:

@@ -128,12 +128,17 @@ class Reading:
     async def _checked(self, heartbeat_s: Optional[float]) -> AsyncGenerator[Part, None]:
         """Thoughts and signs of life; the rest once it is what was asked for. The model may try twice."""
         problem: Optional[str] = None
+        thought_in: Optional[int] = None  # the attempt whose thoughts came last
         for attempt in range(2):
             kept: list[Part] = []
             async for part in self._json(heartbeat_s) if self._request.format else self._parts(heartbeat_s):
                 if part.text or part.call:
                     kept.append(part)
                 else:
+                    if part.thought:
+                        if thought_in not in (None, attempt):
+                            yield Part(thought="\n\n")
+                        thought_in = attempt
                     yield part
             answer = WholeAnswer.of(kept)
             check = asyncio.ensure_future(self._problem(answer))
@@ -158,7 +163,15 @@ class Reading:
         assert self._request.format is not None
         prefix = self._prefix = JsonPrefix(self._request.format.is_object)
         parts = self._parts(heartbeat_s)
+        called = False
         async for part in parts:
+            if called and part.text:  # behind a call there is no JSON any more, and nobody asked for anything else
+                if not part.text.strip():
+                    continue
+                await parts.aclose()
+                await self._stop_run("tool_calls")
+                return
+            called = called or part.call is not None
             prefix.feed(part.text)
             if prefix.problem or prefix.whole:
                 break

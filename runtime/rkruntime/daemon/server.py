@@ -60,13 +60,12 @@ def bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
 
 
 def run(config: Config, engine: Engine, greet: Optional[Callable[[Address], None]] = None) -> int:
-    """Serve until told to end; the exit code. ``greet`` is told where it listens."""
+    """Serve until told to end; the exit code. ``greet`` is told where it listens, of several addresses the first."""
     connections.allow_descriptors()
     application = http.make(engine, config)
     listeners = bind_all(config.addresses)
     if greet is not None:
-        for listener in listeners:
-            greet(_address(listener))
+        greet(_address(listeners[0]))
     logs.set_up(config.log)
     most = connections.limits_of(config).connections
     if most < config.max_connections:

@@ -22,6 +22,8 @@ from .board import Readings
 from .config import Config
 from .figures import Figures
 from .jobs import Engine
+from .keys import Keys, shown_in
+from .withoutpaths import without_paths
 
 _FRESH_S = 0.8  # readings are shared by those who ask within this time
 _Facts = dict[str, Any]
@@ -45,11 +47,13 @@ class Stats:
         self._readings, self._read_at = Readings(), -1e9
         self._reading: Optional[asyncio.Future[Readings]] = None
 
-    async def stats(self, request: Request) -> Response:
+    async def stats(self, request: Request, known: bool) -> Response:
+        """``known``: whether a key was shown; whoever shows none is told no paths."""
         about, readings = await self._now()
         status = self._engine.status
+        reason = status.reason if known else without_paths(status.reason, self._config)
         found: _Facts = {
-            **about, "state": status.state, "reason": status.reason, "context": status.context,
+            **about, "state": status.state, "reason": reason, "context": status.context,
             "queued": status.queued, "queue_length": self._engine.settings.queue_length, "running": status.running,
             "restarts": status.restarts, "uptime_s": round(time.time() - self._figures.began),
             "refusals": dict(self._figures.refusals), "measured": self._measured(), "now": readings.facts(),
@@ -120,10 +124,10 @@ class Stats:
         }  # fmt: skip
 
 
-def routes(stats: Stats, authorise: Callable[[Request], None]) -> list[Route]:
+def routes(stats: Stats, authorise: Callable[[Request], None], keys: Keys) -> list[Route]:
     async def show_stats(request: Request) -> Response:
         authorise(request)
-        return await stats.stats(request)
+        return await stats.stats(request, keys.known(shown_in(request.headers)))
 
     async def show_metrics(request: Request) -> Response:
         authorise(request)

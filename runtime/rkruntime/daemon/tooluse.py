@@ -180,8 +180,9 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
         while at < len(messages) and messages[at]["role"] == "tool":
             results.setdefault(messages[at].get("tool_call_id"), []).append(messages[at])
             at += 1
-        for number, call in enumerate(calls):
-            content = message["content"] if number == 0 else ""
-            found += [{**message, "content": content, "tool_calls": [call]}, *results.pop(call["id"], ())]
+        rest_of_it = {key: value for key, value in message.items() if key != "reasoning_content"}
+        for number, call in enumerate(calls):  # what was thought and said stands in front of the first
+            of_this = message if number == 0 else {**rest_of_it, "content": ""}
+            found += [{**of_this, "tool_calls": [call]}, *results.pop(call["id"], ())]
         found += [result for rest in results.values() for result in rest]
     return found

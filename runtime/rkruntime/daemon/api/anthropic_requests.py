@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Optional
@@ -13,10 +12,10 @@ from rkruntime.daemon.fields import Fields, refuse
 
 from . import openai_requests
 from .dialect import AnswerRequest, FindModel, Object
+from .places_sent import at_its_place
 
 _AS_THEY_ARE = ("model", "stream", "temperature", "top_p", "top_k", "thinking", "max_tokens")
 _DROPPED = ("redacted_thinking",)  # nobody here can read it
-_MESSAGE = re.compile(r"messages\[([0-9]+)\]")
 
 
 def read(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -> AnswerRequest:
@@ -27,8 +26,7 @@ def read(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
     try:
         found = openai_requests.chat(asked, config, find, owner)
     except RequestRefused as error:  # with the place where it was sent
-        text = _MESSAGE.sub(lambda match: places[int(match[1])], str(error))
-        raise RequestRefused(text, error.param, error.status, error.code) from error
+        raise at_its_place(error, places) from error
     return replace(found, include_usage=True)
 
 

@@ -62,7 +62,8 @@ class AnswerRequest:
 
     def corrected(self, answer: str, problem: str) -> Job:
         """The job that shows the model its own answer and what is wrong with it."""
-        what = self.calls.instruction() if self.calls else "Answer again, with the corrected JSON only."
+        required = self.calls is not None and self.calls.required
+        what = self.calls.instruction() if self.calls and required else "Answer again, with the corrected JSON only."
         told = f"That answer is not valid: {problem}. {what}"
         mistake = [{"role": "assistant", "content": answer}, {"role": "user", "content": told}]
         return replace(self.job, messages=[*(self.job.messages or ()), *mistake])

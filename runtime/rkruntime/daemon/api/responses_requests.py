@@ -5,8 +5,7 @@ Nothing is kept between requests; what needs that is refused by its name.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, Optional
 
@@ -17,9 +16,9 @@ from rkruntime.daemon.fields import Fields, refuse
 
 from . import openai_requests
 from .dialect import AnswerRequest, FindModel, Object
+from .places_sent import at_its_place
 
 STATE = ("previous_response_id", "conversation", "prompt", "background")  # fields that need something kept
-_MESSAGE = re.compile(r"messages\[([0-9]+)\]")
 _PARTS = ("input_text", "output_text", "text")
 # By the names they have in both.
 _AS_THEY_ARE = (
@@ -46,7 +45,7 @@ def read(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
     try:
         found = openai_requests.chat(asked, config, find, owner)
     except RequestRefused as error:
-        raise _in_input(error, places) from error
+        raise at_its_place(error, places) from error
     ignored = (*found.ignored, "store") if fields.flag("store") else found.ignored
     return replace(found, include_usage=True, ignored=ignored)
 
@@ -56,15 +55,6 @@ def _limit(fields: Fields) -> Optional[int]:
     if limit is not None and limit < 1:
         refuse("max_output_tokens", "1 or more, or null for no limit but the context's")
     return limit
-
-
-def _in_input(error: RequestRefused, places: Sequence[str]) -> RequestRefused:
-    """The error with the names that things have in `input`, where they were sent."""
-
-    def named(text: str) -> str:
-        return _MESSAGE.sub(lambda match: places[int(match[1])], text)
-
-    return RequestRefused(named(str(error)), error.param and named(error.param), error.status, error.code)
 
 
 def _messages(fields: Fields) -> tuple[list[Object], list[str]]:
