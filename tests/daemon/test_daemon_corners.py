@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 
 from rk3588.errors import RequestRefused, Unavailable
-from rkruntime.daemon import app, jsonformat
+from rkruntime.daemon import app, config, jsonformat, logs, server, tooluse
 from rkruntime.daemon.answer_parts import Part, WholeAnswer
 from rkruntime.daemon.api.dialect import AnswerRequest
 from rkruntime.daemon.api.places_sent import at_its_place
 from rkruntime.daemon.jobs import EngineSettings, Job, Status
 from rkruntime.daemon.jsonformat import Checker, Format
 from rkruntime.daemon.reading import Reading
+from rkruntime.daemon.template_facts import TemplateFacts
 from rkruntime.daemon.toolcalls import CALL_FORMATS
 from rkruntime.daemon.tooluse import CallRules
 from rkruntime.thoughts import KNOWN_TAGS
@@ -73,7 +75,8 @@ def test_the_thoughts_of_a_second_try_are_a_paragraph_of_their_own() -> None:
 
 
 def test_an_error_is_moved_to_its_place_and_keeps_the_words_of_its_user() -> None:
-    moved = at_its_place(RequestRefused("'messages[1].role' has no 'messages[0]'", "messages[1].role"), ["system", "a[0]"])
+    error = RequestRefused("'messages[1].role' has no 'messages[0]'", "messages[1].role")
+    moved = at_its_place(error, ["system", "a[0]"])
     assert (str(moved), moved.param) == ("'a[0].role' has no 'messages[0]'", "a[0].role")
     assert str(at_its_place(RequestRefused("messages[99] is wrong"), ["system"])) == "messages[99] is wrong"
 
@@ -107,7 +110,7 @@ def test_stats_and_broken_streams_tell_no_paths_to_those_without_a_key(
     tiny_bundles: Mapping[str, Path], tmp_path: Path
 ) -> None:
     class Failing(FakeEngine):
-        async def submit(self, job: Job) -> FakeAnswer:
+        async def submit(self, job: Job) -> FakeAnswer:  # noqa: ARG002
             return FakeAnswer(["a"], 9, 1, error=Unavailable("/srv/secret/model.rkllm is gone"))
 
     def told(**keys: Any) -> tuple[str, str]:
@@ -123,3 +126,56 @@ def test_stats_and_broken_streams_tell_no_paths_to_those_without_a_key(
     (tmp_path / "keys").write_text("a:sk-a\n")
     reason, stream = told(keys=tmp_path / "keys")
     assert "/srv/secret" in reason and "/srv/secret" in stream
+
+
+def test_of_a_message_that_is_split_only_the_first_has_its_thought() -> None:
+    calls = [{"id": each * 9, "function": {"name": "f", "arguments": {}}} for each in "ab"]
+    said = {"role": "assistant", "content": "Hm.", "reasoning_content": "Why?", "tool_calls": calls}
+    found = tooluse.history([said], TemplateFacts(one_call=True))
+    assert [(each["content"], each.get("reasoning_content")) for each in found] == [("Hm.", "Why?"), ("", None)]
+
+
+def test_a_stream_that_is_refused_behind_its_beginning_has_not_ended_well(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    over = threading.Event()
+
+    def note(event: str, *_: Any, **facts: Any) -> None:
+        if event == "request":
+            told.append(facts)
+            over.set()
+
+    monkeypatch.setattr(logs, "event", note)
+    asked: dict[str, Any] = {"response_format": {"type": "json_object"}, "stream": True}
+    with served(tiny_bundles["w8a8"], FakeEngine, keep_alive_s=0.01) as running:
+        running.chat("slow 0.1 no", **asked)
+        assert over.wait(60) and (told[-1]["error"], told[-1].get("ended")) == ("json_refused", None)
+        over.clear()
+        running.chat("bug")
+        assert over.wait(60) and told[-1]["error"] == "internal_error"
+
+
+def test_of_two_addresses_the_first_is_greeted(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeted: list[config.Address] = []
+    anywhere = config.Address("127.0.0.1", 0)
+    settings = config.make(None, {"bundle": tiny_bundles["w8a8"], "listen": anywhere, "ollama_listen": anywhere})
+    bound: list[Any] = []
+    bind_all = server.bind_all
+    monkeypatch.setattr(server, "bind_all", lambda addresses: bound.extend(bind_all(addresses)) or bound)
+    monkeypatch.setattr(server, "_Daemon", Ended)
+    assert server.run(settings, FakeEngine(settings.engine()), greeted.append) == 0
+    assert [address.port for address in greeted] == [bound[0].getsockname()[1]] and len(bound) == 2
+    for listener in bound:
+        listener.close()
+
+
+class Ended:
+    """A daemon that is told to end at once."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    async def run(self) -> int:
+        return 0
