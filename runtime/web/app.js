@@ -48,13 +48,30 @@ const sidebar = new Sidebar({
     else if (id) location.hash = id;
     showMenu(false);
   },
+  removing: (id) => {
+    plain.forget(id);
+    for (const it of held(id)) {
+      it.deleted = true;
+      it.stop();
+    }
+  },
+  renamed: (id, title) => {
+    for (const it of held(id)) Object.assign(it.conversation, { title, named: true });
+  },
   removed: (id) => {
-    working.get(id)?.stop();
     if (id === session.conversation.id) begin(session.conversation.kind);
   },
 });
 const plain = new PlainText({ kept: () => void afterKept(), failed: (failure) => void failed(failure, () => plain.goOn()) });
 new Panel();
+
+/**
+ * What this tab has in memory of a conversation.
+ * @param {string} id
+ */
+function held(id) {
+  return [session, working.get(id)].filter((it) => it !== undefined && it.conversation.id === id);
+}
 
 /**
  * Something of a conversation has changed: all of it, or one message's text.

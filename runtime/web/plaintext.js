@@ -47,6 +47,17 @@ export class PlainText {
     this.status.textContent = "Ctrl+Enter goes on";
   }
 
+  /**
+   * Before it is deleted: nothing of it is kept from now on.
+   * @param {string} id
+   */
+  forget(id) {
+    if (this.conversation?.id !== id) return;
+    clearTimeout(this.timer);
+    this.run?.abort();
+    this.conversation = null;
+  }
+
   close() {
     this.run?.abort();
     if (this.conversation && this.area.value !== this.conversation.text) void this.keep();

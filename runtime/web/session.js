@@ -27,6 +27,7 @@ export class Session {
     this.failure = null;
     this.unkept = ""; // why this browser did not keep it
     this.stale = false; // another tab has written to it
+    this.deleted = false; // what still comes of an answer must not bring it back
     this.leaf = this.remembered();
   }
 
@@ -35,6 +36,7 @@ export class Session {
    * @param {...Message} messages
    */
   async keep(...messages) {
+    if (this.deleted) return;
     try {
       await store.keep(this.conversation, ...messages);
     } catch (error) {

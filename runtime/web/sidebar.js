@@ -8,7 +8,7 @@ const MOST_SHOWN = 300; // the rest is found by searching
 const SEARCH_MS = 200;
 
 export class Sidebar {
-  /** @param {{open: (id: string) => void, removed: (id: string) => void}} actions */
+  /** @param {{open: (id: string) => void, removing: (id: string) => void, removed: (id: string) => void, renamed: (id: string, title: string) => void}} actions */
   constructor(actions) {
     this.actions = actions;
     this.list = byId("conversations", HTMLUListElement);
@@ -88,7 +88,9 @@ export class Sidebar {
     if (!(await ask("Rename", [field("Name", input)], "Save"))) return;
     const latest = await store.find(conversation.id);
     if (!latest || !input.value.trim()) return;
-    await store.keep({ ...latest, title: input.value.trim(), named: true });
+    const title = input.value.trim();
+    this.actions.renamed(conversation.id, title); // first: an answer under way keeps its conversation as it knows it
+    await store.keep({ ...latest, title, named: true });
     this.actions.open(this.current === conversation.id ? conversation.id : "");
     await this.draw();
   }
@@ -100,6 +102,7 @@ export class Sidebar {
   async remove(conversation, name) {
     const sure = await ask("Delete this conversation?", [make("p", {}, name), make("p", { class: "quiet" }, "It is kept nowhere else, unless you have exported it.")], "Delete", { danger: true });
     if (!sure) return;
+    this.actions.removing(conversation.id);
     await store.remove(conversation.id);
     this.actions.removed(conversation.id);
     await this.draw();

@@ -1,4 +1,4 @@
-"""Answers that go wrong on their way: second tries, calls instead of JSON, streams that break off, and who is told what."""
+"""Answers that go wrong on their way: second tries, calls for JSON, streams that break off; and who is told what."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rkruntime.daemon.template_facts import TemplateFacts
 from rkruntime.daemon.toolcalls import CALL_FORMATS
 from rkruntime.daemon.tooluse import CallRules
 from rkruntime.thoughts import KNOWN_TAGS
-from tests.daemon_server import served
+from tests.daemon_server import served, until
 from tests.fake_engine import FakeAnswer, FakeEngine
 
 HERMES = next(form for form in CALL_FORMATS if form.name == "hermes")
@@ -179,3 +179,20 @@ class Ended:
 
     async def run(self) -> int:
         return 0
+
+
+def test_what_no_runtime_has_is_refused_by_strict_and_else_logged_with_its_own_reason(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logs, "event", lambda *_, **facts: told.append(str(facts.get("reason"))))
+    with served(tiny_bundles["w8a8"], FakeEngine) as running:
+        reply = running.ollama(options={"min_p": 0.1}, stream=False)
+        assert (reply.status, reply.headers["x-rk-ignored"]) == (200, "min_p")
+        until(lambda: any("no runtime here has such a setting" in reason for reason in told))
+        assert running.ollama(path="/api/generate", raw=True, think=True).headers["x-rk-ignored"] == "think"
+    with served(tiny_bundles["w8a8"], FakeEngine, strict=True) as running:
+        for fields in ({"options": {"min_p": 0.1}}, {"options": {"mirostat": 2}}, {"raw": True, "think": True}):
+            reply = running.ollama(path="/api/generate", **fields)
+            assert reply.status == 400 and "without --strict" in reply.json["error"], fields
+        assert running.ollama(path="/api/generate", options={"min_p": 0, "num_ctx": 8}, keep_alive=0).status == 200

@@ -281,3 +281,26 @@ test("who waits is told the place in the queue", async () => {
   await page.waitForSelector("article.assistant.last:not(.running)");
   await Promise.all(others);
 });
+
+test("a conversation that is renamed and deleted while it is answered keeps its name, and stays away", async () => {
+  const page = await open(url);
+  await say(page, "slow 0.3 one|two|three|four|five|six|seven|eight|nine|ten|hang");
+  await page.waitForSelector("article.running");
+  await page.click('#conversations button[aria-label^="Rename"]');
+  await page.fill("dialog input", "My name");
+  await page.click('dialog button:text("Save")');
+  await page.waitForTimeout(1500); // the answer is kept once in a second
+  await page.reload();
+  assert.match(await page.locator("#conversations").innerText(), /My name/);
+  await page.goto(url);
+  await say(page, "slow 0.3 one|two|three|four|five|six|seven|eight|nine|ten|hang");
+  await page.waitForSelector("article.running");
+  const rows = await page.locator("#conversations li").count();
+  await page.click('#conversations li:first-child button[aria-label^="Delete"]');
+  await page.click('dialog button:text("Delete")');
+  await page.waitForTimeout(500);
+  await page.reload();
+  await page.waitForSelector("#conversations li");
+  assert.equal(await page.locator("#conversations li").count(), rows - 1);
+  assert.deepEqual(page.complaints, []);
+});

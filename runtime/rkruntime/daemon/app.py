@@ -28,6 +28,7 @@ from . import logs, sampling, stats, web
 from .answering import Answering, ClientGone, read_body
 from .api import embeddings, languages, ollama_models, openapi, tokenize
 from .api.dialect import Object
+from .api.ollama_requests import WITHOUT_EFFECT
 from .config import Config
 from .embed_answering import EmbedAnswering
 from .fields import Fields, parse_json
@@ -46,6 +47,7 @@ _CLIENTS = 1000  # that are remembered
 _OFTEN = ("/health", "/ready", "/stats", "/metrics")  # asked for by machines: no line for each that goes well
 _OF_THE_DAEMON = {"num_ctx", "keep_alive", "store"}  # of what may be ignored
 _NOT_CHANGED = "a request does not change this: the model stays loaded as it is, and nothing of it is kept"
+_NOT_ANYWHERE = "no runtime here has such a setting: leave it out, or refuse such requests with --strict"
 _NOT_IN_TEMPLATE = (
     "the model's chat template has no switch for thinking, or no place for tools, or a format of calls that is not "
     "known: choose another model or --template, or refuse such requests with --strict"
@@ -231,12 +233,16 @@ class _Logged:
         named = ignored.split(", ")
         template = [name for name in named if name.partition(".")[0] in OF_THE_TEMPLATE]
         daemon = [name for name in named if name in _OF_THE_DAEMON]
-        others = [name for name in named if name not in (*template, *daemon)]
+        nowhere = [name for name in named if name in WITHOUT_EFFECT]
+        others = [name for name in named if name not in (*template, *daemon, *nowhere)]
         fixed = (
             f"{sampling.why_ignored(self._config)}: choose it with the daemon's own settings (--temperature and the "
             "like), or refuse such requests with --strict"
         )
-        for names, reason in ((template, _NOT_IN_TEMPLATE), (daemon, _NOT_CHANGED), (others, fixed)):
+        reasons = (
+            (template, _NOT_IN_TEMPLATE), (daemon, _NOT_CHANGED), (nowhere, _NOT_ANYWHERE), (others, fixed),
+        )  # fmt: skip
+        for names, reason in reasons:
             if names:
                 event = "sampling ignored" if names is others else "ignored"
                 logs.event(event, logging.WARNING, client=client, ignored=", ".join(names), reason=reason)

@@ -145,7 +145,6 @@ class Worker:
         end = "abort" if aborted else model.cost.finish_reason
         send(id=number, end=end, perf=perf._asdict() if perf else None)
 
-
     def _embed(self, frame: Frame) -> None:
         """The embedding of a text, pooled here: the hidden states of all its tokens would be megabytes."""
         assert self._model is not None

@@ -31,10 +31,10 @@ def chat(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
     fields = Fields(body)
     given = fields.items_of("messages")
     if not given:
-        return _load(fields, find, owner)
+        return _load(fields, config, find, owner)
     messages = [_message(message, f"messages[{number}]") for number, message in enumerate(given)]
     asked = {**_common(fields), "messages": messages, "tools": fields.get("tools"), "think": _think(fields, config)}
-    return _finished(openai_requests.chat(asked, config, find, owner), fields)
+    return _finished(openai_requests.chat(asked, config, find, owner), fields, config)
 
 
 def generate(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -> AnswerRequest:
@@ -44,16 +44,16 @@ def generate(body: Mapping[str, Any], config: Config, find: FindModel, owner: st
     _refuse_what_cannot_be(fields, raw)
     prompt = fields.text("prompt")
     if not prompt:
-        return _load(fields, find, owner)
+        return _load(fields, config, find, owner)
     if raw:
         found = openai_requests.completion({**_common(fields), "prompt": prompt}, config, find, owner)
-        ignored = (*found.ignored, "think") if fields.get("think") else found.ignored
-        return _finished(replace(found, ignored=ignored), fields)
+        without_effect = ("think",) if fields.get("think") else ()
+        return _finished(replace(found, ignored=(*found.ignored, *without_effect)), fields, config, without_effect)
     messages = [{"role": "user", "content": prompt}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     asked = {**_common(fields), "messages": messages, "think": _think(fields, config)}
-    return _finished(openai_requests.chat(asked, config, find, owner), fields)
+    return _finished(openai_requests.chat(asked, config, find, owner), fields, config)
 
 
 def _refuse_what_cannot_be(fields: Fields, raw: bool) -> None:
@@ -83,11 +83,11 @@ def _refuse_images(fields: Fields, where: str) -> None:
         raise RequestRefused(f"{where!r} is not supported: this model reads only text", where)
 
 
-def _load(fields: Fields, find: FindModel, owner: str) -> AnswerRequest:
+def _load(fields: Fields, config: Config, find: FindModel, owner: str) -> AnswerRequest:
     """No prompt: the client wants the model to be loaded, or with `keep_alive` 0 to be unloaded."""
     model = find(fields.text("model"))
     job = Job(owner=owner, background=model.background, lora=model.lora)
-    return _finished(AnswerRequest(job, model.id, False, True, (), None, (), runs=False), fields)
+    return _finished(AnswerRequest(job, model.id, False, True, (), None, (), runs=False), fields, config)
 
 
 def _common(fields: Fields) -> Object:
@@ -114,10 +114,17 @@ def _options(fields: Fields) -> Fields:
     return Fields(fields.mapping("options"))
 
 
-def _finished(request: AnswerRequest, fields: Fields) -> AnswerRequest:
+def _finished(
+    request: AnswerRequest, fields: Fields, config: Config, without_effect: tuple[str, ...] = ()
+) -> AnswerRequest:
     """What is the same however the request was read: its end, its name, what of it has no effect."""
     options = _options(fields)
     others = [name for name, off in WITHOUT_EFFECT.items() if options.number(name) not in (None, off)]
+    for name in (*others, *without_effect) if config.strict else ():
+        raise RequestRefused(
+            f"{name!r} has no effect here (leave it out, or run the daemon without --strict)",
+            name if name in without_effect else f"options.{name}",
+        )
     ignored = [*request.ignored, *others]
     if asks_to_unload(fields):
         ignored.append("keep_alive")
