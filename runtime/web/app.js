@@ -70,7 +70,7 @@ new Panel();
  * @param {string} id
  */
 function held(id) {
-  return [session, working.get(id)].filter((it) => it !== undefined && it.conversation.id === id);
+  return [session, ...working.values()].filter((it) => it.conversation.id === id);
 }
 
 /**

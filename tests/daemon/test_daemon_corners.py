@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from rk3588.errors import RequestRefused, Unavailable
 from rkruntime.daemon import app, config, jsonformat, logs, server, tooluse
 from rkruntime.daemon.answer_parts import Part, WholeAnswer
+from rkruntime.daemon.answering import Answering
 from rkruntime.daemon.api.dialect import AnswerRequest
 from rkruntime.daemon.api.places_sent import at_its_place
 from rkruntime.daemon.jobs import EngineSettings, Job, Status
@@ -95,7 +96,7 @@ def test_checks_of_all_endpoints_are_bounded_together(
 ) -> None:
     found: list[Checker] = []
 
-    class Noted(app.Answering):
+    class Noted(Answering):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             found.append(self._checker)
@@ -164,7 +165,12 @@ def test_of_two_addresses_the_first_is_greeted(
     settings = config.make(None, {"bundle": tiny_bundles["w8a8"], "listen": anywhere, "ollama_listen": anywhere})
     bound: list[Any] = []
     bind_all = server.bind_all
-    monkeypatch.setattr(server, "bind_all", lambda addresses: bound.extend(bind_all(addresses)) or bound)
+
+    def note(addresses: Sequence[config.Address]) -> list[Any]:
+        bound.extend(bind_all(addresses))
+        return bound
+
+    monkeypatch.setattr(server, "bind_all", note)
     monkeypatch.setattr(server, "_Daemon", Ended)
     assert server.run(settings, FakeEngine(settings.engine()), greeted.append) == 0
     assert [address.port for address in greeted] == [bound[0].getsockname()[1]] and len(bound) == 2

@@ -116,6 +116,7 @@ def test_a_call_can_be_demanded(service: Service, choice: Any, demanded: bool) -
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
         ({"messages": []}, "at least one"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"stop_sequences": ["a"] * 5}, "'stop_sequences' has to be"),
     ],
 )
 def test_what_is_refused(service: Service, fields: Any, words: str) -> None:

@@ -286,9 +286,10 @@ test("a conversation that is renamed and deleted while it is answered keeps its 
   const page = await open(url);
   await say(page, "slow 0.3 one|two|three|four|five|six|seven|eight|nine|ten|hang");
   await page.waitForSelector("article.running");
+  await page.hover("#conversations li");
   await page.click('#conversations button[aria-label^="Rename"]');
   await page.fill("dialog input", "My name");
-  await page.click('dialog button:text("Save")');
+  await page.click("dialog button.primary");
   await page.waitForTimeout(1500); // the answer is kept once in a second
   await page.reload();
   assert.match(await page.locator("#conversations").innerText(), /My name/);
@@ -296,8 +297,9 @@ test("a conversation that is renamed and deleted while it is answered keeps its 
   await say(page, "slow 0.3 one|two|three|four|five|six|seven|eight|nine|ten|hang");
   await page.waitForSelector("article.running");
   const rows = await page.locator("#conversations li").count();
+  await page.hover("#conversations li");
   await page.click('#conversations li:first-child button[aria-label^="Delete"]');
-  await page.click('dialog button:text("Delete")');
+  await page.click("dialog button.danger");
   await page.waitForTimeout(500);
   await page.reload();
   await page.waitForSelector("#conversations li");

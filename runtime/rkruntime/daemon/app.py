@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Union
@@ -72,27 +73,6 @@ def make(engine: Engine, config: Config) -> Starlette:
     keys = Keys(config.keys)
     authorise = partial(_authorise, keys)
 
-    async def list_models(request: Request) -> Response:
-        authorise(request)
-        entries = [models.entry(model, engine.status.context) for model in models.all.values()]
-        return JSONResponse({"object": "list", "data": entries})
-
-    async def one_model(request: Request) -> Response:
-        authorise(request)
-        return JSONResponse(models.entry(models.find(request.path_params["id"]), engine.status.context))
-
-    def status(request: Request) -> Object:
-        found = _status(engine)
-        if "reason" in found and not keys.known(shown_in(request.headers)):
-            found["reason"] = without_paths(found["reason"], config)
-        return found
-
-    async def health(request: Request) -> Response:
-        return JSONResponse(status(request), 200 if engine.status.state in ("loading", "ready") else 503)
-
-    async def ready(request: Request) -> Response:
-        return JSONResponse(status(request), 200 if engine.status.state == "ready" else 503)
-
     async def fields_of(request: Request) -> Fields:
         return Fields(parse_json(await read_body(request.headers, request.receive, config.max_body_kb << 10)))
 
@@ -104,10 +84,7 @@ def make(engine: Engine, config: Config) -> Starlette:
         *tokenize.routes(engine, config, models.find, authorise, fields_of),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
         *stats.routes(stats.Stats(engine, config, bundle, choice, figures, places.of), authorise, keys),
-        Route("/v1/models", list_models),
-        Route("/v1/models/{id:path}", one_model),
-        Route("/health", health),
-        Route("/ready", ready),
+        *_telling(engine, config, keys, models, authorise),
         Route("/openapi.json", _describe),
     ]
     figures.paths = frozenset(route.path for route in routes if "{" not in route.path)
@@ -136,6 +113,40 @@ def _answering(
         *(EmbedAnswering(engine, config, keys, models.find, endpoint) for endpoint in embeddings.ENDPOINTS),
     ]
     return [Route(each.path, each, methods=["POST"]) for each in answers]
+
+
+def _telling(
+    engine: Engine, config: Config, keys: Keys, models: Models, authorise: Callable[[Request], None]
+) -> list[Route]:
+    """Which models there are, and how things stand."""
+
+    async def list_models(request: Request) -> Response:
+        authorise(request)
+        entries = [models.entry(model, engine.status.context) for model in models.all.values()]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def one_model(request: Request) -> Response:
+        authorise(request)
+        return JSONResponse(models.entry(models.find(request.path_params["id"]), engine.status.context))
+
+    def status(request: Request) -> Object:
+        found = _status(engine)
+        if "reason" in found and not keys.known(shown_in(request.headers)):
+            found["reason"] = without_paths(found["reason"], config)
+        return found
+
+    async def health(request: Request) -> Response:
+        return JSONResponse(status(request), 200 if engine.status.state in ("loading", "ready") else 503)
+
+    async def ready(request: Request) -> Response:
+        return JSONResponse(status(request), 200 if engine.status.state == "ready" else 503)
+
+    return [
+        Route("/v1/models", list_models),
+        Route("/v1/models/{id:path}", one_model),
+        Route("/health", health),
+        Route("/ready", ready),
+    ]
 
 
 def _authorise(keys: Keys, request: Request) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Optional
 
 from rk3588 import bundle as bundles
 from rk3588 import runtime
@@ -15,6 +15,7 @@ from rk3588.rkllm import MAX_CONTEXT
 from rkruntime.abi import Perf
 
 from . import embedding
+from .changes import Changes
 from .deadlines import Deadlines
 from .jobs import Durations, EngineSettings, Job, Piece, Status
 from .loadguard import LIMIT, LoadGuard, identity
@@ -61,7 +62,7 @@ class WorkerEngine:
         self._most_context = MAX_CONTEXT
         self._mean_answer_s = 5.0  # a running mean of how long answers took
         self._worker: Optional[WorkerProcess] = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._changes = Changes()
         self._closing = False
 
     # What the HTTP side calls.
@@ -75,7 +76,7 @@ class WorkerEngine:
         loop = asyncio.get_running_loop()
         end = loop.time() + drain_s
         while (self.status.queued or self._running) and loop.time() < end and not self._load_failed:
-            await self._wait_for_change(end - loop.time())
+            await self._changes.wait(end - loop.time())
         self._supervising.cancel()
         await asyncio.gather(self._supervising, return_exceptions=True)
         self._set_state("closed", "the daemon has shut down")
@@ -112,7 +113,7 @@ class WorkerEngine:
             self._being_encoded -= 1
         self._queue.push(ticket)
         ticket.find_place = self._queue.place
-        self._announce_change()
+        self._changes.announce()
         return ticket
 
     async def _encode_into(self, ticket: Ticket) -> None:
@@ -209,7 +210,7 @@ class WorkerEngine:
     async def _ready_worker(self) -> WorkerProcess:
         while self._state != "ready" or self._worker is None or self._worker.gone.done():
             self._check_open()
-            await self._wait_for_change()
+            await self._changes.wait()
         return self._worker
 
     def _cancel(self, ticket: Ticket) -> None:
@@ -218,7 +219,7 @@ class WorkerEngine:
             ticket.run.abort()
         else:
             self._queue.remove(ticket)
-            self._announce_change()
+            self._changes.announce()
 
     # The life of the worker.
 
@@ -304,7 +305,7 @@ class WorkerEngine:
         while not worker.gone.done():
             ticket = self._queue.pop()
             if ticket is None:
-                await self._wait_for_change(or_done=worker.gone)
+                await self._changes.wait(or_done=worker.gone)
                 continue
             if ticket.over:  # overdue at the very moment it was queued
                 continue
@@ -327,7 +328,7 @@ class WorkerEngine:
                 raise
             finally:
                 self._running = None
-                self._announce_change()
+                self._changes.announce()
         return worker.gone.result()
 
     async def _answer(self, worker: WorkerProcess, ticket: Ticket) -> None:
@@ -380,27 +381,8 @@ class WorkerEngine:
         while (ticket := self._queue.pop()) is not None:
             ticket.fail(Unavailable(reason))
 
-    # Who waits for a change of anything.
-
     def _set_state(self, state: str, reason: str) -> None:
         if state != self._state:
             log.info("%s%s", state, f": {reason}" if reason else "")
         self._state, self._reason = state, reason
-        self._announce_change()
-
-    def _announce_change(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _wait_for_change(
-        self, timeout_s: Optional[float] = None, or_done: Optional[asyncio.Future[str]] = None
-    ) -> None:
-        """Wait for a change, for ``or_done``, or for so long."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            futures: set[asyncio.Future[Any]] = {waiter, or_done} if or_done else {waiter}
-            await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._waiters.discard(waiter)
+        self._changes.announce()

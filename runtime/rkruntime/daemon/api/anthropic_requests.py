@@ -15,6 +15,7 @@ from .dialect import AnswerRequest, FindModel, Object
 from .places_sent import at_its_place
 
 _AS_THEY_ARE = ("model", "stream", "temperature", "top_p", "top_k", "thinking", "max_tokens")
+_NAMES = {"stop": "stop_sequences"}  # of fields that have another name there
 _DROPPED = ("redacted_thinking",)  # nobody here can read it
 
 
@@ -26,7 +27,7 @@ def read(body: Mapping[str, Any], config: Config, find: FindModel, owner: str) -
     try:
         found = openai_requests.chat(asked, config, find, owner)
     except RequestRefused as error:  # with the place where it was sent
-        raise at_its_place(error, places) from error
+        raise at_its_place(error, places, _NAMES) from error
     return replace(found, include_usage=True)
 
 
