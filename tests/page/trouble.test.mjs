@@ -292,6 +292,7 @@ test("a conversation that is renamed and deleted while it is answered keeps its 
   await page.click("dialog button.primary");
   await page.waitForTimeout(1500); // the answer is kept once in a second
   await page.reload();
+  await page.waitForSelector("#conversations li");
   assert.match(await page.locator("#conversations").innerText(), /My name/);
   await page.goto(url);
   await say(page, "slow 0.3 one|two|three|four|five|six|seven|eight|nine|ten|hang");
