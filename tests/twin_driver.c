@@ -44,7 +44,6 @@ static Room given;
 static RKLLMInput inputs[MOST];
 static RKLLMLoraParam lora;
 static RKLLMLoraAdapter adapter;
-static RKLLMLoraAdapter adapter;
 static RKLLMInferParam infer, *infer_given = &infer;
 static RKLLMPromptCacheParam cache;
 static long run_number, calls, act_at = -1;
