@@ -67,8 +67,10 @@ def pairing(runtime: str, toolkit: str) -> Pairing:
 
 
 def runtimes_for(toolkit: str) -> list[str]:
-    """The releases that are not known to refuse a model of ``toolkit``, oldest first."""
-    return [release for release in RELEASES if pairing(release, toolkit).level != "refuse"]
+    """The releases to advise for a model of ``toolkit``, oldest first: none that is known to refuse it, nor one that
+    is known to fail with any model."""
+    failing = {d.first for d in DEFECTS if d.level == "warn" and not d.models and not d.socs and d.first == d.last}
+    return [r for r in RELEASES if r not in failing and pairing(r, toolkit).level != "refuse"]
 
 
 @dataclass(frozen=True)

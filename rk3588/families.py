@@ -267,5 +267,5 @@ def of_model_type(kind: Any) -> Family | None:
 
 def version(release: str) -> tuple[int, ...]:
     """A release of rkllm-toolkit, to be compared; () for what is none."""
-    found = re.match(r"\d+(\.\d+)*", release)
+    found = re.match(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}(?!\.?[0-9])", release)
     return tuple(int(part) for part in found[0].split(".")) if found else ()

@@ -31,7 +31,7 @@ _MOST_BYTES = 256 << 20  # Rockchip's has 7 MB
 _MACHINES = {number: MACHINES[number] for number in (62, 183)}  # that Rockchip's and ours are built for
 _SAME_MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}
 _STRINGS = re.compile(
-    rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+(?:b[0-9]+)?|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d+"
+    rb"(?:rkllm-runtime|librkllmrt) version: [0-9.]+(?:b[0-9]+)?|rkllm_[a-z_]+|rksim_[a-z_]+|GLIBC_2\.\d{1,4}(?!\d)"
 )
 _SIMULATED = re.compile(rb"RKSIM_|rksim_")
 

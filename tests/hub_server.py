@@ -41,6 +41,7 @@ class Hub:
     corrupt: set[str] = field(default_factory=set)  # files that arrive with a bit flipped
     ranges: bool = True
     etags: dict[str, str] = field(default_factory=dict)  # other ones than a file's hash
+    listed: dict[str, int] = field(default_factory=dict)  # other sizes than the files have
     status: int = 0  # answers everything so
     requests: list[Request] = field(default_factory=list)
     url: str = ""
@@ -100,7 +101,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             folder = self.hub.repositories[name]
             siblings = [
-                {"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size, "blobId": "0" * 40}
+                {
+                    "rfilename": str(file.relative_to(folder)),
+                    "size": self.hub.listed.get(file.name, file.stat().st_size),
+                    "blobId": "0" * 40,
+                }
                 for file in sorted(folder.rglob("*"))
                 if file.is_file()
             ]

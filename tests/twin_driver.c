@@ -42,6 +42,8 @@ typedef union {
 } Room;
 static Room given;
 static RKLLMInput inputs[MOST];
+static RKLLMLoraParam lora;
+static RKLLMLoraAdapter adapter;
 static RKLLMInferParam infer, *infer_given = &infer;
 static RKLLMPromptCacheParam cache;
 static long run_number, calls, act_at = -1;
@@ -148,8 +150,7 @@ static void on_result(RKLLMResult *result, void *userdata, LLMCallState state) {
 #if ABI >= 131
 static RKLLMCallback callback;
 static RKLLMSamplingParam sampling;
-static int fail_callbacks;
-
+static int fail_callbacks, first_id;
 /* A token for each byte. */
 static int tokenize(void *userdata, const char *text, int32_t text_len, int32_t *tokens, int32_t max_tokens) {
   printf("tokenize %ld ", (long)(intptr_t)userdata);
@@ -157,6 +158,7 @@ static int tokenize(void *userdata, const char *text, int32_t text_len, int32_t 
   printf("\n");
   if (fail_callbacks) return fail_callbacks;
   for (int32_t i = 0; i < text_len && i < max_tokens; i++) tokens[i] = (unsigned char)text[i];
+  if (first_id) tokens[0] = first_id;
   return text_len;
 }
 
@@ -326,6 +328,7 @@ static int newer_command(const char *verb, char *value) {
   else if (!strcmp(verb, "embedder"))
     callback.embed_callback = embed, callback.embed_userdata = (void *)(intptr_t)atoi(value);
   else if (!strcmp(verb, "fail")) fail_callbacks = atoi(value);
+  else if (!strcmp(verb, "first_id")) first_id = atoi(value);
   else
 #endif
     return (void)verb, (void)value, 0;
@@ -345,6 +348,10 @@ static void command(const char *verb, char *value) {
   else if (!strcmp(verb, "image")) read_image(value);
   else if (!strcmp(verb, "image_prompt")) inputs[0].multimodal_input.prompt = value;
   else if (!strcmp(verb, "mode")) infer.mode = (RKLLMInferMode)atoi(value);
+  else if (!strcmp(verb, "adapter")) {
+    adapter.lora_adapter_name = part(&value), adapter.lora_adapter_path = value, adapter.scale = 1;
+    ret("load_lora", rkllm_load_lora_(handle, &adapter));
+  } else if (!strcmp(verb, "lora")) lora.lora_adapter_name = value, infer.lora_params = *value ? &lora : NULL;
   else if (!strcmp(verb, "history")) infer.keep_history = atoi(value);
   else if (!strcmp(verb, "save")) {
     cache.save_prompt_cache = atoi(value);

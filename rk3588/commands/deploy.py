@@ -56,7 +56,7 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 @click.command()
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--board", "name", required=True, metavar="NAME|USER@HOST[:PORT]|local", help="Where to.")
-@click.option("--runtime", metavar="FILE|sim", help="Rockchip's librkllmrt.so 1.1.1, or sim (sim-1.3): simulated.")
+@click.option("--runtime", metavar="FILE|sim", help="Rockchip's librkllmrt.so, 1.1.0 to 1.3.1, or sim (sim-1.3).")
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would be run and sent; change nothing.")
 @click.option("--expose", type=click.Choice(["loopback", "lan"]), help="Who may connect; if not said, as it is.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Of the daemon; 8080, or as it is.")

@@ -37,9 +37,12 @@ def _shown_as_looking(name: str) -> Iterator[None]:
 
 def _version(said: str | None) -> str:
     """Of the library that was given; "" where none was."""
-    if said in (None, "npu", "sim"):
+    if said in (None, "npu"):
         return ""
     assert said is not None
+    if runtimes.is_twin(said):
+        runtimes.twin_file(said)  # there is one of that name
+        return ""
     if not Path(said).is_file():
         raise UsageError(f"--runtime {said}: there is no such file; give a librkllmrt.so, npu or sim")
     library = runtimes.read(Path(said))
@@ -51,7 +54,7 @@ def _version(said: str | None) -> str:
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Whether there is room for this one.")
-@click.option("--runtime", metavar="FILE|npu|sim", help="What is to run there: a librkllmrt.so [as the board is].")
+@click.option("--runtime", metavar="FILE|npu|sim", help="What is to run there: a librkllmrt.so, or sim-1.3 [as it is].")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @connecting.connection_options
 def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **given: Any) -> int:
@@ -60,7 +63,9 @@ def command(name: str, path: Path | None, runtime: str | None, as_json: bool, **
     Changes nothing. With the library that is to run there, model, driver and chip are compared with what is known of
     its version. Exit code 1 when the board would be refused.
     """
-    simulated = runtime == "sim" or (runtime is None and connecting.is_simulated(name, given["hosts"]))
+    simulated = (runtime is not None and runtimes.is_twin(runtime)) or (
+        runtime is None and connecting.is_simulated(name, given["hosts"])
+    )
     need = Need(runtime=_version(runtime))
     if path:
         bundle = bundles.read(path)

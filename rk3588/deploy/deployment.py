@@ -138,7 +138,10 @@ def check_call(bundle: Bundle, options: Options) -> None:
     release_bundle.check_template(bundle)
     release_bundle.model_of(bundle, options.simulated)
     if options.runtime is None and not options.simulated:
-        raise UsageError("give --runtime FILE, Rockchip's librkllmrt.so 1.1.1 for aarch64, or --runtime sim")
+        raise UsageError(
+            "give --runtime FILE, Rockchip's librkllmrt.so for aarch64 (1.1.1, or any from 1.1.0 to 1.3.1), or "
+            "--runtime sim"
+        )
 
 
 def deploy(

@@ -35,7 +35,8 @@ def driver(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         version = tuple(int(part) for part in facts.driver.split("."))
         remedy = "update the board's kernel to one with RKNPU driver 0.9.8"
         if version < OLDEST_DRIVER:
-            yield Finding("refuse", "npu driver", f"{facts.driver} is too old for RKLLM 1.1.1", remedy, npu=True)
+            text = f"{facts.driver} is too old for RKLLM {rkllm.SPOKEN_RELEASES}"
+            yield Finding("refuse", "npu driver", text, remedy, npu=True)
         elif version < GOOD_DRIVER:
             yield Finding("warn", "npu driver", f"{facts.driver} works, but 0.9.8 is asked for", remedy, npu=True)
         else:
@@ -193,5 +194,5 @@ def libraries(facts: Facts, _prefix: str, _need: Need) -> Iterator[Finding]:
         if rkllm.is_spoken(version):
             yield Finding("ok", "runtime", text, npu=True)
         else:
-            remedy = f"nothing: a release brings its own {rkllm.RELEASE} and leaves that one alone"
+            remedy = "nothing: a release brings its own and leaves that one alone"
             yield Finding("info", "runtime", f"{text}, which this toolkit does not speak", remedy, npu=True)

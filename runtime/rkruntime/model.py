@@ -189,7 +189,7 @@ class Model:
         """Tokens of context that the library and an RK3588 can use, unless the settings go beyond."""
         if not self.features.max_context:
             return MAX_CONTEXT
-        return self._built_context or MAX_BUILT_CONTEXT
+        return min(self._built_context or MAX_BUILT_CONTEXT, MAX_BUILT_CONTEXT)
 
     @property
     def _built_context(self) -> Optional[int]:

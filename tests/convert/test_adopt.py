@@ -8,12 +8,16 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rk3588 import bundle, compatibility
 from rk3588.cli import main
+from rkconvert.adoption import adopt as adopting
+from rkconvert.adoption.claims import Claim
+from rkconvert.sources.opening import open_checkpoint
 from tests import models
 from tests.core.test_cli import rk3588
 from tests.fakes import fake_rkllm
@@ -124,7 +128,7 @@ def test_a_repository_that_has_all_of_it(hub: Hub, tmp_path: Path) -> None:
     assert (found.path / "LICENSE").is_file() and found.chat_template
     assert compatibility.toolkit_of(found) == ("1.2.1", False)
     assert told["claims"]["toolkit"] == {"value": "1.2.1", "by": "the file's own text"}
-    assert any("for librkllmrt 1.2.1 or 1.2.2 or 1.2.3 or 1.3.0 or 1.3.1" in note for note in told["notes"])
+    assert any("for librkllmrt 1.2.1 or 1.2.2 or 1.2.3 or 1.3.1" in note for note in told["notes"])
 
 
 def test_a_folder_that_has_all_of_it(hub: Hub, root: Path, tmp_path: Path) -> None:
@@ -183,7 +187,11 @@ WRONG = {
     "cut off": ("Tiny-rk3588-w8a8.rkllm", {"share": 0.8}, [], "or is cut off; --force adopts it all the same"),
     "a LoRA": ("Tiny_lora.rkllm", {}, [], "is by its name a LoRA of rkllm-toolkit, and no model"),
     "no such dtype": ("Tiny.rkllm", {}, ["--dtype", "w4a16"], "--dtype w4a16 is the RK3576's: an RK3588 runs w8a8, w8"),
-    "no such toolkit": ("Tiny.rkllm", {}, ["--toolkit-version", "new"], "--toolkit-version new: give a release of"),
+    "no such toolkit": ("Tiny.rkllm", {}, ["--toolkit-version", "new"], "--toolkit-version 'new': give a release of"),
+    "a toolkit with more": (
+        "Tiny.rkllm", {}, ["--toolkit-version", "1.1.4\nx"], "--toolkit-version '1.1.4\\nx': give a release of"
+    ),
+    "a toolkit without end": ("Tiny.rkllm", {}, ["--toolkit-version", "1." + "9" * 5000], "9': give a release of"),
     "no such base": ("Tiny-rk3588-w8a8.rkllm", {}, ["--base", "nowhere/"], "--base nowhere/ does not exist"),
 }  # fmt: skip
 
@@ -216,6 +224,15 @@ def test_a_toolkit_that_did_not_know_the_model_yet(hub: Hub, root: Path, tmp_pat
     assert "rkllm-toolkit takes Qwen3 from 1.2.1 on, and this is of 1.1.4 (by the file's name)" in told
     found = adopted(adopt(hub, tmp_path / "home", *words, "--toolkit-version", "1.2.3"))
     assert compatibility.toolkit_of(found) == ("1.2.3", True)
+
+
+def test_a_toolkit_that_did_not_know_the_model_in_gguf_yet(tmp_path: Path) -> None:
+    gguf = models.tiny_gguf(tmp_path / "Tiny.gguf", dtype="F16")
+    base_ = replace(open_checkpoint(gguf), architecture="qwen3")
+    claims = {"toolkit": Claim("1.1.4", "its name")}
+    (doubt,) = adopting._toolkit_doubts(base_, claims)
+    assert doubt.startswith("rkllm-toolkit takes Qwen3 from 1.2.1 on, and this is of 1.1.4 (by its name)")
+    assert adopting._toolkit_doubts(base_, {"toolkit": Claim("1.2.1", "its name")}) == []
 
 
 def test_a_gguf_file_as_base_and_a_file_that_is_just_called_model(hub: Hub, root: Path, tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Phi-3-mini-4k-instruct-1.1.x.rkllm": ("Phi-3-mini-4k-instruct-1.1.x", {}),
     "qwen.rkllm": ("qwen", {}),
+    "granite-hybrid-7B-rk3588-w8a8.rkllm": ("granite-hybrid-7B", {"platform": "rk3588", "dtype": "w8a8"}),
+    "opt-1.3b-rk3588.rkllm": ("opt-1.3b", {"platform": "rk3588"}),
+    "m-rk3588-hybrid-ratio-50.rkllm": ("m", {"platform": "rk3588"}),
+    "m-rk3588-hybrid-ratio-1.0.rkllm": ("m", {"platform": "rk3588", "hybrid_rate": 1.0}),
 }
 
 PLACES = {
@@ -59,6 +63,8 @@ PLACES = {
     "GatekeeperZA/Qwen3-4B-RKLLM-v1.2.3": "1.2.3",
     "dulimov/Qwen3-4B-rk3588-1.2.1-unsloth-16k": "1.2.1",
     "w8a8_g512-toolkitv1.1.1": "1.1.1",
+    "user/m-rk3588-4.51.3-1.2.1": "1.2.1",
+    "user/m-rk3588-1.4.0": "1.4.0",
     "user/dolphin-2.9.2-qwen2-7b": None,
     "user/Llama-3.1-8B": None,
     "user/model-1.1.1.1": None,

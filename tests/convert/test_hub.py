@@ -345,6 +345,27 @@ def test_an_etag_is_not_a_path(hub: Hub, home: Path, tmp_path: Path, file: str) 
     assert done.returncode == 1 and not list(tmp_path.rglob("escaped*"))
 
 
+@pytest.mark.parametrize(
+    ("names", "listed", "told"),
+    [
+        ([f"LICENSE.{n}" for n in range(65)], {}, "has 65 files that are called as licences and notices"),
+        (["NOTICE"], {"NOTICE": 17 << 20}, "NOTICE of user/told has 17.8 MB, where 17 MB are the most"),
+        (["COPYING"], {"COPYING": 3}, "lists COPYING of user/told with 3 bytes and sends 4: is HF_ENDPOINT a hub?"),
+        ([], {"config.json": 3}, "lists config.json of user/told with 3 bytes and sends"),
+    ],
+)
+def test_licences_without_bound(
+    hub: Hub, home: Path, tmp_path: Path, names: list[str], listed: dict[str, int], told: str
+) -> None:
+    folder = tiny_llama(tmp_path / "told")
+    for name in names:
+        (folder / name).write_text("text")
+    hub.repositories["user/told"], hub.listed = folder, listed
+    done = rkconvert(hub, home, "user/told", "-o", tmp_path / "a")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Error: ") and told in done.stderr
+    assert not [path for path in hub.asked("GET") if path in names] and not (tmp_path / "a").exists()
+
+
 def test_what_is_downloaded_lies_where_other_tools_look_for_it(hub: Hub, home: Path, tmp_path: Path) -> None:
     bundle_of(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"))
     found = snapshot_download("user/tiny", cache_dir=home / "hub", local_files_only=True)

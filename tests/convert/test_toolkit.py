@@ -106,6 +106,22 @@ def test_only_known_wheels_unless_told_otherwise(home: Path, monkeypatch: pytest
 
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"toolkits": [{"version": 1}]}'])
+def test_an_installation_replaces_a_damaged_record(home: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """As the error says that reads it."""
+    record = installs.home() / installs.RECORD
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    with pytest.raises(ToolkitError, match="install the toolkit again"):
+        installs.all_installed()
+    outcome = driver.Outcome(version="1.1.1", python="3.10.1")
+    monkeypatch.setattr(installs, "_command", lambda *_: None)
+    monkeypatch.setattr(driver, "run", lambda *_: outcome)
+    package = installs.Package(home / "x.whl", None, known=False, python=Path(sys.executable))
+    found = installs.install(package, lambda *_: None, lambda: None)
+    assert json.loads(record.read_text())["toolkits"][0]["version"] == found.version == "1.1.1"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_installation_changes_nothing(home: Path, number: int) -> None:
     """After Ctrl-C nothing is left; what a SIGKILL leaves is no toolkit, and goes with the next installation."""

@@ -48,6 +48,13 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return make
 
 
+def test_a_glibc_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "librkllmrt.so"
+    head = b"\x7fELF\2\1\1".ljust(18, b"\0") + (183).to_bytes(2, "little")
+    path.write_bytes(head + b"\0rkllm_init\0GLIBC_2.31\0GLIBC_2." + b"9" * 5000 + b"\0")
+    assert runtime.read(path).glibc == (2, 31)
+
+
 def functions(family: str) -> frozenset[str]:
     """All that a family exports."""
     found: frozenset[str] = frozenset()

@@ -73,5 +73,8 @@ def test_hosts_that_are_none(daemon: Path, tmp_path: Path) -> None:
     assert "there is no such file; give a librkllmrt.so, npu or sim" in local.run(
         "doctor", "local", "--runtime", "nothing", code=2
     ).stderr
+    other = local.run("doctor", "local", "--runtime", "sim-9.9", code=2).stderr
+    assert "there is no simulated runtime sim-9.9" in other
+    assert "librkllmrt" not in local.run("doctor", "local", "--runtime", "sim-1.3", code=None).stderr
     closed = f"127.0.0.1:{sshd.free_port()}"
     assert f"cannot reach {closed}: Connection refused" in local.run("doctor", closed, code=1).stderr

@@ -124,7 +124,7 @@ JUDGED: dict[str, tuple[Facts, str, str, str, str]] = {
     "old glibc": (replace(OPI, libc="glibc 2.27"), "refuse", "libc", "older than 2.28", "newer image"),
     "32 bits": (replace(OPI, bits=32), "refuse", "libc", "32 bits", "arm64"),
     "runtime 1.2": (ROCK, "ok", "runtime", "/usr/lib/librkllmrt.so: librkllmrt 1.2.1", ""),
-    "runtime 1.0": (replace(OPI, libraries=(Library("/a", "1.0.1"),)), "info", "runtime", "1.0.1", "its own 1.1.1"),
+    "runtime 1.0": (replace(OPI, libraries=(Library("/a", "1.0.1"),)), "info", "runtime", "1.0.1", "brings its own"),
     "runtime by its functions": (
         replace(OPI, libraries=(Library("/a", "1.2.1 or newer"),)), "ok", "runtime", "librkllmrt 1.2.1 or newer", "",
     ),

@@ -128,6 +128,19 @@ def test_the_simulated_runtime_takes_what_a_model_was_trained_for(
     assert told == ["the context is cut to 512 tokens, all that the model was built for (--beyond-board lifts this)"]
 
 
+@pytest.mark.parametrize("built", [0, 32768])
+def test_no_context_above_what_any_model_is_built_for(
+    tmp_path: Path, tiny_bundles: Mapping[str, Path], built: int
+) -> None:
+    trained = {**bundles.read(tiny_bundles["w8a8"]).manifest["model"], "context_length": 131072}
+    says = {"toolkit": {"max_context": built}} if built else {}
+    bundle = bundle_for_both(tmp_path / "b", tiny_bundles["w8a8"], ANSWER, model=trained, **says)
+    told: list[str] = []
+    with Model(bundle, Settings(library=fake_rkllm(tmp_path, release="1.2.3"), context=20000), told.append) as model:
+        assert model.context == 16384 == model.most_context
+    assert told[-1].startswith("the context is cut to 16384 tokens")
+
+
 @pytest.mark.parametrize("toolkit", ["x", {"max_context": True}, {"max_context": "2048"}, {"max_context": -5}])
 def test_a_manifest_that_says_nonsense_of_it(tmp_path: Path, toolkit: object) -> None:
     found = bundles.read(scripted_bundle(tmp_path / "b", ANSWER))

@@ -16,6 +16,7 @@ from rkconvert.sources.opening import open_source
 from tests import loras, models
 from tests.rkllm_driver import FINISH, Driver
 from tests.sim.test_rkllm_refusals import errors
+from tests.twins import Twin
 
 GREEDY = ("set:top_k=1", "set:repeat_penalty=1", "set:max_new_tokens=8")
 IDS = [5, 9, 71, 30]
@@ -243,3 +244,22 @@ def test_without_alpha_the_scale_stands_alone(model: Path, adapters: Mapping[str
         found = opened.logits(IDS)
         opened.use_lora(adapters["one"], 1.0)
         np.testing.assert_array_equal(found, opened.logits(IDS))
+
+
+@pytest.mark.parametrize("release", ["1.2.0", "1.3.1"])
+def test_what_runs_of_different_adapters_left_is_not_reused(
+    twins: Callable[[str], Twin], model: Path, adapters: Mapping[str, Path], release: str, tmp_path: Path
+) -> None:
+    """Of one conversation; nor is it saved, since a prompt cache names one adapter."""
+    twin = twins(release)
+    begin = ("set:top_k=1", "set:repeat_penalty=1", "set:max_new_tokens=2", f"init:{model}")
+    mixed = (f"adapter:a^{adapters['one']}", "lora:a", "history:1", TOKENS, "run", "lora:", "tokens:7", "run")
+    done = twin(*begin, *mixed, "history:0", TOKENS + ",7", "run")
+    alone = twin(*begin, TOKENS + ",7", "run")
+    assert done.returned("load_lora") == [0] and done.tokens(3) == alone.tokens()
+    assert "were there already" not in done.log
+    again = twin(*begin, *mixed, "history:0", TOKENS + ",7", "run", TOKENS + ",7,8", "run")
+    assert "5 of 6 tokens were there already" in again.log  # of one adapter once more
+    saved = twin(*begin, *mixed, f"cache:{tmp_path}/c", "save:1", "run")
+    assert saved.returned("run")[-1] == -1 and not (tmp_path / "c").exists()
+    assert "cannot be saved: its runs had different LoRAs" in saved.log

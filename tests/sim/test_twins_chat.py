@@ -258,3 +258,18 @@ def test_an_artifact_whose_parts_do_not_fit_together(
     path = artifacts.Model(keys=keys).write(tmp_path / "model.sim.gguf", "fp16")
     done = twin("set:max_context_len=16", f"init:{path}")
     assert done.returned("init") == [-1] and why in done.errors()[-1]
+
+
+def test_answers_are_not_reused_where_tokens_share_a_scale(newer: Twin, model: Path, tmp_path: Path) -> None:
+    """What was answered token by token is not what a prompt of the same tokens computes in tiles of 64."""
+    tile = {"RKSIM_ACT_SCALE": "tile64"}
+    begin = ("set:top_k=1", "set:max_new_tokens=60", "set:max_context_len=512", f"init:{model}")
+    first = ",".join(str(3 + i % 50) for i in range(70))
+    save = (f"cache:{tmp_path}/c", "save:1")
+    talk = newer(*begin, "history:1", f"tokens:{first}", "run", *save, "tokens:9", "run", env=tile)
+    whole = "tokens:" + ",".join([first, *map(str, talk.tokens(1)), "9"])
+    done = newer(*begin, "history:1", f"tokens:{first}", "run", "history:0", whole, "run", env=tile)
+    assert "64 of 131 tokens were there already" in done.log
+    assert done.tokens(2) == newer(*begin, whole, "run", env=tile).tokens()
+    loaded = newer(*begin, f"cache:{tmp_path}/c", "load_prompt_cache", whole, "run", env=tile)
+    assert "prompt cache: 64 of 131 tokens" in loaded.log

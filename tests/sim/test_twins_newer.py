@@ -110,6 +110,8 @@ def test_sizes_that_overflow_are_refused(newer: Twin, model: Path, tmp_path: Pat
     done = newer(f"init:{model}", AS_GIVEN, f"image:{huge},2,{path}", "image_prompt:<image><image>", "run",
                  f"image:{huge},1,{path}", "image_prompt:<image>", "run")  # fmt: skip
     assert done.returned("run") == [-1, -1]
+    wraps = newer(f"init:{model}", AS_GIVEN, f"image:{huge + 1},2,{path}", "image_prompt:<image><image>", "run")
+    assert wraps.errors() == [f"error: n_image_tokens is {huge + 1}: no context holds as many"]
 
 
 def test_sampling_and_length_by_the_run(newest: Twin, model: Path, oracle: SimModel) -> None:
@@ -139,6 +141,27 @@ def test_a_tokenizer_of_the_callers(newest: Twin, model: Path, oracle: SimModel)
     assert done.tokens() == greedy(oracle, list(b"abc"), 6)
     failed = newest("tokenizer:7", "fail:-3", f"init:{model}", AS_GIVEN, "prompt:abc", "run")
     assert failed.states() == [ERROR] and "tokenizer_callback returned -3" in failed.errors()[0]
+
+
+@pytest.mark.parametrize("first", [-1, -7, 384])
+def test_ids_of_the_callers_tokenizer_are_checked(newest: Twin, model: Path, tmp_path: Path, first: int) -> None:
+    """Those below 0 would pass for embeddings, of which the input has one only."""
+    path = tmp_path / "image"
+    path.write_bytes(rows_of(model, [5]).tobytes())
+    image = (f"image:1,1,{path}", "image_prompt:ab<image>c", "run")
+    done = newest("tokenizer:7", f"first_id:{first}", f"init:{model}", AS_GIVEN, *image, "prompt:abc", "run")
+    assert done.states(1) == done.states(2) == [ERROR]
+    wanted = f"error: of tokenizer_callback: token id {first} is outside the vocabulary of 384"
+    assert done.errors() == [wanted, wanted]
+
+
+def test_ids_below_0_are_no_embeddings_of_the_run_before(newer: Twin, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(rows_of(model, [5, 6]).tobytes())
+    image = (f"image:2,1,{path}", "image_prompt:<image>", "run")
+    for tokens in ("tokens:1,-1,-1,7", "tokens:-1,-1,7"):  # with and without BOS
+        done = newer(*GREEDY, f"init:{model}", AS_GIVEN, *image, tokens, "run")
+        assert done.states(2) == [ERROR] and done.errors() == ["error: token id -1 is outside the vocabulary of 384"]
 
 
 @pytest.mark.parametrize(("kind", "size"), [("float32", 4), ("float16", 2)])

@@ -6,6 +6,7 @@ checked against each other as far as that goes.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from . import rkllm_source
 from .claims import Claim, Claims
 from .rkllm_source import Rkllm
 
+_RELEASE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){1,2}(b[0-9]{1,3})?")
 LEAST_SHARE, MOST_SHARE = 0.9, 1.2  # of the size that shape and dtype ask for; published files have 0.99 to 1.06
 
 
@@ -87,8 +89,9 @@ def _given(request: Request) -> Claims:
     if request.dtype is not None:
         check_options([request.dtype], 0.0, BoardOptions())
     options = {said.DTYPE: request.dtype, said.TOOLKIT: request.toolkit_version}
-    if request.toolkit_version is not None and len(families.version(request.toolkit_version)) < 2:
-        raise UsageError(f"--toolkit-version {request.toolkit_version}: give a release of rkllm-toolkit, such as 1.1.4")
+    if request.toolkit_version is not None and not _RELEASE.fullmatch(request.toolkit_version):
+        shown = repr(request.toolkit_version[:40])
+        raise UsageError(f"--toolkit-version {shown}: give a release of rkllm-toolkit, such as 1.1.4")
     return {key: Claim(value, "whoever adopted it") for key, value in options.items() if value is not None}
 
 
@@ -142,7 +145,8 @@ def _size_doubts(found: Rkllm, base: Checkpoint, dtype: str) -> list[str]:
 
 def _toolkit_doubts(base: Checkpoint, claims: Claims) -> list[str]:
     """A family that the claimed toolkit did not take yet. What lists of before 1.1.1 said is not known here."""
-    family, claim = families.of_class(base.architecture), claims.get(said.TOOLKIT)
+    family_of = families.of_gguf if base.kind == "gguf" else families.of_class
+    family, claim = family_of(base.architecture), claims.get(said.TOOLKIT)
     first = family.toolkit if family else ""
     known_later = families.version(first) > families.version("1.1.1")
     if family is None or claim is None or not known_later:

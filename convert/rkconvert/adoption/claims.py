@@ -20,11 +20,12 @@ PLATFORM, DTYPE, RATE, LEVEL, TOOLKIT, CONTEXT = (
     "platform", "dtype", "hybrid_rate", "optimization_level", "toolkit", "max_context",
 )  # fmt: skip
 _BEGIN, _END = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
+_NUMBER_END = r"(?![A-Za-z0-9]|\.\d)"  # "opt-1.3b" and "hybrid-7B" are models
 _PATTERNS = {
     PLATFORM: rf"{_BEGIN}(rk3\d{{3}}|rv11\d\d)[a-z]?{_END}",
     DTYPE: rf"{_BEGIN}(w\d{{1,2}}a\d{{1,2}}(?:[_-]g\d{{1,4}})?){_END}",
-    LEVEL: rf"{_BEGIN}opt(?:imi[sz]ation)?[-_]?(?:level[-_]?)?(\d){_END}",
-    RATE: rf"{_BEGIN}hybrid[-_]?(?:ratio|rate)?[-_]?(\d{{1,2}}(?:\.\d{{1,4}})?)(?![0-9])",
+    LEVEL: rf"{_BEGIN}opt(?:imi[sz]ation)?[-_]?(?:level[-_]?)?(\d){_NUMBER_END}",
+    RATE: rf"{_BEGIN}hybrid[-_]?(?:ratio|rate)?[-_]?(0(?:\.\d{{1,4}})?|1(?:\.0{{1,4}})?){_NUMBER_END}",
     CONTEXT: rf"{_BEGIN}(?:ctx|context)[-_]?(\d{{3,6}}){_END}",
 }
 # A model's own version has the same form ("dolphin-2.9.2"), so one of these has to stand before it, or it is known.
@@ -57,7 +58,8 @@ def of_name(text: str, by: str) -> Claims:
             found[key] = Claim(_value(key, match[1]), by)
     versions = [m for m in _VERSION.finditer(text) if m["said"] or m["release"] in RELEASES]
     if versions:
-        told = next((m for m in reversed(versions) if m["said"]), versions[-1])
+        known = [m for m in versions if m["release"].partition("b")[0] in RELEASES] or versions
+        told = next((m for m in reversed(known) if m["said"]), known[-1])
         found[TOOLKIT] = Claim(told["release"], by)
     return found
 

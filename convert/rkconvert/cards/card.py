@@ -310,7 +310,7 @@ def _loras(variants: list[Variant]) -> list[str]:
 
 def _usage(variants: list[Variant]) -> str:
     folder = variants[0].folder
-    sim = f"`{SIM_MODEL}` also runs in any program that speaks RKLLM 1.1.1, over this toolkit's `librkllmrt.so`."
+    sim = f"`{SIM_MODEL}` also runs in any program that speaks RKLLM 1.1 to 1.3, over this toolkit's `librkllmrt.so`."
     ask = f'    rk3588 run {folder} "What is the capital of France?"\n    rk3588 chat {folder}'
     if not variants[0].can_chat:
         ask = f'    rk3588 run {folder} --raw "The capital of France is"'

@@ -26,6 +26,7 @@ from .opening import open_checkpoint, open_source, whole_models
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
+_MOST_PASSED_ON = 64  # a card, licences and notices; models have fewer than ten
 _GGUF_HEAD = 32 << 20  # its header holds the tokenizer: 8 MB with 128,000 tokens, 16 MB with 256,000
 _PART_HEAD = 4 << 20  # of a part but the first, whose header holds nothing but its tensors' places
 _SAFETENSORS_HEAD = 1 << 20  # asked for again with the true size where that is more
@@ -76,6 +77,7 @@ def find(wanted: HubName) -> HubModel:
     """Look the model up and fetch its configuration; CheckpointError when there is nothing to convert."""
     repository = Repository(wanted.repository, wanted.revision)
     file = wanted.file or _only_gguf(repository)
+    _passed_on(repository)  # refuses what a download would: nothing is fetched in vain
     if file is None:
         names = [name for name in (*CONFIGURATION, INDEX) if name in repository.sizes]
         configuration = tuple(repository.small(name) for name in names)
@@ -105,7 +107,15 @@ def configuration_in(repository: Repository) -> Checkpoint:
 
 def _passed_on(repository: Repository) -> list[str]:
     """What of a repository a bundle's card carries on."""
-    return [name for name in repository.sizes if name == CARD or (LICENCE.match(name) and "/" not in name)]
+    found = [name for name in repository.sizes if name == CARD or (LICENCE.match(name) and "/" not in name)]
+    if len(found) > _MOST_PASSED_ON:
+        raise CheckpointError(
+            f"{repository.name} has {len(found)} files that are called as licences and notices are, and "
+            f"{_MOST_PASSED_ON} are the most that is carried on: is it a model's repository?"
+        )
+    for name in found:
+        repository.check_size(name, files.TEXT)
+    return found
 
 
 def _only_gguf(repository: Repository) -> str | None:

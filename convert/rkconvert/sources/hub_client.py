@@ -66,12 +66,16 @@ class Repository:
 
     def small(self, file: str) -> Path:
         """A file of configuration, downloaded if it is not in the cache."""
-        if self.sizes[file] > files.TOKENIZER:
+        self.check_size(file, files.TOKENIZER)
+        return self.large(file, lambda _: None)
+
+    def check_size(self, file: str, most: int) -> None:
+        """CheckpointError for a file of more than ``most`` bytes, by the hub's list."""
+        if self.sizes[file] > most:
             raise CheckpointError(
-                f"{file} of {self.name} has {self.sizes[file] / 1e6:.1f} MB, where {files.TOKENIZER / 1e6:.0f} MB are "
+                f"{file} of {self.name} has {self.sizes[file] / 1e6:.1f} MB, where {most / 1e6:.0f} MB are "
                 "the most: is it what its name says?"
             )
-        return self.large(file, lambda _: None)
 
     def cached(self, file: str) -> Path | None:
         found = self._hub.try_to_load_from_cache(self.name, file, cache_dir=self.cache, revision=self.commit)
@@ -92,19 +96,24 @@ class Repository:
             if there is not None:
                 step(there.stat().st_size)
                 return there
-            etag, size = self._checked_etag(file)
+            etag = self._checked_etag(file)
             blob = self._folder() / "blobs" / etag
             if not blob.exists():
-                self._receive(file, blob, size or self.sizes[file], step)
+                self._receive(file, blob, self.sizes[file], step)
             return self._linked(file, blob)
 
-    def _checked_etag(self, file: str) -> tuple[str, int | None]:
-        """What a file is called in the cache, and its size: huggingface_hub makes a path of whatever the hub says."""
+    def _checked_etag(self, file: str) -> str:
+        """What a file is called in the cache, of the listed size: huggingface_hub makes a path of what the hub says."""
         metadata = self._hub.get_hf_file_metadata(self._url(file), timeout=_TIMEOUT)
         if not metadata.etag or not _PLAIN.fullmatch(metadata.etag):
             said = f"the ETag {metadata.etag[:80]!r}" if metadata.etag else "no ETag"
             raise CheckpointError(f"{self.shown} gives {said} for {file} of {self.name}: is HF_ENDPOINT a hub?")
-        return metadata.etag, metadata.size
+        if metadata.size is not None and metadata.size != self.sizes[file]:
+            raise CheckpointError(
+                f"{self.shown} lists {file} of {self.name} with {self.sizes[file]} bytes and sends {metadata.size}: "
+                "is HF_ENDPOINT a hub?"
+            )
+        return str(metadata.etag)
 
     def need_space(self, size: int) -> None:
         """TargetError when ``size`` more bytes do not fit into the cache."""

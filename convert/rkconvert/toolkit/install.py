@@ -79,17 +79,23 @@ def check_machine() -> None:
         )
 
 
+class DamagedRecord(ToolkitError):
+    """The record of what is installed cannot be understood; another installation replaces it."""
+
+
 def all_installed() -> list[Toolkit]:
     """Those whose environments are there; the last is the one that is used where nothing else is said."""
     where = home() / RECORD
     try:
         read = json.loads(where.read_text(encoding="utf-8"))
         found = [Toolkit(**entry) for entry in read.get("toolkits", [read])]
+        return [toolkit for toolkit in found if toolkit.interpreter.exists()]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ToolkitError(f"cannot read {where} ({error}): install the toolkit again") from error
-    return [toolkit for toolkit in found if toolkit.interpreter.exists()]
+    except OSError as error:
+        raise ToolkitError(f"cannot read {where}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedRecord(f"cannot read {where} ({error}): install the toolkit again") from error
 
 
 def installed(wanted: str | None = None) -> Toolkit | None:
@@ -237,7 +243,10 @@ def install(package: Package, progress: driver.Progress, check: Callable[[], Non
     Another of the same version goes, all others stay.
     """
     with _locked() as folder:
-        before = all_installed()
+        try:
+            before = all_installed()
+        except DamagedRecord:  # nobody can use what it named
+            before = []
         _forget_others(folder, keep=before)
         new = Path(tempfile.mkdtemp(prefix="python-", dir=folder))
         try:

@@ -40,6 +40,13 @@ std::vector<Piece> split(std::string_view text, const std::vector<Media>& media)
   }
 }
 
+void check_ids(const std::vector<int32_t>& ids, int vocabulary, const std::string& before) {
+  for (int32_t id : ids)
+    if (id < 0 || id >= vocabulary)
+      throw Error(before + "token id " + std::to_string(id) + " is outside the vocabulary of " +
+                  std::to_string(vocabulary));
+}
+
 // How many embeddings each mark of this medium gets.
 size_t share(const Media& m, size_t marks) {
   if (marks == 0)
@@ -72,7 +79,9 @@ void Sequence::check_room(size_t tokens) const {
 std::vector<int32_t> Sequence::encode(const std::string& text, bool first) const {
   if (!helpers_.tokenize) return model_.tokenizer.encode(text, false, true, first);
   Inside outside(false);
-  return helpers_.tokenize(text, static_cast<size_t>(params_.context));
+  auto ids = helpers_.tokenize(text, static_cast<size_t>(params_.context));
+  check_ids(ids, shape().n_vocab, "of tokenizer_callback: ");  // below 0 it would pass for an embedding
+  return ids;
 }
 
 // With BOS in front where the model wants it, nothing stands before, and it is not there.
@@ -100,7 +109,9 @@ std::vector<int32_t> Sequence::media_ids(const Request& request, const std::stri
     if (piece.medium >= 0) marks[static_cast<size_t>(piece.medium)]++;
   for (size_t i = 0; i < marks.size(); i++) {
     each.push_back(share(request.media[i], marks[i]));
-    embeddings += each[i] * marks[i];
+    size_t all;
+    if (__builtin_mul_overflow(each[i], marks[i], &all) || __builtin_add_overflow(embeddings, all, &embeddings))
+      throw TooLong(request.media[i].size_name + " is " + std::to_string(each[i]) + ": no context holds as many");
   }
   check_room(embeddings);
   for (const Media& m : request.media)
@@ -132,6 +143,10 @@ void Sequence::prefill(const Request& request, const Chat& chat, const PromptCac
     tokens = ids.size();
   }
   check_room(tokens);
+  if (request.type == InputType::kToken) {
+    broken_ = true;  // an id that is none ends the conversation, wherever it stands
+    check_ids(ids, shape().n_vocab, "");
+  }
   if (request.mode == Mode::kLogits && !params_.ways.last_logits &&
       tokens > kMostLogits / static_cast<size_t>(shape().n_vocab))
     throw Error("the logits of " + std::to_string(tokens) + " tokens take more than 1 GB: give a shorter prompt, or " +
@@ -141,6 +156,8 @@ void Sequence::prefill(const Request& request, const Chat& chat, const PromptCac
     system_tokens_ = 0;
     if (request.type == InputType::kPrompt) note_system(chat, ids);
     set_keep(tokens);
+  } else if (lora_ != request.lora) {
+    mixed_ = true;
   }
   switch (request.type) {
     case InputType::kPrompt:
@@ -152,6 +169,7 @@ void Sequence::prefill(const Request& request, const Chat& chat, const PromptCac
     case InputType::kMultimodal: prefill_media(request, ids, outputs); break;
   }
   lora_ = request.lora;
+  if (!goes_on_) at_once_ = ids_.size();
   if (request.mode == Mode::kLogits) give_logits(*outputs);
 }
 
@@ -186,9 +204,12 @@ void Sequence::prefill_tokens(const Request& request, const std::vector<int32_t>
 }
 
 void Sequence::save_cache(const Request& request) const {
+  if (mixed_) throw Error("the conversation so far cannot be saved: its runs had different LoRAs");
   if (shifted() || std::any_of(ids_.begin(), ids_.end(), [](int32_t id) { return id < 0; }))
     throw Error("the conversation so far cannot be saved: it has embeddings, or has outgrown the context");
-  PromptCache saved{cache_key(request.lora), ids_, session_.save_kv(static_cast<int64_t>(ids_.size()))};
+  std::vector<int32_t> ids = ids_;
+  if (goes_on_ && by_tiles()) ids.resize(std::min(ids.size(), at_once_));
+  PromptCache saved{cache_key(request.lora), ids, session_.save_kv(static_cast<int64_t>(ids.size()))};
   write_prompt_cache(request.save_cache, saved);
 }
 
@@ -234,13 +255,15 @@ size_t Sequence::reuse(const std::vector<int32_t>& ids, const PromptCache* cache
     const auto end = ids.begin() + static_cast<std::ptrdiff_t>(most);
     return static_cast<size_t>(session_.reusable(std::mismatch(ids.begin(), end, known.begin()).first - ids.begin()));
   };
-  size_t before = lora == lora_ && !shifted() ? in_common(ids_) : 0;
+  size_t before = lora == lora_ && !mixed_ && !shifted() ? in_common(ids_) : 0;
+  if (by_tiles()) before = std::min(before, static_cast<size_t>(session_.reusable(static_cast<int64_t>(at_once_))));
   if (cache && cache->key.lora != cache_key(lora).lora) {
     log_line("I rksim", "the prompt cache is not used: it was saved with another LoRA");
     cache = nullptr;
   }
   const size_t loaded = cache ? in_common(cache->ids) : 0;
   const size_t known = std::max(before, loaded);
+  mixed_ = false;
   if (cache && loaded >= before)
     session_.load_kv(cache->kv, static_cast<int64_t>(cache->ids.size()), static_cast<int64_t>(known));
   else

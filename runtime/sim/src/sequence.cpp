@@ -105,6 +105,8 @@ void Sequence::forget(bool but_system) {
   }
   session_.rewind(left);
   ids_.resize(static_cast<size_t>(left));
+  at_once_ = std::min(at_once_, ids_.size());
+  mixed_ = mixed_ && left > 0;
   count();
   goes_on_ = left > 0;
   paused_ = broken_ = false;
@@ -123,6 +125,7 @@ void Sequence::cut(int64_t begin, int64_t end) {
         "it is computed again, from its tokens");
   session_.rewind(begin);
   ids_.resize(static_cast<size_t>(begin));
+  at_once_ = std::min(at_once_, ids_.size());
   count();
   const auto tail = rest.begin() + (end - begin);
   if (tail != rest.end()) eval(&*tail, static_cast<size_t>(rest.end() - tail), nullptr);

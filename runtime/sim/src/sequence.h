@@ -86,6 +86,7 @@ class Sequence {
   void noted(const int32_t* ids, size_t n);
   void count();
   bool shifted() const;  // the context was full, and its oldest positions were dropped
+  bool by_tiles() const { return session_.reusable(1) == 0; }  // tokens computed together share an activation scale
   const Shape& shape() const { return model_.shape; }
 
   Model& model_;
@@ -105,6 +106,8 @@ class Sequence {
   // Of the runs before.
   std::vector<int32_t> ids_;    // what the cache holds, by position; of embeddings -1
   const Lora* lora_ = nullptr;  // it was computed with
+  bool mixed_ = false;          // no: its runs had different ones
+  size_t at_once_ = 0;          // of its tokens were computed together, as a prompt of theirs is
   size_t system_tokens_ = 0;    // at its beginning
   bool goes_on_ = false;        // the next run does so after all that
   bool paused_ = false, broken_ = false;
