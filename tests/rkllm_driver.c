@@ -6,6 +6,7 @@
  *   hidden RUN EMBD_SIZE NUM_TOKENS VALUES      the floats of a hidden-state callback, in hex
  * Arguments are VERB or VERB:VALUE; see `verbs` below. */
 #define _DEFAULT_SOURCE /* usleep */
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>

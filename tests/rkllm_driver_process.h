@@ -50,9 +50,36 @@ static int is_child;
 int __lsan_is_turned_off(void);
 int __lsan_is_turned_off(void) { return is_child; }
 
+/* Until all other threads sleep. ASan's allocator has locks of its own, which are not made for forks as glibc's are: if
+ * a thread holds one just then, say one of the pool that is starting, the child waits for it for ever. */
+static void let_others_rest(void) {
+#ifdef __SANITIZE_ADDRESS__
+  const long self = (long)syscall(SYS_gettid);
+  for (int calm = 0, tries = 0; calm < 3 && tries < 5000; tries++, usleep(1000)) {
+    DIR* tasks = opendir("/proc/self/task");
+    int awake = 0;
+    for (struct dirent* task = readdir(tasks); task; task = readdir(tasks)) {
+      char path[64], text[512];
+      if (atol(task->d_name) <= 0 || atol(task->d_name) == self) continue;
+      snprintf(path, sizeof path, "/proc/self/task/%ld/stat", atol(task->d_name));
+      FILE* file = fopen(path, "r");
+      if (!file) continue;
+      const size_t length = fread(text, 1, sizeof text - 1, file);
+      fclose(file);
+      text[length] = 0;
+      const char* name_end = strrchr(text, ')');
+      awake += name_end && name_end[2] != 'S';
+    }
+    closedir(tasks);
+    calm = awake ? 0 : calm + 1;
+  }
+#endif
+}
+
 /* The child goes on with everything, the parent when that has ended. */
 static void fork_here(void) {
   fflush(NULL);
+  let_others_rest();
   const pid_t child = fork();
   if (child == 0) {
     is_child = 1;
@@ -67,6 +94,7 @@ static void fork_here(void) {
 /* The child does what follows, up to `parent`; the parent waits for it, then does what follows that. */
 static int forked(int argc, char** argv, int at) {
   fflush(NULL);
+  let_others_rest();
   const pid_t child = fork();
   if (child == 0) {
     is_child = 1;

@@ -36,9 +36,6 @@ LEFT_OUT_FROM_C = f"{LEFT_OUT} and not binding and not library_kills and not of_
 # It knows no threads in forked children ("dup thread with used id"); and a string that is overwritten while it may be
 # read is a race, of the test's own.
 NOT_WITH_TSAN = " and not fork and not child and not overwritten"
-# A thread may hold a lock of its allocator when another forks, and the child then waits for ever in
-# SizeClassAllocator64; that of glibc is made for forks.
-NOT_WITH_ASAN = " and not fork"
 
 
 def build(sanitizer: str, *targets: str) -> Path:
@@ -79,7 +76,7 @@ def test_from_c(sanitizer: str) -> None:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "TSAN_OPTIONS": "report_signal_unsafe=0",  # a handler that destroys frees memory, and the docs say so
     }
-    run_tests(FROM_C, LEFT_OUT_FROM_C + (NOT_WITH_TSAN if sanitizer == "thread" else NOT_WITH_ASAN), environment)
+    run_tests(FROM_C, LEFT_OUT_FROM_C + (NOT_WITH_TSAN if sanitizer == "thread" else ""), environment)
 
 
 @pytest.mark.slow
