@@ -64,6 +64,10 @@ def test_figures_of_the_library_itself(tmp_path: Path) -> None:
             run = llm.generate("x")
             assert len(list(run)) == 1
             found[llm.version] = run.perf
+    (tmp_path / "endless").write_text("forever 7 61 5\nempty 2\n")
+    with RKLLM(tmp_path / "endless", library=tmp_path / "1.3.1" / "librkllmrt.so") as llm, llm.generate("x") as run:
+        next(run)
+        assert run.perf is None  # there are none yet
     figures = Perf(12.5, 6, 100.0, 2, 512.0)
     assert found == {"1.1.1": None, "1.2.0": None, "1.2.3": figures, "1.3.1": figures}
 
