@@ -17,6 +17,7 @@ from tests.rkllm_driver import EXTRA_FLAGS, Outcome
 from tests.rkllm_headers import HEADERS
 
 RELEASES = ("1.2.0", "1.2.3", "1.3.1")
+NEWER = RELEASES[1:]  # with figures, pauses, tools and batches
 C11, CXX17 = ("cc", "-x", "c", "-std=c11"), ("c++", "-x", "c++", "-std=c++17")
 
 

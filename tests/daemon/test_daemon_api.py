@@ -16,16 +16,6 @@ from tests.daemon_server import WAIT_S, Service, served, until
 from tests.engines import GREEDY
 from tests.fake_engine import FakeAnswer, FakeEngine
 
-ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
-
-
-@pytest.fixture(scope="module", params=list(ENGINES))
-def service(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
-    """Greedy, so that the same question gets the same answer."""
-    with served(tiny_bundles["w8a8"], ENGINES[request.param], **GREEDY) as running:
-        until(lambda: running.get("/ready").status == 200)
-        yield running
-
 
 @pytest.fixture(scope="module")
 def fake(tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:

@@ -11,21 +11,11 @@ from typing import Any
 
 import pytest
 
-from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import Status
 from tests.daemon_server import Service, served, until
-from tests.engines import GREEDY
 from tests.fake_engine import FakeEngine
 
-ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
 BOTH = pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-
-
-@pytest.fixture(scope="module", params=list(ENGINES))
-def service(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
-    with served(tiny_bundles["w8a8"], ENGINES[request.param], **GREEDY) as running:
-        until(lambda: running.get("/ready").status == 200)
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,9 @@ from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import Status
 from rkruntime.model import Model, Settings
 from tests.daemon_server import WAIT_S, Service, served, until
-from tests.engines import GREEDY
 from tests.fake_engine import FakeEngine
 
-ENGINES = {"fake": FakeEngine, "twin": WorkerEngine}
 SAY = "say Grüße|, 世界|\u2028!"
-
-
-@pytest.fixture(scope="module", params=list(ENGINES))
-def service(request: pytest.FixtureRequest, tiny_bundles: Mapping[str, Path]) -> Iterator[Service]:
-    with served(tiny_bundles["w8a8"], ENGINES[request.param], **GREEDY) as running:
-        until(lambda: running.get("/ready").status == 200)
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -23,27 +23,6 @@ from tests.twins import CXX17, RELEASES, Twin, compile_driver, library
 GREEDY = ("set:top_k=1", "set:repeat_penalty=1", "set:max_new_tokens=6")
 ENDLESS = ("set:top_k=1", "set:repeat_penalty=1", "set:presence_penalty=-1000", "set:max_context_len=16", "tokens:70")
 AS_GIVEN = "template:^^"
-NEWER = RELEASES[1:]  # with figures, pauses, tools and batches
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bundles: Mapping[str, Path]) -> Path:
-    return tiny_bundles["w8a8"] / "model.sim.gguf"
-
-
-@pytest.fixture(scope="module")
-def oracle(model: Path) -> SimModel:
-    return hostlib.SimModel(model, threads=1)
-
-
-@pytest.fixture(params=RELEASES)
-def twin(request: pytest.FixtureRequest, twins: Callable[[str], Twin]) -> Twin:
-    return twins(request.param)
-
-
-@pytest.fixture(params=NEWER)
-def newer(request: pytest.FixtureRequest, twins: Callable[[str], Twin]) -> Twin:
-    return twins(request.param)
 
 
 @pytest.mark.parametrize("release", ("1.1.1", *RELEASES))

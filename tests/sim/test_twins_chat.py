@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,12 @@ from tests import family_templates as families
 from tests.plans import make_plan
 from tests.rkllm_driver import FINISH, NORMAL
 from tests.sim.test_rkllm import greedy
-from tests.sim.test_twins import AS_GIVEN, GREEDY, NEWER
-from tests.twins import RELEASES, Twin
+from tests.sim.test_twins import AS_GIVEN, GREEDY
+from tests.twins import Twin
 
 USER, REPLY = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 PARTS = ("system", "prefix", "postfix", "between")
 TOOLS = [families.TOOL, {"type": "function", "function": {"name": "time"}}]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bundles: Mapping[str, Path]) -> Path:
-    """With the template of ChatML."""
-    return tiny_bundles["w8a8"] / "model.sim.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +38,6 @@ def with_template(folder: Path, template: str) -> Path:
     (source / "chat_template.jinja").write_text(template)
     (made,) = convert(make_plan(open_source(source), "tiny", folder, [quant.scheme("w8a8")]))
     return made / "model.sim.gguf"
-
-
-@pytest.fixture(scope="module")
-def oracle(model: Path) -> SimModel:
-    return hostlib.SimModel(model, threads=1)
-
-
-@pytest.fixture(params=RELEASES)
-def twin(request: pytest.FixtureRequest, twins: Callable[[str], Twin]) -> Twin:
-    return twins(request.param)
-
-
-@pytest.fixture(params=NEWER)
-def newer(request: pytest.FixtureRequest, twins: Callable[[str], Twin]) -> Twin:
-    return twins(request.param)
 
 
 def test_a_text_is_put_into_the_models_own_template(twin: Twin, model: Path, oracle: SimModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -13,25 +13,10 @@ from rk3588 import hostlib
 from rk3588.sim import SimModel
 from tests.rkllm_driver import ERROR, FINISH, NORMAL
 from tests.sim.test_rkllm import greedy
-from tests.sim.test_twins import AS_GIVEN, GREEDY, NEWER
+from tests.sim.test_twins import AS_GIVEN, GREEDY
 from tests.twins import Twin
 
 START, END = "<|im_start|>", "<|im_end|>"
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bundles: Mapping[str, Path]) -> Path:
-    return tiny_bundles["w8a8"] / "model.sim.gguf"
-
-
-@pytest.fixture(scope="module")
-def oracle(model: Path) -> SimModel:
-    return hostlib.SimModel(model, threads=1)
-
-
-@pytest.fixture(params=NEWER)
-def newer(request: pytest.FixtureRequest, twins: Callable[[str], Twin]) -> Twin:
-    return twins(request.param)
 
 
 @pytest.fixture
