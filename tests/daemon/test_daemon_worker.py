@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import pytest
 
 from rk3588.errors import AnswerFailed, BundleError, PromptRefused, PromptTooLong
 from rk3588.templates import Source
-from rkruntime.daemon import protocol, template_facts
+from rkruntime.daemon import process, protocol, template_facts
 from rkruntime.daemon.jobs import Job
 from rkruntime.daemon.rendering import Limits, Renderer, RendererLost
 from rkruntime.daemon.worker import Worker
@@ -127,6 +128,35 @@ def test_a_run_that_nobody_ended_is_an_error(fake: Flavour, tmp_path: Path) -> N
             assert engine.status.restarts == 0
 
     run(scenario())
+
+
+def test_what_a_worker_said_before_it_died_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the event loop has little time for it: longer than a silence after which nothing more is awaited."""
+    frames, receive = 200, protocol.receive
+    program = (
+        "import os, sys, socket; from rkruntime.daemon import protocol\n"
+        "end = protocol.Channel(socket.socket(fileno=int(sys.argv[1]))); number = end.receive()['id']\n"
+        f"for n in range({frames}): end.send(id=number, text=str(n))\n"
+        "os.abort()"
+    )
+
+    async def slowly(reader: asyncio.StreamReader) -> protocol.Frame | None:
+        await asyncio.sleep(0.002)
+        return await receive(reader)
+
+    monkeypatch.setattr(protocol, "receive", slowly)
+    monkeypatch.setattr(process, "_DRAIN_S", 0.1)
+
+    async def listen() -> list[str]:
+        worker = await process.WorkerProcess.start(lambda _line: None, [sys.executable, "-c", program])
+        run, read = worker.run({}), list[str]()
+        with pytest.raises(process.WorkerGone, match="SIGABRT"):
+            while True:
+                read.append((await run.next(30))["text"])
+        await worker.close(0)
+        return read
+
+    assert asyncio.run(listen()) == [str(n) for n in range(frames)]
 
 
 def test_clients_that_go_while_they_are_encoded_do_not_pile_up(fake: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:

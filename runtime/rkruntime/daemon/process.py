@@ -25,6 +25,7 @@ from .jobs import EngineSettings
 from .protocol import Frame
 
 KILL_GRACE_S = 5.0  # a process that outlives SIGKILL by this hangs in the kernel: the NPU driver holds it
+_DRAIN_S = 1.0  # of silence after a process has ended: a child of its own may hold its socket open
 _FATAL_WORDS = ("E RKNN", "GGML_ASSERT")
 _LINE_BYTES = 64 << 10
 
@@ -50,6 +51,7 @@ class WorkerProcess:
         self._inboxes: dict[Optional[int], asyncio.Queue[Frame]] = {}
         self._lines: deque[str] = deque(maxlen=20)
         self._reason = ""
+        self._frames_read = 0
         self._reading = [loop.create_task(self._read_frames(reader)), loop.create_task(self._read_log())]
         self._end = loop.create_task(self._wait_for_exit())
 
@@ -166,6 +168,7 @@ class WorkerProcess:
     async def _read_frames(self, reader: asyncio.StreamReader) -> None:
         try:
             while (frame := await protocol.receive(reader)) is not None:
+                self._frames_read += 1
                 inbox = self._inboxes.get(frame.get("id"))
                 if inbox is not None:
                     inbox.put_nowait(frame)
@@ -191,7 +194,12 @@ class WorkerProcess:
     async def _wait_for_exit(self) -> None:
         """The end of the process; what it said before is read before anybody is told."""
         code = await self._process.wait()
-        await asyncio.wait(self._reading, timeout=1.0)
+        read = -1
+        while read != self._frames_read:  # a busy loop may take long over what the socket holds, which is not much
+            read = self._frames_read
+            _, unread = await asyncio.wait(self._reading, timeout=_DRAIN_S)
+            if not unread:
+                break
         words = next((line for line in reversed(self._lines) if any(mark in line for mark in _FATAL_WORDS)), "")
         self._reason = self._reason or f"the runtime's process {_exit_of(code)}" + (f": {words}" if words else "")
         self._mark_gone()
