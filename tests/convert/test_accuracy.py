@@ -42,7 +42,7 @@ def test_measured_noted_and_shown(bundles: Path) -> None:
 
     truth, own = (hostlib.SimModel(bundles / f"Tiny-rk3588-{dtype}" / "model.sim.gguf") for dtype in ("fp32", "w8a8"))
     with truth, own:
-        ids = truth.tokenise((bundles / "read.txt").read_text(), add_bos=True)[:200]
+        ids = truth.tokenise((bundles / "read.txt").read_text(), add_bos=bool(truth.info.add_bos))[:200]
         logits = own.logits(ids)[:-1].astype(np.float64)
         same = float((truth.logits(ids)[:-1].argmax(1) == logits.argmax(1)).mean())
     loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(199), ids[1:]]

@@ -34,6 +34,9 @@ MODES = ("token", "tile64", "group")
               help="What shares an activation scale, repeatable.  [default: RKSIM_ACT_SCALE, or token]")  # fmt: skip
 @click.option("--reference", "against", type=click.Path(path_type=Path), metavar="BUNDLE",
               help="What to compare with.  [default: the same model in fp32]")  # fmt: skip
+@click.option("--choices", "asked", multiple=True, type=click.Path(path_type=Path), metavar="FILE.jsonl",
+              help="Multiple choice, scored as lm-eval does, repeatable: query, choices, gold.")  # fmt: skip
+@click.option("--brief", is_flag=True, help="Leave out greedy continuations and layers.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, one for each bundle and --act-scale.")
 def accuracy(
     paths: tuple[Path, ...],
@@ -43,15 +46,19 @@ def accuracy(
     score: str,
     modes: tuple[str, ...],
     against: Path | None,
+    asked: tuple[Path, ...],
+    brief: bool,
     as_json: bool,
 ) -> None:
     """Measure bundles of a model against fp32 on the simulated runtime, and note it in manifests and model cards.
 
     The fp32 bundle is to lie beside them, or to be among them. What was stopped goes on when it is called again.
     """
-    from . import candidates, common_reference, load, measure, record
+    from . import candidates, choices, common_reference, load, measure, record
+    from .tables import tables
 
     read, called = load(texts)
+    questions = [choices.load(path, _tell) for path in asked]
     found = [bundle.read(path) for path in paths]
     wanted = MODES if "all" in modes else modes
     with deferred_interrupts() as check, progressing.shown() as progress:
@@ -63,8 +70,8 @@ def accuracy(
 
         step("opening models", 0, 1)
         results = measure(
-            found, reference, read, tokens, name=called, window=window, score=score, act_scales=wanted, resume=True,
-            step=step, tell=_tell,
+            found, reference, read, tokens, name=called, window=window, score=score, act_scales=wanted,
+            asked=questions, brief=brief, resume=True, step=step, tell=_tell,
         )  # fmt: skip
         rows = list(zip(candidates(found, wanted), results))
         for one in found:
@@ -73,7 +80,7 @@ def accuracy(
         objects = [_object(row.bundle, result) for row, result in rows]
         click.echo(json.dumps(objects, indent=2))
     else:
-        click.echo(printable(table([(row.bundle, result) for row, result in rows])))
+        click.echo(printable(tables([(row.bundle, result) for row, result in rows])))
 
 
 def _tell(sentence: str) -> None:
@@ -82,49 +89,10 @@ def _tell(sentence: str) -> None:
 
 def _to_record(results: Sequence[Accuracy]) -> Accuracy:
     """What a run without further settings has, else the first."""
-    from .measuring import default_act_scale
+    from .opened import default_act_scale
 
     return next((result for result in results if result.act_scale == default_act_scale()), results[0])
 
 
 def _object(found: Bundle, result: Accuracy) -> dict[str, Any]:
     return {"bundle": found.path.absolute().name, "path": str(found.path), "dtype": found.dtype, **result.as_dict()}
-
-
-_HEAD = ("bundle", "activations", "perplexity", "KL", "median", "99 %", "largest", "top-1", "Δp RMS")
-
-
-def table(rows: Sequence[tuple[Bundle, Accuracy]]) -> str:
-    """One line for each; what stands behind ± is half of a 95 % interval."""
-    lines = [_HEAD, *map(_cells, rows)]
-    if len({result.act_scale for _, result in rows}) == 1:
-        lines = [(line[0], *line[2:]) for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-            for line in lines]  # fmt: skip
-    one = rows[0][1]
-    return "\n".join(
-        [*text, "", f"{one.scored:,} tokens of {one.text}, against {one.reference}: perplexity "
-         f"{_with_error(one, 'reference_perplexity', 3)}. KL in nats; ±: half of a 95 % interval."]
-    )  # fmt: skip
-
-
-def _cells(row: tuple[Bundle, Accuracy]) -> tuple[str, ...]:
-    found, result = row
-    return (
-        found.path.absolute().name,
-        result.act_scale,
-        _with_error(result, "perplexity", 3),
-        _with_error(result, "kl", 5),
-        f"{result.kl_median:.5f}",
-        f"{result.kl_p99:.4f}",
-        f"{result.kl_max:.3f}",
-        f"{result.top1:.1%}",
-        f"{result.p_change_rms:.2%}",
-    )
-
-
-def _with_error(result: Accuracy, name: str, places: int) -> str:
-    bounds = result.intervals.get(name)
-    error = f" ± {(bounds[1] - bounds[0]) / 2:.{places}f}" if bounds else ""
-    return f"{getattr(result, name):.{places}f}{error}"

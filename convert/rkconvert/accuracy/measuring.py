@@ -7,53 +7,29 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import rk3588
-from rk3588 import hostlib, quant
+from rk3588 import hostlib
 from rk3588.bundle import Bundle
 from rk3588.errors import UsageError
 from rk3588.hostlib import SimModel
-from rkconvert import memory
 
+from . import costs, extras
 from . import reference as references
 from . import texts as reading
+from .choices import Questions
+from .opened import Candidate, Opened, Step, Tell
 from .result import Accuracy, summary
 from .store import Store
 from .texts import Text
 from .tokens import Tokens, compared
 
-Step = Callable[[str, int, int], None]  # told what is done, how many tokens of it are, and of how many
-Tell = Callable[[str], None]
 READING = "reading the text"
-_PROBE = 64  # tokens that are timed before it is said how long all will take
-
-
-class Candidate(NamedTuple):
-    """One row of what is found."""
-
-    bundle: Bundle
-    act_scale: str | None  # None: as RKSIM_ACT_SCALE says
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """The reference and those beside it; one that is the reference itself has its model."""
-
-    reference: SimModel
-    candidates: list[Candidate]
-    models: list[SimModel]
-    first: int  # of each window's tokens, the first whose next one is scored
-
-    @property
-    def evaluated(self) -> list[SimModel]:
-        return [self.reference, *(model for model in self.models if model is not self.reference)]
 
 
 def candidates(bundles: Sequence[Bundle], act_scales: Sequence[str] = ()) -> list[Candidate]:
@@ -71,6 +47,8 @@ def measure(
     window: int | None = None,
     score: str = "all",
     act_scales: Sequence[str] = (),
+    asked: Sequence[Questions] = (),
+    brief: bool = False,
     resume: bool = False,
     step: Step = lambda *_: None,
     tell: Tell | None = None,
@@ -78,9 +56,9 @@ def measure(
     """Each of ``bundles`` beside ``reference`` on the first ``tokens`` tokens of ``texts``, in equal parts.
 
     One ``Accuracy`` for each bundle, or, with ``act_scales``, for each of ``candidates(bundles, act_scales)``.
-    ``score`` is ``all`` tokens, or the second ``half`` of each window as llama-perplexity has it. With ``resume`` what
-    was found is kept until all is, and a second call goes on. ``tell`` gets sentences for the user, the first of them
-    how long it will take.
+    ``score``: ``all`` tokens, or the second ``half`` of each window, as llama-perplexity has it. ``asked`` are multiple
+    choices. ``brief`` leaves out greedy continuations and layers. With ``resume`` what was found is kept until all is,
+    and a second call goes on. ``tell`` gets sentences for the user, the first of them how long it will take.
     """
     rows = candidates(bundles, act_scales)
     with ExitStack() as stack:
@@ -88,15 +66,17 @@ def measure(
         models = [_open(stack, row, reference, truth) for row in rows]
         parts = reading.read(truth, texts, tokens, window, score)
         _check_alike(reference, truth, rows, models, texts, parts)
-        opened = _Opened(truth, rows, models, max(map(len, parts)) // 2 if score == "half" else 0)
-        store = Store(_facts(reference, rows, parts, opened.first)) if resume else None
-        _tell_costs(opened, reference, parts, tell)
+        opened = Opened(truth, rows, models, max(map(len, parts)) // 2 if score == "half" else 0)
+        store = Store(_facts(reference, rows, parts, opened.first, asked)) if resume else None
+        if tell:
+            costs.tell_costs(opened, reference, parts, brief, tell)
         found = _read_windows(opened, parts, store, step, tell)
+        more = extras.found(opened, parts, asked, brief, store, step, tell or (lambda _: None))
         read = sum(map(len, parts))
         called = name or ", ".join(dict.fromkeys(text.name for text in texts))
         results = [
-            summary(own, read, called, reference=reference.dtype, act_scale=_act_scale(row))
-            for row, own in zip(rows, found)
+            summary(own, read, called, reference=reference.dtype, act_scale=row.effective, **extra)
+            for row, own, extra in zip(rows, found, more)
         ]
     if store:
         store.remove()
@@ -113,17 +93,9 @@ def compare(
     half: bool = False,
 ) -> Accuracy:
     """Two opened models on the same windows. ``half``: only the second half of each window is scored."""
-    opened = _Opened(reference, [], [model], max(map(len, parts)) // 2 if half else 0)
+    opened = Opened(reference, [], [model], max(map(len, parts)) // 2 if half else 0)
     (found,) = _read_windows(opened, parts, None, lambda _, done, total: step(done, total), None)
     return summary(found, sum(map(len, parts)), text)
-
-
-def _act_scale(row: Candidate) -> str:
-    return row.act_scale or (default_act_scale() if quant.scheme(row.bundle.dtype).quantised else "none")
-
-
-def default_act_scale() -> str:
-    return os.environ.get("RKSIM_ACT_SCALE") or "token"
 
 
 def _open(stack: ExitStack, row: Candidate, reference: Bundle, truth: SimModel) -> SimModel:
@@ -157,12 +129,12 @@ def _check_alike(
             )
 
 
-def _facts(reference: Bundle, rows: Sequence[Candidate], parts: Sequence[list[int]], first: int) -> Any:
+def _facts(reference: Bundle, rows: Sequence[Candidate], parts: Sequence[list[int]], *more: Any) -> Any:
     """All that figures depend on."""
     library = hostlib.find().stat()
     return [
         rk3588.__version__, [library.st_size, library.st_mtime_ns], os.environ.get("RKSIM_ACT_SCALE"),
-        _digest(reference), [[_digest(row.bundle), row.act_scale] for row in rows], parts, first,
+        _digest(reference), [[_digest(row.bundle), row.act_scale] for row in rows], parts, more,
     ]  # fmt: skip
 
 
@@ -171,38 +143,8 @@ def _digest(found: Bundle) -> str:
     return str(next(entry["sha256"] for entry in found.manifest["files"] if entry["path"] == name))
 
 
-def _tell_costs(opened: _Opened, reference: Bundle, parts: Sequence[list[int]], tell: Tell | None) -> None:
-    """Minutes, from a few tokens, and memory."""
-    if tell is None:
-        return
-    ids, tokens, seconds = parts[0][:_PROBE], sum(map(len, parts)), 0.0
-    logits = opened.reference.logits(ids[:1])
-    for model in opened.evaluated:
-        model.logits(ids[:1])  # what is read from the disk is read once
-        started = time.monotonic()
-        logits = model.logits(ids)
-        seconds += (time.monotonic() - started) / len(ids)
-    started = time.monotonic()
-    compared(logits[:-1], logits[:-1], ids[1:])
-    seconds += (time.monotonic() - started) / len(ids) * len(opened.models)
-    files = {references.sim_model(one) for one in [reference, *(row.bundle for row in opened.candidates)]}
-    window = max(map(len, parts)) * opened.reference.info.n_vocab
-    needed = sum(file.stat().st_size for file in files) + 2 * 4 * window
-    free = memory.machine().most
-    tell(
-        f"{tokens:,} tokens in {len(parts)} window{'s'[: len(parts) > 1]}, read by {len(opened.evaluated)} models: "
-        f"about {_duration(seconds * tokens)} and {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free"
-    )
-    if needed > free:
-        tell("that is more than there is, so weights will be read from the disk again and again: give fewer bundles")
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
-
-
 def _read_windows(
-    opened: _Opened, parts: Sequence[list[int]], store: Store | None, step: Step, tell: Tell | None
+    opened: Opened, parts: Sequence[list[int]], store: Store | None, step: Step, tell: Tell | None
 ) -> list[list[Tokens]]:
     """Of each model, each window's tokens."""
     found: list[list[Tokens]] = [[] for _ in opened.models]
@@ -230,7 +172,7 @@ def _forward(step: Step, before: int, total: int, done: int) -> None:
     step(READING, before + done, total)
 
 
-def _read_window(opened: _Opened, ids: list[int], step: Callable[[int], None]) -> Any:
+def _read_window(opened: Opened, ids: list[int], step: Callable[[int], None]) -> Any:
     """Array [model][figure][token]."""
     first, done = opened.first, 0
 

@@ -79,7 +79,7 @@ def _first(model: SimModel, text: str, tokens: int) -> list[int]:
     """Of a long text only the beginning is made into tokens."""
     length = _CHARACTERS * (tokens + 8)
     while True:
-        ids = model.tokenise(text[:length], add_bos=True)
+        ids = model.tokenise(text[:length], add_bos=bool(model.info.add_bos))
         if len(ids) >= tokens + 8 or length >= len(text):
             return ids[:tokens]
         length *= 4
