@@ -71,6 +71,12 @@ class BoardType:
     notes: str | None
     bandwidth_gb_s: float | None = None
 
+    def with_ram(self, gb: int) -> BoardType:
+        """The one with so much; UsageError where it is not sold so."""
+        if gb not in self.ram_gb:
+            raise UsageError(f"--ram {gb}: a {self.name} has {', '.join(map(str, self.ram_gb))} GB")
+        return replace(self, ram_gb=(gb,))
+
 
 @dataclass(frozen=True)
 class Host:

@@ -32,7 +32,7 @@ def accuracy(paths: tuple[Path, ...], text: Path | None, tokens: int, as_json: b
     """
     from . import accuracy as measuring
 
-    read, called = _text(text)
+    read, called = text_to_read(text)
     found = [bundle.read(path) for path in paths]
     rows = []
     with deferred_interrupts() as check, progressing.shown() as progress:
@@ -58,7 +58,7 @@ def accuracy(paths: tuple[Path, ...], text: Path | None, tokens: int, as_json: b
         click.echo(f"{name:<{width}} {figures}")
 
 
-def _text(path: Path | None) -> tuple[str, str]:
+def text_to_read(path: Path | None) -> tuple[str, str]:
     """The text, and what it is called in cards."""
     if path is None:
         data = resources.files("rkconvert").joinpath("data/calibration.json").read_text(encoding="utf-8")

@@ -94,10 +94,8 @@ def _sizes(model: str) -> Shape:
 
 def _with_ram(chosen: list[BoardType], ram: int, named: bool) -> list[BoardType]:
     """Boards with so much RAM; UsageError for one that was asked for and is not sold so."""
-    for board in chosen if named else ():
-        if ram not in board.ram_gb:
-            sold = ", ".join(map(str, board.ram_gb))
-            raise UsageError(f"--ram {ram}: a {board.name} has {sold} GB")
+    if named:
+        return [board.with_ram(ram) for board in chosen]
     found = [replace(board, ram_gb=(ram,)) for board in chosen if ram in board.ram_gb]
     if not found:
         known = sorted({gb for board in chosen for gb in board.ram_gb})
