@@ -72,16 +72,19 @@ def check_space(needed: int) -> None:
 
 @dataclass
 class _Progress:
-    """Of all variants together, in thousandths of each; every one is converted and read."""
+    """Of all variants together, in thousandths of each; every one is converted and read. It never goes back, though a
+    conversion counts anew for each of its stages."""
 
     step: Step
     total: int
     done: int = 0
+    told: int = 0
 
     def part(self, begin: float, end: float) -> Callable[[str, int, int], None]:
         def update(_what: str, done: int, total: int) -> None:
             share = begin + (end - begin) * done / max(total, 1)
-            self.step(round(1000 * (self.done + share)), 1000 * self.total)
+            self.told = max(self.told, round(1000 * (self.done + share)))
+            self.step(self.told, 1000 * self.total)
 
         return update
 
