@@ -20,6 +20,7 @@ from .artifact.layout import Artifact
 from .bundle_texts import make_card, make_manifest, tokenizer_files
 from .estimate import disk_bytes
 from .plan import Plan
+from .rotation.prepare import prepared
 from .signals import deferred_interrupts
 from .sources.base import CARD, Source
 from .toolkit import build as npu
@@ -46,6 +47,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
         try:
             digests: dict[Path, str] = {}  # SHA-256 of what was hashed on the way
             if plan.for_sim:
+                plan = prepared(plan)
                 step = _progress_counter("measure", plan.source.nbytes, progress, check)
                 plan = hybrid.choose_grouped_layers(plan, step)
                 digests = _write_artifacts(plan, folders, progress, check)

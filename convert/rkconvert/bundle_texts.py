@@ -45,6 +45,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
         **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
+        **({"rotation": plan.rotate.facts()} if plan.rotate else {}),
         **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
         **_residual_entry(plan),
         **({"toolkit": plan.board.facts()} if plan.board else {}),

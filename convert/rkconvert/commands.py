@@ -21,6 +21,7 @@ from .dry_run import describe, render
 from .plan import Plan
 from .progress import shown
 from .request import NAME, TARGETS, Request
+from .rotation import options as rotation
 from .sources import hub
 from .sources.base import Origin
 
@@ -42,6 +43,10 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option(
     "--hybrid-rate", type=float, default=0.0, metavar="R", show_default=True,
     help="Mix layers with and without groups: a share of R has them, 0 <= R < 1.  [0: no mix]",
+)  # fmt: skip
+@click.option(
+    "--rotate", is_flag=False, flag_value=rotation.HADAMARD, metavar="[KIND]",
+    help=f"Turn the weights so that they quantise with less loss: {', '.join(rotation.KINDS)}.  [KIND: hadamard]",
 )  # fmt: skip
 @click.option(
     "--lora", "loras", multiple=True, metavar="ADAPTER[:NAME[:SCALE]]",

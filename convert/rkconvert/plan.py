@@ -16,6 +16,8 @@ from .adapters.lora import Lora
 from .architectures.model import OUTPUT
 from .artifact.layout import Artifact, make_artifact
 from .native_template import native_notes
+from .rotation.options import Rotate
+from .rotation.rotate import rotated_config
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM
@@ -40,6 +42,7 @@ class Plan:
     hybrid_rate: float = 0.0
     board: ToolkitJob | None = None  # None: not for a board
     community_names: bool = False
+    rotate: Rotate | None = None  # None: the weights stay as they are
     remarks: tuple[str, ...] = ()
 
     @property
@@ -78,7 +81,9 @@ class Plan:
     def variant(self, artifact: Artifact) -> str:
         """What tells this bundle from others of the same model; what is not usual is part of it."""
         level = self.board.options.optimization_level if self.board else 1
-        return variant_name(self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names)
+        return variant_name(
+            self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names, self.rotate
+        )
 
     def npu_model(self, artifact: Artifact) -> str:
         """The file that rkllm-toolkit writes."""
@@ -91,17 +96,20 @@ class Plan:
         return [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
 
 
-def variant_name(name: str, dtype: str, level: int, hybrid_rate: float, community: bool) -> str:
-    """A bundle's folder. ``community``: as the models that others publish are called."""
-    base = f"{name}-{PLATFORM}-{dtype}"
+def variant_name(
+    name: str, dtype: str, level: int, hybrid_rate: float, community: bool, rotate: Rotate | None = None
+) -> str:
+    """A bundle's folder. ``community``: as the models that others publish are called, which knows no rotation: then it
+    is another model."""
+    rotated = rotate.suffix if rotate else ""
     if community:
-        return f"{base}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
+        return f"{name}{rotated}-{PLATFORM}-{dtype}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
     unusual = "" if level == 1 else f"-opt{level}"
-    return base + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "")
+    return f"{name}-{PLATFORM}-{dtype}" + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "") + rotated
 
 
 def plan_artifacts(
-    source: Checkpoint, schemes: Sequence[Scheme], *, for_sim: bool, hybrid_rate: float
+    source: Checkpoint, schemes: Sequence[Scheme], *, for_sim: bool, hybrid_rate: float, rotate: Rotate | None = None
 ) -> tuple[Artifact, ...]:
     """An artifact for each scheme, without tensors where it is for a board only; UsageError for a choice that is none.
 
@@ -116,5 +124,6 @@ def plan_artifacts(
     if not for_sim:
         return tuple(Artifact(scheme, ()) for scheme in schemes)
     assert isinstance(source, Source)
-    linear = frozenset(name for name, shape in source.config.tensors().items() if len(shape) == 2) | {OUTPUT}
-    return tuple(make_artifact(source.config, scheme, linear if hybrid_rate else None) for scheme in schemes)
+    config = rotated_config(source.config) if rotate else source.config
+    linear = frozenset(name for name, shape in config.tensors().items() if len(shape) == 2) | {OUTPUT}
+    return tuple(make_artifact(config, scheme, linear if hybrid_rate else None) for scheme in schemes)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from rk3588 import families, files, quant, templates
 from rk3588.errors import CheckpointError, TargetTaken, UsageError
+from rk3588.nearest import nearest
 from rk3588.quant import Scheme
 
 from . import calibration
 from .adapters import in_bundle, lora
 from .adapters.lora import Lora, LoraOption
 from .plan import Plan, plan_artifacts
+from .rotation.options import KINDS, Rotate
+from .rotation.rotate import refuse
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
 from .toolkit import install, preflight, releases
@@ -49,6 +52,7 @@ class Request:
     toolkit: str | None = None
     force: bool = False
     community_names: bool = False
+    rotate: str | None = None
     overwrite: bool = False
     follow_links: bool = False
 
@@ -83,6 +87,11 @@ class Request:
             raise CheckpointError(f"cannot read {where[:300]}: {error.strerror}") from error
 
     @property
+    def rotation(self) -> Rotate | None:
+        """None: the weights stay as they are."""
+        return Rotate(self.rotate) if self.rotate else None
+
+    @property
     def adapters(self) -> list[LoraOption]:
         return lora.parse_all(self.loras)
 
@@ -98,6 +107,8 @@ class Request:
         likely = preflight.check_options(self.dtypes, self.hybrid_rate, board, self.release) if board else []
         for dtype in self.dtypes:
             quant.scheme(dtype)
+        if self.rotate and self.rotate not in KINDS:
+            raise UsageError(f"--rotate {self.rotate}: {nearest(self.rotate, KINDS)}")
         if self.lora_mode and not self.adapters:
             raise UsageError("--lora-mode says what to do with a LoRA: give one with --lora ADAPTER")
         return likely
@@ -123,18 +134,23 @@ class Request:
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         source = self._with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
+        if self.rotation and isinstance(source, Source):
+            refuse(source.config, source.family.title)
         loras = self._read_loras(source)
         plan = Plan(
             source=source,
             name=name,
             out=out,
-            artifacts=plan_artifacts(source, schemes, for_sim="sim" in self.targets, hybrid_rate=self.hybrid_rate),
+            artifacts=plan_artifacts(
+                source, schemes, for_sim="sim" in self.targets, hybrid_rate=self.hybrid_rate, rotate=self.rotation
+            ),
             overwrite=self.overwrite,
             loras=tuple(loras),
             lora_mode=self.lora_mode or lora.MODES[0],
             hybrid_rate=self.hybrid_rate,
             board=job,
             community_names=self.community_names,
+            rotate=self.rotation,
         )
         in_the_way = plan.folders_in_the_way
         if in_the_way and not dry_run:

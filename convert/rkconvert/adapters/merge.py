@@ -39,7 +39,7 @@ def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check:
             continue
         with (folder / tensor.file.name).open("r+b") as target:
             for row, raw in blocks(tensor):
-                block = Block(tensor, row, raw)
+                block = Block.decoded(tensor, row, raw)
                 block.merge(changes)
                 target.seek(tensor.place(row))
                 target.write(_encoded(block, tensor.kind).tobytes())
