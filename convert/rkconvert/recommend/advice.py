@@ -46,8 +46,8 @@ class Row:
             found.append(f"rkllm-toolkit would not build it: {self.obstacle}")
         if least is not None and speed < least:
             found.append(f"{number(speed)} tok/s are fewer than {least:g}")
-        if self.accuracy and self.accuracy.divergence > limits.max_kl:
-            found.append(f"KL {self.accuracy.divergence:.4f} is more than {limits.max_kl:g}")
+        if self.accuracy and self.accuracy.kl > limits.max_kl:
+            found.append(f"KL {self.accuracy.kl:.4f} is more than {limits.max_kl:g}")
         return found
 
 
@@ -58,7 +58,13 @@ def best(rows: Sequence[Row], limits: Limits) -> Row | None:
         return None
     fastest = max(row.prediction.decode_tok_s.value for row in able)
     as_fast = [row for row in able if row.prediction.decode_tok_s.value >= _AS_FAST * fastest]
-    return min(as_fast, key=lambda row: row.accuracy.divergence if row.accuracy else 0.0)
+    return min(as_fast, key=lambda row: row.accuracy.kl if row.accuracy else 0.0)
+
+
+def in_doubt(row: Row, limits: Limits) -> bool:
+    """Whether the KL that was measured may lie on the other side of the limit."""
+    bounds_of_kl = row.accuracy.intervals.get("kl") if row.accuracy else None
+    return bounds_of_kl is not None and bounds_of_kl[0] < limits.max_kl < bounds_of_kl[1]
 
 
 def nearest_miss(rows: Sequence[Row], limits: Limits) -> Row | None:
@@ -68,7 +74,7 @@ def nearest_miss(rows: Sequence[Row], limits: Limits) -> Row | None:
         able,
         key=lambda row: (
             len(row.misses(limits)),
-            row.accuracy.divergence if row.accuracy else 0.0,
+            row.accuracy.kl if row.accuracy else 0.0,
             -row.prediction.decode_tok_s.value,
         ),
         default=None,
@@ -95,7 +101,10 @@ def _told(row: Row) -> str:
     told = f"about {bounds(p.decode_tok_s)} tok/s, {need:.1f} GB of RAM"
     if row.accuracy is None:
         return told + "; its accuracy was not measured"
-    return f"{told}; its next token is fp32's in {row.accuracy.agreement:.1%}, KL {row.accuracy.divergence:.4f}"
+    found = row.accuracy
+    bounds_of_kl = found.intervals.get("kl")
+    error = f" ± {(bounds_of_kl[1] - bounds_of_kl[0]) / 2:.4f}" if bounds_of_kl else ""
+    return f"{told}; {found.top1:.1%} of next tokens are {found.reference}'s, KL {found.kl:.4f}{error}"
 
 
 def _beside(chosen: Row, cpu: OnCpu | None) -> str:

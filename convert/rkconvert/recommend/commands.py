@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from rk3588.commands import inventories
 from rk3588.errors import CheckpointError, RkError, UsageError, printable, printable_json
 from rk3588.predict import Workload
 from rk3588.shape import Shape
-from rkconvert import bundle_commands
-from rkconvert.accuracy import Accuracy
+from rkconvert import accuracy
+from rkconvert.accuracy import Accuracy, Text
 from rkconvert.commands import default_name
 from rkconvert.progress import shown
 from rkconvert.request import Request
@@ -29,8 +30,9 @@ from rkconvert.toolkit import preflight
 from . import measuring
 from .advice import Limits, Row
 from .cpu import on_cpu
+from .measuring import Costs
 from .report import Report
-from .variants import VARIANTS, Variant, obstacle, predicted
+from .variants import Variant, obstacle, possible, predicted
 
 _PROMPT = 128  # tokens, whose first answer is predicted
 
@@ -78,17 +80,18 @@ def recommend(
     _check(limits)
     board = inventories.load(file).board(name)
     limits = replace(limits, ram_gb=_ram(board, ram))
-    read = bundle_commands.text_to_read(text)
+    texts, called = accuracy.load([text] if text else [])
     remote, source = _opened(model, Request(follow_links=follow_links))
     sizes = _sizes(source)
     work = _workload(sizes, bandwidth)
-    predictions = {variant: predicted(variant, sizes, work, board) for variant in VARIANTS}
+    variants, notes = possible(source)
+    predictions = {variant: predicted(variant, sizes, work, board) for variant in variants}
     fitting = [variant for variant, found in predictions.items() if found.memory.fits(limits.ram_gb)]
     costs = measuring.costs(source, fitting, tokens) if fitting and not predict_only else None
-    notes = list(dict.fromkeys(note for found in predictions.values() for note in found.notes)) + _for_a_board(source)
+    notes += [*dict.fromkeys(note for found in predictions.values() for note in found.notes), *_for_a_board(source)]
     if fitting and not predict_only and not costs:
         notes.insert(0, "Not measured: this machine has too little memory to run the model, in fp16 too.")
-    accuracies = _measured(source, remote, fitting, read, tokens, costs) if costs else {}
+    accuracies = _measured(source, remote, costs, texts, called, tokens) if costs else {}
     report = Report(
         model=default_name(Path(model), source.origin),
         parameters=sizes.total_params,
@@ -100,7 +103,7 @@ def recommend(
         cpu=on_cpu(sizes, work.context),
         notes=notes,
         tokens=tokens if costs else 0,
-        text=read[1] if costs else "",
+        text=called if costs else "",
         reference=costs.reference if costs else "",
     )
     click.echo(printable_json(report.facts()) if as_json else printable(report.render()))
@@ -163,29 +166,23 @@ def _for_a_board(source: Source) -> list[str]:
 
 
 def _measured(
-    source: Source,
-    remote: HubModel | None,
-    variants: list[Variant],
-    text: tuple[str, str],
-    tokens: int,
-    costs: measuring.Costs,
+    source: Source, remote: HubModel | None, costs: Costs, texts: Sequence[Text], called: str, tokens: int
 ) -> dict[Variant, Accuracy]:
-    measuring.check_space(costs.disk)
+    minutes = max(round(costs.seconds / 60), 1)
     click.echo(
-        f"measuring {len(variants)} variants on {tokens:,} tokens: about {max(costs.seconds / 60, 1):.0f} minutes, "
+        f"measuring {costs.variants} variants on {tokens:,} tokens: about {minutes} minute{'s'[: minutes > 1]}, "
         f"{costs.memory / 1e9:.1f} GB of memory and {costs.disk / 1e9:.1f} GB of disk for a while",
         err=True,
     )
     with deferred_interrupts() as check, shown() as progress:
         if remote:
-            source_there = hub.download(remote, progress)
-            assert isinstance(source_there, Source)
-            source = source_there
+            there = hub.download(remote, progress)
+            assert isinstance(there, Source)
+            source = there
 
         def step(done: int, total: int) -> None:
             check()
             progress("measuring", done, total)
 
         step(0, 1000)
-        found = measuring.measure(source, variants, text, tokens, costs.reference, step)
-    return dict(zip(variants, found, strict=True))
+        return measuring.measure(source, costs, texts, called, tokens, step)

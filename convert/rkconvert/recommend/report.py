@@ -46,7 +46,9 @@ class Report:
         )
         if self.tokens:
             told += f"; the rest is measured on {self.tokens:,} tokens of {self.text}"
-        return [told + ".", *_source(self.cpu), *self.notes]
+        doubtful = [row.variant.name for row in self.rows if advice.in_doubt(row, self.limits)]
+        doubt = f"KL may be on either side of {self.limits.max_kl:g} for {', '.join(doubtful)}: more --tokens tell."
+        return [told + ".", *([doubt] if doubtful else []), *_source(self.cpu), *self.notes]
 
     def render(self) -> str:
         lines = [f"{self.model}: {self.advice}.", "", _table(self), "", *(f"- {remark}" for remark in self.remarks)]
@@ -88,7 +90,7 @@ def _table(report: Report) -> str:
 
 def _cells(row: Row) -> str:
     p, a = row.prediction, row.accuracy
-    measured = f"{a.divergence:>11.4f}{a.agreement:>8.1%}{a.perplexity:>12.2f}" if a else f"{'not measured':>31}"
+    measured = f"{a.kl:>11.4f}{a.top1:>8.1%}{a.perplexity:>12.2f}" if a else f"{'not measured':>31}"
     return f"{measured}{bounds(p.decode_tok_s):>22}{bounds(p.ttft_ms):>22}{_ram(p.memory.total):>9.1f}"
 
 
@@ -126,8 +128,9 @@ def _row_facts(row: Row, limits: Limits) -> dict[str, Any]:
     p, a = row.prediction, row.accuracy
     return {
         **row.variant.facts(),
-        "kl": a.divergence if a else None,
-        "top1": a.agreement if a else None,
+        "kl": a.kl if a else None,
+        "kl_interval": list(a.intervals["kl"] or ()) or None if a else None,
+        "top1": a.top1 if a else None,
         "perplexity": a.perplexity if a else None,
         "decode_tok_s": _estimate(p.decode_tok_s),
         "ttft_ms": _estimate(p.ttft_ms),

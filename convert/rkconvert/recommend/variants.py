@@ -12,6 +12,8 @@ from rk3588.shape import Shape
 from rkconvert.artifact.layout import toolkit_obstacle
 from rkconvert.plan import plan_artifacts
 from rkconvert.request import Request
+from rkconvert.rotation.options import HADAMARD
+from rkconvert.rotation.rotate import obstacle as rotation_obstacle
 from rkconvert.sources.base import Source
 
 _RATES = (0.25, 0.5)  # of hybrids
@@ -23,27 +25,38 @@ class Variant:
 
     dtype: str
     hybrid_rate: float = 0.0
+    rotate: str | None = None
 
     @property
     def options(self) -> str:
         """As they are typed."""
         rate = f" --hybrid-rate {self.hybrid_rate:g}" if self.hybrid_rate else ""
-        return f"--dtype {self.dtype}{rate}"
+        return f"--dtype {self.dtype}{rate}" + (" --rotate" if self.rotate else "")
 
     @property
     def name(self) -> str:
-        return self.dtype + (f" hybrid {self.hybrid_rate:g}" if self.hybrid_rate else "")
+        rate = f" hybrid {self.hybrid_rate:g}" if self.hybrid_rate else ""
+        return self.dtype + rate + (" rotated" if self.rotate else "")
 
     @property
     def request(self) -> Request:
-        return Request(dtypes=(self.dtype,), hybrid_rate=self.hybrid_rate)
+        return Request(dtypes=(self.dtype,), hybrid_rate=self.hybrid_rate, rotate=self.rotate)
 
     def facts(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "hybrid_rate": self.hybrid_rate}
+        return {"dtype": self.dtype, "hybrid_rate": self.hybrid_rate, "rotate": self.rotate}
 
 
 # A hybrid of plain w8a8 has groups of 128 in the share of its layers that gains most by them.
-VARIANTS = (*map(Variant, predict.PREDICTED), *(Variant("w8a8", rate) for rate in _RATES))
+_MIXES = (*map(Variant, predict.PREDICTED), *(Variant("w8a8", rate) for rate in _RATES))
+VARIANTS = tuple(variant for mix in _MIXES for variant in (mix, replace(mix, rotate=HADAMARD)))
+
+
+def possible(source: Source) -> tuple[tuple[Variant, ...], list[str]]:
+    """The variants of this model, and why others are missing."""
+    reason = rotation_obstacle(source.config)
+    if reason is None:
+        return VARIANTS, []
+    return _MIXES, [f"Not rotated: {reason}."]
 
 
 def obstacle(variant: Variant, source: Source) -> str | None:
