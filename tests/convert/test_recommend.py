@@ -133,7 +133,6 @@ def test_fp16_is_the_reference_where_fp32_is_too_large(place: Place, monkeypatch
     from rkconvert.sources.opening import open_source
 
     source = open_source(place.even)
-    assert Path(measuring.tempfile.gettempdir()) == place.scratch
     whole = measuring.costs(source, VARIANTS[:1], 60)
     assert whole is not None and whole.reference == "fp32"
     monkeypatch.setattr(memory, "machine", lambda: Memory(0, 0, whole.memory - 1))
