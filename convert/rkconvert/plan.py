@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rk3588 import bundle
 from rk3588.errors import UsageError
 from rk3588.quant import Scheme
 
 from .adapters.lora import Lora
-from .architectures.model import OUTPUT
+from .architectures.model import OUTPUT, ModelConfig
 from .artifact.layout import Artifact, make_artifact
 from .native_template import native_notes
-from .rotation.options import Rotate
+from .rotation.options import Emit, Rotate
 from .rotation.rotate import rotated_config
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
@@ -43,6 +44,7 @@ class Plan:
     board: ToolkitJob | None = None  # None: not for a board
     community_names: bool = False
     rotate: Rotate | None = None  # None: the weights stay as they are
+    emit: Emit | None = None  # a Hugging Face folder to write as well
     remarks: tuple[str, ...] = ()
 
     @property
@@ -50,6 +52,11 @@ class Plan:
         """The source, of which the simulated runtime's artifact can be made."""
         assert isinstance(self.source, Source)
         return self.source
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of what the artifacts hold: of the source, turned where that is planned."""
+        return _config(self.sim_source, self.rotate)
 
     @property
     def targets(self) -> list[str]:
@@ -69,6 +76,11 @@ class Plan:
     def kept_loras(self) -> tuple[Lora, ...]:
         """What goes into the bundle as a file of its own."""
         return self.loras if self.lora_mode == "adapter" else ()
+
+    @property
+    def rotation(self) -> dict[str, Any]:
+        """What is told of how the weights are turned; {}: they are not."""
+        return dict(self.source.rotation) or (self.rotate.facts() if self.rotate else {})
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -93,7 +105,14 @@ class Plan:
     def folders_in_the_way(self) -> list[str]:
         """A sentence for each folder that exists already and is not to be replaced."""
         taken = [] if self.overwrite else [folder for folder in map(self.folder, self.artifacts) if folder.exists()]
-        return [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
+        found = [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
+        if self.emit and self.emit.folder.exists() and not self.overwrite:
+            found.append(f"{self.emit.folder} exists already: remove it, choose another --emit-hf, or give --overwrite")
+        return found
+
+
+def _config(source: Source, rotate: Rotate | None) -> ModelConfig:
+    return rotated_config(source.config, rotate.facts()) if rotate and not source.rotation else source.config
 
 
 def variant_name(
@@ -124,6 +143,6 @@ def plan_artifacts(
     if not for_sim:
         return tuple(Artifact(scheme, ()) for scheme in schemes)
     assert isinstance(source, Source)
-    config = rotated_config(source.config) if rotate else source.config
+    config = _config(source, rotate)
     linear = frozenset(name for name, shape in config.tensors().items() if len(shape) == 2) | {OUTPUT}
     return tuple(make_artifact(config, scheme, linear if hybrid_rate else None) for scheme in schemes)

@@ -64,6 +64,13 @@ class Block:
             self._float16 = self._checked_float16() if halves is None else halves
         return self._float16
 
+    def encoded(self, kind: str) -> Array:
+        """As a checkpoint of that type has them."""
+        if kind == "F16":
+            return self.as_float16()
+        values = self.as_float32()
+        return values if kind == "F32" else to_bf16(values)
+
     def _checked_float16(self) -> npt.NDArray[np.float16]:
         values = self.as_float32()
         with np.errstate(over="ignore"):
@@ -87,3 +94,10 @@ class Block:
         matrix = len(self.tensor.shape) == 2
         place = f"row {self.row + row}, column {column}" if matrix else f"position {self.row + row + column}"
         return f"{self.tensor.file}: tensor {self.tensor.name}, {place}"
+
+
+def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The nearest bf16, half to even, as bits."""
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.asarray(rounded, "<u2")

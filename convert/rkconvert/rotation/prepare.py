@@ -13,13 +13,13 @@ from .rotate import Rotation, rotated, rotated_lora
 
 
 def prepared(plan: Plan) -> Plan:
-    """``plan`` with its source and the adapters that are kept rotated, where it asks for that.
+    """``plan`` with its source and the adapters that are kept rotated, where it asks for that and it is not done yet.
 
     Adapters that are merged stay as they are: they are added to the weights before these are turned.
     """
-    if plan.rotate is None:
+    if plan.rotate is None or plan.source.rotation:
         return plan
-    source = rotated(plan.sim_source, rotation_of(plan.rotate, plan.sim_source))
+    source = rotated(plan.sim_source, rotation_of(plan.rotate, plan.sim_source), plan.rotate)
     loras = plan.loras
     if plan.kept_loras:
         loras = tuple(rotated_lora(lora, source.changes) for lora in loras)
@@ -29,5 +29,5 @@ def prepared(plan: Plan) -> Plan:
 def rotation_of(rotate: Rotate, source: Source) -> Rotation:
     """The matrices of that kind for a model."""
     config = source.config
-    heads = [random_hadamard(config.head_dim, (rotate.seed, 2, i)) for i in range(config.layers if rotate.heads else 0)]
+    heads = [random_hadamard(config.head_dim, (rotate.seed, 2, i)) for i in range(config.layers)]
     return Rotation(random_hadamard(config.hidden, (rotate.seed, 1)), tuple(heads))

@@ -9,8 +9,10 @@ there when the model runs: all of it is in the weights.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Source
 
 from .change import Change
+from .options import DIGITS, Rotate
 from .orthogonal import Matrix, Orthogonal
 
 # By the norm whose output a layer reads.
@@ -37,6 +40,15 @@ class Rotation:
     residual: Orthogonal | None = None
     heads: tuple[Orthogonal, ...] = ()
 
+    @property
+    def digest(self) -> str:
+        """Tells one from others."""
+        found = hashlib.sha256()
+        for matrix in (*([self.residual] if self.residual else []), *self.heads):
+            for part in (*matrix.factors, *([] if matrix.signs is None else [matrix.signs])):
+                found.update(repr(part.shape).encode() + part.astype("<f8").tobytes())
+        return found.hexdigest()[:DIGITS]
+
 
 def obstacle(config: ModelConfig) -> str | None:
     """Why a model cannot be rotated; None: it can."""
@@ -47,21 +59,24 @@ def obstacle(config: ModelConfig) -> str | None:
     return None
 
 
-def refuse(config: ModelConfig, title: str) -> None:
-    """UsageError for a family that cannot be rotated."""
-    if reason := obstacle(config):
-        raise UsageError(f"--rotate cannot be used with {title}: {reason}; convert it without")
+def refuse(source: Source) -> None:
+    """UsageError for a model that cannot be rotated."""
+    if source.rotation:
+        raise UsageError(f"--rotate: {source.path} is rotated already ({source.rotation['basis']}): convert it without")
+    if reason := obstacle(source.config):
+        raise UsageError(f"--rotate cannot be used with {source.family.title}: {reason}; convert it without")
 
 
-def rotated_config(config: ModelConfig) -> ModelConfig:
+def rotated_config(config: ModelConfig, facts: Mapping[str, Any]) -> ModelConfig:
     """The embedding and the head are two matrices afterwards."""
-    return replace(config, tied=False)
+    return replace(config, tied=False, rotation=facts["basis"])
 
 
-def rotated(source: Source, rotation: Rotation) -> Source:
+def rotated(source: Source, rotation: Rotation, rotate: Rotate) -> Source:
     """``source`` as it is to be stored: with a ``Change`` for each tensor that ``rotation`` turns."""
     _check_sizes(source, rotation)
-    config = rotated_config(source.config)
+    facts = rotate.facts(rotation.digest)
+    config = rotated_config(source.config, facts)
     tensors = dict(source.tensors)
     tensors.setdefault(OUTPUT, tensors[EMBEDDING])
     changed = replace(
@@ -69,6 +84,7 @@ def rotated(source: Source, rotation: Rotation) -> Source:
         config=config,
         tensors={name: tensors[name] for name in config.tensors()},
         shape=replace(source.shape, tied=False) if source.shape else None,
+        rotation=facts,
     )
     return replace(changed, changes=_changes(changed, rotation))
 

@@ -151,6 +151,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     origin: Origin | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)  # what it asks for, as rk3588.sampling names it
+    rotation: Mapping[str, Any] = field(default_factory=dict)  # how its weights are turned; empty: they are not
 
     @property
     def name(self) -> str:
