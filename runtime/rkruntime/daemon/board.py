@@ -179,5 +179,13 @@ def predicted(bundle: Bundle, board: Board, warn: Callable[[str], None] = lambda
     }  # fmt: skip
 
 
+def params(bundle: Bundle) -> Optional[int]:
+    """Of the model; None where its shape is not known here."""
+    try:
+        return shape.load(bundle.path).total_params
+    except RkError:
+        return None
+
+
 def _interval(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
