@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rk3588 import bundle, files, hostlib
 from rk3588.errors import CheckpointError, TargetError
@@ -17,9 +18,11 @@ from .artifact import hybrid, pipeline
 from .artifact.artifact_file import ArtifactFile, write_error
 from .artifact.header import make_header, tokenizer_metadata, write_tokenizer
 from .artifact.layout import Artifact
-from .bundle_texts import make_card, make_manifest, tokenizer_files
+from .bundle_texts import emitted_card, make_card, make_manifest, tokenizer_files
 from .estimate import disk_bytes
 from .plan import Plan
+from .rotation import emit
+from .rotation.prepare import prepared
 from .signals import deferred_interrupts
 from .sources.base import CARD, Source
 from .toolkit import build as npu
@@ -45,6 +48,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
         _check_space(plan)
         try:
             digests: dict[Path, str] = {}  # SHA-256 of what was hashed on the way
+            plan = prepared(plan)
             if plan.for_sim:
                 step = _progress_counter("measure", plan.source.nbytes, progress, check)
                 plan = hybrid.choose_grouped_layers(plan, step)
@@ -59,11 +63,33 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
     return finals
 
 
+def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, Any]:
+    """Write the Hugging Face folder of ``plan``; returns what is told of it. Raises as ``convert`` does."""
+    assert plan.emit
+    place, dtype = plan.emit.folder, plan.emit.dtype
+    before, plan = emit.settings(plan.sim_source), prepared(plan)
+    size = emit.nbytes(plan.sim_source, dtype)
+    with deferred_interrupts() as check, bundle.new_folder(place, replace=plan.overwrite) as folder:
+        _refuse_full(place.absolute().parent, size)
+        try:
+            step = _progress_counter("emit", size, progress, check)
+            error = emit.write(plan.sim_source, plan.merged_loras, before, folder, dtype, step)
+            (folder / CARD).write_text(emitted_card(plan, error), encoding="utf-8")
+        except OSError as failed:
+            raise write_error(failed, Path(failed.filename or place)) from failed
+    rounded = {} if dtype == "fp32" else {"rounding_error": error}
+    return {"dtype": dtype, "path": str(place), "bytes": bundle.size(place), **rounded}
+
+
 def _check_space(plan: Plan) -> None:
-    needed, free = disk_bytes(plan), shutil.disk_usage(plan.out).free
+    _refuse_full(plan.out, disk_bytes(plan))
+
+
+def _refuse_full(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise TargetError(
-            f"no space left in {plan.out}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free; free some or "
+            f"no space left in {place}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free; free some or "
             "choose another -o"
         )
 

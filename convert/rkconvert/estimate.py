@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 
 from rk3588.errors import RkError
@@ -13,6 +14,7 @@ from .artifact.pipeline import WAITING_FOR_DISK
 from .artifact.reading import BLOCK_BYTES, block_bytes, block_rows
 from .bundle_texts import make_card, make_manifest, tokenizer_files
 from .plan import Plan
+from .rotation import emit
 from .toolkit.preflight import LEAST
 
 _BASE_MEMORY = 45 << 20  # what the process takes before it reads a weight, as measured
@@ -34,8 +36,15 @@ def disk_bytes(plan: Plan) -> int:
     if plan.board:
         # One adapter is built at a time, and each build writes the model again.
         copies = 2 if len(plan.kept_loras) > 1 else 1
-        total += len(plan.artifacts) * copies * npu_bytes(plan) + (plan.source.nbytes if plan.merged_loras else 0)
+        total += len(plan.artifacts) * copies * npu_bytes(plan) + _scratch_bytes(plan)
     return total
+
+
+def _scratch_bytes(plan: Plan) -> int:
+    """What rkllm-toolkit is given instead of the source."""
+    if plan.rotate:
+        return emit.nbytes(replace(plan.sim_source, config=plan.config), "fp32")
+    return plan.source.nbytes if plan.merged_loras else 0
 
 
 def memory_bytes(plan: Plan) -> int:
@@ -61,7 +70,7 @@ def model_bytes(plan: Plan, artifact: Artifact) -> int:
     """``model.sim.gguf``, to the byte."""
     source = plan.sim_source
     tokenizer = _tokenizer_metadata(source.vocabulary)
-    header = make_header(plan.name, source.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
+    header = make_header(plan.name, plan.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
     return len(header) + artifact.data_bytes
 
 

@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rk3588 import bundle
 from rk3588.errors import UsageError
 from rk3588.quant import Scheme
 
 from .adapters.lora import Lora
-from .architectures.model import OUTPUT
+from .architectures.model import OUTPUT, ModelConfig
 from .artifact.layout import Artifact, make_artifact
 from .native_template import native_notes
+from .rotation.options import Emit, Rotate
+from .rotation.rotate import rotated_config
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM
@@ -40,6 +43,8 @@ class Plan:
     hybrid_rate: float = 0.0
     board: ToolkitJob | None = None  # None: not for a board
     community_names: bool = False
+    rotate: Rotate | None = None  # None: the weights stay as they are
+    emit: Emit | None = None  # a Hugging Face folder to write as well
     remarks: tuple[str, ...] = ()
 
     @property
@@ -47,6 +52,11 @@ class Plan:
         """The source, of which the simulated runtime's artifact can be made."""
         assert isinstance(self.source, Source)
         return self.source
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of what the artifacts hold: of the source, turned where that is planned."""
+        return _config(self.sim_source, self.rotate)
 
     @property
     def targets(self) -> list[str]:
@@ -68,6 +78,11 @@ class Plan:
         return self.loras if self.lora_mode == "adapter" else ()
 
     @property
+    def rotation(self) -> dict[str, Any]:
+        """What is told of how the weights are turned; {}: they are not."""
+        return dict(self.source.rotation) or (self.rotate.facts() if self.rotate else {})
+
+    @property
     def notes(self) -> tuple[str, ...]:
         ours = native_notes(self.source.vocabulary) if self.for_sim else ()
         return (*self.source.notes, *(note for lora in self.loras for note in lora.notes), *self.remarks, *ours)
@@ -78,7 +93,9 @@ class Plan:
     def variant(self, artifact: Artifact) -> str:
         """What tells this bundle from others of the same model; what is not usual is part of it."""
         level = self.board.options.optimization_level if self.board else 1
-        return variant_name(self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names)
+        return variant_name(
+            self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names, self.rotate
+        )
 
     def npu_model(self, artifact: Artifact) -> str:
         """The file that rkllm-toolkit writes."""
@@ -88,20 +105,30 @@ class Plan:
     def folders_in_the_way(self) -> list[str]:
         """A sentence for each folder that exists already and is not to be replaced."""
         taken = [] if self.overwrite else [folder for folder in map(self.folder, self.artifacts) if folder.exists()]
-        return [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
+        found = [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
+        if self.emit and self.emit.folder.exists() and not self.overwrite:
+            found.append(f"{self.emit.folder} exists already: remove it, choose another --emit-hf, or give --overwrite")
+        return found
 
 
-def variant_name(name: str, dtype: str, level: int, hybrid_rate: float, community: bool) -> str:
-    """A bundle's folder. ``community``: as the models that others publish are called."""
-    base = f"{name}-{PLATFORM}-{dtype}"
+def _config(source: Source, rotate: Rotate | None) -> ModelConfig:
+    return rotated_config(source.config, rotate.facts()) if rotate and not source.rotation else source.config
+
+
+def variant_name(
+    name: str, dtype: str, level: int, hybrid_rate: float, community: bool, rotate: Rotate | None = None
+) -> str:
+    """A bundle's folder. ``community``: as the models that others publish are called, which knows no rotation: then it
+    is another model."""
+    rotated = rotate.suffix if rotate else ""
     if community:
-        return f"{base}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
+        return f"{name}{rotated}-{PLATFORM}-{dtype}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
     unusual = "" if level == 1 else f"-opt{level}"
-    return base + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "")
+    return f"{name}-{PLATFORM}-{dtype}" + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "") + rotated
 
 
 def plan_artifacts(
-    source: Checkpoint, schemes: Sequence[Scheme], *, for_sim: bool, hybrid_rate: float
+    source: Checkpoint, schemes: Sequence[Scheme], *, for_sim: bool, hybrid_rate: float, rotate: Rotate | None = None
 ) -> tuple[Artifact, ...]:
     """An artifact for each scheme, without tensors where it is for a board only; UsageError for a choice that is none.
 
@@ -116,5 +143,6 @@ def plan_artifacts(
     if not for_sim:
         return tuple(Artifact(scheme, ()) for scheme in schemes)
     assert isinstance(source, Source)
-    linear = frozenset(name for name, shape in source.config.tensors().items() if len(shape) == 2) | {OUTPUT}
-    return tuple(make_artifact(source.config, scheme, linear if hybrid_rate else None) for scheme in schemes)
+    config = _config(source, rotate)
+    linear = frozenset(name for name, shape in config.tensors().items() if len(shape) == 2) | {OUTPUT}
+    return tuple(make_artifact(config, scheme, linear if hybrid_rate else None) for scheme in schemes)
