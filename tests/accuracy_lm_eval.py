@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:convert:runtime python tests/accuracy_lm_eval.py
 
-SmolLM2-135M-Instruct: the fp32 bundle, and what transformers loads from the same GGUF file in float32. acc, acc_norm and
-their standard errors are equal, and the log-likelihood of each choice within 2e-3. Nothing is downloaded: the task is
+SmolLM2-135M-Instruct: the fp32 bundle, and what transformers loads from the same GGUF file in float32. acc, acc_norm
+and their standard errors are equal, and the log-likelihood of each choice within 2e-3. Nothing is downloaded: the task is
 made of tests/data/questions.jsonl. Needs the packages lm-eval, torch, transformers and gguf.
 """
 
