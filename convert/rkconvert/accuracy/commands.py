@@ -71,7 +71,7 @@ def accuracy(
         step("opening models", 0, 1)
         results = measure(
             found, reference, read, tokens, name=called, window=window, score=score, act_scales=wanted,
-            asked=questions, brief=brief, resume=True, step=step, tell=_tell,
+            asked=questions, details=not brief, resume=True, step=step, tell=_tell,
         )  # fmt: skip
         rows = list(zip(candidates(found, wanted), results))
         for one in found:

@@ -17,7 +17,7 @@ _PROBE = 64  # tokens that are timed
 _WRITTEN = 3
 
 
-def tell_costs(opened: Opened, reference: Bundle, parts: Sequence[list[int]], brief: bool, tell: Tell) -> None:
+def tell_costs(opened: Opened, reference: Bundle, parts: Sequence[list[int]], details: bool, tell: Tell) -> None:
     """Minutes, from a few tokens, and memory."""
     ids, tokens, seconds = parts[0][:_PROBE], sum(map(len, parts)), 0.0
     logits = opened.reference.logits(ids[:1])
@@ -30,7 +30,7 @@ def tell_costs(opened: Opened, reference: Bundle, parts: Sequence[list[int]], br
     compared(logits[:-1], logits[:-1], ids[1:])
     seconds += (time.monotonic() - started) / len(ids) * len(opened.models)
     seconds *= tokens
-    if not brief:
+    if details:
         started = time.monotonic()
         opened.reference.greedy(ids[:1], _WRITTEN)
         seconds += (time.monotonic() - started) / _WRITTEN * greedy.MOST * greedy.PROMPTS * 2

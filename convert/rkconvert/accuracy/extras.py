@@ -17,14 +17,14 @@ def found(
     opened: Opened,
     parts: Sequence[list[int]],
     asked: Sequence[Questions],
-    brief: bool,
+    details: bool,
     store: Store | None,
     step: Step,
     tell: Tell,
 ) -> list[dict[str, Any]]:
-    """Of each model, under the names that they have in ``Accuracy``. ``brief``: only what was asked."""
+    """Of each model, under the names that they have in ``Accuracy``."""
     rows: list[dict[str, Any]] = [{} for _ in opened.models]
-    if not brief:
+    if details:
         for row, written, snr in zip(rows, _greedy(opened, parts, store, step), _layers(opened, parts, step, tell)):
             row.update(greedy=written, layers=snr)
     answers = [choices.measure(opened, each, number, store, step, tell) for number, each in enumerate(asked)]

@@ -48,7 +48,7 @@ def measure(
     score: str = "all",
     act_scales: Sequence[str] = (),
     asked: Sequence[Questions] = (),
-    brief: bool = False,
+    details: bool = False,
     resume: bool = False,
     step: Step = lambda *_: None,
     tell: Tell | None = None,
@@ -57,8 +57,8 @@ def measure(
 
     One ``Accuracy`` for each bundle, or, with ``act_scales``, for each of ``candidates(bundles, act_scales)``.
     ``score``: ``all`` tokens, or the second ``half`` of each window, as llama-perplexity has it. ``asked`` are multiple
-    choices. ``brief`` leaves out greedy continuations and layers. With ``resume`` what was found is kept until all is,
-    and a second call goes on. ``tell`` gets sentences for the user, the first of them how long it will take.
+    choices. ``details`` are greedy continuations and layers. With ``resume`` what was found is kept until all is, and a
+    second call goes on. ``tell`` gets sentences for the user, the first of them how long it will take.
     """
     rows = candidates(bundles, act_scales)
     with ExitStack() as stack:
@@ -69,9 +69,9 @@ def measure(
         opened = Opened(truth, rows, models, max(map(len, parts)) // 2 if score == "half" else 0)
         store = Store(_facts(reference, rows, parts, opened.first, asked)) if resume else None
         if tell:
-            costs.tell_costs(opened, reference, parts, brief, tell)
+            costs.tell_costs(opened, reference, parts, details, tell)
         found = _read_windows(opened, parts, store, step, tell)
-        more = extras.found(opened, parts, asked, brief, store, step, tell or (lambda _: None))
+        more = extras.found(opened, parts, asked, details, store, step, tell or (lambda _: None))
         read = sum(map(len, parts))
         called = name or ", ".join(dict.fromkeys(text.name for text in texts))
         results = [
