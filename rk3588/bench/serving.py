@@ -151,7 +151,8 @@ def _stats(server: Server) -> dict[str, Any]:
 def facts_of(model: Optional[str], stats: dict[str, Any]) -> dict[str, Any]:
     """For the table: what /stats says of the model, or its name alone."""
     if not stats:
-        return {"model": printable(model) if model else None}
+        # llama.cpp's calls it by its path.
+        return {"model": printable(model.rpartition("/")[2] if model.startswith("/") else model) if model else None}
     said, runtime, board = stats["model"], stats["runtime"], stats.get("board")
     kind = "RKLLM simulated" if runtime.get("simulated") else "RKLLM NPU"
     return {

@@ -71,7 +71,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Let an answer under way be aborted, so that nothing holds the NPU; at a second Ctrl-C no more."""
     try:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(_END_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()

@@ -41,8 +41,8 @@ def measure(model: Model, plan: Plan, emit: Emit) -> None:
         for number in range(plan.repetitions):
             emit(events.progress(f"{test.name}, {number + 1} of {plan.repetitions}"))
             emit(_decode(model, test, emit) if test.kind == ANSWER else _prefill(model, test))
+        emit(events.about(resident=_most_resident()))
     emit(events.readings("after", board.readings().facts()))
-    emit(events.about(resident=_most_resident()))
 
 
 def _check_room(model: Model, plan: Plan) -> None:

@@ -130,6 +130,10 @@ def _notes(report: Report) -> list[str]:
             more = f", and still had {short} tokens in one" if short < row.n_gen else ""
             told = f"the model ended answers early; {len(row.samples)} repetitions took {answers} of them{more}"
             found.append(f"{row.test}: {told}")
+    for each in report.clients:
+        if each["failed"]:
+            failed = f"{each['failed']} of {each['failed'] + each['requests']} requests failed"
+            found.append(f"{each['clients']} clients: {failed}: {each['why']}")
     if report.interrupted:
         found.append("this is not all: the measurement did not get to its end")
     return found
