@@ -33,10 +33,15 @@ class Read:
 
 
 def run(
-    source: Source, windows: Windows, merged: Sequence[Lora] = (), step: Callable[[int], None] = lambda _: None
+    source: Source,
+    windows: Windows,
+    merged: Sequence[Lora] = (),
+    step: Callable[[int], None] = lambda _: None,
+    *,
+    head: bool = True,
 ) -> Iterator[Read]:
     """What the linear layers read, from the first block to the head. ``step`` is told the bytes of each tensor read."""
-    return _Forward(source, windows, merged, step).run()
+    return _Forward(source, windows, merged, step).run(head)
 
 
 def stored(source: Source, name: str, merged: Sequence[Lora] = ()) -> Floats:
@@ -58,23 +63,28 @@ class _Forward:
         self.longest = max(map(len, windows))
         self.attention_scale = self.config.attention_scale or self.config.head_dim**-0.5
 
-    def run(self) -> Iterator[Read]:
+    def run(self, with_head: bool) -> Iterator[Read]:
         x = self._embed()
         for index in range(self.config.layers):
             x = yield from self._block(index, x)
+        if not with_head:
+            return
         head = OUTPUT if OUTPUT in self.names else EMBEDDING
         yield Read((head,), self._norm("output_norm", x), (self._tensor(head),))
 
     def _block(self, index: int, x: Floats) -> Generator[Read, None, Floats]:
         b, config = f"blk.{index}.", self.config
+        of_mlp = [f"{b}ffn_gate", f"{b}ffn_up"][not config.gated :]
         normed = self._norm(f"{b}attn_norm", x)
-        q, k, v = yield from self._linear(normed, f"{b}attn_q", f"{b}attn_k", f"{b}attn_v")
+        beside = of_mlp if config.parallel else []
+        q, k, v, *hidden = yield from self._linear(normed, f"{b}attn_q", f"{b}attn_k", f"{b}attn_v", *beside)
         (mixed,) = yield from self._linear(self._attention(index, q, k, v), f"{b}attn_output")
         x = self._added(x, f"{b}post_attention_norm", mixed)
         if not config.parallel:
-            normed = self._norm(f"{b}ffn_norm", x)
-        *gate, up = yield from self._linear(normed, *([f"{b}ffn_gate"] if config.gated else []), f"{b}ffn_up")
-        active = self._activation(gate[0]) * up if gate else self._activation(up)
+            hidden = yield from self._linear(self._norm(f"{b}ffn_norm", x), *of_mlp)
+        active = self._activation(hidden[0])
+        if config.gated:
+            active = active * hidden[1]
         (down,) = yield from self._linear(active, f"{b}ffn_down")
         return self._added(x, f"{b}post_ffw_norm", down)
 
