@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rk3588 import quant
-from rk3588.hostlib import SimError, SimModel
+from rk3588.errors import SimError
+from rk3588.hostlib import SimModel
 from rkconvert.adapters import in_bundle, lora
 from rkconvert.build import convert
 from rkconvert.rotation.options import Rotate
