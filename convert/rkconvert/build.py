@@ -48,7 +48,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
         _check_space(plan)
         try:
             digests: dict[Path, str] = {}  # SHA-256 of what was hashed on the way
-            plan = prepared(plan)
+            plan = prepared(plan, _checked(progress, check))
             if plan.for_sim:
                 step = _progress_counter("measure", plan.source.nbytes, progress, check)
                 plan = hybrid.choose_grouped_layers(plan, step)
@@ -67,7 +67,7 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
     """Write the Hugging Face folder of ``plan``; returns what is told of it. Raises as ``convert`` does."""
     assert plan.emit
     place, dtype = plan.emit.folder, plan.emit.dtype
-    before, plan = emit.settings(plan.sim_source), prepared(plan)
+    before, plan = emit.settings(plan.sim_source), prepared(plan, progress)
     size = emit.nbytes(plan.sim_source, dtype)
     with deferred_interrupts() as check, bundle.new_folder(place, replace=plan.overwrite) as folder:
         _refuse_full(place.absolute().parent, size)
@@ -92,6 +92,16 @@ def _refuse_full(place: Path, needed: int) -> None:
             f"no space left in {place}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free; free some or "
             "choose another -o"
         )
+
+
+def _checked(progress: Progress, check: Callable[[], None]) -> Progress:
+    """``progress``, which raises when the user has asked to stop."""
+
+    def update(what: str, done: int, total: int) -> None:
+        check()
+        progress(what, done, total)
+
+    return update
 
 
 def _progress_counter(what: str, total: int, progress: Progress, check: Callable[[], None]) -> Callable[[int], None]:

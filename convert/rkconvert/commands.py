@@ -50,8 +50,13 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help=f"Turn the weights so that they quantise with less loss: {', '.join(rotation.KINDS)}.  [KIND: hadamard]",
 )  # fmt: skip
 @click.option(
+    "--smooth", is_flag=False, flag_value=str(rotation.ALPHA), metavar="[ALPHA]",
+    help=f"Move outliers of activations into weights, 0 <= ALPHA <= 1 of each; with --rotate, where that leaves any.  "
+    f"[ALPHA: {rotation.ALPHA}]",
+)  # fmt: skip
+@click.option(
     "--emit-hf", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="Write the rotated model as a Hugging Face folder of its family; without -o, nothing else.",
+    help="Write the rotated or smoothed model as a Hugging Face folder of its family; without -o, nothing else.",
 )  # fmt: skip
 @click.option(
     "--emit-dtype", type=click.Choice(tuple(rotation.TYPES)), help="How its weights are stored.  [default: fp32]"
@@ -70,7 +75,8 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
     "--dataset", type=click.Path(path_type=Path), metavar="FILE",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with: for a board, --smooth, --rotate learned.  "
+    "[default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -154,7 +160,9 @@ def _print_note(text: str) -> None:
 
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
-    plan, told, done = prepared(plan), dict[str, Any](name=plan.name), []
+    with shown() as progress:
+        plan = prepared(plan, progress)
+    told, done = dict[str, Any](name=plan.name), []
     if plan.emit:
         with shown() as progress:
             told["checkpoint"] = write_checkpoint(plan, progress)

@@ -18,7 +18,7 @@ from .adapters.lora import Lora, LoraOption
 from .artifact.layout import Artifact
 from .plan import Plan, plan_artifacts
 from .rotation import emit
-from .rotation.options import KINDS, Emit, Rotate
+from .rotation.options import ALPHA, KINDS, LEARNED, Emit, Rotate, Smooth
 from .rotation.rotate import refuse
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
@@ -55,6 +55,7 @@ class Request:
     force: bool = False
     community_names: bool = False
     rotate: str | None = None
+    smooth: str | None = None
     emit_hf: Path | None = None
     emit_dtype: str | None = None
     overwrite: bool = False
@@ -79,7 +80,8 @@ class Request:
     def opener(self) -> Callable[[Path], Checkpoint]:
         """The simulated runtime, a rotation and the checks of a LoRA want a family known here; the toolkit takes
         others, too."""
-        return open_source if "sim" in self.targets or self.loras or self.rotate else open_checkpoint
+        changed = self.rotate or self.smooth
+        return open_source if "sim" in self.targets or self.loras or changed else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
         """The model at ``path``; CheckpointError for what is none."""
@@ -97,6 +99,24 @@ class Request:
         return Rotate(self.rotate) if self.rotate else None
 
     @property
+    def smoothing(self) -> Smooth | None:
+        """None: outliers stay where they are. UsageError for what is no share."""
+        if self.smooth is None:
+            return None
+        try:
+            alpha = float(self.smooth)
+        except ValueError:
+            raise UsageError(f"--smooth {self.smooth}: give a number from 0 to 1, or none for {ALPHA:g}") from None
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"--smooth {self.smooth}: it is a share, from 0 to 1")
+        return Smooth(alpha)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether something is measured on texts before weights are stored."""
+        return self.rotate == LEARNED or self.smooth is not None
+
+    @property
     def emit(self) -> Emit | None:
         """A Hugging Face folder to write as well."""
         return Emit(self.emit_hf, self.emit_dtype or "fp32") if self.emit_hf else None
@@ -109,7 +129,7 @@ class Request:
         """Everything that needs no look at the model: UsageError, or reasons to expect failure."""
         if PLATFORM not in self.targets:
             for name in ("toolkit", *(field.name for field in fields(BoardOptions))):
-                if getattr(self, name) is not None:
+                if getattr(self, name) is not None and not (name == "dataset" and self.calibrates):
                     option = "--" + name.replace("_", "-")
                     raise UsageError(f"{option} is for rkllm-toolkit: give --target {PLATFORM} as well")
             preflight.check_hybrid(self.hybrid_rate)
@@ -125,14 +145,15 @@ class Request:
     def _check_rotation(self) -> None:
         if self.rotate and self.rotate not in KINDS:
             raise UsageError(f"--rotate {self.rotate}: {nearest(self.rotate, KINDS)}")
-        if self.emit_hf and not self.rotate:
-            raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate as well")
+        if self.emit_hf and not (self.rotate or self.smoothing):
+            raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate or --smooth as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
-        if self.rotate and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
+        changing = " and ".join(f"--{name}" for name in ("rotate", "smooth") if getattr(self, name))
+        if changing and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
             raise UsageError(
-                f"--rotate: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
-                "rotated model: merge it (--lora-mode merge), or leave --rotate or --target rk3588 out"
+                f"{changing}: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
+                f"changed model: merge it (--lora-mode merge), or leave {changing} or --target rk3588 out"
             )
 
     def _with_template(self, source: Checkpoint) -> Checkpoint:
@@ -156,7 +177,7 @@ class Request:
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         source = self._with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
-        self._check_can_rotate(source)
+        self._check_can_change(source)
         loras = self._read_loras(source)
         plan = Plan(
             source=source,
@@ -170,6 +191,8 @@ class Request:
             board=job,
             community_names=self.community_names,
             rotate=self.rotation,
+            smooth=self.smoothing,
+            calibration=calibration.load(self.dataset, source.vocabulary) if self.calibrates else None,
             emit=self.emit,
         )
         in_the_way = plan.folders_in_the_way
@@ -185,16 +208,17 @@ class Request:
         for_sim = "sim" in self.targets
         return plan_artifacts(source, schemes, for_sim=for_sim, hybrid_rate=self.hybrid_rate, rotate=self.rotation)
 
-    def _check_can_rotate(self, source: Checkpoint) -> None:
-        if self.rotate is None:
+    def _check_can_change(self, source: Checkpoint) -> None:
+        if self.rotate is None and self.smooth is None:
             return
         assert isinstance(source, Source)
-        refuse(source)
+        if self.rotate:
+            refuse(source)
         if self.emit_hf:
             emit.settings(source)
         if source.kind == "gguf" and PLATFORM in self.targets:
             raise UsageError(
-                f"{source.path}: rkllm-toolkit is given the rotated model as a Hugging Face folder: convert from the "
+                f"{source.path}: rkllm-toolkit is given the changed model as a Hugging Face folder: convert from the "
                 "Hugging Face model, or write the folder with --emit-hf DIR and convert that with --target rk3588"
             )
 

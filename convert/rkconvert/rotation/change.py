@@ -14,8 +14,8 @@ _CHUNK = 1 << 20  # elements at a time
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A matrix W (N, K) becomes ``rowsᵀ · diag(row_scale) · W · diag(scale) · columns``, in float64, and a vector v (N,)
-    ``rowsᵀ · (scale * v)``. Where ``constant`` is given, every element becomes that, whatever it was."""
+    """A matrix W (N, K) becomes ``rowsᵀ · diag(row_scale) · W · diag(scale) · columns``, in float64, and a vector v
+    (N,) ``rowsᵀ · (scale * v)``. Where ``constant`` is given, every element becomes that, whatever it was."""
 
     rows: Orthogonal | None = None
     row_scale: Matrix | None = None  # of a matrix, a factor for each row

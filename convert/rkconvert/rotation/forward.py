@@ -103,7 +103,8 @@ class _Forward:
                 found[here] = rows[self.ids[here] - at]
                 at += len(rows)
         self.step(tensor.nbytes)
-        return found * F(self.config.embedding_scale)
+        scaled: Floats = found * F(self.config.embedding_scale)
+        return scaled
 
     def _linear(self, x: Floats, *names: str) -> Generator[Read, None, list[Floats]]:
         weights = [self._tensor(f"{name}.weight") for name in names]
@@ -124,7 +125,8 @@ class _Forward:
         return x + self._tensor(f"{name}.bias") if self.config.layer_norm else x
 
     def _added(self, x: Floats, norm: str, delta: Floats) -> Floats:
-        return x + self._norm(norm, delta) * F(self.config.residual_scale)
+        found: Floats = x + self._norm(norm, delta) * F(self.config.residual_scale)
+        return found
 
     def _activation(self, x: Floats) -> Floats:
         if self.config.activation == "silu":
@@ -189,4 +191,5 @@ def _frequencies(config: ModelConfig, table: int, context: int) -> npt.NDArray[n
 
 
 def _logistic(x: Floats) -> Floats:
-    return F(1) / (F(1) + np.exp(-np.maximum(x, F(-80))))
+    found: Floats = F(1) / (F(1) + np.exp(-np.maximum(x, F(-80))))
+    return found

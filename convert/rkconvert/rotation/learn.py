@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rkconvert.adapters.lora import Lora
+from rkconvert.architectures.model import ModelConfig
 from rkconvert.sources.base import Source
 
 from . import forward
@@ -25,7 +26,7 @@ from .rotate import Rotation, rotated
 STEPS = 100
 _RATE = 0.1
 _MOMENTUM = 0.9
-_ROWS_A_STEP = 4096
+ROWS_A_STEP = 4096
 _ACTIVATIONS, _WEIGHTS = 128, 256  # rows that are kept of what a layer reads, and of its weights
 Floats = npt.NDArray[np.float32]
 Step = Callable[[int], None]
@@ -38,8 +39,8 @@ def learned(
     """``start`` with a better R1. ``read`` is told the bytes of each tensor read, ``step`` of each step done."""
     assert start.residual is not None
     random = np.random.default_rng(rotate.seed)
-    rows, importance = sampled(rotated(source, start, rotate), windows, merged, random, read)
-    found = optimised(rows, importance, random, step=step)
+    some, importance = sampled(rotated(source, start, rotate), windows, merged, random, read)
+    found = optimised(some, importance, random, step=step)
     return replace(start, residual=Orthogonal.dense(start.residual.matrix @ found))
 
 
@@ -48,7 +49,7 @@ def sampled(
 ) -> tuple[Floats, Floats]:
     """Rows (n, hidden) of a rotated model that are quantised in the basis of its residual stream, and what the squared
     largest element of each adds to the relative error of a layer."""
-    rows: list[Floats] = []
+    found: list[Floats] = []
     importance: list[Floats] = []
     for one in forward.run(turned, windows, merged, read):
         if one.readers[0].split(".")[-2] in ("attn_output", "ffn_down"):
@@ -60,11 +61,17 @@ def sampled(
             of_activations += float(np.square(weight).sum()) / put_out
             some = _some(weight, _WEIGHTS, random)
             per_row = float(np.square(x).sum()) / len(x) / put_out * len(weight) / len(some)
-            rows.append(some)
+            found.append(some)
             importance.append(np.full(len(some), per_row, np.float32))
-        rows.append(x)
+        found.append(x)
         importance.append(np.full(len(x), of_activations / len(x), np.float32))
-    return np.concatenate(rows), np.concatenate(importance)
+    return np.concatenate(found), np.concatenate(importance)
+
+
+def rows(config: ModelConfig) -> int:
+    """How many ``sampled`` gives at most."""
+    per_layer = 2 * _ACTIVATIONS + (4 + config.gated) * _WEIGHTS
+    return config.layers * per_layer + _ACTIVATIONS + _WEIGHTS
 
 
 def expected_error(rows: Floats, importance: Floats, q: Matrix | None = None) -> float:
@@ -80,7 +87,7 @@ def optimised(
     q = np.eye(rows.shape[1])
     moment = np.zeros_like(q)
     for number in range(steps):
-        some = random.choice(len(rows), min(_ROWS_A_STEP, len(rows)), replace=False)
+        some = random.choice(len(rows), min(ROWS_A_STEP, len(rows)), replace=False)
         loss, gradient = _gradient(rows[some], importance[some], q)
         tangent = gradient @ q.T
         moment = _MOMENTUM * moment + (tangent - tangent.T) / loss
@@ -102,7 +109,7 @@ def _gradient(rows: Floats, importance: Floats, q: Matrix) -> tuple[float, Matri
 def _cayley(q: Matrix, skew: Matrix) -> Matrix:
     """A step along a skew matrix that ends at an orthogonal one again."""
     identity = np.eye(len(q))
-    return np.linalg.solve(identity + skew / 2, (identity - skew / 2) @ q)
+    return np.asarray(np.linalg.solve(identity + skew / 2, (identity - skew / 2) @ q), np.float64)
 
 
 def _some(rows: Floats, most: int, random: np.random.Generator) -> Floats:

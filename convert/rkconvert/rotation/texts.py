@@ -11,7 +11,7 @@ from rkconvert.calibration import Dataset
 from rkconvert.sources.base import Source
 
 _WINDOW = 512  # tokens of a sample that are read
-_MOST = 4096  # tokens in all: largest activations hardly change with more
+MOST = 4096  # tokens in all: largest activations hardly change with more
 
 
 def windows(source: Source, dataset: Dataset) -> list[list[int]]:
@@ -26,7 +26,7 @@ def windows(source: Source, dataset: Dataset) -> list[list[int]]:
             for question, answer in dataset.samples:
                 ids = tokenizer.tokenise(question + answer)
                 ids = (ids if ids[:1] == bos else [*bos, *ids])[: min(_WINDOW, source.config.context_length)]
-                left = _MOST - sum(map(len, found))
+                left = MOST - sum(map(len, found))
                 if ids and left > 0:
                     found.append(ids[:left])
     return found
