@@ -31,7 +31,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 
 
 @click.command(short_help="Convert MODEL into bundles; the default command.")
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(), required=False, metavar="MODEL")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write bundles into.")
 @click.option(
     "--dtype", "dtypes", multiple=True, metavar="DTYPE", default=["w8a8"], show_default=True,
@@ -92,7 +92,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def build(
-    model: str,
+    model: str | None,
     out: Path | None,
     dtypes: tuple[str, ...],
     targets: tuple[str, ...],
@@ -114,6 +114,10 @@ def build(
 
     The path of each bundle is a line on stdout.
     """
+    if model is None and options["rotate"] not in (None, *rotation.KINDS):  # `--rotate MODEL`
+        model, options["rotate"] = options["rotate"], rotation.HADAMARD
+    if model is None:
+        raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
     request = Request(targets=targets, dtypes=dtypes, loras=loras, **options)
     request.check()
     if out is None and not dry_run and not request.emit_hf:

@@ -129,6 +129,8 @@ class Request:
             raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
+        if self.emit_hf and self.loras and self.lora_mode != "merge":
+            raise UsageError(f"--emit-hf: a folder holds no LoRA: merge {self.adapters[0].name} with --lora-mode merge")
         if self.rotate and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
             raise UsageError(
                 f"--rotate: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
