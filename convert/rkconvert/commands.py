@@ -143,7 +143,8 @@ def build(
         _print_note(note)
     if remote:
         with shown() as progress:
-            plan = replace(plan, source=hub.download(remote, progress, request.opener))
+            downloaded = hub.download(remote, progress, request.opener)
+        plan = replace(plan, source=request.with_template(downloaded))
     base = base_of(plan.source)
     naming = naming_note(plan.name, base)
     for note in (*base.notes, *([naming] if naming else ())):

@@ -137,7 +137,7 @@ class Request:
                 "rotated model: merge it (--lora-mode merge), or leave --rotate or --target rk3588 out"
             )
 
-    def _with_template(self, source: Checkpoint) -> Checkpoint:
+    def with_template(self, source: Checkpoint) -> Checkpoint:
         """``source`` with the chat template that was given, parsed to see that it is one."""
         if self.chat_template is None:
             return source
@@ -156,7 +156,7 @@ class Request:
         ``out``: where the bundles are to lie, None for none of them. ``dry_run``: one that exists is only noted.
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
-        source = self._with_template(source)
+        source = self.with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
         self._check_can_rotate(source)
         loras = self._read_loras(source)
