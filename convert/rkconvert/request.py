@@ -112,6 +112,11 @@ class Request:
         return Smooth(alpha)
 
     @property
+    def suffix(self) -> str:
+        """What a bundle's name says of how its weights are changed."""
+        return "".join(change.suffix for change in (self.rotation, self.smoothing) if change)
+
+    @property
     def calibrates(self) -> bool:
         """Whether something is measured on texts before weights are stored."""
         return self.rotate == LEARNED or self.smooth is not None
@@ -149,6 +154,8 @@ class Request:
             raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate or --smooth as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
+        if self.emit_hf and self.loras and self.lora_mode != "merge":
+            raise UsageError(f"--emit-hf: a folder holds no LoRA: merge {self.adapters[0].name} with --lora-mode merge")
         changing = " and ".join(f"--{name}" for name in ("rotate", "smooth") if getattr(self, name))
         if changing and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
             raise UsageError(
@@ -156,7 +163,7 @@ class Request:
                 f"changed model: merge it (--lora-mode merge), or leave {changing} or --target rk3588 out"
             )
 
-    def _with_template(self, source: Checkpoint) -> Checkpoint:
+    def with_template(self, source: Checkpoint) -> Checkpoint:
         """``source`` with the chat template that was given, parsed to see that it is one."""
         if self.chat_template is None:
             return source
@@ -175,7 +182,7 @@ class Request:
         ``out``: where the bundles are to lie, None for none of them. ``dry_run``: one that exists is only noted.
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
-        source = self._with_template(source)
+        source = self.with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
         self._check_can_change(source)
         loras = self._read_loras(source)

@@ -57,6 +57,9 @@ class MadeCells:
         if board and (board.dataset or not on_hub):  # the built-in one is rendered in the model's template
             wanted = calibration.load(board.dataset, self.models.source(cell).vocabulary).facts()
             yield "dataset", _mapping(toolkit, "dataset"), wanted
+        if cell.request.calibrates and (cell.request.dataset or not on_hub):
+            wanted = calibration.load(cell.request.dataset, self.models.source(cell).vocabulary).facts()
+            yield "dataset", _mapping(manifest, "calibration"), wanted
         if not on_hub:
             source = self.models.source(cell)
             yield "model", *self._compared(_mapping(manifest, "source"), (*source.files, *source.extras))
@@ -89,6 +92,12 @@ def _of_request(manifest: Mapping[str, Any], cell: Cell) -> Compared:
     yield "hybrid_rate", _mapping(manifest, "hybrid").get("rate", 0.0), request.hybrid_rate
     yield "LoRA", [(a.get("name"), a.get("scale")) for a in _adapters(manifest)], [(a.name, a.scale) for a in adapters]
     yield "lora_mode", found.get("mode"), (request.lora_mode or lora.MODES[0]) if adapters else None
+    if request.rotation:  # of one that was rotated before, the model's own files say so
+        how = {key: value for key, value in request.rotation.facts().items() if key != "basis"}
+        yield "rotation", {key: _mapping(manifest, "rotation").get(key) for key in how}, how
+    if request.calibrates:
+        texts = request.dataset.name if request.dataset else calibration.BUILT_IN
+        yield "dataset", _mapping(manifest, "calibration").get("name"), texts
     for option in _OPTIONS:
         yield option, toolkit.get(option), getattr(board, option) if board else None
     for option in _FILES:
