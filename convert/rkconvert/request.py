@@ -150,7 +150,8 @@ class Request:
     def _check_rotation(self) -> None:
         if self.rotate and self.rotate not in KINDS:
             raise UsageError(f"--rotate {self.rotate}: {nearest(self.rotate, KINDS)}")
-        if self.emit_hf and not (self.rotate or self.smoothing):
+        smoothing = self.smoothing
+        if self.emit_hf and not (self.rotate or smoothing):
             raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate or --smooth as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")

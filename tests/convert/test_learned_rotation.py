@@ -46,7 +46,7 @@ def test_the_error_becomes_smaller_and_the_matrix_stays_orthogonal(tmp_path: Pat
     assert sum(done) == 60
 
 
-def test_the_gradient_is_that_of_the_error(tmp_path: Path) -> None:
+def test_the_gradient_is_that_of_the_error() -> None:
     random = np.random.default_rng(1)
     rows, importance = (random.normal(size=size).astype(np.float32) for size in ((20, 6), 20))
     importance = np.abs(importance)
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_error(tmp_path: Path) -> None:
 
 
 def test_the_error_is_what_int8_makes(tmp_path: Path) -> None:
-    """What is made small is an estimate, of rounding that is as good as random: near what rounding does, over layers."""
+    """What is made small is an estimate, of rounding as good as random: near what rounding does, over all layers."""
     source = open_source(models.tiny_llama(tmp_path / "m", tied=True, hidden=64))
     rows, importance = sampled(source)
     start = rotated(source, rotation_of(LEARNED, source), LEARNED)
