@@ -46,6 +46,8 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
         **({"rotation": plan.rotation} if plan.rotation else {}),
+        **({"smoothing": plan.smoothing} if plan.smoothing else {}),
+        **({"calibration": plan.calibration.facts()} if plan.calibration else {}),
         **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
         **_residual_entry(plan),
         **({"toolkit": plan.board.facts()} if plan.board else {}),
@@ -71,16 +73,23 @@ def make_card(plan: Plan, artifact: Artifact, manifest: Mapping[str, Any], sizes
 def emitted_card(plan: Plan, error: float) -> str:
     """``README.md`` of a Hugging Face folder; ``error`` is what its dtype made by rounding."""
     assert plan.emit
-    turned = plan.rotation
+    turned, options = plan.rotation, []
+    if turned:
+        options.append(f"`--rotate {turned['kind']}` ({' and '.join(turned['matrices'])}, seed {turned['seed']})")
+    if plan.smooth:
+        options.append(f"`--smooth {plan.smooth.alpha:g}`")
     lines = [
-        f"# {plan.name}, rotated",
+        f"# {plan.name}, {'rotated' if turned else 'smoothed'}",
         "",
-        f"The weights of {plan.source.name}, changed by rkconvert {rk3588.__version__} with `--rotate "
-        f"{turned['kind']}` ({' and '.join(turned['matrices'])}, seed {turned['seed']}) so that they lose less when "
-        "they are quantised. As they are here, the model computes what it did before.",
+        f"The weights of {plan.source.name}, changed by rkconvert {rk3588.__version__} with {' and '.join(options)} so "
+        "that they lose less when they are quantised. As they are here, the model computes what it did before.",
         "",
         f"- Stored as {plan.emit.dtype}" + (f", which rounds weights by {error:.2g} of their size" if error else ""),
-        "- Hidden states and input embeddings are in another basis than the original's: `" + turned["basis"] + "`",
+    ]
+    if turned:
+        basis = f"`{turned['basis']}`"
+        lines.append(f"- Hidden states and input embeddings are in another basis than the original's: {basis}")
+    lines += [
         "- A LoRA that was trained on the original does not fit",
         *(f"- The LoRA {lora.name} is merged, at scale {lora.option.scale:g}" for lora in plan.merged_loras),
     ]

@@ -28,11 +28,12 @@ from .sources import hub
 from .sources.base import Origin
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
+_NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|inf", re.IGNORECASE)  # what --smooth takes as such
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 
 
 @click.command(short_help="Convert MODEL into bundles; the default command.")
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(), required=False, metavar="MODEL")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write bundles into.")
 @click.option(
     "--dtype", "dtypes", multiple=True, metavar="DTYPE", default=["w8a8"], show_default=True,
@@ -51,8 +52,13 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help=f"Turn the weights so that they quantise with less loss: {', '.join(rotation.KINDS)}.  [KIND: hadamard]",
 )  # fmt: skip
 @click.option(
+    "--smooth", is_flag=False, flag_value=str(rotation.ALPHA), metavar="[ALPHA]",
+    help=f"Move outliers of activations into weights, 0 <= ALPHA <= 1 of each; with --rotate, where that leaves any.  "
+    f"[ALPHA: {rotation.ALPHA}]",
+)  # fmt: skip
+@click.option(
     "--emit-hf", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="Write the rotated model as a Hugging Face folder of its family; without -o, nothing else.",
+    help="Write the rotated or smoothed model as a Hugging Face folder of its family; without -o, nothing else.",
 )  # fmt: skip
 @click.option(
     "--emit-dtype", type=click.Choice(tuple(rotation.TYPES)), help="How its weights are stored.  [default: fp32]"
@@ -71,8 +77,8 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
     "--dataset", metavar="FILE|generate[:N]",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with, or N (32) answers that the model itself "
-    "writes; a file of that name is ./generate.  [default: a small built-in set]",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with (a board, --smooth, --rotate learned), or N (32) "
+    "answers that the model itself writes; a file of that name is ./generate.  [default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -94,7 +100,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def build(
-    model: str,
+    model: str | None,
     out: Path | None,
     dtypes: tuple[str, ...],
     targets: tuple[str, ...],
@@ -116,6 +122,12 @@ def build(
 
     The path of each bundle is a line on stdout.
     """
+    if model is None and options["rotate"] not in (None, *rotation.KINDS):  # `--rotate MODEL`
+        model, options["rotate"] = options["rotate"], rotation.HADAMARD
+    if model is None and options["smooth"] is not None and not _NUMBER.fullmatch(options["smooth"]):
+        model, options["smooth"] = options["smooth"], str(rotation.ALPHA)
+    if model is None:
+        raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
     named = options.pop("dataset")
     dataset = None if named is None else dataset_named(named)
     request = Request(targets=targets, dtypes=dtypes, loras=loras, dataset=dataset, **options)
@@ -143,7 +155,8 @@ def build(
         _print_note(note)
     if remote:
         with shown() as progress:
-            plan = replace(plan, source=hub.download(remote, progress, request.opener))
+            downloaded = hub.download(remote, progress, request.opener)
+        plan = replace(plan, source=request.with_template(downloaded))
     base = base_of(plan.source)
     naming = naming_note(plan.name, base)
     for note in (*base.notes, *([naming] if naming else ())):
@@ -159,8 +172,8 @@ def _print_note(text: str) -> None:
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
     with shown() as progress:
-        plan = with_dataset(plan, progress)  # once for all dtypes
-    plan, told, done = prepared(plan), dict[str, Any](name=plan.name), []
+        plan = prepared(with_dataset(plan, progress), progress)  # once for all dtypes
+    told, done = dict[str, Any](name=plan.name), []
     if plan.emit:
         with shown() as progress:
             told["checkpoint"] = write_checkpoint(plan, progress)

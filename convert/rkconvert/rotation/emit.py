@@ -1,4 +1,4 @@
-"""A source as a Hugging Face folder of the plain family, with its weights as they are turned: for transformers, for
+"""A source as a Hugging Face folder of the plain family, with its weights as they are changed: for transformers, for
 Rockchip's toolkit, for whatever reads such folders."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write(
     of the difference over that of the weights.
     """
     error = _write_weights(source, merged, folder, dtype, step)
-    now = {**before, "tie_word_embeddings": False, KEY: dict(source.rotation)}
+    now = {**before, **({"tie_word_embeddings": False, KEY: dict(source.rotation)} if source.rotation else {})}
     keys = [key for key in ("torch_dtype", "dtype") if key in now] or ["torch_dtype"]
     now |= dict.fromkeys(keys, TORCH_NAMES[dtype])
     _write_text(folder / "config.json", json.dumps(now, indent=2, ensure_ascii=False) + "\n")

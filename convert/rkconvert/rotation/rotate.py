@@ -128,7 +128,7 @@ def _gains(source: Source, norm: str) -> Matrix:
 
 
 def rotated_lora(lora: Lora, changes: Mapping[str, Change]) -> Lora:
-    """An adapter for the rotated model: what it adds is changed as the weights are."""
+    """An adapter for the changed model: what it adds is changed as the weights are."""
     return replace(lora, pairs={name: _rotated_pair(pair, changes.get(name)) for name, pair in lora.pairs.items()})
 
 
@@ -136,8 +136,8 @@ def _rotated_pair(pair: Pair, change: Change | None) -> Pair:
     if change is None:
         return pair
     a, b = pair.a.astype(np.float64), pair.b.astype(np.float64)
-    replace(change, rows=None).of_whole(a)
-    Change(rows=change.rows).of_whole(b)
+    replace(change, rows=None, row_scale=None).of_whole(a)
+    Change(rows=change.rows, row_scale=change.row_scale).of_whole(b)
     return replace(pair, a=a.astype(np.float32), b=b.astype(np.float32))
 
 
