@@ -77,8 +77,8 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
     "--dataset", metavar="FILE|generate[:N]",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with (a board, --smooth, --rotate learned), or N (32) "
-    "answers that the model itself writes; a file of that name is ./generate.  [default: a small built-in set]",
+    help="To calibrate with (a board, --smooth, --rotate learned): conversations or texts (.json, .jsonl, .txt), or N "
+    "answers that the model itself writes (32; a file of that name is ./generate).  [default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
