@@ -21,6 +21,7 @@ class Script:
 
     tokens: Callable[[int], int] = lambda most: most  # of an answer, by the limit asked for
     usage: dict[str, Any] | None = field(default_factory=dict)  # over the true one; None: none is told
+    counted: str = "content"  # the field that /tokenize wants
     before: int = 0  # tokens that it puts before each prompt, as with a template
     counts: bool = True  # whether there is /tokenize
     gap_s: float = GAP_S
@@ -48,7 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/tokenize":
             if not script.counts:
                 return self._whole(404, b"<html>no such path</html>")
-            return self._whole(200, json.dumps({"tokens": asked["content"].split()}).encode())
+            if script.counted not in asked:
+                return self._whole(422, b'{"detail": "a field is missing"}')
+            return self._whole(200, json.dumps({"tokens": asked[script.counted].split()}).encode())
         script.bodies.append(asked)
         script.prompts.append(asked["prompt"])
         script.heard.release()

@@ -212,7 +212,8 @@ def _conditions(report: Report) -> str:
 
 def _condition(readings: dict[str, Any]) -> dict[str, str]:
     found = {}
-    for clock in readings.get("clocks") or ():
+    clocks = readings.get("clocks")
+    for clock in clocks if isinstance(clocks, list) else ():
         if isinstance(clock, dict) and isinstance(clock.get("hertz"), (int, float)):
             governor = f" {clock['governor']}" if clock.get("governor") else ""
             found[f"{clock.get('name')} clock"] = f"{clock['hertz'] / 1e6:.0f} MHz{governor}"

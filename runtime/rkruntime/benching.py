@@ -17,6 +17,7 @@ from rk3588.bench.events import Emit
 from rk3588.errors import BenchError, RkError, UsageError
 
 _MOST_LINE = 1 << 20
+_NO_EVENT = "the process that ran the model says something else than what it measures"
 _END_S = 20.0  # for an answer under way to be given up; a prompt cannot be
 
 
@@ -31,7 +32,7 @@ def measure(asked: Mapping[str, Any], threads: Optional[int], seconds: float, em
     try:
         with closing(_lines(process, seconds)) as lines:
             for line in lines:
-                event = json.loads(line)
+                event = _event(line)
                 if "failed" in event:
                     raise _failure(event["failed"])
                 emit(event)
@@ -57,10 +58,20 @@ def _lines(process: subprocess.Popen[bytes], seconds: float) -> Generator[bytes,
                 return
             *lines, held = (held + data).split(b"\n")
             if len(held) > _MOST_LINE:
-                raise BenchError("the process that ran the model says something else than what it measures")
+                raise BenchError(_NO_EVENT)
             if lines:
                 deadline = time.monotonic() + seconds
             yield from lines
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BenchError(_NO_EVENT) from error
+    if not isinstance(found, dict):
+        raise BenchError(_NO_EVENT)
+    return found
 
 
 def _failure(said: Mapping[str, Any]) -> RkError:

@@ -76,6 +76,12 @@ def test_without_tokenize_the_usage_of_the_warm_up_tells_how_long_prompts_get() 
     assert len(script.prompts[-1].split()) == 3
 
 
+def test_what_tokenize_does_not_count_is_learnt_from_the_warm_up() -> None:
+    """llama.cpp's leaves BOS out; vLLM's wants another field."""
+    report = measured(Script(before=1, counted="prompt"))
+    assert {row.test: row.n_prompt for row in report.rows if row.kind != "tg"} == {"pp20": 20, "ttft10": 10}
+
+
 def test_without_usage_pieces_are_counted() -> None:
     report = measured(Script(usage=None))
     assert report.row("pp") and report.row("tg")
@@ -120,7 +126,10 @@ LIES: dict[str, tuple[Callable[[], Script], str]] = {
     "a negative number": (lambda: Script(usage={"prompt_tokens": -1}), "prompt_tokens -1, where"),
     "more tokens than bytes": (lambda: Script(usage={"prompt_tokens": 10**6}), "prompt_tokens 1000000, where"),
     "a count that is none": (lambda: Script(usage={"prompt_tokens": "many"}), "that is no count"),
-    "no tokens": (lambda: Script(usage={"prompt_tokens": 0}), "had none"),
+    "another count than its own": (
+        lambda: Script(usage={"prompt_tokens": 90}), r"usage.prompt_tokens 90, and its /tokenize \d+"
+    ),
+    "no tokens": (lambda: Script(usage={"prompt_tokens": 0}, counts=False), "had none"),
     "a cache": (
         lambda: Script(usage={"prompt_tokens_details": {"cached_tokens": 5}}),
         "took 5 tokens of a prompt that nobody had sent before from a cache",
@@ -195,6 +204,7 @@ def test_the_command(tmp_path: Path) -> None:
 def test_options_for_another_target_are_refused(tmp_path: Path) -> None:
     for words, told in (
         (("http://x", "--library", "sim"), "--library is for a bundle, and http://x is a URL"),
+        (("127.0.0.1:9",), "for a server's own URL write http://127.0.0.1:9"),
         (("kitchen", "--key", "k"), "--key is for a URL, and kitchen is a board"),
         ((tmp_path, "--concurrency", "2"), "answers one at a time: serve it"),
         (("http://x", "-p", "many"), "-p 'many': expected whole numbers"),
@@ -206,7 +216,7 @@ def test_options_for_another_target_are_refused(tmp_path: Path) -> None:
     ):
         done = bench(*words)
         assert told in str(done.exception), (words, done.exception)
-        assert getattr(done.exception, "exit_code", 0) == (1 if "--save" in words else 2)
+        assert getattr(done.exception, "exit_code", 0) == (1 if "--save" in words or "127.0.0.1:9" in words else 2)
 
 
 def test_ctrl_c_prints_and_saves_what_was_measured(tmp_path: Path) -> None:
