@@ -193,7 +193,7 @@ def test_the_figure(tmp_path: Path) -> None:
     new = report({"pp512": [100.0, 120.0], "tg128": [10.0], "ttft64": [64.0]}, predicted=there)
     figure.draw(tmp_path / "a.svg", new, report({"tg128": [9.0, 9.5]}))
     text = (tmp_path / "a.svg").read_text()
-    assert "pp512" in text or "<svg" in text
+    assert all(f"<!-- {label} -->" in text for label in ("pp512", "tg128", "ttft64", "measured", "predicted, Rock 5B"))
     figure.draw(tmp_path / "a.png", new, None)
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 

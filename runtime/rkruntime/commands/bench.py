@@ -90,6 +90,8 @@ def bench(
         from rk3588 import plot as drawing
 
         drawing.check(plot)
+        if not wanted.tests:
+            raise UsageError(f"--plot {plot}: several clients are not drawn, and there is no other test: give -p or -n")
     report = Report.begin(target)
     try:
         with _Progress(report) as emit:
