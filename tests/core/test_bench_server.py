@@ -185,10 +185,10 @@ def test_nobody_there_and_no_url() -> None:
 def test_the_command(tmp_path: Path) -> None:
     """Data on stdout, all else on stderr; kept, and compared with what was kept."""
     with bench_server.running(Script()) as url:
-        first = bench(url, *QUICK, "--save", tmp_path / "a.json", "-o", "json")
+        first = bench(url, *QUICK, "--concurrency", "2", "--save", tmp_path / "a.json", "-o", "json")
         second = bench(url, *QUICK, "--against", tmp_path / "a.json", "--concurrency", "2")
     assert first.exit_code == second.exit_code == 0, second.output
-    rows = json.loads(first.stdout)
+    *rows, two = json.loads(first.stdout)
     assert [(row["test"], row["n_prompt"], row["n_gen"]) for row in rows] == [
         ("pp20", 20, 0), ("tg8", 0, 8), ("ttft10", 10, 1),
     ]  # fmt: skip
@@ -197,6 +197,8 @@ def test_the_command(tmp_path: Path) -> None:
     kept = results.read(tmp_path / "a.json")
     assert [row.rate[0] for row in kept.rows] == pytest.approx([row["avg_ts"] for row in rows])
     assert [row.rate[1] for row in kept.rows] == pytest.approx([row["stddev_ts"] for row in rows])
+    assert (two["test"], two["clients"], two["requests"], two["failed"]) == ("c2", 2, 4, 0) and two["avg_ts"] > 0
+    assert "one run each: noise not known" in second.stdout
     for told in ("| pp20 |", "before, t/s", "ratio", "clients", "not told"):
         assert told in second.stdout
 
