@@ -30,7 +30,7 @@ _IDLE = re.compile(
     r"use_bfloat16|summary_.*|max_length|min_length|do_sample|temperature|top_[kp]|typical_p|repetition_penalty|"
     r"length_penalty|num_beam.*|diversity_penalty|early_stopping|num_return_sequences|suppress_tokens|"
     r"begin_suppress_tokens|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|.*ngram_size|"
-    r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config"
+    r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config|rkconvert_rotation"
 )
 COMMON = {
     "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "head_dim",
@@ -55,8 +55,7 @@ _ALIASES = {"_sliding_window_pattern": "sliding_window_pattern"}  # as transform
 
 def family_of(settings: Mapping[str, Any], where: str) -> Family:
     """The family of a config.json; CheckpointError where it is none that is converted."""
-    classes = settings.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
+    name = class_of(settings, where)
     kind = settings.get("model_type")
     family = families.of_class(name) if name is not None else families.of_model_type(kind)
     if family is None:
@@ -67,6 +66,16 @@ def family_of(settings: Mapping[str, Any], where: str) -> Family:
             "get the model's own config.json"
         )
     return convertible(family, where)
+
+
+def class_of(settings: Mapping[str, Any], where: str) -> str | None:
+    """The first of ``architectures``; None where none is named, CheckpointError where it is no list of names."""
+    classes = settings.get("architectures")
+    if classes in (None, []):
+        return None
+    if not isinstance(classes, list) or not isinstance(classes[0], str):
+        raise CheckpointError(f"{where}: 'architectures' is {shown(classes)}; it has to be a list of names")
+    return str(classes[0])
 
 
 def convertible(family: Family, where: str) -> Family:

@@ -169,7 +169,7 @@ def predicted(bundle: Bundle, board: Board, warn: Callable[[str], None] = lambda
     try:
         sizes = shape.load(bundle.path)
         context = min(MAX_CONTEXT, sizes.context or MAX_CONTEXT)
-        found = predict.predict(sizes, bundle.dtype, Workload(context=context), kind.soc)
+        found = predict.predict(sizes, bundle.dtype, Workload(context=context).on(kind), kind.soc)
     except RkError as error:
         warn(f"no prediction: {error}")
         return None
