@@ -13,7 +13,7 @@ from rk3588.bench import completions, plan, results, serving, tables
 from rk3588.bench.events import Emit
 from rk3588.bench.plan import Plan
 from rk3588.bench.results import Report
-from rk3588.commands import connecting
+from rk3588.commands import connecting, inventories
 from rk3588.errors import ConnectError, RkError, UsageError, printable
 
 BUNDLE, HOST, URL = "a bundle", "a board", "a URL"
@@ -190,7 +190,9 @@ def _measure_board(target: str, wanted: Plan, given: dict[str, Any], emit: Emit)
     with opened as connection:
         from rk3588.deploy import measuring
 
-        measuring.measure(connection, given["prefix"], wanted, emit)
+        known = inventories.load(given["hosts"])
+        kind = known.board(target) if target in known.hosts else None
+        measuring.measure(connection, given["prefix"], wanted, emit, kind)
 
 
 def _measure_server(target: str, wanted: Plan, given: dict[str, Any], emit: Emit) -> None:
