@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
@@ -32,6 +31,7 @@ class Script:
     refuses: tuple[str, ...] = ()  # fields that are a 400
     prompts: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)  # a client has had enough
     heard: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))  # once for each request
 
 
@@ -88,8 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def handle(self) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has had enough
+        try:
             super().handle()
+        except (BrokenPipeError, ConnectionResetError):
+            self.script.gone.set()
 
     def log_message(self, *_: object) -> None:
         pass

@@ -24,6 +24,8 @@ def measure(server: Server, model: Optional[str], plan: Plan, emit: Emit) -> Non
     model = model or _first_model(server)
     stats = _stats(server)
     emit(events.about(server=server.url, **facts_of(model, stats)))
+    if stats.get("queued") or stats.get("running"):
+        emit(events.note("somebody else is being answered there: these are the figures of a busy server"))
     if "now" in stats:
         emit(events.readings("before", stats["now"]))
     tests = _Tests(server, model, plan, emit)

@@ -18,6 +18,7 @@ from rk3588.errors import BenchError, RkError, UsageError
 
 _MOST_LINE = 1 << 20
 _NO_EVENT = "the process that ran the model says something else than what it measures"
+_LOAD_S = 1800.0  # before the first line, for a model to be loaded
 _END_S = 20.0  # for an answer under way to be given up; a prompt cannot be
 
 
@@ -49,10 +50,11 @@ def _lines(process: subprocess.Popen[bytes], seconds: float) -> Generator[bytes,
     handle, held = process.stdout.fileno(), b""
     with selectors.DefaultSelector() as selector:
         selector.register(handle, selectors.EVENT_READ)
-        deadline = time.monotonic() + seconds
+        most = seconds + _LOAD_S
+        deadline = time.monotonic() + most
         while True:
             if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise BenchError(f"the model has given nothing for {seconds:g} s: --timeout allows more")
+                raise BenchError(f"the model has given nothing for {most:g} s: --timeout allows more")
             data = os.read(handle, 1 << 16)
             if not data:
                 return
@@ -60,7 +62,8 @@ def _lines(process: subprocess.Popen[bytes], seconds: float) -> Generator[bytes,
             if len(held) > _MOST_LINE:
                 raise BenchError(_NO_EVENT)
             if lines:
-                deadline = time.monotonic() + seconds
+                most = seconds
+                deadline = time.monotonic() + most
             yield from lines
 
 
