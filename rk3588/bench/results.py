@@ -21,7 +21,7 @@ SCHEMA = 1
 _MOST_BYTES = 16 << 20  # of a file of results
 _MOST_SAMPLES = 20_000
 _MOST = 1e18
-_COUNTS = {"bytes", "params", "resident", "threads", "context"}  # of ``about``
+_COUNTS = {"bytes", "params", "resident", "runtime_bytes", "threads", "context"}  # of ``about``
 _LONGEST = 300  # characters of a text
 
 

@@ -55,6 +55,7 @@ def _head(report: Report, test: str) -> dict[str, Any]:
         "test": test, "model_filename": about.get("file"), "model_type": about.get("model"),
         "model_size": about.get("bytes"), "model_n_params": about.get("params"), "backends": about.get("backend"),
         "n_threads": about.get("threads"), "cpu_info": about.get("cpu"), "rss": about.get("resident"),
+        "runtime_memory": about.get("runtime_bytes"),
         "test_time": report.date,
     }  # fmt: skip
 
@@ -152,15 +153,16 @@ def _summary(report: Report) -> str:
     if first is None:
         return ""
     about = report.about
-    size, resident = about.get("bytes"), about.get("resident")
-    return table([
+    size, resident, own = (about.get(name) for name in ("bytes", "resident", "runtime_bytes"))
+    columns: list[Column] = [
         ("model", False, [str(about.get("model") or _NOT_TOLD)]),
         ("decode, t/s", True, [f"{decode.rate[0]:.1f}" if decode else "-"]),
         (f"TTFT ({first.n_prompt} tokens), ms", True, [_plus_minus(*(ns / 1e6 for ns in first.ns))]),
         ("prefill, t/s", True, [f"{prefill.rate[0]:.1f}" if prefill else "-"]),
         ("model size, MB", True, [f"{size / 1e6:.0f}" if size else _NOT_TOLD]),
         ("RSS, MB", True, [f"{resident / 1e6:.0f}" if resident else _NOT_TOLD]),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return table([*columns, ("the runtime's own figure, MB", True, [f"{own / 1e6:.0f}"])] if own else columns)
 
 
 def _predictions(report: Report) -> str:

@@ -40,7 +40,9 @@ def measure(model: Model, plan: Plan, emit: Emit) -> None:
         for number in range(plan.repetitions):
             emit(events.progress(f"{test.name}, {number + 1} of {plan.repetitions}"))
             emit(_decode(model, test, emit) if test.kind == ANSWER else _prefill(model, test))
-        emit(events.about(resident=_most_resident()))
+        perf = model.cost.perf
+        of_runtime = round(perf.memory_usage_mb * 1e6) if perf and perf.memory_usage_mb >= 1 else None
+        emit(events.about(resident=_most_resident(), runtime_bytes=of_runtime))
     emit(events.readings("after", board.readings().facts()))
 
 

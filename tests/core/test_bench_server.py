@@ -50,7 +50,7 @@ def test_an_honest_server() -> None:
     assert list(rows) == ["pp20", "tg8", "tg50", "ttft10"]
     assert rows["pp20"].n_prompt == 20 and rows["ttft10"].n_prompt == 10
     assert [sample.tokens for sample in rows["tg8"].samples] == [8, 8]
-    assert 1 / bench_server.GAP_S / 8 < rows["tg50"].rate[0] < 1.2 / bench_server.GAP_S
+    assert 5 < rows["tg50"].rate[0] < 1.2 / bench_server.GAP_S
     assert len(set(script.prompts)) == len(script.prompts)
     assert report.about["model"] == "tiny" and "bytes" not in report.about and not report.readings
     assert report.notes == ["cached_tokens: not told by this server; every prompt was a new one"]
@@ -96,7 +96,8 @@ def test_answers_that_end_early_go_on_with_another_prompt() -> None:
 
 
 def test_several_clients() -> None:
-    report = measured(Script(usage={"perf": {"prefill_time_ms": 0.5}}), clients="1,3")
+    script = Script(usage={"perf": {"prefill_time_ms": 0.5}}, gap_s=0.01)
+    report = measured(script, prompts="0", ttft=0, clients="1,3")
     assert [row["test"] for row in report.clients] == ["c1", "c3"]
     one, three = report.clients
     assert (one["requests"], three["requests"], three["failed"]) == (2, 6, 0)

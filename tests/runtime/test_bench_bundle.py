@@ -50,6 +50,14 @@ def test_a_bundle(tiny_bundles: Mapping[str, Path], tmp_path: Path, monkeypatch:
     assert rows["pp32"]["verdict"] in ("faster", "slower", "within the noise")
 
 
+def test_a_release_that_has_figures_of_its_own(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    done = bench(tiny_bundles["w8a8"], "-p", "16", "-n", "0", "-r", "1", "--library", "sim-1.2.3")
+    assert "RKLLM simulated 1.2.3" in done.stdout and "the runtime's own figure, MB" in done.stdout
+
+
 def test_mistakes(tiny_bundles: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     tiny = tiny_bundles["w8a8"]
