@@ -53,16 +53,20 @@ def _save(
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     into(figure.add_subplot(), rows, names)
-    paths = [folder / f"{name}.{suffix}" for suffix in FORMATS]
+    drawn = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path, dpi=150)
+        for suffix in FORMATS:
+            path, part = folder / f"{name}.{suffix}", folder / f".{name}.{suffix}.part"
+            try:
+                figure.savefig(part, format=suffix, dpi=150)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+            drawn.append(path)
     except OSError as error:
-        for path in paths:
-            path.unlink(missing_ok=True)
         raise TargetError(f"cannot write figures into {folder}: {error.strerror}") from error
-    return paths
+    return drawn
 
 
 def _title(rows: Sequence[Row], what: str) -> str:
