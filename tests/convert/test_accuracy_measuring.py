@@ -118,7 +118,8 @@ def test_texts_have_equal_parts_as_far_as_they_go(found: dict[str, Bundle]) -> N
 
 
 def test_stopped_it_goes_on_and_finds_the_same(found: dict[str, Bundle], cache: Path) -> None:
-    rows, steps, told = [found["w8a8"], found["w8a8_g128"]], [], []
+    rows, told = [found["w8a8"], found["w8a8_g128"]], list[str]()
+    steps: list[tuple[int, int]] = []
 
     def stop(_what: str, done: int, total: int) -> None:
         steps.append((done, total))
