@@ -72,7 +72,7 @@ def main() -> None:
     right = sum(found[:1] == [item["capital"]] for found, item in zip(names, items))
     print(f"lm-eval's score {score}, ours {right / len(items)}: {ours}", file=sys.stderr)
     assert theirs == ours, f"lm-eval was answered {theirs}"
-    assert score == right / len(items) and 0 < right, "the score is not that of the same questions asked directly"
+    assert score == right / len(items) and right > 0, "the score is not that of the same questions asked directly"
     print("as lm-eval scores it over the daemon", file=sys.stderr)
 
 
