@@ -32,7 +32,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 
 
 @click.command(short_help="Convert MODEL into bundles; the default command.")
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(), required=False, metavar="MODEL")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write bundles into.")
 @click.option(
     "--dtype", "dtypes", multiple=True, metavar="DTYPE", default=["w8a8"], show_default=True,
@@ -94,7 +94,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def build(
-    model: str,
+    model: str | None,
     out: Path | None,
     dtypes: tuple[str, ...],
     targets: tuple[str, ...],
@@ -116,6 +116,10 @@ def build(
 
     The path of each bundle is a line on stdout.
     """
+    if model is None and options["rotate"] not in (None, *rotation.KINDS):  # `--rotate MODEL`
+        model, options["rotate"] = options["rotate"], rotation.HADAMARD
+    if model is None:
+        raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
     named = options.pop("dataset")
     dataset = None if named is None else dataset_named(named)
     request = Request(targets=targets, dtypes=dtypes, loras=loras, dataset=dataset, **options)
@@ -143,7 +147,8 @@ def build(
         _print_note(note)
     if remote:
         with shown() as progress:
-            plan = replace(plan, source=hub.download(remote, progress, request.opener))
+            downloaded = hub.download(remote, progress, request.opener)
+        plan = replace(plan, source=request.with_template(downloaded))
     base = base_of(plan.source)
     naming = naming_note(plan.name, base)
     for note in (*base.notes, *([naming] if naming else ())):

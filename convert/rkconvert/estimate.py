@@ -74,7 +74,7 @@ def _whole_bytes(source: Source) -> int:
     """The largest matrix that is written to the residual stream is turned as a whole, in double precision, beside what
     blocks of others take in it."""
     written = max(source.tensors[f"blk.0.{kind}.weight"].elements for kind in WRITERS)
-    return 8 * written + 6 * 8 * max(block_rows(t) * t.columns for t in source.tensors.values())
+    return 8 * written + 8 * 8 * max(block_rows(t) * t.columns for t in source.tensors.values())
 
 
 def model_bytes(plan: Plan, artifact: Artifact) -> int:

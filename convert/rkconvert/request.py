@@ -132,13 +132,15 @@ class Request:
             raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
+        if self.emit_hf and self.loras and self.lora_mode != "merge":
+            raise UsageError(f"--emit-hf: a folder holds no LoRA: merge {self.adapters[0].name} with --lora-mode merge")
         if self.rotate and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
             raise UsageError(
                 f"--rotate: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
                 "rotated model: merge it (--lora-mode merge), or leave --rotate or --target rk3588 out"
             )
 
-    def _with_template(self, source: Checkpoint) -> Checkpoint:
+    def with_template(self, source: Checkpoint) -> Checkpoint:
         """``source`` with the chat template that was given, parsed to see that it is one."""
         if self.chat_template is None:
             return source
@@ -157,7 +159,7 @@ class Request:
         ``out``: where the bundles are to lie, None for none of them. ``dry_run``: one that exists is only noted.
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
-        source = self._with_template(source)
+        source = self.with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
         self._check_can_rotate(source)
         loras = self._read_loras(source)

@@ -6,6 +6,7 @@ It says only what is true: a LoRA only where one was applied, accuracy only wher
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def _as_text(value: Any) -> str:
 def model_card(variants: list[Variant], base: Base) -> str:
     """``README.md`` for one bundle, or for several of one model."""
     parts = [_title(variants), _description(variants), _table(variants), *_loras(variants), _usage(variants)]
-    parts.append(_licence(variants, base))
+    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
+    parts.append(licence_section(base, files))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
     return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
@@ -347,7 +349,8 @@ With Rockchip's own runtime ({releases.runtime([board.manifest])}) and its demo,
     return text
 
 
-def _licence(variants: list[Variant], base: Base) -> str:
+def licence_section(base: Base, files: Sequence[str]) -> str:
+    """What is known of the original's licence; ``files`` have its text."""
     lines = ["## Licence\n"]
     known, stated = base.licence, _as_text(base.facts.get("license_name")) or _as_text(base.facts.get("license"))
     if known is None:
@@ -359,7 +362,6 @@ def _licence(variants: list[Variant], base: Base) -> str:
         lines.append(f"\n**{known.display}**")
     if known and known.notice:
         lines.append(f"\n{known.notice}")
-    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
     if files:
         lines.append(f"\nIts text came with the model: {', '.join(f'`{file}`' for file in files)}.")
     return "\n".join(lines)

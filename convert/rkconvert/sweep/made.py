@@ -94,6 +94,9 @@ def _of_request(manifest: Mapping[str, Any], cell: Cell) -> Compared:
     yield "hybrid_rate", _mapping(manifest, "hybrid").get("rate", 0.0), request.hybrid_rate
     yield "LoRA", [(a.get("name"), a.get("scale")) for a in _adapters(manifest)], [(a.name, a.scale) for a in adapters]
     yield "lora_mode", found.get("mode"), (request.lora_mode or lora.MODES[0]) if adapters else None
+    if request.rotation:  # of one that was rotated before, the model's own files say so
+        how = {key: value for key, value in request.rotation.facts().items() if key != "basis"}
+        yield "rotation", {key: _mapping(manifest, "rotation").get(key) for key in how}, how
     for option in _OPTIONS:
         yield option, toolkit.get(option), getattr(board, option) if board else None
     for option in _FILES:

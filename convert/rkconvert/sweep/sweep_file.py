@@ -22,16 +22,16 @@ from rkconvert.sources import hub
 
 from .cells import FLAGS, OPTIONS, Cell
 
-NO_LORA = "none"
+NONE = "none"  # of the axes of what may be left out: without
 _MOST = 1 << 20  # bytes of a sweep's file
-_AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras")
+_AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras", "rotate")
 _COMMON = ("targets", *OPTIONS, *FLAGS)
 _PATHS = ("extra_qparams", "dataset", "custom_config")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora_mode": str, "npu_cores": int, "algorithm": str, "extra_qparams": str, "dataset": str, "device": str,
     "max_context": int, "load_dtype": str, "custom_config": str, "toolkit": str,
     **dict.fromkeys(FLAGS, bool), "dtypes": str, "hybrid_rates": (int, float), "optimization_levels": int,
-    "loras": (str, type(None)),
+    "loras": (str, type(None)), "rotate": (str, type(None)),
 }  # fmt: skip
 
 
@@ -76,13 +76,14 @@ class _Reader:
         common = self._common(community_names)
         cells = []
         axes = (self._models(), *(self._axis(name, default) for name, default in _DEFAULTS.items()))
-        for (model, name), dtype, rate, level, adapter in itertools.product(*axes):
+        for (model, name), dtype, rate, level, adapter, rotate in itertools.product(*axes):
             request = replace(
                 common,
                 dtypes=(dtype,),
                 hybrid_rate=float(rate),
                 optimization_level=level,
-                loras=(self._adapter(adapter),) if adapter not in (None, NO_LORA) else (),
+                loras=(self._adapter(adapter),) if adapter not in (None, NONE) else (),
+                rotate=None if rotate == NONE else rotate,
             )
             request = replace(request, lora_mode=common.lora_mode if request.loras else None)
             request.check()
@@ -155,6 +156,7 @@ class _Reader:
 
 _DEFAULTS: dict[str, list[Any]] = {
     "dtypes": ["w8a8"], "hybrid_rates": [0], "optimization_levels": [None], "loras": [None],
+    "rotate": [None],
 }  # fmt: skip
 
 
