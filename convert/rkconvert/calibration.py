@@ -15,15 +15,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rk3588 import files
 from rk3588.errors import BundleError, UsageError
-from rk3588.templates import ChatTemplate
 
+from .rendering import Renderer
 from .tokenizers.vocabulary import CONTROL, Vocabulary
 
 BUILT_IN = "built-in"
@@ -58,40 +60,64 @@ def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
 
     UsageError names the entry that is wrong. A model without a template gets its texts as they are.
     """
+    template = _template(vocabulary)
     if path is None:
-        data = resources.files("rkconvert").joinpath("data/calibration.json").read_text(encoding="utf-8")
-        name, entries = BUILT_IN, [(f"entry {i}", e) for i, e in enumerate(json.loads(data), 1)]
-    else:
-        name, entries = path.name, _entries(path)
-    render = _renderer(vocabulary)
-    samples = tuple(_sample(f"{name}, {place}", entry, render) for place, entry in entries)
+        return Dataset(BUILT_IN, _built_in(template))
+    samples = _samples(path.name, _entries(path), template)
     if not samples:
         raise UsageError(f"--dataset {path} holds no sample: give conversations or texts to calibrate with")
-    return Dataset(name, samples)
+    return Dataset(path.name, samples)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A model's template, if it has one, and the texts of its special tokens."""
+
+    source: str | None
+    bos: str | None
+    eos: str | None
+    special: tuple[str, ...]
+
+
+def _template(vocabulary: Vocabulary | None) -> _Template | None:
+    if vocabulary is None:
+        return None
+    kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
+    special = tuple(text for text, kind in kinds if kind == CONTROL and text)
+    bos, eos = vocabulary.text(vocabulary.bos), vocabulary.text(vocabulary.eos)
+    return _Template(vocabulary.chat_template or None, bos, eos, special)
+
+
+@lru_cache(maxsize=16)
+def _built_in(template: _Template | None) -> tuple[Pair, ...]:
+    data = resources.files("rkconvert").joinpath("data/calibration.json").read_text(encoding="utf-8")
+    return _samples(BUILT_IN, [(f"entry {i}", e) for i, e in enumerate(json.loads(data), 1)], template)
+
+
+def _samples(name: str, entries: list[Entry], template: _Template | None) -> tuple[Pair, ...]:
+    with ExitStack() as stack:
+        render = _Renderer(template, stack) if template else None
+        return tuple(_sample(f"{name}, {place}", entry, render) for place, entry in entries)
 
 
 class _Renderer:
-    """A model's template and the texts of its special tokens."""
+    """Whose child process ends with ``stack``; begun when it is needed."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        tokens = {"bos_token": vocabulary.text(vocabulary.bos), "eos_token": vocabulary.text(vocabulary.eos)}
-        source = vocabulary.chat_template
-        self._template = ChatTemplate(source, tokens, "the model's chat template") if source else None
-        kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
-        self._special = [text for text, kind in kinds if kind == CONTROL and text]
+    def __init__(self, template: _Template, stack: ExitStack) -> None:
+        self._template, self._stack = template, stack
+        self._render: Renderer | None = None
 
     def __call__(self, messages: list[dict[str, str]]) -> str:
-        if self._template is None:
+        source, bos, eos, _ = astuple(self._template)
+        if source is None:
             return "\n".join(message["content"] for message in messages)
-        return self._template.conversation(messages).text
+        if self._render is None:
+            self._render = self._stack.enter_context(Renderer(source, {"bos_token": bos, "eos_token": eos}))
+        return self._render(messages)
 
     def is_rendered(self, text: str) -> bool:
         """Whether somebody has put the text into a template before."""
-        return any(token in text for token in self._special)
-
-
-def _renderer(vocabulary: Vocabulary | None) -> _Renderer | None:
-    return _Renderer(vocabulary) if vocabulary else None
+        return any(token in text for token in self._template.special)
 
 
 def _entries(path: Path) -> list[Entry]:
