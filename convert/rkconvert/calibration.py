@@ -48,7 +48,8 @@ class Dataset:
     def text(self) -> str:
         """The JSON that rkllm-toolkit reads."""
         rows = [{"input": question, "target": answer} for question, answer in self.samples]
-        return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        return text.encode("utf-8", "replace").decode("utf-8")  # without halves of surrogate pairs
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.text().encode()).hexdigest()
