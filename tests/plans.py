@@ -24,9 +24,11 @@ def make_plan(
     lora_mode: str = "adapter",
     hybrid_rate: float = 0.0,
     overwrite: bool = False,
+    rotate: str | None = None,
 ) -> Plan:
     """What ``rkconvert build`` plans for these options, with adapters that are read already."""
     dtypes = tuple(scheme.name for scheme in schemes)
-    plan = Request(dtypes=dtypes, hybrid_rate=hybrid_rate, overwrite=overwrite).plan(source, name, out)
+    request = Request(dtypes=dtypes, hybrid_rate=hybrid_rate, overwrite=overwrite, rotate=rotate)
+    plan = request.plan(source, name, out)
     plan = replace(plan, loras=tuple(loras), lora_mode=lora_mode)
     return replace(plan, threads=threads) if threads else plan

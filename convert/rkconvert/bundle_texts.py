@@ -45,6 +45,7 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
         **({"sampling": dict(source.sampling)} if source.sampling else {}),
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
+        **({"rotation": plan.rotation} if plan.rotation else {}),
         **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
         **_residual_entry(plan),
         **({"toolkit": plan.board.facts()} if plan.board else {}),
@@ -65,6 +66,25 @@ def make_card(plan: Plan, artifact: Artifact, manifest: Mapping[str, Any], sizes
     told = {**manifest, "files": [{"path": file.name} for file in source.license_files]}
     can_chat = bool(source.vocabulary and source.vocabulary.chat_template)
     return model_card([Variant(plan.variant(artifact), told, sizes, source.shape, can_chat)], base_of(source))
+
+
+def emitted_card(plan: Plan, error: float) -> str:
+    """``README.md`` of a Hugging Face folder; ``error`` is what its dtype made by rounding."""
+    assert plan.emit
+    turned = plan.rotation
+    lines = [
+        f"# {plan.name}, rotated",
+        "",
+        f"The weights of {plan.source.name}, changed by rkconvert {rk3588.__version__} with `--rotate "
+        f"{turned['kind']}` ({' and '.join(turned['matrices'])}, seed {turned['seed']}) so that they lose less when "
+        "they are quantised. As they are here, the model computes what it did before.",
+        "",
+        f"- Stored as {plan.emit.dtype}" + (f", which rounds weights by {error:.2g} of their size" if error else ""),
+        "- Hidden states and input embeddings are in another basis than the original's: `" + turned["basis"] + "`",
+        "- A LoRA that was trained on the original does not fit",
+        *(f"- The LoRA {lora.name} is merged, at scale {lora.option.scale:g}" for lora in plan.merged_loras),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def tokenizer_files(source: Checkpoint) -> dict[str, str]:

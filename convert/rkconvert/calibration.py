@@ -6,7 +6,8 @@ A file may be JSON (a list), JSON lines, or plain text. An entry is one of
     {"prompt": ..., "answer": ...}                        or question/instruction, and response/output
     {"input": ..., "target": ...}                         rendered, unless the input shows a special token already
 
-and a text's paragraphs are cut near their middle: the first half is asked, the second answered.
+and a text's paragraphs are cut near their middle: the first half is asked, the second answered. ``generating.py`` has
+the model write its own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,10 @@ from .rendering import Renderer
 from .tokenizers.vocabulary import CONTROL, Vocabulary
 
 BUILT_IN = "built-in"
+GENERATE = "generate"
+REFERENCE = "fp16"  # what writes generated data
+_MOST_GENERATED = 1024
+_GENERATE = re.compile(rf"{GENERATE}(?::(.*))?", re.DOTALL)
 _MOST = 256 << 20  # bytes of a dataset, of which a few dozen samples are used
 _QUESTIONS, _ANSWERS = ("prompt", "question", "instruction"), ("answer", "response", "output", "completion")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
@@ -44,6 +49,11 @@ class Dataset:
 
     name: str
     samples: tuple[Pair, ...]
+    made: Mapping[str, Any] = field(default_factory=dict)  # how, where the model wrote it
+
+    @property
+    def count(self) -> int:
+        return len(self.samples)
 
     def text(self) -> str:
         """The JSON that rkllm-toolkit reads."""
@@ -53,7 +63,56 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.text().encode()).hexdigest()
-        return {"name": self.name, "samples": len(self.samples), "sha256": digest}
+        return {"name": self.name, "samples": len(self.samples), "sha256": digest, **self.made}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """What is asked for. A repeat penalty and a temperature as Rockchip's script has them."""
+
+    samples: int = 32
+    max_new_tokens: int = 128
+    greedy: int = 5  # tokens at the beginning that are the likeliest, none of which ends the answer
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.9
+    repeat_penalty: float = 1.1
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.samples
+
+    @property
+    def name(self) -> str:
+        return GENERATE
+
+    def __str__(self) -> str:
+        """As it is typed."""
+        return f"{GENERATE}:{self.samples}"
+
+    def facts(self) -> dict[str, Any]:
+        """For the plan; a manifest has a hash as well."""
+        return {"name": GENERATE, "samples": self.samples, **self.made}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        settings = {key: value for key, value in asdict(self).items() if key != "samples"}
+        return {"generated": {**settings, "reference": REFERENCE}}
+
+
+def dataset_named(text: str) -> Path | Generate:
+    """What ``--dataset`` says: a file, or ``generate``, ``generate:N``. A file of that name has a folder before it."""
+    match = _GENERATE.fullmatch(text)
+    if match is None:
+        return Path(text)
+    if match[1] is None:
+        return Generate()
+    if not match[1].isascii() or not match[1].isdigit() or not 1 <= int(match[1][:9]) <= _MOST_GENERATED:
+        raise UsageError(
+            f"--dataset {text[:300]}: give generate:N with N from 1 to {_MOST_GENERATED}, or ./{text[:300]} for a file"
+        )
+    return Generate(int(match[1]))
 
 
 def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
@@ -61,7 +120,7 @@ def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
 
     UsageError names the entry that is wrong. A model without a template gets its texts as they are.
     """
-    template = _template(vocabulary)
+    template = _template(vocabulary) if vocabulary else None
     if path is None:
         return Dataset(BUILT_IN, _built_in(template))
     samples = _samples(path.name, _entries(path), template)
@@ -80,9 +139,7 @@ class _Template:
     special: tuple[str, ...]
 
 
-def _template(vocabulary: Vocabulary | None) -> _Template | None:
-    if vocabulary is None:
-        return None
+def _template(vocabulary: Vocabulary) -> _Template:
     kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
     special = tuple(text for text, kind in kinds if kind == CONTROL and text)
     bos, eos = vocabulary.text(vocabulary.bos), vocabulary.text(vocabulary.eos)
@@ -109,16 +166,24 @@ class _Renderer:
         self._render: Renderer | None = None
 
     def __call__(self, messages: list[dict[str, str]]) -> str:
-        source, bos, eos, _ = astuple(self._template)
-        if source is None:
+        template = self._template
+        if template.source is None:
             return "\n".join(message["content"] for message in messages)
         if self._render is None:
-            self._render = self._stack.enter_context(Renderer(source, {"bos_token": bos, "eos_token": eos}))
+            tokens = {"bos_token": template.bos, "eos_token": template.eos}
+            self._render = self._stack.enter_context(Renderer(template.source, tokens))
         return self._render(messages)
 
     def is_rendered(self, text: str) -> bool:
         """Whether somebody has put the text into a template before."""
         return any(token in text for token in self._template.special)
+
+
+@contextmanager
+def renderer(vocabulary: Vocabulary) -> Iterator[_Renderer]:
+    """Puts messages into the model's template."""
+    with ExitStack() as stack:
+        yield _Renderer(_template(vocabulary), stack)
 
 
 def _entries(path: Path) -> list[Entry]:

@@ -15,12 +15,15 @@ from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
 from .adapters import lora
-from .build import convert
+from .build import convert, with_dataset, write_checkpoint
+from .calibration import dataset_named
 from .cards.card import base_of, naming_note
 from .dry_run import describe, render
 from .plan import Plan
 from .progress import shown
 from .request import NAME, TARGETS, Request
+from .rotation import options as rotation
+from .rotation.prepare import prepared
 from .sources import hub
 from .sources.base import Origin
 
@@ -44,6 +47,17 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help="Mix layers with and without groups: a share of R has them, 0 <= R < 1.  [0: no mix]",
 )  # fmt: skip
 @click.option(
+    "--rotate", is_flag=False, flag_value=rotation.HADAMARD, metavar="[KIND]",
+    help=f"Turn the weights so that they quantise with less loss: {', '.join(rotation.KINDS)}.  [KIND: hadamard]",
+)  # fmt: skip
+@click.option(
+    "--emit-hf", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="Write the rotated model as a Hugging Face folder of its family; without -o, nothing else.",
+)  # fmt: skip
+@click.option(
+    "--emit-dtype", type=click.Choice(tuple(rotation.TYPES)), help="How its weights are stored.  [default: fp32]"
+)
+@click.option(
     "--lora", "loras", multiple=True, metavar="ADAPTER[:NAME[:SCALE]]",
     help="A folder of PEFT with a LoRA for MODEL; give it again for another.",
 )  # fmt: skip
@@ -56,8 +70,9 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--algorithm", metavar="NAME", help="rkllm-toolkit's quantized_algorithm.  [default: normal]")
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
-    "--dataset", type=click.Path(path_type=Path), metavar="FILE",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
+    "--dataset", metavar="FILE|generate[:N]",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with, or N (32) answers that the model itself "
+    "writes; a file of that name is ./generate.  [default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -101,9 +116,11 @@ def build(
 
     The path of each bundle is a line on stdout.
     """
-    request = Request(targets=targets, dtypes=dtypes, loras=loras, **options)
+    named = options.pop("dataset")
+    dataset = None if named is None else dataset_named(named)
+    request = Request(targets=targets, dtypes=dtypes, loras=loras, dataset=dataset, **options)
     request.check()
-    if out is None and not dry_run:
+    if out is None and not dry_run and not request.emit_hf:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
     path, remote = Path(model), None
     if not os.path.lexists(path):
@@ -118,7 +135,7 @@ def build(
     if not NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
     source = hub.peek(remote, request.opener) if remote else request.open(path)
-    plan = request.plan(source, chosen, out or Path(), dry_run=dry_run)
+    plan = request.plan(source, chosen, out if request.emit_hf else out or Path(), dry_run=dry_run)
     if dry_run:
         click.echo(printable_json(describe(plan)) if as_json else printable(render(plan)))
         return
@@ -131,6 +148,8 @@ def build(
     naming = naming_note(plan.name, base)
     for note in (*base.notes, *([naming] if naming else ())):
         _print_note(note)
+    if plan.emit and not plan.artifacts:
+        _print_note("no bundle is written: for one, give -o DIR as well")
     _convert_and_print(plan, as_json)
 
 
@@ -139,7 +158,14 @@ def _print_note(text: str) -> None:
 
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
-    done = []
+    with shown() as progress:
+        plan = with_dataset(plan, progress)  # once for all dtypes
+    plan, told, done = prepared(plan), dict[str, Any](name=plan.name), []
+    if plan.emit:
+        with shown() as progress:
+            told["checkpoint"] = write_checkpoint(plan, progress)
+        if not as_json:
+            click.echo(plan.emit.folder)
     for run in _runs(plan):
         with shown() as progress:
             folders = convert(run, progress)
@@ -148,13 +174,15 @@ def _convert_and_print(plan: Plan, as_json: bool) -> None:
             if not as_json:
                 click.echo(folder)
     if as_json:
-        click.echo(json.dumps({"name": plan.name, "bundles": done}, indent=2))
+        click.echo(json.dumps({**told, "bundles": done}, indent=2))
 
 
 def _runs(plan: Plan) -> list[Plan]:
     """All bundles in one pass over the model. Those for a board one by one, as each may take an hour: where one fails,
     those before it are kept."""
-    return [replace(plan, artifacts=(artifact,)) for artifact in plan.artifacts] if plan.board else [plan]
+    if plan.board:
+        return [replace(plan, artifacts=(artifact,)) for artifact in plan.artifacts]
+    return [plan] if plan.artifacts else []
 
 
 def default_name(model: Path, origin: Origin | None = None) -> str:

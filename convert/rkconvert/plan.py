@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rk3588 import bundle
 from rk3588.errors import UsageError
@@ -16,6 +17,8 @@ from .adapters.lora import Lora
 from .architectures.model import OUTPUT
 from .artifact.layout import Artifact, make_artifact
 from .native_template import native_notes
+from .rotation.options import Emit, Rotate
+from .rotation.rotate import outlined
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM
@@ -40,6 +43,8 @@ class Plan:
     hybrid_rate: float = 0.0
     board: ToolkitJob | None = None  # None: not for a board
     community_names: bool = False
+    rotate: Rotate | None = None  # None: the weights stay as they are
+    emit: Emit | None = None  # a Hugging Face folder to write as well
     remarks: tuple[str, ...] = ()
 
     @property
@@ -68,6 +73,18 @@ class Plan:
         return self.loras if self.lora_mode == "adapter" else ()
 
     @property
+    def rotation(self) -> dict[str, Any]:
+        """What is told of how the weights are turned; {}: they are not."""
+        return dict(self.outlined.source.rotation)
+
+    @property
+    def outlined(self) -> Plan:
+        """This plan, of the source as it will be: to be told, and for sizes. ``rotation.prepare`` makes it so."""
+        if self.rotate is None or self.source.rotation:
+            return self
+        return replace(self, source=outlined(self.sim_source, self.rotate.facts()))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         ours = native_notes(self.source.vocabulary) if self.for_sim else ()
         return (*self.source.notes, *(note for lora in self.loras for note in lora.notes), *self.remarks, *ours)
@@ -78,7 +95,9 @@ class Plan:
     def variant(self, artifact: Artifact) -> str:
         """What tells this bundle from others of the same model; what is not usual is part of it."""
         level = self.board.options.optimization_level if self.board else 1
-        return variant_name(self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names)
+        return variant_name(
+            self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names, self.rotate
+        )
 
     def npu_model(self, artifact: Artifact) -> str:
         """The file that rkllm-toolkit writes."""
@@ -88,20 +107,26 @@ class Plan:
     def folders_in_the_way(self) -> list[str]:
         """A sentence for each folder that exists already and is not to be replaced."""
         taken = [] if self.overwrite else [folder for folder in map(self.folder, self.artifacts) if folder.exists()]
-        return [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
+        found = [f"{folder} exists already: remove it, choose another -o, or give --overwrite" for folder in taken]
+        if self.emit and self.emit.folder.exists() and not self.overwrite:
+            found.append(f"{self.emit.folder} exists already: remove it, choose another --emit-hf, or give --overwrite")
+        return found
 
 
-def variant_name(name: str, dtype: str, level: int, hybrid_rate: float, community: bool) -> str:
-    """A bundle's folder. ``community``: as the models that others publish are called."""
-    base = f"{name}-{PLATFORM}-{dtype}"
+def variant_name(
+    name: str, dtype: str, level: int, hybrid_rate: float, community: bool, rotate: Rotate | None = None
+) -> str:
+    """A bundle's folder. ``community``: as the models that others publish are called, which knows no rotation: then it
+    is another model."""
+    rotated = rotate.suffix if rotate else ""
     if community:
-        return f"{base}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
+        return f"{name}{rotated}-{PLATFORM}-{dtype}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
     unusual = "" if level == 1 else f"-opt{level}"
-    return base + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "")
+    return f"{name}-{PLATFORM}-{dtype}" + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "") + rotated
 
 
 def plan_artifacts(
-    source: Checkpoint, schemes: Sequence[Scheme], *, for_sim: bool, hybrid_rate: float
+    source: Checkpoint, schemes: Sequence[Scheme], *, for_sim: bool, hybrid_rate: float, rotate: Rotate | None = None
 ) -> tuple[Artifact, ...]:
     """An artifact for each scheme, without tensors where it is for a board only; UsageError for a choice that is none.
 
@@ -116,5 +141,6 @@ def plan_artifacts(
     if not for_sim:
         return tuple(Artifact(scheme, ()) for scheme in schemes)
     assert isinstance(source, Source)
-    linear = frozenset(name for name, shape in source.config.tensors().items() if len(shape) == 2) | {OUTPUT}
-    return tuple(make_artifact(source.config, scheme, linear if hybrid_rate else None) for scheme in schemes)
+    config = outlined(source, rotate.facts()).config if rotate else source.config
+    linear = frozenset(name for name, shape in config.tensors().items() if len(shape) == 2) | {OUTPUT}
+    return tuple(make_artifact(config, scheme, linear if hybrid_rate else None) for scheme in schemes)

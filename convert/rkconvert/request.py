@@ -9,12 +9,18 @@ from pathlib import Path
 
 from rk3588 import families, files, quant, templates
 from rk3588.errors import CheckpointError, TargetTaken, UsageError
+from rk3588.nearest import nearest
 from rk3588.quant import Scheme
 
-from . import calibration
+from . import calibration, generating
 from .adapters import in_bundle, lora
 from .adapters.lora import Lora, LoraOption
+from .artifact.layout import Artifact
+from .calibration import Dataset, Generate
 from .plan import Plan, plan_artifacts
+from .rotation import emit
+from .rotation.options import KINDS, Emit, Rotate
+from .rotation.rotate import refuse
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
 from .toolkit import install, preflight, releases
@@ -40,7 +46,7 @@ class Request:
     npu_cores: int | None = None
     algorithm: str | None = None
     extra_qparams: Path | None = None
-    dataset: Path | None = None
+    dataset: Path | Generate | None = None
     chat_template: Path | None = None
     device: str | None = None
     max_context: int | None = None
@@ -49,6 +55,9 @@ class Request:
     toolkit: str | None = None
     force: bool = False
     community_names: bool = False
+    rotate: str | None = None
+    emit_hf: Path | None = None
+    emit_dtype: str | None = None
     overwrite: bool = False
     follow_links: bool = False
 
@@ -69,8 +78,11 @@ class Request:
 
     @property
     def opener(self) -> Callable[[Path], Checkpoint]:
-        """The simulated runtime and the checks of a LoRA want a family known here; the toolkit takes others, too."""
-        return open_source if "sim" in self.targets or self.loras else open_checkpoint
+        """The simulated runtime, which also writes data to calibrate with, a rotation and the checks of a LoRA want a
+        family known here; the toolkit takes others, too."""
+        generates = isinstance(self.dataset, Generate)
+        ours = "sim" in self.targets or self.loras or self.rotate or generates
+        return open_source if ours else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
         """The model at ``path``; CheckpointError for what is none."""
@@ -81,6 +93,16 @@ class Request:
         except OSError as error:
             where = str(error.filename or path)
             raise CheckpointError(f"cannot read {where[:300]}: {error.strerror}") from error
+
+    @property
+    def rotation(self) -> Rotate | None:
+        """None: the weights stay as they are."""
+        return Rotate(self.rotate) if self.rotate else None
+
+    @property
+    def emit(self) -> Emit | None:
+        """A Hugging Face folder to write as well."""
+        return Emit(self.emit_hf, self.emit_dtype or "fp32") if self.emit_hf else None
 
     @property
     def adapters(self) -> list[LoraOption]:
@@ -98,9 +120,23 @@ class Request:
         likely = preflight.check_options(self.dtypes, self.hybrid_rate, board, self.release) if board else []
         for dtype in self.dtypes:
             quant.scheme(dtype)
+        self._check_rotation()
         if self.lora_mode and not self.adapters:
             raise UsageError("--lora-mode says what to do with a LoRA: give one with --lora ADAPTER")
         return likely
+
+    def _check_rotation(self) -> None:
+        if self.rotate and self.rotate not in KINDS:
+            raise UsageError(f"--rotate {self.rotate}: {nearest(self.rotate, KINDS)}")
+        if self.emit_hf and not self.rotate:
+            raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate as well")
+        if self.emit_dtype and not self.emit_hf:
+            raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
+        if self.rotate and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
+            raise UsageError(
+                f"--rotate: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
+                "rotated model: merge it (--lora-mode merge), or leave --rotate or --target rk3588 out"
+            )
 
     def _with_template(self, source: Checkpoint) -> Checkpoint:
         """``source`` with the chat template that was given, parsed to see that it is one."""
@@ -115,26 +151,29 @@ class Request:
         templates.check(text, str(self.chat_template))
         return replace(source, vocabulary=replace(source.vocabulary, chat_template=text))
 
-    def plan(self, source: Checkpoint, name: str, out: Path, *, dry_run: bool = False) -> Plan:
+    def plan(self, source: Checkpoint, name: str, out: Path | None, *, dry_run: bool = False) -> Plan:
         """The plan for ``source``, with all that can be known to go wrong told here.
 
-        ``dry_run``: a bundle that exists already is only noted.
+        ``out``: where the bundles are to lie, None for none of them. ``dry_run``: one that exists is only noted.
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         source = self._with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
+        self._check_can_rotate(source)
         loras = self._read_loras(source)
         plan = Plan(
             source=source,
             name=name,
-            out=out,
-            artifacts=plan_artifacts(source, schemes, for_sim="sim" in self.targets, hybrid_rate=self.hybrid_rate),
+            out=out or Path(),
+            artifacts=self._artifacts(source, schemes) if out else (),
             overwrite=self.overwrite,
             loras=tuple(loras),
             lora_mode=self.lora_mode or lora.MODES[0],
             hybrid_rate=self.hybrid_rate,
             board=job,
             community_names=self.community_names,
+            rotate=self.rotation,
+            emit=self.emit,
         )
         in_the_way = plan.folders_in_the_way
         if in_the_way and not dry_run:
@@ -144,6 +183,23 @@ class Request:
         if job:
             preflight.check_loras(plan.source, [adapter.name for adapter in loras], job.options.algorithm)
         return replace(plan, remarks=(*remarks, *in_the_way))
+
+    def _artifacts(self, source: Checkpoint, schemes: list[Scheme]) -> tuple[Artifact, ...]:
+        for_sim = "sim" in self.targets
+        return plan_artifacts(source, schemes, for_sim=for_sim, hybrid_rate=self.hybrid_rate, rotate=self.rotation)
+
+    def _check_can_rotate(self, source: Checkpoint) -> None:
+        if self.rotate is None:
+            return
+        assert isinstance(source, Source)
+        refuse(source)
+        if self.emit_hf:
+            emit.settings(source)
+        if source.kind == "gguf" and PLATFORM in self.targets:
+            raise UsageError(
+                f"{source.path}: rkllm-toolkit is given the rotated model as a Hugging Face folder: convert from the "
+                "Hugging Face model, or write the folder with --emit-hf DIR and convert that with --target rk3588"
+            )
 
     def _toolkit_job(
         self, source: Checkpoint, schemes: list[Scheme], likely: list[Likely]
@@ -155,7 +211,12 @@ class Request:
         for found, notes in (preflight.check_model(source, schemes, self.release), preflight.check_memory(source)):
             likely += found
             remarks += notes
-        dataset = calibration.load(options.dataset, source.vocabulary)
+        if isinstance(options.dataset, Generate):
+            assert isinstance(source, Source)  # see ``opener``
+            dataset: Dataset | Generate = options.dataset
+            remarks.append(generating.check(source, options.dataset))
+        else:
+            dataset = calibration.load(options.dataset, source.vocabulary)
         remarks += preflight.settle(likely, self.force)
         if releases.is_residual(options.algorithm):
             remarks.append(

@@ -27,8 +27,11 @@ def folder_of(name: str, folder: Path) -> Path:
     return models.write_llama(folder, dict(cases.CASES[name]), cases.weights(name))
 
 
-def logits(source: Source, folder: Path, count: int = cases.TOKENS, dtype: str = "fp32") -> npt.NDArray[np.float32]:
-    (bundle,) = convert(make_plan(source, "tiny", folder, [quant.scheme(dtype)], threads=1, overwrite=True))
+def logits(
+    source: Source, folder: Path, count: int = cases.TOKENS, dtype: str = "fp32", rotate: str | None = None
+) -> npt.NDArray[np.float32]:
+    schemes = [quant.scheme(dtype)]
+    (bundle,) = convert(make_plan(source, "tiny", folder, schemes, threads=1, overwrite=True, rotate=rotate))
     with hostlib.SimModel(bundle / "model.sim.gguf") as model:
         return model.logits(cases.ids(count))
 

@@ -128,7 +128,7 @@ def merge_differences(kind: str, model: Any, option: lora.LoraOption, source: So
     for name, tensor in source.tensors.items():
         with tensor.file.open("rb") as file:
             file.seek(tensor.offset)
-            block = Block(tensor, 0, file.read(tensor.nbytes))
+            block = Block.decoded(tensor, 0, file.read(tensor.nbytes))
         if name in adapter.pairs:
             block.merge([(adapter.pairs[name], 1.0)])
         found = block.as_float32().reshape(tensor.shape)

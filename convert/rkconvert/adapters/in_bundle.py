@@ -26,7 +26,8 @@ def permuted(b: Floats, heads: int) -> Floats:
 def write_gguf(lora: Lora, config: ModelConfig, path: Path) -> None:
     """The adapter as llama.cpp's convert_lora_to_gguf.py writes it, in F32.
 
-    The format has one alpha for all layers; what a layer's own factor differs from alpha / rank by goes into B.
+    The format has one alpha for all layers; what a layer's own factor differs from alpha / rank by goes into B. Ours is
+    the key of the basis that it is for.
     """
     import gguf
 
@@ -38,6 +39,8 @@ def write_gguf(lora: Lora, config: ModelConfig, path: Path) -> None:
         writer.add_base_model_name(0, lora.base_model)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora.alpha)
+    if config.rotation:
+        writer.add_string("rksim.rotation", config.rotation)
     for name, pair in lora.pairs.items():
         b, own = pair.b, pair.factor * pair.rank / lora.alpha
         if own != 1:

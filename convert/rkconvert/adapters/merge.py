@@ -6,13 +6,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from rk3588 import files
 from rk3588.errors import CheckpointError
 from rkconvert.artifact.block import Block
 from rkconvert.artifact.reading import blocks
-from rkconvert.sources.base import Array, Source
+from rkconvert.sources.base import Source
 
 from .lora import Lora
 
@@ -39,20 +37,10 @@ def write_checkpoint(source: Source, loras: Sequence[Lora], folder: Path, check:
             continue
         with (folder / tensor.file.name).open("r+b") as target:
             for row, raw in blocks(tensor):
-                block = Block(tensor, row, raw)
+                block = Block.decoded(tensor, row, raw)
                 block.merge(changes)
                 target.seek(tensor.place(row))
-                target.write(_encoded(block, tensor.kind).tobytes())
+                target.write(block.encoded(tensor.kind).tobytes())
                 check()
     return folder
 
-
-def _encoded(block: Block, kind: str) -> Array:
-    if kind == "F16":
-        return block.as_float16()
-    values = block.as_float32()
-    if kind == "F32":
-        return values
-    bits = values.view(np.uint32)  # to the nearest bf16, half to even
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.asarray(rounded, "<u2")

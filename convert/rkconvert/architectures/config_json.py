@@ -30,7 +30,7 @@ _IDLE = re.compile(
     r"use_bfloat16|summary_.*|max_length|min_length|do_sample|temperature|top_[kp]|typical_p|repetition_penalty|"
     r"length_penalty|num_beam.*|diversity_penalty|early_stopping|num_return_sequences|suppress_tokens|"
     r"begin_suppress_tokens|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|.*ngram_size|"
-    r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config"
+    r"tf_legacy_loss|sep_token|use_flash.*|transformers\.js_config|model_parallel|training.*|quantization_config|rkconvert_rotation"
 )
 COMMON = {
     "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "head_dim",

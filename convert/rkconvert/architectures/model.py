@@ -72,6 +72,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     windows: tuple[int, ...] = ()  # of each layer, 0: all positions; empty: all for all
+    rotation: str = ""  # the basis of its residual stream, as an id; "": that of its authors
     adapters_interleaved: bool = True  # llama.cpp keeps the rows of Q and K of this family's adapters interleaved
 
     def shape(self, name: str) -> Shape:
@@ -158,6 +159,7 @@ class ModelConfig:
             "rope.layers": rope.layers if set(rope.layers) - {BASE_ROPE} else None,
             "rope.scaling.attn_factor": _unless_one(scaling.attention_factor),
             "rope.scaling.original_context_length": scaling.short_context or None,
+            "rotation": self.rotation or None,
             "adapters_interleaved": self.adapters_interleaved or None,
         }
         return {key: value for key, value in found.items() if value is not None}

@@ -15,18 +15,16 @@ import numpy.typing as npt
 
 from rk3588 import quant
 from rk3588.quant import Scheme
-from rkconvert.adapters.lora import Pair
 from rkconvert.architectures.model import EMBEDDING, OUTPUT
 from rkconvert.plan import Plan
-from rkconvert.sources.base import SourceTensor
 
 from .block import Block
+from .blocks import block_jobs
 from .layout import make_artifact
-from .reading import blocks
+from .reading import opened
 
 _SAME_INPUT = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
 Sums = npt.NDArray[np.float64]  # per scheme the squared error, and last the squared weights
-Changes = list[tuple[Pair, float]]
 
 
 def choose_grouped_layers(plan: Plan, step: Callable[[int], None]) -> Plan:
@@ -70,15 +68,11 @@ def _layer_errors(
     sums = {}
     with ThreadPoolExecutor(plan.threads) as pool:
         for name, origin in layers.items():
-            tensor = source.tensors[origin]
-            changes = [(lora.pairs[name], lora.option.scale) for lora in plan.merged_loras if name in lora.pairs]
-
-            def measure(piece: tuple[int, bytes], tensor: SourceTensor = tensor, changes: Changes = changes) -> Sums:
-                return _measure(tensor, *piece, changes, schemes)
-
-            total = np.zeros(len(schemes) + 1)
-            for part in pool.map(measure, blocks(tensor)):
-                total += part
+            total, tensor = np.zeros(len(schemes) + 1), source.tensors[origin]
+            with opened(tensor.file) as file:
+                jobs = block_jobs(source, origin, file, plan.merged_loras)
+                for part in pool.map(lambda job: _measure(job.make(), schemes), jobs):
+                    total += part
             step(tensor.nbytes)
             sums[name] = total
     found = {}
@@ -88,10 +82,7 @@ def _layer_errors(
     return found
 
 
-def _measure(tensor: SourceTensor, row: int, raw: bytes, changes: Changes, schemes: list[Scheme]) -> Sums:
-    block = Block(tensor, row, raw)
-    if changes:
-        block.merge(changes)
+def _measure(block: Block, schemes: list[Scheme]) -> Sums:
     weights = block.as_float32()
     squared = [np.square(weights - quant.dequantise(*block.quantised(s), s), dtype=np.float64).sum() for s in schemes]
     return np.array([*squared, np.square(weights, dtype=np.float64).sum()])

@@ -2,7 +2,7 @@
 
 1. read: each tensor of the source, in the artifacts' order, a block of rows at a time (reading.py);
 2. convert: a block into the rows of each artifact's tensors (block.py), by a pool of threads, which reads it as well,
-   so that the bytes are in the core's cache;
+   so that the bytes are in the core's cache; before that adapters are merged and weights turned (blocks.py);
 3. order: the rows of each artifact as its file has them, with their checksums (file_order.py);
 4. hash: the next bytes of all artifacts, on one thread, for that is faster side by side (sha256.py);
 5. write: them, on a thread for each artifact (artifact_file.py).
@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rkconvert.adapters.lora import Lora
-from rkconvert.sources.base import Array, Source, SourceTensor
+from rkconvert.sources.base import Array, Source
 
 from .artifact_file import ArtifactFile
 from .block import Block
+from .blocks import BlockJob, block_jobs
 from .file_order import FileOrder
 from .layout import ArtifactTensor
-from .reading import OpenFile, Piece, file_pieces, opened, refuse_overlaps, tensor_pieces
+from .reading import OpenFile, Piece, file_pieces, opened, refuse_overlaps
 from .sha256 import Bytes, update_together
 
 WAITING_FOR_DISK = 4  # blocks converted and not yet written; with more of them, they no longer are in the caches
@@ -111,12 +112,11 @@ def _converted(
     in_work: deque[Future[list[Rows]]] = deque()
     for conversions in order:
         name = conversions[0].tensor.source
-        tensor, changes = source.tensors[name], [lora for lora in merged if name in lora.pairs]
-        for row, piece in tensor_pieces(tensor, inputs[tensor.file]):
-            in_work.append(workers.submit(_convert, name, tensor, row, piece, conversions, changes))
+        for job in block_jobs(source, name, inputs[source.tensors[name].file], merged):
+            in_work.append(workers.submit(_convert, job, conversions))
             if len(in_work) > ahead:
                 yield in_work.popleft().result()
-            done += piece.size
+            done += job.nbytes
             step(done, total)
     while in_work:
         yield in_work.popleft().result()
@@ -135,12 +135,8 @@ def conversions_in_order(files: Sequence[ArtifactFile]) -> list[list[Conversion]
     return list(found.values())
 
 
-def _convert(
-    name: str, tensor: SourceTensor, row: int, piece: Piece, conversions: list[Conversion], merged: Sequence[Lora]
-) -> list[Rows]:
-    block = Block(tensor, row, piece.read())
-    if merged:
-        block.merge([(lora.pairs[name], lora.option.scale) for lora in merged])
+def _convert(job: BlockJob, conversions: list[Conversion]) -> list[Rows]:
+    block = job.make()
     return [rows for conversion in conversions for rows in conversion.apply(block)]
 
 

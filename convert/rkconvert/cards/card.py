@@ -255,7 +255,9 @@ def _rows(variant: Variant, accuracy: dict[str, Any] | None, column: bool) -> li
 def _unusual_options(variant: Variant) -> str:
     level = variant.manifest.get("toolkit", {}).get("optimization_level", 1)
     rate = variant.manifest.get("hybrid", {}).get("rate")
-    return (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
+    unusual = (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
+    rotation = variant.manifest.get("rotation")
+    return unusual + (f", rotated ({rotation['kind']})" if rotation else "")
 
 
 def _speed(found: list[Estimate]) -> str:
@@ -290,6 +292,12 @@ def _notes(variants: list[Variant]) -> str:
     if any(v.predictions() for v in variants):
         notes = dict.fromkeys(note for v in variants for p in v.predictions() for note in p.notes)
         lines += [f"- {note}" for note in notes]
+    if any(v.manifest.get("rotation") for v in variants):
+        lines.append(
+            "Rotated: the weights were turned so that they lose less when they are quantised (QuaRot, SpinQuant). The "
+            "answers are the model's own; its hidden states and input embeddings are in another basis, and cannot be "
+            "compared or mixed with the original's."
+        )
     if not any(v.manifest.get("accuracy") for v in variants):
         lines.append("Its accuracy has not been measured.")
     return "\n".join(lines)

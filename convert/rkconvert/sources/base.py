@@ -18,6 +18,7 @@ from rk3588.families import Family
 from rk3588.shape import Shape
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names, Part
+from rkconvert.rotation.change import Change
 from rkconvert.tokenizers.vocabulary import Vocabulary
 
 from .gptq import Gptq
@@ -150,6 +151,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     origin: Origin | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)  # what it asks for, as rk3588.sampling names it
+    rotation: Mapping[str, Any] = field(default_factory=dict)  # how its weights are turned; empty: they are not
 
     @property
     def name(self) -> str:
@@ -201,12 +203,13 @@ class Checkpoint:
 class Source(Checkpoint):
     """A model whose every tensor is known: what the simulated runtime's artifact is made from.
 
-    ``tensors`` goes by canonical name.
+    ``tensors`` goes by canonical name, and so does ``changes``: what becomes of tensors before they are stored.
     """
 
     family: Family
     config: ModelConfig
     vocabulary: Vocabulary
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
 
 def our_tensors(

@@ -21,6 +21,7 @@ from rkconvert.architectures import config_json
 from rkconvert.architectures.fields import Fields
 from rkconvert.architectures.model import ModelConfig
 from rkconvert.architectures.names import Names
+from rkconvert.rotation import options as rotation
 from rkconvert.tokenizers.huggingface import read_vocabulary
 
 from . import gptq
@@ -47,12 +48,13 @@ def read(folder: Path) -> Source:
     weights = _weights(folder)
     vocabulary = read_vocabulary(folder, settings, config.vocab_size)
     wishes, remarks = _sampling(folder)
+    turned = rotation.read_facts(settings, where)
     return Source(
         path=folder,
         kind="huggingface",
         architecture=config_json.class_of(settings, where) or family.classes[0],
         family=family,
-        config=config,
+        config=replace(config, rotation=str(turned.get("basis", ""))),
         vocabulary=vocabulary,
         tensors=_known(family, config, _tensors(weights.files), folder),
         files=tuple(weights.files),
@@ -62,6 +64,7 @@ def read(folder: Path) -> Source:
         copies=_there(folder, *COPIED),
         notes=(*left_out, *weights.notes, *vocabulary.notes, *remarks),
         sampling=wishes,
+        rotation=turned,
     )
 
 
@@ -113,6 +116,7 @@ def _described(folder: Path, settings: dict[str, Any]) -> Checkpoint:
         copies=_there(folder, *COPIED),
         notes=(*notes, *remarks),
         sampling=wishes,
+        rotation=rotation.read_facts(settings, str(folder / "config.json")),
     )
 
 

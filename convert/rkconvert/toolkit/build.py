@@ -12,7 +12,9 @@ from rk3588.rkllm_file import LORA_SUFFIX
 from rkconvert.adapters import in_bundle, merge
 from rkconvert.adapters.lora import Lora
 from rkconvert.artifact.layout import Artifact
+from rkconvert.calibration import Dataset
 from rkconvert.plan import Plan
+from rkconvert.rotation import emit
 
 from . import driver, install, releases
 from .job import ToolkitJob
@@ -33,13 +35,16 @@ def write_model(
 
     The toolkit takes one adapter at a time, so each needs a build of its own. ToolkitError for whatever goes wrong.
     """
+    assert isinstance(job.dataset, Dataset)  # the model has written it
     scratch = folder / _SCRATCH
     scratch.mkdir()
     try:
         dataset = scratch / "dataset.json"
         dataset.write_text(job.dataset.text(), encoding="utf-8")
         model = plan.source.path
-        if plan.merged_loras:
+        if plan.rotate:
+            model = _rotated(plan, scratch / "rotated", check)
+        elif plan.merged_loras:
             model = merge.write_checkpoint(plan.sim_source, plan.merged_loras, scratch / "merged", check)
         exports, calls = {}, []
         for number, adapter in enumerate(plan.kept_loras or (None,)):
@@ -54,6 +59,14 @@ def write_model(
             _move(first.with_name(f"{first.stem}{LORA_SUFFIX}.rkllm"), folder / in_bundle.RESIDUAL_FILE)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _rotated(plan: Plan, folder: Path, check: Callable[[], None]) -> Path:
+    """The rotated model as the toolkit can read it."""
+    folder.mkdir()
+    source = plan.sim_source
+    emit.write(source, plan.merged_loras, emit.settings(source), folder, "fp32", lambda _: check())
+    return folder
 
 
 def calls_for(

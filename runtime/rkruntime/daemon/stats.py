@@ -113,7 +113,7 @@ class Stats:
             "model": {
                 "name": self._config.name or bundle.name, "dtype": bundle.dtype, "file": choice.model.name,
                 "bytes": choice.model.stat().st_size, "loras": list(runtime.loras_for(bundle, choice.kind)),
-                "context_length": bundle.context_length,
+                "context_length": bundle.context_length, "params": board.params(bundle),
             },
             "runtime": {
                 "kind": choice.kind, "simulated": choice.simulated, "version": version, "driver": board.driver(),

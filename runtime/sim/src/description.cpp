@@ -23,6 +23,7 @@ constexpr std::string_view kKnown[] = {
     "header_crc32",
     "family",
     "adapters_interleaved",
+    "rotation",
     "eos_token_ids",
     "lstrip_token_ids",
     "rstrip_token_ids",
@@ -230,9 +231,10 @@ Description describe(const Gguf& file) {
   const Keys keys(file);
   const Shape shape = read_shape(file, keys);
   Features features = read_features(file, keys, shape);
-  if (file.version() < 3) return {shape, std::move(features), "llama", true};
+  if (file.version() < 3) return {shape, std::move(features), "llama", true, ""};
   return {shape, std::move(features), std::string(file.need_string(keys.name("family"))),
-          file.boolean(keys.name("adapters_interleaved")).value_or(false)};
+          file.boolean(keys.name("adapters_interleaved")).value_or(false),
+          std::string(file.string(keys.name("rotation")).value_or(""))};
 }
 
 bool is_described(const std::string& tensor) { return tensor == kFactors || tensor == kLongFactors; }

@@ -54,6 +54,7 @@ struct Description {
   Features features;
   std::string family;         // what llama.cpp calls this architecture: its adapters name it
   bool adapters_interleaved;  // their rows of Q and K are as llama.cpp has them for this family, not as ours
+  std::string rotation;       // the basis of hidden states and of input embeddings; "": that of the model's authors
 };
 
 // Both from the header of `file`; its RoPE tensors are read as well. Throws Error, also on a key it does not know.

@@ -17,6 +17,17 @@ void expect(const Gguf& file, const char* key, std::string_view expected) {
                 std::string(expected) + "'");
 }
 
+// A rotated model's adapters are rotated as it is; without a word, others would change it to something else.
+void check_rotation(const Gguf& file, const std::string& wanted) {
+  const auto told = [](const std::string& rotation) {
+    return rotation.empty() ? std::string("not rotated") : "rotated (" + rotation + ")";
+  };
+  const std::string found(file.string("rksim.rotation").value_or(""));
+  if (found != wanted)
+    throw Error(file.path() + " is for a model that is " + told(found) + ", and this one is " + told(wanted) +
+                ": convert the adapter with its model (rkconvert --lora)");
+}
+
 struct Halves {
   const Tensor *a = nullptr, *b = nullptr;
 };
@@ -74,6 +85,7 @@ Lora::Lora(const std::string& path, const Model& model, float scale) {
   expect(file, "general.type", "adapter");
   expect(file, "adapter.type", "lora");
   expect(file, "general.architecture", model.description.family);
+  check_rotation(file, model.description.rotation);
   const float alpha = file.f32("adapter.lora.alpha").value_or(0.0f);
   if (!std::isfinite(alpha)) throw Error(path + ": adapter.lora.alpha is not a finite number");
   for (const auto& [name, halves] : halves_by_layer(file)) {

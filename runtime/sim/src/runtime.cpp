@@ -11,6 +11,7 @@ namespace rksim {
 
 Runtime::Runtime(std::unique_ptr<Model> model, const RunParams& params, Listener listener, Helpers helpers)
     : model_(std::move(model)), params_(params), listener_(std::move(listener)), helpers_(std::move(helpers)) {
+  if (helpers_.embed) check_takes_embeddings("embed_callback");
   if (params_.ways.history) chat_ = Chat(model_->file);
   for (int i = 0; i < params_.sequences; i++)
     sequences_.push_back(std::make_unique<Sequence>(*model_, params_, helpers_));
@@ -25,6 +26,21 @@ Runtime::~Runtime() {
     log_line("I rksim", "hidden states and logits of " + std::to_string(kept_.size()) +
                             " runs stayed until now: " + std::to_string(kept) + " bytes");
   sem_destroy(&over_while_closing_);
+}
+
+void Runtime::check_takes_embeddings(const char* what) const {
+  const std::string& rotation = model_->description.rotation;
+  if (!rotation.empty())
+    throw Error(
+        std::string(what) + ": this model is rotated (" + rotation +
+        "), and embeddings that were made for the original would mean nothing to it: convert it without --rotate");
+}
+
+void Runtime::tell_basis() const {
+  const std::string& rotation = model_->description.rotation;
+  if (!rotation.empty())
+    log_warning("this model is rotated (" + rotation +
+                "): its hidden states are in another basis than the original's, without the gains of the last norm");
 }
 
 void Runtime::load_lora(const std::string& path, const std::string& name, float scale) {

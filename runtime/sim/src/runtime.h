@@ -45,6 +45,9 @@ class Runtime {
   int context() const { return params_.context; }
   const Frame& image() const { return params_.image; }
   size_t sequences() const { return sequences_.size(); }
+  void tell_basis() const;  // of hidden states, in the log, where it is not the one that a caller would think of
+  void check_takes_embeddings(
+      const char* what) const;  // Throws Error for a rotated model: they would be in another basis.
 
   // Kept under `name` until the end. Throws Error.
   void load_lora(const std::string& path, const std::string& name, float scale);

@@ -109,10 +109,12 @@ void copy_content(Request& r, const RKLLMInput& input, const Runtime& runtime) {
       return;
     }
     case InputType::kEmbed:
+      runtime.check_takes_embeddings("RKLLM_INPUT_EMBED");
       r.tokens = input.embed_input.n_tokens;
       copy_embeddings(r.embeddings, need(input.embed_input.embed, "embed_input.embed"), r.tokens, runtime);
       return;
     case InputType::kMultimodal:
+      runtime.check_takes_embeddings("RKLLM_INPUT_MULTIMODAL");
       r.prompt = need(input.multimodal_input.prompt, "multimodal_input.prompt");
       copy_media(r, input.multimodal_input, runtime);
       return;
@@ -188,6 +190,7 @@ Requests read_requests(const RKLLMInput* input, const RKLLMInferParam* infer, vo
   need(input, "input");
   const RKLLMInferParam params = infer ? copied(infer) : RKLLMInferParam{};
   const Mode mode = mode_of(params);
+  if (mode == Mode::kHidden) runtime.tell_basis();
   Requests requests;
   for (size_t i = 0; i < runtime.sequences(); i++) {
     requests.push_back(read_input(input + i, runtime));

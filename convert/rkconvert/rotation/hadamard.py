@@ -1,0 +1,82 @@
+"""Random orthogonal matrices that spread evenly what is large in a few places: Hadamard matrices with random signs.
+
+A Hadamard matrix has entries 1 and -1, and orthogonal rows. Sylvester makes one of 2 n from one of n; Paley has one of
+q + 1 for each prime q = 3 mod 4, and of 2 (q + 1) for each q = 1 mod 4. Where these do not reach, as for odd sizes, a
+random orthogonal matrix stands for the part of the size that is left.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+
+from .orthogonal import Matrix, Orthogonal
+
+_SYLVESTER = np.array([[1.0, 1.0], [1.0, -1.0]])
+_MOST_DOUBLINGS = 6  # in one factor: factors of 64 are quick to multiply with
+
+
+def random_hadamard(size: int, seed: tuple[int, ...]) -> Orthogonal:
+    """Of ``size``, the same for the same ``seed``. From the generator's raw bits, which NumPy keeps stable."""
+    random = np.random.PCG64(seed)
+    doublings, base = _base(size)
+    factors = []
+    while doublings:
+        count = min(doublings, _MOST_DOUBLINGS)
+        factors.append(reduce(np.kron, [_SYLVESTER] * count) / np.sqrt(2**count))
+        doublings -= count
+    if base is not None:
+        factors.append(base / np.sqrt(len(base)))
+    elif (left := size // int(np.prod([len(f) for f in factors] or [1]))) > 1 or not factors:
+        factors.append(_random_orthogonal(left, random))
+    signs = 1.0 - 2.0 * (random.random_raw(size) >> np.uint64(63)).astype(np.float64)
+    return Orthogonal(tuple(factors), signs)
+
+
+def _base(size: int) -> tuple[int, Matrix | None]:
+    """How often to double which of Paley's matrices; None: none is needed, or none is known."""
+    most = (size & -size).bit_length() - 1
+    if size == 1 << most:
+        return most, None
+    for doublings in range(most, -1, -1):
+        found = _paley(size >> doublings)
+        if found is not None:
+            return doublings, found
+    return most, None
+
+
+def _paley(size: int) -> Matrix | None:
+    if size % 4 == 0 and _is_prime(size - 1):  # then size - 1 = 3 mod 4
+        skew = _bordered(size - 1, -1.0)
+        return skew + np.eye(size)
+    half = size // 2
+    if size % 4 == 0 and half % 4 == 2 and _is_prime(half - 1):  # then half - 1 = 1 mod 4
+        symmetric = _bordered(half - 1, 1.0)
+        return np.asarray(np.kron(symmetric, _SYLVESTER) + np.kron(np.eye(half), [[1.0, -1.0], [-1.0, -1.0]]))
+    return None
+
+
+def _bordered(prime: int, corner: float) -> Matrix:
+    """Paley's conference matrix: which differences are squares modulo ``prime``, with a border of ones."""
+    squares = np.unique(np.arange(1, prime) ** 2 % prime)
+    character = np.full(prime, -1.0)
+    character[squares], character[0] = 1.0, 0.0
+    found = np.zeros((prime + 1, prime + 1))
+    found[0, 1:], found[1:, 0] = 1.0, corner
+    at = np.arange(prime)
+    found[1:, 1:] = character[(at[:, None] - at) % prime]
+    return found
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))
+
+
+def _random_orthogonal(size: int, random: np.random.PCG64) -> Matrix:
+    """Evenly distributed over all of that size: what QR makes of normal numbers, with R's diagonal above zero."""
+    bits = random.random_raw(2 * size * size)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    normal = np.sqrt(-2 * np.log(uniform[::2])) * np.cos(2 * np.pi * uniform[1::2])
+    q, r = np.linalg.qr(normal.reshape(size, size))
+    return np.asarray(q * np.sign(np.diagonal(r)), np.float64)
