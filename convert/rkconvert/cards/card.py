@@ -138,7 +138,8 @@ def model_card(variants: list[Variant], base: Base) -> str:
     parts.append(licence_section(base, files))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
-    return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    card = f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    return card.encode("utf-8", "replace").decode("utf-8")  # files' names may be of other bytes
 
 
 def _source(variants: list[Variant]) -> str:
