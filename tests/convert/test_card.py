@@ -96,6 +96,10 @@ def test_accuracy_only_where_it_was_measured(model: Path, tmp_path: Path) -> Non
     both = model_card([variant, other], read_base(model))
     assert "perplexity 12.50 (fp32: 12.25), KL 0.010, same best token 96%, over 1024 tokens of a text" in both
     assert "not measured" in both and "accuracy has not been measured" not in both
+    assert "| Accuracy against fp32 |" in both
+    rough = replace(variant, manifest={**found.manifest, "accuracy": {**measured, "reference": "fp16"}})
+    assert "| Accuracy against fp16 |" in model_card([rough], read_base(model))
+    assert "perplexity 12.50 (fp16: 12.25)" in model_card([rough], read_base(model))
 
 
 @pytest.mark.parametrize(
@@ -130,3 +134,12 @@ def test_a_model_that_cannot_chat_is_not_said_to(model: Path, tmp_path: Path) ->
     folder, text = made(bare, tmp_path)
     assert "rk3588 chat" not in text and f'rk3588 run {folder.name} --raw "The capital' in text
     assert not Variant.of(bundle.read(folder)).can_chat
+
+
+def test_a_rotated_variant_says_so_and_others_do_not(model: Path, tmp_path: Path) -> None:
+    plain, text = made(model, tmp_path)
+    turned, other = made(model, tmp_path, rotate="hadamard")
+    assert "| w8a8, rotated (hadamard) |" in other and "its hidden states and input embeddings are in another" in other
+    assert "otated" not in text
+    both = model_card([Variant.of(bundle.read(one)) for one in (plain, turned)], read_base(model))
+    assert "| w8a8 |" in both and "| w8a8, rotated (hadamard) |" in both

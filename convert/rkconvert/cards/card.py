@@ -6,6 +6,7 @@ It says only what is true: a LoRA only where one was applied, accuracy only wher
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,12 @@ def _as_text(value: Any) -> str:
 def model_card(variants: list[Variant], base: Base) -> str:
     """``README.md`` for one bundle, or for several of one model."""
     parts = [_title(variants), _description(variants), _table(variants), *_loras(variants), _usage(variants)]
-    parts.append(_licence(variants, base))
+    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
+    parts.append(licence_section(base, files))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
-    return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    card = f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    return card.encode("utf-8", "replace").decode("utf-8")  # files' names may be of other bytes
 
 
 def _source(variants: list[Variant]) -> str:
@@ -225,7 +228,7 @@ def _table(variants: list[Variant]) -> str:
     head = ["Variant", "File", "Size", "Context", "Memory on a board", "Predicted decode", "Predicted prefill"]
     measured = [v.manifest.get("accuracy") for v in variants]
     if any(measured):
-        head.append("Accuracy against fp32")
+        head.append("Accuracy against " + "/".join(dict.fromkeys(m.get("reference", "fp32") for m in measured if m)))
     rows = [row for v, accuracy in zip(variants, measured) for row in _rows(v, accuracy, bool(any(measured)))]
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -277,7 +280,8 @@ def _significant(value: float, digits: int = 2) -> str:
 
 def _accuracy(found: dict[str, Any]) -> str:
     return (
-        f"perplexity {_significant(found['perplexity'], 4)} (fp32: {_significant(found['reference_perplexity'], 4)}), "
+        f"perplexity {_significant(found['perplexity'], 4)} ({found.get('reference', 'fp32')}: "
+        f"{_significant(found['reference_perplexity'], 4)}), "
         f"KL {_significant(found['divergence'])}, same best token {found['agreement']:.0%}, "
         f"over {found['tokens']} tokens of {found['text']}"
     )
@@ -346,7 +350,8 @@ With Rockchip's own runtime ({releases.runtime([board.manifest])}) and its demo,
     return text
 
 
-def _licence(variants: list[Variant], base: Base) -> str:
+def licence_section(base: Base, files: Sequence[str]) -> str:
+    """What is known of the original's licence; ``files`` have its text."""
     lines = ["## Licence\n"]
     known, stated = base.licence, _as_text(base.facts.get("license_name")) or _as_text(base.facts.get("license"))
     if known is None:
@@ -358,7 +363,6 @@ def _licence(variants: list[Variant], base: Base) -> str:
         lines.append(f"\n**{known.display}**")
     if known and known.notice:
         lines.append(f"\n{known.notice}")
-    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
     if files:
         lines.append(f"\nIts text came with the model: {', '.join(f'`{file}`' for file in files)}.")
     return "\n".join(lines)
