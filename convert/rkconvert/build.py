@@ -18,7 +18,8 @@ from .artifact import hybrid, pipeline
 from .artifact.artifact_file import ArtifactFile, write_error
 from .artifact.header import make_header, tokenizer_metadata, write_tokenizer
 from .artifact.layout import Artifact
-from .bundle_texts import emitted_card, make_card, make_manifest, tokenizer_files
+from .bundle_texts import make_card, make_manifest, tokenizer_files
+from .cards.rotated import rotated_card
 from .estimate import disk_bytes
 from .plan import Plan
 from .rotation import emit
@@ -74,7 +75,7 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
         try:
             step = _progress_counter("emit", size, progress, check)
             error = emit.write(plan.sim_source, plan.merged_loras, before, folder, dtype, step)
-            (folder / CARD).write_text(emitted_card(plan, error), encoding="utf-8")
+            (folder / CARD).write_text(rotated_card(plan, error), encoding="utf-8")
         except OSError as failed:
             raise write_error(failed, Path(failed.filename or place)) from failed
     rounded = {} if dtype == "fp32" else {"rounding_error": error}

@@ -18,6 +18,7 @@ from rk3588.errors import CheckpointError, TargetTaken, UsageError
 from rkconvert.adapters import lora
 from rkconvert.architectures.to_config_json import different
 from rkconvert.build import convert, write_checkpoint
+from rkconvert.cards.front_matter import split
 from rkconvert.request import Request
 from rkconvert.rotation import emit
 from rkconvert.rotation.prepare import prepared
@@ -129,7 +130,7 @@ def test_bf16_says_what_it_lost(tmp_path: Path) -> None:
     )
     lost = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert 0.001 < lost < 0.004 and told["rounding_error"] == pytest.approx(lost, rel=1e-3)
-    assert f"{lost:.2g} of their size" in (tmp_path / "turned" / "README.md").read_text()
+    assert f"changes weights by {lost:.2g} of their size" in (tmp_path / "turned" / "README.md").read_text()
 
 
 def test_the_same_call_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -184,9 +185,14 @@ def test_a_merged_adapter_is_in_it(tmp_path: Path) -> None:
 
 def test_licences_and_code_go_with_it_and_strange_files_do_not(tmp_path: Path) -> None:
     folder = models.tiny_llama(tmp_path / "m")
+    (folder / "README.md").write_text("---\nlicense: llama3.2\ntags: [chat]\n---\n# Original\n")
     for name in ("LICENSE", "modeling_tiny.py", "notes.txt", "pytorch_model.bin"):
         (folder / name).write_text(name)
-    found = {file.name for file in emitted(open_source(folder), tmp_path / "turned").iterdir()}
+    turned_folder = emitted(open_source(folder), tmp_path / "turned")
+    facts, body = split((turned_folder / "README.md").read_text())
+    assert facts == {"license": "llama3.2", "base_model": "m"}
+    assert "# tiny, rotated" in body and "**Built with Llama**" in body and "came with the model: `LICENSE`" in body
+    found = {file.name for file in turned_folder.iterdir()}
     assert {"LICENSE", "modeling_tiny.py", "README.md", "chat_template.jinja", "tokenizer.json"} <= found
     assert not {"notes.txt", "pytorch_model.bin"} & found
 

@@ -70,6 +70,17 @@ def test_sizes_of_real_models_have_hadamard_matrices(size: int) -> None:
     assert max(len(factor) for factor in q.factors) <= 64 or size == 960
 
 
+@pytest.mark.parametrize("size", [99991, 99992, 2 * 4099, 8 * 4409])
+def test_a_size_that_no_memory_holds_is_refused(size: int, tmp_path: Path) -> None:
+    """Of a small file that somebody made: 99991 is a prime, and one less than 99992."""
+    with pytest.raises(UsageError, match=f"--rotate: a matrix of {size} would need one of "):
+        random_hadamard(size, (0,))
+    source = open_source(models.tiny_llama(tmp_path / "m"))
+    wide = replace(source, config=replace(source.config, hidden=size))
+    with pytest.raises(UsageError, match=f"--rotate: a matrix of {size} would need one of "):
+        make_plan(wide, "x", tmp_path, [quant.scheme("w8a8")], rotate="hadamard")
+
+
 def test_the_same_seed_gives_the_same_matrix_and_another_another() -> None:
     """To the bit, in every version: so two people's rotated bundles of a model are one."""
     assert Rotation(random_hadamard(576, (0, 1))).digest == "a83a7d0bbf78a062"

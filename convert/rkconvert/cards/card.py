@@ -6,6 +6,7 @@ It says only what is true: a LoRA only where one was applied, accuracy only wher
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def _as_text(value: Any) -> str:
 def model_card(variants: list[Variant], base: Base) -> str:
     """``README.md`` for one bundle, or for several of one model."""
     parts = [_title(variants), _description(variants), _table(variants), *_loras(variants), _usage(variants)]
-    parts.append(_licence(variants, base))
+    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
+    parts.append(licence_section(base, files))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
     return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
@@ -256,7 +258,9 @@ def _unusual_options(variant: Variant) -> str:
     rate = variant.manifest.get("hybrid", {}).get("rate")
     unusual = (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
     rotation = variant.manifest.get("rotation")
-    return unusual + (f", rotated ({rotation['kind']})" if rotation else "")
+    smoothing = variant.manifest.get("smoothing")
+    unusual += f", rotated ({rotation['kind']})" if rotation else ""
+    return unusual + (f", smoothed (alpha {smoothing['alpha']:g})" if smoothing else "")
 
 
 def _speed(found: list[Estimate]) -> str:
@@ -346,7 +350,8 @@ With Rockchip's own runtime ({releases.runtime([board.manifest])}) and its demo,
     return text
 
 
-def _licence(variants: list[Variant], base: Base) -> str:
+def licence_section(base: Base, files: Sequence[str]) -> str:
+    """What is known of the original's licence; ``files`` have its text."""
     lines = ["## Licence\n"]
     known, stated = base.licence, _as_text(base.facts.get("license_name")) or _as_text(base.facts.get("license"))
     if known is None:
@@ -358,7 +363,6 @@ def _licence(variants: list[Variant], base: Base) -> str:
         lines.append(f"\n**{known.display}**")
     if known and known.notice:
         lines.append(f"\n{known.notice}")
-    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
     if files:
         lines.append(f"\nIts text came with the model: {', '.join(f'`{file}`' for file in files)}.")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Source
 
 from .change import Change
+from .hadamard import check_size
 from .options import DIGITS, Rotate
 from .orthogonal import Matrix, Orthogonal
 
@@ -65,6 +66,8 @@ def refuse(source: Source) -> None:
         raise UsageError(f"--rotate: {source.path} is rotated already ({source.rotation['basis']}): convert it without")
     if reason := obstacle(source.config):
         raise UsageError(f"--rotate cannot be used with {source.family.title}: {reason}; convert it without")
+    for size in (source.config.hidden, source.config.head_dim):
+        check_size(size)
 
 
 def outlined(source: Source, facts: Mapping[str, Any]) -> Source:
