@@ -73,7 +73,7 @@ def test_a_folder_alone(model: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"rotate": "hadamrad"}, "--rotate hadamrad: did you mean 'hadamard'?"),
-        ({"emit_hf": Path("x")}, "--emit-hf writes the model as --rotate turns it: give --rotate as well"),
+        ({"emit_hf": Path("x")}, "--emit-hf writes the model as --rotate turns it: give --rotate or --smooth as well"),
         ({"emit_dtype": "bf16", "rotate": "hadamard"}, "give --emit-hf DIR as well"),
     ],
 )

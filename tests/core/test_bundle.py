@@ -122,6 +122,9 @@ BAD_LORAS: list[Any] = [
         ({"files": [{"path": "x" * 5000, "size": 1, "sha256": ""}]}, "x' is not a path inside the bundle"),
         ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        ({"rotation": []}, "'rotation' is no mapping with 'kind'"),
+        ({"rotation": {"basis": "x"}}, "'rotation' is no mapping with 'kind'"),
+        ({"smoothing": {"alpha": "much"}}, "'smoothing' is no mapping with 'alpha'"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
     ],
 )

@@ -33,9 +33,14 @@ Step = Callable[[int], None]
 
 
 def learned(
-    source: Source, start: Rotation, rotate: Rotate, windows: forward.Windows, merged: Sequence[Lora], read: Step,
+    source: Source,
+    start: Rotation,
+    rotate: Rotate,
+    windows: forward.Windows,
+    merged: Sequence[Lora],
+    read: Step,
     step: Step,
-) -> Rotation:  # fmt: skip
+) -> Rotation:
     """``start`` with a better R1. ``read`` is told the bytes of each tensor read, ``step`` of each step done."""
     assert start.residual is not None
     random = np.random.default_rng(rotate.seed)

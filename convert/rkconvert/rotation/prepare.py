@@ -46,9 +46,8 @@ def _matrices(plan: Plan, rotate: Rotate, windows: forward.Windows, progress: Pr
     if rotate.kind != LEARNED:
         return found
     read = _reading(source, progress)
-    return learn.learned(
-        source, found, rotate, windows, plan.merged_loras, read, _counted("learn", learn.STEPS, progress)
-    )  # fmt: skip
+    step = _counted("Learning R1", learn.STEPS, progress)
+    return learn.learned(source, found, rotate, windows, plan.merged_loras, read, step)
 
 
 def _reading(source: Source, progress: Progress) -> Callable[[int], None]:
