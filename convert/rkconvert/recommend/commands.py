@@ -42,7 +42,7 @@ _PROMPT = 128  # tokens, whose first answer is predicted
 @click.option("--board", "name", required=True, metavar="NAME", help="Board type or host: see `rk3588 board list`.")
 @click.option("--ram", type=click.IntRange(1), metavar="GB", help="RAM of your board.  [the host's]")
 @click.option("--min-tok-s", type=float, metavar="N", help="Decode at least so fast.")
-@click.option("--max-kl", type=float, default=0.05, show_default=True, metavar="KL", help="Differ at most so from it.")
+@click.option("--max-kl", type=float, default=0.05, show_default=True, metavar="KL", help="KL from fp32 that may be.")
 @click.option("--tokens", type=click.IntRange(min=2), default=1000, show_default=True, help="How many are read.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="What is read.  [default: built in]")
 @click.option("--bandwidth", type=float, metavar="GB/S", help="What decoding gets of the board's memory.")
