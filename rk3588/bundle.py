@@ -96,6 +96,11 @@ class Bundle:
         return dict(self.manifest.get("sampling") or {})
 
     @property
+    def basis(self) -> str:
+        """That of hidden states and input embeddings; "": the original model's, for its weights were not rotated."""
+        return str(self.manifest.get("rotation", {}).get("basis", ""))
+
+    @property
     def chat_template(self) -> str | None:
         path = self.file(TEMPLATE)
         return reading.read_text(path, reading.TEMPLATE, self.path, BundleError) if path else None
@@ -200,6 +205,8 @@ def _check_form(where: Path, manifest: Any) -> None:
         raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
     if "adopted" in manifest and not _is_adopted(manifest["adopted"]):
         raise BundleError(f"{where}: 'adopted' needs claims, each with its value and who made it: adopt it again")
+    if not isinstance(manifest.get("rotation", {}), dict):
+        raise BundleError(f"{where}: 'rotation' is no mapping: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
@@ -377,7 +384,7 @@ def write_manifest(
         files.append({"path": name, "size": path.stat().st_size, "sha256": digest})
     text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
     where = folder / MANIFEST
-    where.write_text(text, encoding="utf-8")
+    where.write_text(text, encoding="utf-8", errors="replace")  # what it was made of may be called by other bytes
     _sync(where)
 
 

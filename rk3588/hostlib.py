@@ -67,6 +67,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_use_lora": (c.c_int, [_P, c.c_char_p, c.c_float]),
     "rksim_logits": (c.c_int, [_P, _P, c.c_size_t, c.c_int, _P, _PROGRESS]),
     "rksim_greedy": (c.c_int, [_P, _P, c.c_size_t, c.c_size_t, _P, _PROGRESS]),
+    "rksim_next": (c.c_int, [_P, _P, c.c_size_t, c.c_size_t, c.c_size_t, _P]),
     "rksim_embed": (c.c_int, [_P, _P, c.c_size_t, _P]),
     "rksim_layer": (c.c_int, [_P, c.c_int, _P, c.c_size_t, _P]),
     "rksim_linear": (c.c_int, [_P, c.c_char_p, _P, c.c_size_t, _P]),
@@ -216,6 +217,17 @@ class SimModel:
             if self._lib.rksim_greedy(self._handle, array, len(ids), count, out, tell):
                 raise _failed()
         return list(out)
+
+    def next_logits(self, ids: list[int], *, kept: int = 0, room: int = 0) -> npt.NDArray[np.float32]:
+        """Logits of the token after ``ids``: float32 (n_vocab,). These come behind the first ``kept`` positions of the
+        call before, or begin a sequence that may grow to ``room`` positions; other calls end it."""
+        import numpy as np
+
+        array = (c.c_int32 * len(ids))(*ids)
+        out = np.empty(self.info.n_vocab, np.float32)
+        if self._lib.rksim_next(self._handle, array, len(ids), kept, room, out.ctypes.data):
+            raise _failed()
+        return out
 
     def embed(self, ids: list[int]) -> npt.NDArray[np.float32]:
         """What ``ids`` become before the first transformer block: float32 (n, hidden)."""

@@ -68,25 +68,6 @@ def make_card(plan: Plan, artifact: Artifact, manifest: Mapping[str, Any], sizes
     return model_card([Variant(plan.variant(artifact), told, sizes, source.shape, can_chat)], base_of(source))
 
 
-def emitted_card(plan: Plan, error: float) -> str:
-    """``README.md`` of a Hugging Face folder; ``error`` is what its dtype made by rounding."""
-    assert plan.emit
-    turned = plan.rotation
-    lines = [
-        f"# {plan.name}, rotated",
-        "",
-        f"The weights of {plan.source.name}, changed by rkconvert {rk3588.__version__} with `--rotate "
-        f"{turned['kind']}` ({' and '.join(turned['matrices'])}, seed {turned['seed']}) so that they lose less when "
-        "they are quantised. As they are here, the model computes what it did before.",
-        "",
-        f"- Stored as {plan.emit.dtype}" + (f", which rounds weights by {error:.2g} of their size" if error else ""),
-        "- Hidden states and input embeddings are in another basis than the original's: `" + turned["basis"] + "`",
-        "- A LoRA that was trained on the original does not fit",
-        *(f"- The LoRA {lora.name} is merged, at scale {lora.option.scale:g}" for lora in plan.merged_loras),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def tokenizer_files(source: Checkpoint) -> dict[str, str]:
     """What a Hugging Face folder has and a GGUF file has not, made from its vocabulary."""
     if source.kind != "gguf" or source.vocabulary is None:

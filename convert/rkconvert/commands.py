@@ -15,7 +15,8 @@ from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
 from .adapters import lora
-from .build import convert, write_checkpoint
+from .build import convert, with_dataset, write_checkpoint
+from .calibration import dataset_named
 from .cards.card import base_of, naming_note
 from .dry_run import describe, render
 from .plan import Plan
@@ -31,7 +32,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 
 
 @click.command(short_help="Convert MODEL into bundles; the default command.")
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(), required=False, metavar="MODEL")
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write bundles into.")
 @click.option(
     "--dtype", "dtypes", multiple=True, metavar="DTYPE", default=["w8a8"], show_default=True,
@@ -69,8 +70,9 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--algorithm", metavar="NAME", help="rkllm-toolkit's quantized_algorithm.  [default: normal]")
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
-    "--dataset", type=click.Path(path_type=Path), metavar="FILE",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
+    "--dataset", metavar="FILE|generate[:N]",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with, or N (32) answers that the model itself "
+    "writes; a file of that name is ./generate.  [default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -92,7 +94,7 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def build(
-    model: str,
+    model: str | None,
     out: Path | None,
     dtypes: tuple[str, ...],
     targets: tuple[str, ...],
@@ -114,7 +116,13 @@ def build(
 
     The path of each bundle is a line on stdout.
     """
-    request = Request(targets=targets, dtypes=dtypes, loras=loras, **options)
+    if model is None and options["rotate"] not in (None, *rotation.KINDS):  # `--rotate MODEL`
+        model, options["rotate"] = options["rotate"], rotation.HADAMARD
+    if model is None:
+        raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
+    named = options.pop("dataset")
+    dataset = None if named is None else dataset_named(named)
+    request = Request(targets=targets, dtypes=dtypes, loras=loras, dataset=dataset, **options)
     request.check()
     if out is None and not dry_run and not request.emit_hf:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
@@ -139,7 +147,8 @@ def build(
         _print_note(note)
     if remote:
         with shown() as progress:
-            plan = replace(plan, source=hub.download(remote, progress, request.opener))
+            downloaded = hub.download(remote, progress, request.opener)
+        plan = replace(plan, source=request.with_template(downloaded))
     base = base_of(plan.source)
     naming = naming_note(plan.name, base)
     for note in (*base.notes, *([naming] if naming else ())):
@@ -154,6 +163,8 @@ def _print_note(text: str) -> None:
 
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
+    with shown() as progress:
+        plan = with_dataset(plan, progress)  # once for all dtypes
     plan, told, done = prepared(plan), dict[str, Any](name=plan.name), []
     if plan.emit:
         with shown() as progress:

@@ -14,6 +14,7 @@ from .artifact.layout import Artifact, linear_kinds, toolkit_obstacle
 from .bundle_texts import model_facts
 from .estimate import bundle_bytes, memory_bytes, npu_bytes
 from .plan import Plan
+from .rotation import emit
 from .toolkit.job import ToolkitJob
 from .toolkit.options import BoardOptions
 
@@ -25,16 +26,30 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.name,
         "source": describe_source(plan),
-        "model": model_facts(plan.source),
+        "model": model_facts(plan.outlined.source),
         "tokenizer": {"model": vocabulary.model, "pre": vocabulary.pre} if vocabulary else None,
         "sampling": dict(plan.source.sampling),
         "bundles": [_describe_bundle(plan, artifact) for artifact in plan.artifacts],
+        **({"rotation": _rotation(plan)} if plan.rotation else {}),
+        **({"checkpoint": _checkpoint(plan)} if plan.emit else {}),
         **({"board": plan.board.facts()} if plan.board else {}),
         "threads": plan.threads,
         "memory_bytes": memory_bytes(plan),
         **({"lora": loras} if plan.loras else {}),
         "notes": list(plan.notes),
     }
+
+
+def _rotation(plan: Plan) -> dict[str, Any]:
+    """Which basis it comes to is known when the matrices are made."""
+    facts = plan.rotation
+    return {key: value for key, value in facts.items() if key != "basis" or plan.source.rotation}
+
+
+def _checkpoint(plan: Plan) -> dict[str, Any]:
+    assert plan.emit
+    size = emit.nbytes(plan.outlined.sim_source, plan.emit.dtype)
+    return {"path": str(plan.emit.folder), "dtype": plan.emit.dtype, "bytes_about": size}
 
 
 def describe_source(plan: Plan) -> dict[str, Any]:
@@ -75,6 +90,12 @@ def render(plan: Plan) -> str:
         f"source: {source['path']} ({source['kind']}, {_mb(source['bytes'])}; tensors: {types})",
         _tokenizer(plan),
     ]
+    if plan.rotation:
+        facts = plan.rotation
+        lines.append(f"rotated: {facts['kind']}, {' and '.join(facts['matrices'])}, seed {facts['seed']}")
+    if plan.emit:
+        told = _checkpoint(plan)
+        lines.append(f"checkpoint: {told['path']}, {told['dtype']}, about {_mb(told['bytes_about'])}")
     lines += [_lora(lora, plan.lora_mode) for lora in plan.loras]
     if plan.board:
         lines.append(_toolkit(plan.board))
@@ -86,7 +107,7 @@ def render(plan: Plan) -> str:
 
 
 def _model(plan: Plan) -> str:
-    model = model_facts(plan.source)
+    model = model_facts(plan.outlined.source)
     size = f"{model['architecture']}, {model['parameters'] / 1e6:.1f} M parameters"
     if plan.source.shape is None:
         return size
@@ -109,7 +130,7 @@ def _toolkit(job: ToolkitJob) -> str:
     return (
         f"rkllm-toolkit {job.toolkit.version}{known}: optimization level {options.optimization_level}, "
         f"{options.npu_cores} cores, {options.algorithm}, on {options.device}, {_built_for(options)}"
-        f"calibrated with {len(data.samples)} samples ({data.name})"
+        f"calibrated with {data.count} samples ({data.name})"
     )
 
 

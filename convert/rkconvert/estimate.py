@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import lru_cache
 
 from rk3588.errors import RkError
@@ -15,6 +14,8 @@ from .artifact.reading import BLOCK_BYTES, block_bytes, block_rows
 from .bundle_texts import make_card, make_manifest, tokenizer_files
 from .plan import Plan
 from .rotation import emit
+from .rotation.rotate import WRITERS
+from .sources.base import Source
 from .toolkit.preflight import LEAST
 
 _BASE_MEMORY = 45 << 20  # what the process takes before it reads a weight, as measured
@@ -26,7 +27,8 @@ def npu_bytes(plan: Plan) -> int:
     """About what a ``.rkllm`` takes: a byte a weight, two for each of the embedding."""
     if plan.source.gptq:
         return plan.source.parameters * 5 // 4
-    return sum(t.elements * (1 if len(t.shape) >= 2 else 4) for t in plan.source.tensors.values()) * 5 // 4
+    source = plan.outlined.source
+    return sum(t.elements * (1 if len(t.shape) >= 2 else 4) for t in source.tensors.values()) * 5 // 4
 
 
 def disk_bytes(plan: Plan) -> int:
@@ -43,13 +45,13 @@ def disk_bytes(plan: Plan) -> int:
 def _scratch_bytes(plan: Plan) -> int:
     """What rkllm-toolkit is given instead of the source."""
     if plan.rotate:
-        return emit.nbytes(replace(plan.sim_source, config=plan.config), "fp32")
+        return emit.nbytes(plan.outlined.sim_source, "fp32")
     return plan.source.nbytes if plan.merged_loras else 0
 
 
 def memory_bytes(plan: Plan) -> int:
     """Estimated peak. rkllm-toolkit is a process of its own, and counted where it is the larger one."""
-    own = _converter_memory(plan) if plan.for_sim else _BASE_MEMORY
+    own = _converter_memory(plan) if plan.for_sim or plan.emit else _BASE_MEMORY
     return max(own, LEAST * plan.source.nbytes) if plan.board else own
 
 
@@ -62,15 +64,24 @@ def _converter_memory(plan: Plan) -> int:
     work = weights * ((24 if plan.merged_loras else 4) * threads + made * (2 * threads + WAITING_FOR_DISK))
     hashed = (WAITING_FOR_DISK + 2) * BLOCK_BYTES
     vocabulary = plan.sim_source.vocabulary
+    tokenizer = 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
     loras = sum(lora.nbytes for lora in plan.loras)
-    return _BASE_MEMORY + loras + ahead + work + hashed + 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
+    turned = _whole_bytes(plan.sim_source) if plan.rotate else 0
+    return _BASE_MEMORY + loras + turned + ahead + work + hashed + tokenizer
+
+
+def _whole_bytes(source: Source) -> int:
+    """The largest matrix that is written to the residual stream is turned as a whole, in double precision, beside what
+    blocks of others take in it."""
+    written = max(source.tensors[f"blk.0.{kind}.weight"].elements for kind in WRITERS)
+    return 8 * written + 8 * 8 * max(block_rows(t) * t.columns for t in source.tensors.values())
 
 
 def model_bytes(plan: Plan, artifact: Artifact) -> int:
     """``model.sim.gguf``, to the byte."""
-    source = plan.sim_source
+    source = plan.outlined.sim_source
     tokenizer = _tokenizer_metadata(source.vocabulary)
-    header = make_header(plan.name, plan.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
+    header = make_header(plan.name, source.config, source.vocabulary, artifact, tokenizer, plan.hybrid_rate)
     return len(header) + artifact.data_bytes
 
 
@@ -91,7 +102,7 @@ def bundle_bytes(plan: Plan, artifact: Artifact) -> int:
 
 
 def _manifest_and_card_bytes(plan: Plan, artifact: Artifact, model: int) -> int:
-    source = plan.source
+    source, plan = plan.source, plan.outlined
     try:
         manifest = make_manifest(plan, artifact, dict.fromkeys((*source.files, *source.extras), _DIGEST))
         card = make_card(plan, artifact, manifest, dict.fromkeys(manifest["artifacts"], model))

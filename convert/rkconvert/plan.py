@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from rk3588.errors import UsageError
 from rk3588.quant import Scheme
 
 from .adapters.lora import Lora
-from .architectures.model import OUTPUT, ModelConfig
+from .architectures.model import OUTPUT
 from .artifact.layout import Artifact, make_artifact
 from .native_template import native_notes
 from .rotation.options import Emit, Rotate
-from .rotation.rotate import rotated_config
+from .rotation.rotate import outlined
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
 from .toolkit.options import PLATFORM
@@ -54,11 +54,6 @@ class Plan:
         return self.source
 
     @property
-    def config(self) -> ModelConfig:
-        """Of what the artifacts hold: of the source, turned where that is planned."""
-        return _config(self.sim_source, self.rotate)
-
-    @property
     def targets(self) -> list[str]:
         """What the bundles run on."""
         return [name for name, wanted in (("sim", self.for_sim), (PLATFORM, self.board)) if wanted]
@@ -80,7 +75,14 @@ class Plan:
     @property
     def rotation(self) -> dict[str, Any]:
         """What is told of how the weights are turned; {}: they are not."""
-        return dict(self.source.rotation) or (self.rotate.facts() if self.rotate else {})
+        return dict(self.outlined.source.rotation)
+
+    @property
+    def outlined(self) -> Plan:
+        """This plan, of the source as it will be: to be told, and for sizes. ``rotation.prepare`` makes it so."""
+        if self.rotate is None or self.source.rotation:
+            return self
+        return replace(self, source=outlined(self.sim_source, self.rotate.facts()))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -111,10 +113,6 @@ class Plan:
         return found
 
 
-def _config(source: Source, rotate: Rotate | None) -> ModelConfig:
-    return rotated_config(source.config, rotate.facts()) if rotate and not source.rotation else source.config
-
-
 def variant_name(
     name: str, dtype: str, level: int, hybrid_rate: float, community: bool, rotate: Rotate | None = None
 ) -> str:
@@ -143,6 +141,6 @@ def plan_artifacts(
     if not for_sim:
         return tuple(Artifact(scheme, ()) for scheme in schemes)
     assert isinstance(source, Source)
-    config = _config(source, rotate)
+    config = outlined(source, rotate.facts()).config if rotate else source.config
     linear = frozenset(name for name, shape in config.tensors().items() if len(shape) == 2) | {OUTPUT}
     return tuple(make_artifact(config, scheme, linear if hybrid_rate else None) for scheme in schemes)

@@ -12,10 +12,11 @@ from rk3588.errors import CheckpointError, TargetTaken, UsageError
 from rk3588.nearest import nearest
 from rk3588.quant import Scheme
 
-from . import calibration
+from . import calibration, generating
 from .adapters import in_bundle, lora
 from .adapters.lora import Lora, LoraOption
 from .artifact.layout import Artifact
+from .calibration import Dataset, Generate
 from .plan import Plan, plan_artifacts
 from .rotation import emit
 from .rotation.options import KINDS, Emit, Rotate
@@ -45,7 +46,7 @@ class Request:
     npu_cores: int | None = None
     algorithm: str | None = None
     extra_qparams: Path | None = None
-    dataset: Path | None = None
+    dataset: Path | Generate | None = None
     chat_template: Path | None = None
     device: str | None = None
     max_context: int | None = None
@@ -77,9 +78,11 @@ class Request:
 
     @property
     def opener(self) -> Callable[[Path], Checkpoint]:
-        """The simulated runtime, a rotation and the checks of a LoRA want a family known here; the toolkit takes
-        others, too."""
-        return open_source if "sim" in self.targets or self.loras or self.rotate else open_checkpoint
+        """The simulated runtime, which also writes data to calibrate with, a rotation and the checks of a LoRA want a
+        family known here; the toolkit takes others, too."""
+        generates = isinstance(self.dataset, Generate)
+        ours = "sim" in self.targets or self.loras or self.rotate or generates
+        return open_source if ours else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
         """The model at ``path``; CheckpointError for what is none."""
@@ -129,13 +132,15 @@ class Request:
             raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
+        if self.emit_hf and self.loras and self.lora_mode != "merge":
+            raise UsageError(f"--emit-hf: a folder holds no LoRA: merge {self.adapters[0].name} with --lora-mode merge")
         if self.rotate and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
             raise UsageError(
                 f"--rotate: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
                 "rotated model: merge it (--lora-mode merge), or leave --rotate or --target rk3588 out"
             )
 
-    def _with_template(self, source: Checkpoint) -> Checkpoint:
+    def with_template(self, source: Checkpoint) -> Checkpoint:
         """``source`` with the chat template that was given, parsed to see that it is one."""
         if self.chat_template is None:
             return source
@@ -154,7 +159,7 @@ class Request:
         ``out``: where the bundles are to lie, None for none of them. ``dry_run``: one that exists is only noted.
         """
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
-        source = self._with_template(source)
+        source = self.with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
         self._check_can_rotate(source)
         loras = self._read_loras(source)
@@ -208,7 +213,12 @@ class Request:
         for found, notes in (preflight.check_model(source, schemes, self.release), preflight.check_memory(source)):
             likely += found
             remarks += notes
-        dataset = calibration.load(options.dataset, source.vocabulary)
+        if isinstance(options.dataset, Generate):
+            assert isinstance(source, Source)  # see ``opener``
+            dataset: Dataset | Generate = options.dataset
+            remarks.append(generating.check(source, options.dataset))
+        else:
+            dataset = calibration.load(options.dataset, source.vocabulary)
         remarks += preflight.settle(likely, self.force)
         if releases.is_residual(options.algorithm):
             remarks.append(

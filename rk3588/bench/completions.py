@@ -136,8 +136,9 @@ class Server:
                 raw = None if body is None else json.dumps(body).encode()
                 connection.request(method, self._path + path, raw, self._headers)
                 reply = connection.getresponse()
-                self._check_status(reply, path)
-                yield reply, started
+                with reply:
+                    self._check_status(reply, path)
+                    yield reply, started
             except (OSError, http.client.HTTPException, ValueError, BenchError) as error:
                 if late.is_set():
                     raise self._too_late(seconds) from error
@@ -162,6 +163,8 @@ class Server:
     def _opened(self, connection: http.client.HTTPConnection) -> socket.socket:
         try:
             connection.connect()
+        except ssl.SSLError as error:
+            raise BenchError(f"{self.url} cannot be spoken to over TLS: {_reason(error)}") from error
         except (OSError, ValueError) as error:
             raise BenchError(f"nothing answers at {self.url}: {_reason(error)}; is the server running?") from error
         found: socket.socket = connection.sock
@@ -229,7 +232,7 @@ class _Reading:
     def __init__(self, url: str, started: int, most: int, prompt_bytes: int) -> None:
         self._url, self._started, self._most, self._prompt_bytes = url, started, most, prompt_bytes
         self._first = self._last = self._ended = 0
-        self._pieces, self._finish = 0, ""
+        self._pieces, self._finish, self._done = 0, "", False
         self._burst, self._burst_ns = 0, 0
         self._usage: dict[str, Any] = {}
         self._timings: dict[str, Any] = {}
@@ -244,7 +247,7 @@ class _Reading:
             return True
         data = line[5:].strip()
         if data == b"[DONE]":
-            self._ended = now
+            self._ended, self._done = now, True
             return False
         self._event(_parsed(data, self._url), now)
         return True
@@ -275,8 +278,8 @@ class _Reading:
             raise BenchError(f"{self._url} goes on beyond the {self._most} tokens that were asked for")
 
     def answer(self) -> Answer:
-        if not self._ended:
-            raise BenchError(f"{self._url} ended the stream without an answer")
+        if not (self._done or self._finish) or not self._ended:
+            raise BenchError(f"{self._url} broke the stream off before the answer's end")
         tokens = self._count(self._usage, "completion_tokens", self._most, "asked for")
         if tokens is not None and self._pieces > tokens + 1:  # a last one may be the rest of a character
             told = f"says usage.completion_tokens {tokens}, and sent {self._pieces} pieces of text"

@@ -174,6 +174,8 @@ def test_what_is_in_the_way_is_not_touched(toolkit: Installed, place: Path, tmp_
         ("out: o\n", "'models' is empty or missing"),
         ("models: [{name: x}]\nout: o\n", "is no model: give a path, a name on the hub"),
         ("models: [m]\nout: o\nhybrid_rates: [half]\n", "'hybrid_rates' cannot be 'half'"),
+        ("models: [m]\nout: o\nrotate: [true]\n", "'rotate' cannot be True"),
+        ("models: [m]\nout: o\nrotate: hadamar\n", "--rotate hadamar: did you mean 'hadamard'"),
         ("models: [m]\nout: o\nhybrid_rates: [1]\n", "--hybrid-rate 1: it is a share of the layers"),
         ("models: [m]\nout: o\ntargets: [npu]\n", "unknown target 'npu'"),
         ("models: [m]\nout: o\noptimization_levels: [0]\n", "--optimization-level is for rkllm-toolkit"),

@@ -14,6 +14,7 @@ from rk3588.errors import BundleError, UsageError
 from rkconvert.build import convert
 from rkconvert.sweep import sweep_file
 from rkconvert.sweep.cells import Cell, OpenedModels
+from rkconvert.sweep.commands import table
 from rkconvert.sweep.made import MadeCells
 from tests import loras, models
 from tests.toolkit_double import Installed
@@ -53,6 +54,24 @@ def test_another_model_of_the_same_name_and_size(place: Path) -> None:
     template.write_text(template.read_text().replace("<|im_end|>", "<|im_over|>"))
     with pytest.raises(BundleError, match=r"another model"):
         has(cell(place, "models: moved/final"))
+
+
+def test_rotated_and_plain_are_two_cells(place: Path) -> None:
+    """A cell's process is told of it, its folder is called so, and another rotation in it is not the cell's."""
+    (place / "sweep.yaml").write_text("models: one/final\nout: out\nrotate: [none, hadamard]\n")
+    plain, turned = sweep_file.load(place / "sweep.yaml", None).cells
+    assert (plain.folder.name, turned.folder.name) == ("final-rk3588-w8a8", "final-rk3588-w8a8-rotated")
+    assert "--rotate=hadamard" in turned.arguments() and not any(a.startswith("--rotate") for a in plain.arguments())
+    assert (plain.facts()["rotate"], turned.facts()["rotate"]) == (None, "hadamard")
+    for each in (plain, turned):
+        convert(OpenedModels().plan(each))
+        assert has(each)
+    shown = table([{**each.facts(), "state": "made"} for each in (plain, turned)])
+    assert [line.split()[5] for line in shown.splitlines()] == ["rotate", "-", "hadamard"]
+    manifest = turned.folder / bundle.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(BundleError, match=r"another rotation"):
+        has(turned)
 
 
 def test_a_model_that_is_gone_is_not_known_to_be_the_same(place: Path) -> None:

@@ -16,16 +16,21 @@ import ollama
 import openai
 import pytest
 
+from rk3588 import quant
 from rk3588.errors import AnswerFailed, PromptTooLong, RequestRefused
+from rkconvert.build import convert
+from rkconvert.sources.opening import open_source
 from rkruntime.daemon.engine import WorkerEngine
 from rkruntime.daemon.jobs import Embed, Job
 from rkruntime.model import Model, Settings
+from tests import models
 from tests.daemon_server import WAIT_S, Service, served, until
 from tests.engine_scenes import pid_of, started
 from tests.engines import Flavour, job, run
 from tests.engines import text as text_of
 from tests.engines import until as eventually
 from tests.fake_engine import FakeEngine
+from tests.plans import make_plan
 
 TEXTS = ["The capital of France", "is Paris.", "Grüße, 世界"]
 
@@ -66,6 +71,23 @@ def test_the_languages_agree(twin: Service, tiny_bundles: Mapping[str, Path]) ->
     assert embed["total_duration"] > embed["load_duration"] >= 0
     assert twin.post("/api/embeddings", {"prompt": TEXTS[1], "model": "tiny"}).json == {"embedding": found[1]}
     assert vectors(twin, TEXTS[1]) == [found[1]]
+
+
+def test_of_a_rotated_model_they_are_refused_in_each_language(tmp_path: Path) -> None:
+    """Its hidden states are in another basis, and what is pooled of them looks like any embedding."""
+    source = open_source(models.tiny_llama(tmp_path / "m"))
+    (rotated,) = convert(make_plan(source, "tiny", tmp_path, [quant.scheme("w8a8")], rotate="hadamard"))
+    with served(rotated, FakeEngine) as running:
+        for path, body in (
+            ("/v1/embeddings", {"input": TEXTS}),
+            ("/api/embed", {"input": TEXTS, "model": "tiny"}),
+            ("/api/embeddings", {"prompt": TEXTS[0], "model": "tiny"}),
+        ):
+            reply = running.post(path, body)
+            assert reply.status == 400 and "this model is rotated (rkconvert --rotate)" in reply.body.decode(), path
+        assert running.post("/v1/embeddings", {"input": TEXTS}).json["error"]["code"] == "rotated_model"
+        assert running.post("/v1/completions", {"prompt": "Hi", "model": "tiny"}).status == 200
+
 
 
 def test_openais_client(twin: Service) -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from rk3588.errors import CheckpointError
 from rk3588.families import Family
 from rkconvert.tokenizers.vocabulary import Vocabulary
@@ -49,11 +51,13 @@ def settings(config: ModelConfig, family: Family, vocabulary: Vocabulary, where:
     found = {
         "architectures": [family.classes[0]],
         "model_type": family.model_types[0],
-        **{family.keys.get(key, key): value for key, value in found.items()},
+        **{family.keys.get(key, key): _shortest(value) for key, value in found.items()},
+        # Of those that are left out, transformers takes the family's, which may be beyond this vocabulary.
         "bos_token_id": vocabulary.bos,
-        "eos_token_id": list(vocabulary.eos_ids),
+        "eos_token_id": list(vocabulary.eos_ids) or None,
+        "pad_token_id": None,
     }
-    differs = _different(asdict(read_config(found, where)), asdict(replace(config, rotation="")))
+    differs = different(asdict(read_config(found, where)), asdict(replace(config, rotation="")))
     if differs:
         raise CheckpointError(f"{where}: its {differs} cannot be told in a config.json: take the Hugging Face model")
     return found
@@ -84,12 +88,21 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any]:
     return {"rope_scaling": {**_LLAMA3, "factor": largest}}
 
 
-def _different(found: Any, wanted: Any, name: str = "description") -> str:
+def _shortest(value: Any) -> Any:
+    """Numbers of a GGUF file are of single precision: the fewest digits that mean them are what somebody wrote."""
+    if isinstance(value, float):
+        return float(str(np.float32(value)))
+    if isinstance(value, list):
+        return [_shortest(each) for each in value]
+    return {key: _shortest(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def different(found: Any, wanted: Any, name: str = "description") -> str:
     """The name of the first thing that is not the same, but for what single precision rounds; "" where all is."""
     if isinstance(found, dict):
-        return next((differs for key in wanted if (differs := _different(found[key], wanted[key], key))), "")
+        return next((differs for key in wanted if (differs := different(found[key], wanted[key], key))), "")
     if isinstance(found, float) and isinstance(wanted, (float, int)):
         return "" if math.isclose(found, wanted, rel_tol=1e-5) else name
     if isinstance(found, tuple) and isinstance(wanted, tuple) and len(found) == len(wanted):
-        return next((d for pair in zip(found, wanted, strict=True) if (d := _different(*pair, name))), "")
+        return next((d for pair in zip(found, wanted, strict=True) if (d := different(*pair, name))), "")
     return "" if found == wanted else name

@@ -6,6 +6,7 @@ It says only what is true: a LoRA only where one was applied, accuracy only wher
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,12 @@ def _as_text(value: Any) -> str:
 def model_card(variants: list[Variant], base: Base) -> str:
     """``README.md`` for one bundle, or for several of one model."""
     parts = [_title(variants), _description(variants), _table(variants), *_loras(variants), _usage(variants)]
-    parts.append(_licence(variants, base))
+    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
+    parts.append(licence_section(base, files))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
-    return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    card = f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    return card.encode("utf-8", "replace").decode("utf-8")  # files' names may be of other bytes
 
 
 def _source(variants: list[Variant]) -> str:
@@ -254,7 +257,9 @@ def _rows(variant: Variant, accuracy: dict[str, Any] | None, column: bool) -> li
 def _unusual_options(variant: Variant) -> str:
     level = variant.manifest.get("toolkit", {}).get("optimization_level", 1)
     rate = variant.manifest.get("hybrid", {}).get("rate")
-    return (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
+    unusual = (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
+    rotation = variant.manifest.get("rotation")
+    return unusual + (f", rotated ({rotation['kind']})" if rotation else "")
 
 
 def _speed(found: list[Estimate]) -> str:
@@ -290,6 +295,12 @@ def _notes(variants: list[Variant]) -> str:
     if any(v.predictions() for v in variants):
         notes = dict.fromkeys(note for v in variants for p in v.predictions() for note in p.notes)
         lines += [f"- {note}" for note in notes]
+    if any(v.manifest.get("rotation") for v in variants):
+        lines.append(
+            "Rotated: the weights were turned so that they lose less when they are quantised (QuaRot, SpinQuant). The "
+            "answers are the model's own; its hidden states and input embeddings are in another basis, and cannot be "
+            "compared or mixed with the original's."
+        )
     if not any(v.manifest.get("accuracy") for v in variants):
         lines.append("Its accuracy has not been measured.")
     return "\n".join(lines)
@@ -339,7 +350,8 @@ With Rockchip's own runtime ({releases.runtime([board.manifest])}) and its demo,
     return text
 
 
-def _licence(variants: list[Variant], base: Base) -> str:
+def licence_section(base: Base, files: Sequence[str]) -> str:
+    """What is known of the original's licence; ``files`` have its text."""
     lines = ["## Licence\n"]
     known, stated = base.licence, _as_text(base.facts.get("license_name")) or _as_text(base.facts.get("license"))
     if known is None:
@@ -351,7 +363,6 @@ def _licence(variants: list[Variant], base: Base) -> str:
         lines.append(f"\n**{known.display}**")
     if known and known.notice:
         lines.append(f"\n{known.notice}")
-    files = sorted({e["path"] for v in variants for e in v.manifest.get("files", ()) if LICENCE.match(e["path"])})
     if files:
         lines.append(f"\nIts text came with the model: {', '.join(f'`{file}`' for file in files)}.")
     return "\n".join(lines)

@@ -11,47 +11,63 @@ from functools import reduce
 
 import numpy as np
 
+from rk3588.errors import UsageError
+
 from .orthogonal import Matrix, Orthogonal
 
 _SYLVESTER = np.array([[1.0, 1.0], [1.0, -1.0]])
 _MOST_DOUBLINGS = 6  # in one factor: factors of 64 are quick to multiply with
+_MOST_DENSE = 4096  # of the rest: it is kept as a matrix
 
 
 def random_hadamard(size: int, seed: tuple[int, ...]) -> Orthogonal:
-    """Of ``size``, the same for the same ``seed``. From the generator's raw bits, which NumPy keeps stable."""
+    """Of ``size``, the same for the same ``seed``. From the generator's raw bits, which NumPy keeps stable.
+
+    UsageError for a size that has no quick parts and is too large to be turned as it is.
+    """
+    check_size(size)
     random = np.random.PCG64(seed)
-    doublings, base = _base(size)
+    doublings, rest = _parts(size)
     factors = []
     while doublings:
         count = min(doublings, _MOST_DOUBLINGS)
         factors.append(reduce(np.kron, [_SYLVESTER] * count) / np.sqrt(2**count))
         doublings -= count
-    if base is not None:
-        factors.append(base / np.sqrt(len(base)))
-    elif (left := size // int(np.prod([len(f) for f in factors] or [1]))) > 1 or not factors:
-        factors.append(_random_orthogonal(left, random))
+    if rest > 1 or not factors:
+        paley = _paley(rest)
+        factors.append(_random_orthogonal(rest, random) if paley is None else paley / np.sqrt(rest))
     signs = 1.0 - 2.0 * (random.random_raw(size) >> np.uint64(63)).astype(np.float64)
     return Orthogonal(tuple(factors), signs)
 
 
-def _base(size: int) -> tuple[int, Matrix | None]:
-    """How often to double which of Paley's matrices; None: none is needed, or none is known."""
+def check_size(size: int) -> None:
+    """UsageError where there is no matrix of ``size`` that fits into memory: of no model that is known."""
+    rest = _parts(size)[1]
+    if rest > _MOST_DENSE:
+        raise UsageError(f"--rotate: a matrix of {size} would need one of {rest} in it, and {_MOST_DENSE} is the most")
+
+
+def _parts(size: int) -> tuple[int, int]:
+    """How often to double a matrix of which size: the smallest of Paley's, or what is odd of ``size``."""
     most = (size & -size).bit_length() - 1
-    if size == 1 << most:
-        return most, None
-    for doublings in range(most, -1, -1):
-        found = _paley(size >> doublings)
-        if found is not None:
-            return doublings, found
-    return most, None
+    fitting = (d for d in range(most, -1, -1) if _first_kind(size >> d) or _second_kind(size >> d))
+    doublings = most if size == 1 << most else next(fitting, most)
+    return doublings, size >> doublings
+
+
+def _first_kind(size: int) -> bool:
+    return size % 4 == 0 and _is_prime(size - 1)  # which then is 3 mod 4
+
+
+def _second_kind(size: int) -> bool:
+    return size % 8 == 4 and _is_prime(size // 2 - 1)  # which then is 1 mod 4
 
 
 def _paley(size: int) -> Matrix | None:
-    if size % 4 == 0 and _is_prime(size - 1):  # then size - 1 = 3 mod 4
-        skew = _bordered(size - 1, -1.0)
-        return skew + np.eye(size)
-    half = size // 2
-    if size % 4 == 0 and half % 4 == 2 and _is_prime(half - 1):  # then half - 1 = 1 mod 4
+    if _first_kind(size):
+        return _bordered(size - 1, -1.0) + np.eye(size)
+    if _second_kind(size):
+        half = size // 2
         symmetric = _bordered(half - 1, 1.0)
         return np.asarray(np.kron(symmetric, _SYLVESTER) + np.kron(np.eye(half), [[1.0, -1.0], [-1.0, -1.0]]))
     return None

@@ -24,12 +24,13 @@ from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Source
 
 from .change import Change
+from .hadamard import check_size
 from .options import DIGITS, Rotate
 from .orthogonal import Matrix, Orthogonal
 
 # By the norm whose output a layer reads.
 _READERS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "ffn_norm": ("ffn_gate", "ffn_up")}
-_WRITERS = ("attn_output", "ffn_down")
+WRITERS = ("attn_output", "ffn_down")
 
 
 @dataclass(frozen=True)
@@ -65,28 +66,29 @@ def refuse(source: Source) -> None:
         raise UsageError(f"--rotate: {source.path} is rotated already ({source.rotation['basis']}): convert it without")
     if reason := obstacle(source.config):
         raise UsageError(f"--rotate cannot be used with {source.family.title}: {reason}; convert it without")
+    for size in (source.config.hidden, source.config.head_dim):
+        check_size(size)
 
 
-def rotated_config(config: ModelConfig, facts: Mapping[str, Any]) -> ModelConfig:
-    """The embedding and the head are two matrices afterwards."""
-    return replace(config, tied=False, rotation=facts["basis"])
-
-
-def rotated(source: Source, rotation: Rotation, rotate: Rotate) -> Source:
-    """``source`` as it is to be stored: with a ``Change`` for each tensor that ``rotation`` turns."""
-    _check_sizes(source, rotation)
-    facts = rotate.facts(rotation.digest)
-    config = rotated_config(source.config, facts)
+def outlined(source: Source, facts: Mapping[str, Any]) -> Source:
+    """``source`` as it will be, but for what becomes of its tensors: embedding and head are two matrices."""
+    config = replace(source.config, tied=False, rotation=facts["basis"])
     tensors = dict(source.tensors)
     tensors.setdefault(OUTPUT, tensors[EMBEDDING])
-    changed = replace(
+    return replace(
         source,
         config=config,
         tensors={name: tensors[name] for name in config.tensors()},
         shape=replace(source.shape, tied=False) if source.shape else None,
         rotation=facts,
     )
-    return replace(changed, changes=_changes(changed, rotation))
+
+
+def rotated(source: Source, rotation: Rotation, rotate: Rotate) -> Source:
+    """``source`` as it is to be stored: with a ``Change`` for each tensor that ``rotation`` turns."""
+    _check_sizes(source, rotation)
+    found = outlined(source, rotate.facts(rotation.digest))
+    return replace(found, changes=_changes(found, rotation))
 
 
 def _changes(source: Source, rotation: Rotation) -> dict[str, Change]:
@@ -110,7 +112,7 @@ def _of_residual(source: Source, block: str, residual: Orthogonal) -> dict[str, 
         gains = _gains(source, f"{block}{norm}")
         found |= {f"{block}{kind}.weight": Change(scale=gains, columns=residual) for kind in readers}
         found[f"{block}{norm}.weight"] = Change(constant=1.0)
-    for kind in _WRITERS:
+    for kind in WRITERS:
         found |= {f"{block}{kind}.{part}": Change(rows=residual) for part in ("weight", "bias")}
     return found
 

@@ -45,8 +45,9 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        rate, community = self.request.hybrid_rate, self.request.community_names
-        return self.out / variant_name(self.name, self.dtype, self.level, rate, community)
+        request = self.request
+        rate, community = request.hybrid_rate, request.community_names
+        return self.out / variant_name(self.name, self.dtype, self.level, rate, community, request.rotation)
 
     def arguments(self) -> list[str]:
         """Of ``rkconvert build``, with whole paths."""
@@ -54,7 +55,7 @@ class Cell:
         found += [f"--target={target}" for target in self.request.targets]
         found += [f"--lora={adapter}" for adapter in self.request.loras]
         found += [f"--hybrid-rate={self.request.hybrid_rate}"]
-        for option in ("optimization_level", *OPTIONS):
+        for option in ("optimization_level", "rotate", *OPTIONS):
             value = getattr(self.request, option)
             if value is not None:
                 found.append(f"--{option.replace('_', '-')}={value}")
@@ -65,7 +66,8 @@ class Cell:
         """Where it stands in the sweep."""
         return {
             "model": self.model, "name": self.name, "dtype": self.dtype, "hybrid_rate": self.request.hybrid_rate,
-            "optimization_level": self.level, "lora": self.lora or None, "path": str(self.folder),
+            "optimization_level": self.level, "lora": self.lora or None,
+            "rotate": self.request.rotate, "path": str(self.folder),
         }  # fmt: skip
 
 

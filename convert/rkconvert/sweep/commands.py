@@ -45,6 +45,7 @@ def sweep(
     hybrid_rates: [0, 0.5]
     optimization_levels: [0, 1]
     loras: [none, adapters/tuned:tuned:0.8]
+    rotate: [none, hadamard]
     dataset: conversations.jsonl        # and lora_mode, npu_cores, algorithm, device, …, as for build
 
     A cell that fails stops no other; exit code 1 tells that one did. Interrupted at any moment, the same call goes on:
@@ -90,12 +91,14 @@ def _done(cell: Cell, result: Result) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a cell, reasons below."""
-    head = ["model", "dtype", "hybrid", "opt", "lora", "state", "size"]
+    rotated = any(row["rotate"] for row in rows)
+    head = ["model", "dtype", "hybrid", "opt", "lora", *(["rotate"] if rotated else []), "state", "size"]
     lines = [head]
     for row in rows:
         size = f"{row['bytes'] / 1e6:.1f} MB" if "bytes" in row else ""
         rate, level = f"{row['hybrid_rate']:g}", str(row["optimization_level"])
-        lines.append([row["name"], row["dtype"], rate, level, row["lora"] or "-", row["state"], size])
+        turned = [row["rotate"] or "-"] if rotated else []
+        lines.append([row["name"], row["dtype"], rate, level, row["lora"] or "-", *turned, row["state"], size])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines]
     reasons = [f"{Path(row['path']).name}: {row['reason']}" for row in rows if "reason" in row]

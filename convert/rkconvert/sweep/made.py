@@ -12,6 +12,7 @@ from rk3588 import bundle, files
 from rk3588.errors import BundleError, CheckpointError
 from rkconvert import calibration
 from rkconvert.adapters import lora
+from rkconvert.calibration import Generate
 from rkconvert.sources import hub, hub_client
 from rkconvert.toolkit import releases
 
@@ -54,8 +55,12 @@ class MadeCells:
             if file := getattr(board, name, None):
                 yield name, _mapping(toolkit, name).get("sha256"), self._digest(file)
         on_hub = _on_hub(cell.model)
-        if board and (board.dataset or not on_hub):  # the built-in one is rendered in the model's template
-            wanted = calibration.load(board.dataset, self.models.source(cell).vocabulary).facts()
+        dataset = board.dataset if board else None
+        if isinstance(dataset, Generate):  # what it writes is not known before
+            found = {key: value for key, value in _mapping(toolkit, "dataset").items() if key != "sha256"}
+            yield "dataset", found, dataset.facts()
+        elif board and (dataset or not on_hub):  # the built-in one is rendered in the model's template
+            wanted = calibration.load(dataset, self.models.source(cell).vocabulary).facts()
             yield "dataset", _mapping(toolkit, "dataset"), wanted
         if not on_hub:
             source = self.models.source(cell)
@@ -89,6 +94,9 @@ def _of_request(manifest: Mapping[str, Any], cell: Cell) -> Compared:
     yield "hybrid_rate", _mapping(manifest, "hybrid").get("rate", 0.0), request.hybrid_rate
     yield "LoRA", [(a.get("name"), a.get("scale")) for a in _adapters(manifest)], [(a.name, a.scale) for a in adapters]
     yield "lora_mode", found.get("mode"), (request.lora_mode or lora.MODES[0]) if adapters else None
+    if request.rotation:  # of one that was rotated before, the model's own files say so
+        how = {key: value for key, value in request.rotation.facts().items() if key != "basis"}
+        yield "rotation", {key: _mapping(manifest, "rotation").get(key) for key in how}, how
     for option in _OPTIONS:
         yield option, toolkit.get(option), getattr(board, option) if board else None
     for option in _FILES:

@@ -15,22 +15,23 @@ import yaml
 from rk3588 import files
 from rk3588.errors import UsageError
 from rk3588.nearest import nearest
+from rkconvert.calibration import Generate, dataset_named
 from rkconvert.commands import default_name
 from rkconvert.request import NAME, TARGETS, Request
 from rkconvert.sources import hub
 
 from .cells import FLAGS, OPTIONS, Cell
 
-NO_LORA = "none"
+NONE = "none"  # of the axes of what may be left out: without
 _MOST = 1 << 20  # bytes of a sweep's file
-_AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras")
+_AXES = ("models", "dtypes", "hybrid_rates", "optimization_levels", "loras", "rotate")
 _COMMON = ("targets", *OPTIONS, *FLAGS)
 _PATHS = ("extra_qparams", "dataset", "custom_config")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "lora_mode": str, "npu_cores": int, "algorithm": str, "extra_qparams": str, "dataset": str, "device": str,
     "max_context": int, "load_dtype": str, "custom_config": str, "toolkit": str,
     **dict.fromkeys(FLAGS, bool), "dtypes": str, "hybrid_rates": (int, float), "optimization_levels": int,
-    "loras": (str, type(None)),
+    "loras": (str, type(None)), "rotate": (str, type(None)),
 }  # fmt: skip
 
 
@@ -75,13 +76,14 @@ class _Reader:
         common = self._common(community_names)
         cells = []
         axes = (self._models(), *(self._axis(name, default) for name, default in _DEFAULTS.items()))
-        for (model, name), dtype, rate, level, adapter in itertools.product(*axes):
+        for (model, name), dtype, rate, level, adapter, rotate in itertools.product(*axes):
             request = replace(
                 common,
                 dtypes=(dtype,),
                 hybrid_rate=float(rate),
                 optimization_level=level,
-                loras=(self._adapter(adapter),) if adapter not in (None, NO_LORA) else (),
+                loras=(self._adapter(adapter),) if adapter not in (None, NONE) else (),
+                rotate=None if rotate == NONE else rotate,
             )
             request = replace(request, lora_mode=common.lora_mode if request.loras else None)
             request.check()
@@ -96,12 +98,18 @@ class _Reader:
             if key in self.values and key != "targets":
                 value = self.values[key]
                 self._check(key, value)
-                found[key] = self._path(key, value) if key in _PATHS else value
+                found[key] = self._option(key, value)
         targets = self._list("targets", self.values.get("targets", ["sim"]))
         wrong = [target for target in targets if target not in TARGETS]
         if wrong:
             raise UsageError(f"{self.file}: unknown target {wrong[0]!r}: {nearest(str(wrong[0]), TARGETS)}")
         return Request(targets=tuple(targets), **{**found, **({"community_names": True} if community_names else {})})
+
+    def _option(self, key: str, value: Any) -> Any:
+        named = dataset_named(value) if key == "dataset" else None
+        if isinstance(named, Generate):
+            return named
+        return self._path(key, value) if key in _PATHS else value
 
     def _axis(self, key: str, default: list[Any]) -> list[Any]:
         values = self._list(key, self.values.get(key, default))
@@ -148,6 +156,7 @@ class _Reader:
 
 _DEFAULTS: dict[str, list[Any]] = {
     "dtypes": ["w8a8"], "hybrid_rates": [0], "optimization_levels": [None], "loras": [None],
+    "rotate": [None],
 }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def make(engine: Engine, config: Config) -> Starlette:
     figures, places = Figures(), Places()
     catalogue = ollama_models.Catalogue(bundle, config, models, engine, kind)
     routes = [
-        *_answering(engine, config, keys, models, figures, places),
+        *_answering(engine, config, keys, models, figures, places, bool(bundle.basis)),
         *web.routes(),
         *tokenize.routes(engine, config, models.find, authorise, fields_of),
         *ollama_models.routes(catalogue, models, authorise, fields_of),
@@ -104,13 +104,13 @@ def make(engine: Engine, config: Config) -> Starlette:
 
 
 def _answering(
-    engine: Engine, config: Config, keys: Keys, models: Models, figures: Figures, places: Places
+    engine: Engine, config: Config, keys: Keys, models: Models, figures: Figures, places: Places, rotated: bool
 ) -> list[Route]:
     """What is answered by the model, in every language."""
     checker = Checker()  # one for all: its bounds are the daemon's
     answers: list[Union[Answering, EmbedAnswering]] = [
         *(Answering(engine, config, keys, models.find, each, figures, places, checker) for each in languages.ENDPOINTS),
-        *(EmbedAnswering(engine, config, keys, models.find, endpoint) for endpoint in embeddings.ENDPOINTS),
+        *(EmbedAnswering(engine, config, keys, models.find, each, rotated) for each in embeddings.ENDPOINTS),
     ]
     return [Route(each.path, each, methods=["POST"]) for each in answers]
 

@@ -40,6 +40,17 @@ struct rksim_model {
     session->use(lora.get());
     return *session;
   }
+  // The same, not emptied: its first `kept` positions are those of the call before, and n come behind them.
+  rksim::Session& going_on(size_t kept, size_t n) {
+    const size_t there = session ? static_cast<size_t>(session->position()) : 0;
+    if (kept > there)
+      throw rksim::Error("there are " + std::to_string(there) + " positions to go on from, not " +
+                         std::to_string(kept));
+    if (n > capacity - kept)
+      throw rksim::Error("the sequence was begun for " + std::to_string(capacity) + " positions");
+    session->rewind(static_cast<int64_t>(kept));
+    return *session;
+  }
   size_t capacity = 0;
 };
 
@@ -163,6 +174,16 @@ int rksim_greedy(rksim_model* m, const int32_t* ids, size_t n, size_t count, int
       out[i] = static_cast<int32_t>(std::max_element(logits, logits + n_vocab) - logits);
       if (progress) progress(i + 1);
     }
+    return 0;
+  });
+}
+
+int rksim_next(rksim_model* m, const int32_t* ids, size_t n, size_t kept, size_t room, float* out) {
+  return guarded(-1, [&] {
+    if (n == 0) throw rksim::Error("one token at least goes before");
+    rksim::Session& session = kept ? m->going_on(kept, n) : m->sequence(std::max(room, n));
+    const float* logits = session.eval(ids, n);
+    std::copy(logits, logits + m->weights().shape.n_vocab, out);
     return 0;
   });
 }
