@@ -15,7 +15,8 @@ from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
 from .adapters import lora
-from .build import convert, write_checkpoint
+from .build import convert, with_dataset, write_checkpoint
+from .calibration import dataset_named
 from .cards.card import base_of, naming_note
 from .dry_run import describe, render
 from .plan import Plan
@@ -69,8 +70,9 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--algorithm", metavar="NAME", help="rkllm-toolkit's quantized_algorithm.  [default: normal]")
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
-    "--dataset", type=click.Path(path_type=Path), metavar="FILE",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with.  [default: a small built-in set]",
+    "--dataset", metavar="FILE|generate[:N]",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with, or N (32) answers that the model itself "
+    "writes; a file of that name is ./generate.  [default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -118,7 +120,9 @@ def build(
         model, options["rotate"] = options["rotate"], rotation.HADAMARD
     if model is None:
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
-    request = Request(targets=targets, dtypes=dtypes, loras=loras, **options)
+    named = options.pop("dataset")
+    dataset = None if named is None else dataset_named(named)
+    request = Request(targets=targets, dtypes=dtypes, loras=loras, dataset=dataset, **options)
     request.check()
     if out is None and not dry_run and not request.emit_hf:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
@@ -159,6 +163,8 @@ def _print_note(text: str) -> None:
 
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
+    with shown() as progress:
+        plan = with_dataset(plan, progress)  # once for all dtypes
     plan, told, done = prepared(plan), dict[str, Any](name=plan.name), []
     if plan.emit:
         with shown() as progress:

@@ -130,7 +130,7 @@ def _toolkit(job: ToolkitJob) -> str:
     return (
         f"rkllm-toolkit {job.toolkit.version}{known}: optimization level {options.optimization_level}, "
         f"{options.npu_cores} cores, {options.algorithm}, on {options.device}, {_built_for(options)}"
-        f"calibrated with {len(data.samples)} samples ({data.name})"
+        f"calibrated with {data.count} samples ({data.name})"
     )
 
 

@@ -12,10 +12,11 @@ from rk3588.errors import CheckpointError, TargetTaken, UsageError
 from rk3588.nearest import nearest
 from rk3588.quant import Scheme
 
-from . import calibration
+from . import calibration, generating
 from .adapters import in_bundle, lora
 from .adapters.lora import Lora, LoraOption
 from .artifact.layout import Artifact
+from .calibration import Dataset, Generate
 from .plan import Plan, plan_artifacts
 from .rotation import emit
 from .rotation.options import KINDS, Emit, Rotate
@@ -45,7 +46,7 @@ class Request:
     npu_cores: int | None = None
     algorithm: str | None = None
     extra_qparams: Path | None = None
-    dataset: Path | None = None
+    dataset: Path | Generate | None = None
     chat_template: Path | None = None
     device: str | None = None
     max_context: int | None = None
@@ -77,9 +78,11 @@ class Request:
 
     @property
     def opener(self) -> Callable[[Path], Checkpoint]:
-        """The simulated runtime, a rotation and the checks of a LoRA want a family known here; the toolkit takes
-        others, too."""
-        return open_source if "sim" in self.targets or self.loras or self.rotate else open_checkpoint
+        """The simulated runtime, which also writes data to calibrate with, a rotation and the checks of a LoRA want a
+        family known here; the toolkit takes others, too."""
+        generates = isinstance(self.dataset, Generate)
+        ours = "sim" in self.targets or self.loras or self.rotate or generates
+        return open_source if ours else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
         """The model at ``path``; CheckpointError for what is none."""
@@ -210,7 +213,12 @@ class Request:
         for found, notes in (preflight.check_model(source, schemes, self.release), preflight.check_memory(source)):
             likely += found
             remarks += notes
-        dataset = calibration.load(options.dataset, source.vocabulary)
+        if isinstance(options.dataset, Generate):
+            assert isinstance(source, Source)  # see ``opener``
+            dataset: Dataset | Generate = options.dataset
+            remarks.append(generating.check(source, options.dataset))
+        else:
+            dataset = calibration.load(options.dataset, source.vocabulary)
         remarks += preflight.settle(likely, self.force)
         if releases.is_residual(options.algorithm):
             remarks.append(

@@ -12,6 +12,7 @@ from rk3588 import bundle, files
 from rk3588.errors import BundleError, CheckpointError
 from rkconvert import calibration
 from rkconvert.adapters import lora
+from rkconvert.calibration import Generate
 from rkconvert.sources import hub, hub_client
 from rkconvert.toolkit import releases
 
@@ -54,8 +55,12 @@ class MadeCells:
             if file := getattr(board, name, None):
                 yield name, _mapping(toolkit, name).get("sha256"), self._digest(file)
         on_hub = _on_hub(cell.model)
-        if board and (board.dataset or not on_hub):  # the built-in one is rendered in the model's template
-            wanted = calibration.load(board.dataset, self.models.source(cell).vocabulary).facts()
+        dataset = board.dataset if board else None
+        if isinstance(dataset, Generate):  # what it writes is not known before
+            found = {key: value for key, value in _mapping(toolkit, "dataset").items() if key != "sha256"}
+            yield "dataset", found, dataset.facts()
+        elif board and (dataset or not on_hub):  # the built-in one is rendered in the model's template
+            wanted = calibration.load(dataset, self.models.source(cell).vocabulary).facts()
             yield "dataset", _mapping(toolkit, "dataset"), wanted
         if not on_hub:
             source = self.models.source(cell)
