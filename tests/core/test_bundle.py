@@ -123,12 +123,22 @@ BAD_LORAS: list[Any] = [
         ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
+        *[
+            ({"rotation": rotation}, "'rotation' needs a kind and a basis")
+            for rotation in (None, [], "R1", {}, {"kind": "hadamard"}, {"kind": 1, "basis": "x"})
+        ],
     ],
 )
 def test_manifests_that_are_refused(made: Path, changes: dict[str, Any], message: str) -> None:
     edit(made, **changes)
     with pytest.raises(BundleError, match=message):
         bundle.read(made)
+
+
+def test_the_basis_of_hidden_states(made: Path) -> None:
+    assert bundle.read(made).basis == ""
+    edit(made, rotation={"kind": "hadamard", "basis": "hadamard-0123456789abcdef"})
+    assert bundle.read(made).basis == "hadamard-0123456789abcdef"
 
 
 def test_adapters_by_name(made: Path) -> None:
