@@ -195,8 +195,8 @@ class Request:
             return
         assert isinstance(source, Source)
         refuse(source)
-        if self.emit_hf:
-            emit.settings(source)
+        if self.emit_hf and source.kind == "gguf":
+            emit.settings(source)  # refuses what it cannot tell
         if source.kind == "gguf" and PLATFORM in self.targets:
             raise UsageError(
                 f"{source.path}: rkllm-toolkit is given the rotated model as a Hugging Face folder: convert from the "

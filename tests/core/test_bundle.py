@@ -106,6 +106,9 @@ BAD_LORAS: list[Any] = [
 ]
 
 
+BAD_ROTATIONS: list[Any] = [None, [], "R1", {}, {"kind": "hadamard"}, {"kind": 1, "basis": "x"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -123,10 +126,7 @@ BAD_LORAS: list[Any] = [
         ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
-        *[
-            ({"rotation": rotation}, "'rotation' needs a kind and a basis")
-            for rotation in (None, [], "R1", {}, {"kind": "hadamard"}, {"kind": 1, "basis": "x"})
-        ],
+        *[({"rotation": rotation}, "'rotation' needs a kind and a basis") for rotation in BAD_ROTATIONS],
     ],
 )
 def test_manifests_that_are_refused(made: Path, changes: dict[str, Any], message: str) -> None:
