@@ -385,7 +385,7 @@ def write_manifest(
         files.append({"path": name, "size": path.stat().st_size, "sha256": digest})
     text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
     where = folder / MANIFEST
-    where.write_text(text, encoding="utf-8")
+    where.write_text(text, encoding="utf-8", errors="replace")  # what it was made of may be called by other bytes
     _sync(where)
 
 
