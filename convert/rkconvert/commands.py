@@ -28,8 +28,9 @@ from .sources import hub
 from .sources.base import Origin
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
-_NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|inf", re.IGNORECASE)  # what --smooth takes as such
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
+# What --smooth takes for its own; anything else behind it is MODEL.
+_SHARE = re.compile(rf"[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|inf|{rotation.USUAL}", re.IGNORECASE)
 
 
 @click.command(short_help="Convert MODEL into bundles; the default command.")
@@ -52,9 +53,9 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help=f"Turn the weights so that they quantise with less loss: {', '.join(rotation.KINDS)}.  [KIND: hadamard]",
 )  # fmt: skip
 @click.option(
-    "--smooth", is_flag=False, flag_value=str(rotation.ALPHA), metavar="[ALPHA]",
+    "--smooth", is_flag=False, flag_value=rotation.USUAL, metavar="[ALPHA]",
     help=f"Move outliers of activations into weights, 0 <= ALPHA <= 1 of each; with --rotate, where that leaves any.  "
-    f"[ALPHA: {rotation.ALPHA}]",
+    f"[ALPHA: {rotation.ALPHA}, with --rotate {rotation.ROTATED_ALPHA}]",
 )  # fmt: skip
 @click.option(
     "--emit-hf", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
@@ -124,8 +125,8 @@ def build(
     """
     if model is None and options["rotate"] not in (None, *rotation.KINDS):  # `--rotate MODEL`
         model, options["rotate"] = options["rotate"], rotation.HADAMARD
-    if model is None and options["smooth"] is not None and not _NUMBER.fullmatch(options["smooth"]):
-        model, options["smooth"] = options["smooth"], str(rotation.ALPHA)
+    if model is None and options["smooth"] is not None and not _SHARE.fullmatch(options["smooth"]):
+        model, options["smooth"] = options["smooth"], rotation.USUAL
     if model is None:
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
     named = options.pop("dataset")

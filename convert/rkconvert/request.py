@@ -19,7 +19,7 @@ from .artifact.layout import Artifact
 from .calibration import Dataset, Generate
 from .plan import Plan, plan_artifacts
 from .rotation import emit
-from .rotation.options import ALPHA, KINDS, LEARNED, Emit, Rotate, Smooth
+from .rotation.options import ALPHA, KINDS, LEARNED, ROTATED_ALPHA, USUAL, Emit, Rotate, Smooth
 from .rotation.rotate import refuse
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
@@ -104,13 +104,15 @@ class Request:
         """None: outliers stay where they are. UsageError for what is no share."""
         if self.smooth is None:
             return None
+        rotated = self.rotate is not None
+        usual = ROTATED_ALPHA if rotated else ALPHA
         try:
-            alpha = float(self.smooth)
+            alpha = usual if self.smooth == USUAL else float(self.smooth)
         except ValueError:
-            raise UsageError(f"--smooth {self.smooth}: give a number from 0 to 1, or none for {ALPHA:g}") from None
+            raise UsageError(f"--smooth {self.smooth}: give a number from 0 to 1, or none for {usual:g}") from None
         if not 0 <= alpha <= 1:
             raise UsageError(f"--smooth {self.smooth}: it is a share, from 0 to 1")
-        return Smooth(alpha)
+        return Smooth(alpha, rotated)
 
     @property
     def suffix(self) -> str:

@@ -31,7 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["MODEL", "--smooth"], "smooth", 0.5),
         (["--smooth", "MODEL"], "smooth", 0.5),
         (["--smooth", "0.35", "MODEL"], "smooth0.35", 0.35),
-        (["--rotate", "--smooth", "MODEL"], "rotated-smooth", 0.5),
+        (["--rotate", "--smooth", "MODEL"], "rotated-smooth", 0.35),
+        (["--rotate", "--smooth=0.5", "MODEL"], "rotated-smooth0.5", 0.5),
         (["--smooth=1", "--rotate", "MODEL"], "rotated-smooth1", 1.0),
     ],
 )
@@ -66,9 +67,10 @@ def test_the_plan_tells_it_and_measures_nothing(model: Path, tmp_path: Path, mon
     monkeypatch.setattr("rkconvert.rotation.forward.run", None)
     words = (model, "--smooth", "--rotate", "learned", "-o", tmp_path, "--dry-run")
     told = rkconvert(*words).output
-    assert "\nrotated: learned, R1 and R2, seed 0\nsmoothed: alpha 0.5\ncalibrated with: built-in, 28 samples\n" in told
+    assert "\nrotated: learned, R1 and R2, seed 0\nsmoothed: alpha 0.35\n" in told
+    assert "\ncalibrated with: built-in, 28 samples\n" in told
     plan = json.loads(rkconvert(*words, "--json").output)
-    assert plan["smoothing"] == {"alpha": 0.5} and plan["calibration"]["samples"] == 28
+    assert plan["smoothing"] == {"alpha": 0.35} and plan["calibration"]["samples"] == 28
     plain = json.loads(rkconvert(model, "-o", tmp_path, "--dry-run", "--json").output)
     assert plan["memory_bytes"] > plain["memory_bytes"]
 

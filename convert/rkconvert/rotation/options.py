@@ -12,7 +12,8 @@ from rk3588.errors import CheckpointError
 
 HADAMARD, LEARNED = "hadamard", "learned"
 KINDS = (HADAMARD, LEARNED)
-ALPHA = 0.5
+ALPHA, ROTATED_ALPHA = 0.5, 0.35  # of --smooth; the second, of up and down alone, lost least of those that were tried
+USUAL = "usual"  # --smooth without a number
 SEED = 0
 KEY = "rkconvert_rotation"  # of a config.json that --emit-hf wrote
 # By --emit-dtype: what a safetensors file and what torch calls it.
@@ -44,11 +45,13 @@ class Smooth:
     """How much of an outlier goes from activations into weights: 0 nothing, 1 all of it."""
 
     alpha: float = ALPHA
+    rotated: bool = False  # beside a rotation
 
     @property
     def suffix(self) -> str:
         """What a bundle's name says of it."""
-        return "-smooth" + ("" if self.alpha == ALPHA else f"{self.alpha:g}")
+        usual = ROTATED_ALPHA if self.rotated else ALPHA
+        return "-smooth" + ("" if self.alpha == usual else f"{self.alpha:g}")
 
     def facts(self) -> dict[str, Any]:
         """For the plan and the manifest."""
