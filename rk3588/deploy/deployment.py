@@ -87,7 +87,12 @@ def gather_facts(connection: Connection, prefix: str | None = None, thorough: bo
     if prefix is not None:
         planning.check_prefix(prefix)
     facts = probes.parse(probes.gather(connection, prefix, thorough))
-    return facts, planning.check_prefix(facts.prefix)
+    if not planning.is_prefix(facts.prefix):
+        raise UsageError(
+            f"{connection.name} would have its releases in {facts.prefix!r}, where a path of letters, digits, dots and "
+            "dashes is needed: say another one with --prefix"
+        )
+    return facts, facts.prefix
 
 
 def prefix_findings(connection: Connection, facts: Facts, prefix: str) -> list[Finding]:

@@ -26,9 +26,14 @@ KEEP = 3
 SLOWEST_DISK = 10e6  # bytes/s
 
 
+def is_prefix(path: str) -> bool:
+    """Whether releases may lie there."""
+    return _PREFIX.fullmatch(path) is not None
+
+
 def check_prefix(prefix: str) -> str:
     """``prefix`` if releases may lie there; UsageError otherwise."""
-    if not _PREFIX.fullmatch(prefix):
+    if not is_prefix(prefix):
         raise UsageError(f"--prefix {prefix!r}: give a path of letters, digits, dots and dashes, as in /opt/rkchatd")
     return prefix
 
