@@ -233,6 +233,13 @@ def test_last_words_are_said_once_and_of_this_start(tmp_path: Path) -> None:
         service.stop(str(tmp_path), manifest)
 
 
+def test_last_words_are_not_the_agent_s_own_questions() -> None:
+    """As rkchatd logs them: asked each moment whether it is ready, it says 503, and once why."""
+    asked = '{"time": "%d", "level": "info", "event": "request", "method": "GET", "path": "/ready", "status": 503}'
+    cause = '{"time": "1", "level": "error", "event": "load failed", "error": "there is no template /nope"}'
+    assert service.telling([cause, *(asked % number for number in range(9))]) == [cause]
+
+
 def test_a_sender_that_goes_before_it_agrees_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it hashes what the board has, somebody presses Ctrl-C: the next run goes on from there all the same."""
     monkeypatch.setattr(files, "why_unsafe", lambda _: "")

@@ -26,6 +26,7 @@ from .service import (
     start,
     stop,
     systemctl,
+    telling,
     units_of,
     wait_until_proven,
     why_not_stopped,
@@ -94,7 +95,7 @@ def try_beside(prefix: str, name: str, manifest: dict[str, Any]) -> tuple[str, l
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-    words = [line[:300] for line in text_of(prefix + "/trial.log").splitlines() if line.strip()][-3:]
+    words = telling(text_of(prefix + "/trial.log").splitlines())
     os.unlink(prefix + "/trial.log")
     return wrong, words if wrong else []
 
