@@ -61,7 +61,8 @@ def plan_rollback(state: BoardState, prefix: str, systemd: bool, to: str | None 
     if to is not None:
         others = [name for name in known if name.startswith(to)]
         if len(others) != 1:
-            raise UsageError(f"there is no one release {to!r} on the board; there are: {', '.join(known) or 'none'}")
+            what = "more than one release that begins with" if others else "no release"
+            raise UsageError(f"there is {what} {to!r} on the board; there are: {', '.join(known) or 'none'}")
     if not others:
         raise DeployError("there is no other release on the board that ever answered a chat")
     manifest = state.releases[others[0]]["manifest"]

@@ -41,7 +41,7 @@ def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: 
     assert f"attic: release {oldest} (one w8a8) is current and answered a chat; before it was " in said
     assert "--to RELEASE goes to another: " in said
     assert deploying.answer_of(port, key_of(board)) == "one here"
-    assert "there is no one release" in board.run("rollback", "attic", "--to", "zzz", code=2).stderr
+    assert "there is no release 'zzz'" in board.run("rollback", "attic", "--to", "zzz", code=2).stderr
     assert "one w8a8 (sim)  answers" in board.run("releases", "attic").stdout
 
 

@@ -255,8 +255,10 @@ def test_going_back_says_from_where_and_how_to_go_elsewhere(monkeypatch: pytest.
 
 def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:
     row = {"manifest": {}, "files": {}, "proven": 1, "deployed": 1}
-    with pytest.raises(UsageError, match="there is no one release 'zzz' on the board; there are: a"):
-        planning.plan_rollback(BoardState(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
+    board = BoardState(releases={"a1": row, "a2": row}, current="a1")
+    for said, told in (("zzz", "no release 'zzz'"), ("a", "more than one release that begins with 'a'")):
+        with pytest.raises(UsageError, match=f"there is {told} on the board; there are: a1, a2"):
+            planning.plan_rollback(board, "/opt/rkchatd", True, said)
 
 
 def test_what_a_bundle_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
