@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rk3588.errors import DeployError, UsageError, printable
 from rk3588.rkllm import MAX_CONTEXT
 from rk3588.runtime import SIM, twin_file
 
-from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, sizes
+from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, shell, sizes
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
@@ -87,7 +88,12 @@ def gather_facts(connection: Connection, prefix: str | None = None, thorough: bo
     if prefix is not None:
         planning.check_prefix(prefix)
     facts = probes.parse(probes.gather(connection, prefix, thorough))
-    return facts, planning.check_prefix(facts.prefix)
+    if not planning.is_prefix(facts.prefix):
+        raise UsageError(
+            f"{connection.name} would have its releases in {facts.prefix!r}, where a path of letters, digits, dots and "
+            "dashes is needed: say another one with --prefix"
+        )
+    return facts, facts.prefix
 
 
 def prefix_findings(connection: Connection, facts: Facts, prefix: str) -> list[Finding]:
@@ -177,6 +183,7 @@ def _plan_release(
     state = read_state(connection, prefix, facts.systemd is not None)
     inspection = Inspection(facts, prefix, state)
     spec = make_spec(bundle, options, inspection)
+    _check_template_file(connection, spec, facts)
     # Refused before anything is hashed that may not fit the board, or not each other.
     fits = Need()
     if options.runtime is not None:
@@ -199,6 +206,26 @@ def _plan_release(
     )
     findings = judge.judge(facts, prefix, need, simulated=options.simulated)
     return Outcome(inspection, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
+
+
+def _check_template_file(connection: Connection, spec: ReleaseSpec, facts: Facts) -> None:
+    """UsageError, before anything is sent, for a template the daemon will not find: a file of the board, or of the
+    release where its path is relative."""
+    said = spec.settings.get("template")
+    if not isinstance(said, str):
+        return
+    systemd = facts.systemd is not None
+    if not said.startswith("/"):
+        there = posixpath.normpath(said) in {f"bundle/{entry['path']}" for entry in spec.bundle.manifest["files"]}
+    elif systemd and said.startswith(judge.HIDDEN):
+        raise UsageError(f"--set template={said}: the service does not see it there: put it elsewhere, as in /etc")
+    else:
+        there = connection.run(shell.command("test", "-f", said), root=systemd).code == 0
+    if not there:
+        raise UsageError(
+            f"--set template={said}: there is no such file on {connection.name}: give the path of one there, or "
+            "convert the model with --chat-template FILE, and it is sent with the bundle"
+        )
 
 
 def _context(spec: ReleaseSpec) -> int:

@@ -26,9 +26,14 @@ KEEP = 3
 SLOWEST_DISK = 10e6  # bytes/s
 
 
+def is_prefix(path: str) -> bool:
+    """Whether releases may lie there."""
+    return _PREFIX.fullmatch(path) is not None
+
+
 def check_prefix(prefix: str) -> str:
     """``prefix`` if releases may lie there; UsageError otherwise."""
-    if not _PREFIX.fullmatch(prefix):
+    if not is_prefix(prefix):
         raise UsageError(f"--prefix {prefix!r}: give a path of letters, digits, dots and dashes, as in /opt/rkchatd")
     return prefix
 
@@ -56,7 +61,8 @@ def plan_rollback(state: BoardState, prefix: str, systemd: bool, to: str | None 
     if to is not None:
         others = [name for name in known if name.startswith(to)]
         if len(others) != 1:
-            raise UsageError(f"there is no one release {to!r} on the board; there are: {', '.join(known) or 'none'}")
+            what = "more than one release that begins with" if others else "no release"
+            raise UsageError(f"there is {what} {to!r} on the board; there are: {', '.join(known) or 'none'}")
     if not others:
         raise DeployError("there is no other release on the board that ever answered a chat")
     manifest = state.releases[others[0]]["manifest"]

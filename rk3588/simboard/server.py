@@ -124,14 +124,15 @@ def session(connection: socket.socket, host_key: paramiko.PKey, login: Login) ->
 
 
 def main(folder: Path) -> None:
-    host_key = paramiko.PKey.from_path(folder / "host_key")
-    key = paramiko.PKey.from_path(folder / "id").asbytes()
-    home = folder / "home"
+    place = simboard.place_of(folder)
+    host_key = paramiko.PKey.from_path(place / "host_key")
+    key = paramiko.PKey.from_path(place / "id").asbytes()
+    home = place / "home"
     environment = {
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-        "RKBOARD_SYSROOT": str(folder / "tree"),
+        "RKBOARD_SYSROOT": str(place / "tree"),
         "USER": local_user(),
     }
     login = Login(key, environment, home)

@@ -8,17 +8,19 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
 
 pytest.importorskip("paramiko")
 
+from rk3588 import bundle as bundles
 from rk3588.commands import connecting, deploy, releases, rollback
 from rk3588.commands.deploy import ProgressDisplay, usage_text
 from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
+from rk3588.deploy.facts import Facts
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import connection
@@ -176,9 +178,24 @@ def test_a_context_counts_as_the_daemon_will_take_it() -> None:
     assert deployment._context(replace(spec, settings={"context": 8192, "beyond_board": True})) == 8192
 
 
+def test_where_a_template_may_lie(tmp_path: Path) -> None:
+    """On the board, where its service sees it, or in the release, which a relative path begins at."""
+    (tmp_path / "my own.jinja").write_text("{{ messages }}")
+    board, facts, bundle = LocalConnection(lambda _: None), Facts(), bundles.read(deploying.bundle(tmp_path, "one"))
+    for there in (str(tmp_path / "my own.jinja"), "bundle/chat_template.jinja", "./bundle/chat_template.jinja", None):
+        deployment._check_template_file(board, cast(Any, ReleaseSpecOf({"template": there}, bundle)), facts)
+    for path in (str(tmp_path), "bundle/nope.jinja", "chat_template.jinja", "~/x.jinja", "-e"):
+        with pytest.raises(UsageError, match="there is no such file on this machine"):
+            deployment._check_template_file(board, cast(Any, ReleaseSpecOf({"template": path}, bundle)), facts)
+    with pytest.raises(UsageError, match="the service does not see it there"):
+        hidden = ReleaseSpecOf({"template": "/home/me/x.jinja"}, bundle)
+        deployment._check_template_file(board, cast(Any, hidden), replace(facts, systemd=252))
+
+
 @dataclass(frozen=True)
 class ReleaseSpecOf:
     settings: dict[str, Any]
+    bundle: Any = None
 
 
 @pytest.mark.usefixtures("unreached")
@@ -238,8 +255,10 @@ def test_going_back_says_from_where_and_how_to_go_elsewhere(monkeypatch: pytest.
 
 def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:
     row = {"manifest": {}, "files": {}, "proven": 1, "deployed": 1}
-    with pytest.raises(UsageError, match="there is no one release 'zzz' on the board; there are: a"):
-        planning.plan_rollback(BoardState(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
+    board = BoardState(releases={"a1": row, "a2": row}, current="a1")
+    for said, told in (("zzz", "no release 'zzz'"), ("a", "more than one release that begins with 'a'")):
+        with pytest.raises(UsageError, match=f"there is {told} on the board; there are: a1, a2"):
+            planning.plan_rollback(board, "/opt/rkchatd", True, said)
 
 
 def test_what_a_bundle_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
