@@ -19,6 +19,12 @@ _LONGEST_MESSAGE = 4000  # characters: what was wrong may be a text of any lengt
 # What other programs call it.
 _MEANT = {"port": "listen", "host": "listen", "temperature": "temp", "ctx": "context", "n-predict": "max-tokens",
           "output": "out", "api-key": "keys", "force": "overwrite"}  # fmt: skip
+# Which extra of this package has a module that it does without otherwise.
+EXTRAS = {
+    **dict.fromkeys(("numpy", "gguf", "safetensors", "rich", "huggingface_hub"), "convert"),
+    **dict.fromkeys(("starlette", "uvicorn", "jsonschema", "prometheus_client"), "daemon"),
+    "matplotlib": "plot", "distributed": "sweep", "prompt_toolkit": "chat", "paramiko": "deploy",
+}  # fmt: skip
 INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C: 128 + SIGINT
 
 
@@ -93,6 +99,11 @@ def main(command: click.Command, name: str) -> NoReturn:
         _fail("Interrupted", INTERRUPTED)
     except RkError as error:
         _fail(f"Error: {error}", error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        _fail(f"Error: this needs {missing}: pip install 'rk3588[{EXTRAS[missing]}]'", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"Error: {where}{error.strerror or error}", 1)
