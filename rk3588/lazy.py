@@ -122,7 +122,7 @@ def _open_closed_streams() -> None:
 
 
 def _drop_unwritten() -> None:
-    """What cannot be written (a full disk, a reader that left) was told: Python is not to try, and tell it, once more."""
+    """What cannot be written (a full disk, a reader that left) was told: Python is not to try and tell it once more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
