@@ -114,8 +114,8 @@ def build(
     """Convert MODEL into DIR/NAME-rk3588-DTYPE/.
 
     MODEL is a Hugging Face folder or a GGUF file, or one on the Hugging Face hub: USER/REPO[@REVISION] or
-    USER/REPO:FILE.gguf[@REVISION]. Of a GGUF in parts, name any; the others lie beside it. HF_TOKEN, HF_HOME and
-    HF_ENDPOINT are honoured.
+    USER/REPO:FILE.gguf[@REVISION], or the address of its page. Of a GGUF in parts, name any; the others lie beside it.
+    HF_TOKEN, HF_HOME and HF_ENDPOINT are honoured.
 
     For the simulated runtime it has to be of a family known here: Llama, Mistral, Ministral, Qwen2, Qwen3, Phi, Gemma,
     SmolLM3, InternLM2 or MiniCPM. For a board (--target rk3588), Rockchip's rkllm-toolkit does the work, and the model

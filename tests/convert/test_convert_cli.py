@@ -126,7 +126,7 @@ def test_a_reader_that_leaves(model: Path) -> None:
 # Slows one step down to a crawl and says when it is reached, so that a signal can be sent right there.
 SLOW = """
 import sys, time
-from rk3588 import bundle, hostlib
+from rk3588 import bundle, hostlib, new_folder
 from rkconvert import build
 from rkconvert.artifact import reading
 reading.BLOCK_BYTES = 1000
@@ -141,9 +141,9 @@ STEPS = {
     "quantising": "hostlib.quantise = slow(hostlib.quantise)",
     "writing the header": "build.make_header = slow(build.make_header)",
     "hashing": "bundle.sha256 = slow(bundle.sha256)",
-    "making the folder": "bundle.tempfile.mkdtemp = slow(bundle.tempfile.mkdtemp)",
+    "making the folder": "new_folder.tempfile.mkdtemp = slow(new_folder.tempfile.mkdtemp)",
     "the manifest": "bundle.json.dumps = slow(bundle.json.dumps)",
-    "clean-up": "bundle.write_manifest = lambda *a: 1 / 0; bundle.shutil.rmtree = slow(bundle.shutil.rmtree)",
+    "clean-up": "bundle.write_manifest = lambda *a: 1 / 0; new_folder.shutil.rmtree = slow(new_folder.shutil.rmtree)",
 }
 
 

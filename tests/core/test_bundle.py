@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from rk3588 import bundle
 from rk3588.commands.bundle import bundle as command
-from rk3588.errors import BundleError, NoSuchBundle, TargetError
+from rk3588.errors import BundleError, NoSuchBundle, TargetError, TargetTaken
 
 MANIFEST: dict[str, Any] = {
     "name": "Tiny", "dtype": "w8a8", "target_platform": "rk3588", "model": {"layers": 2}, "source": {"files": []},
@@ -75,6 +76,25 @@ def test_an_existing_bundle_is_replaced_only_on_request_and_only_by_a_whole_one(
     write(made, replace=True, name="Other")
     assert bundle.read(made).name == "Other"
     assert [p.name for p in made.parent.iterdir()] == [made.name]
+
+
+def test_two_that_make_the_same_bundle(tmp_path: Path) -> None:
+    """The second is refused while the first writes, and where it ends after the first; with --overwrite neither is."""
+    final = tmp_path / "Tiny-rk3588-w8a8"
+    with bundle.new_folder(final), pytest.raises(TargetTaken, match="another process is writing"):
+        write(final)
+    assert list(tmp_path.iterdir()) == [final]
+    final.rmdir()
+    with bundle.new_folder(tmp_path / f"{final.name}.v2"):  # its temporary folder's name begins alike
+        write(final)
+    shutil.rmtree(final)
+    with pytest.raises(TargetTaken, match="exists already"), bundle.new_folder(final):
+        final.mkdir()
+        (final / "theirs").touch()
+    assert [path.name for path in final.iterdir()] == ["theirs"]
+    with bundle.new_folder(final, replace=True):
+        write(final, replace=True)
+    assert not list(final.iterdir()) and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
