@@ -26,6 +26,7 @@ from .rotation import options as rotation
 from .rotation.prepare import prepared
 from .sources import hub
 from .sources.base import Origin
+from .sources.hub import HubModel
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
@@ -135,15 +136,7 @@ def build(
     request.check()
     if out is None and not dry_run and not request.emit_hf:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
-    path, remote = Path(model), None
-    if not os.path.lexists(path):
-        wanted = hub.parse(model)
-        if wanted is None:
-            raise UsageError(
-                f"{model} does not exist: give a Hugging Face folder or a GGUF file on this machine, or USER/REPO on "
-                "the Hugging Face hub"
-            )
-        remote = hub.find(wanted)
+    path, remote = Path(model), on_hub(model)
     chosen = name or default_name(path, remote.origin if remote else None)
     if not NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
@@ -165,6 +158,19 @@ def build(
     if plan.emit and not plan.artifacts:
         _print_note("no bundle is written: for one, give -o DIR as well")
     _convert_and_print(plan, as_json)
+
+
+def on_hub(model: str) -> HubModel | None:
+    """MODEL where it is none on this machine; UsageError where it is no name on the hub either."""
+    if os.path.lexists(model):
+        return None
+    wanted = hub.parse(model)
+    if wanted is None:
+        raise UsageError(
+            f"{model} does not exist: give a Hugging Face folder or a GGUF file on this machine, or USER/REPO on the "
+            "Hugging Face hub"
+        )
+    return hub.find(wanted)
 
 
 def _print_note(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from rk3588.predict import Workload
 from rk3588.shape import Shape
 from rkconvert import accuracy
 from rkconvert.accuracy import Accuracy, Text
-from rkconvert.commands import default_name
+from rkconvert.commands import default_name, on_hub
 from rkconvert.progress import shown
 from rkconvert.request import Request
 from rkconvert.signals import deferred_interrupts
@@ -140,18 +139,8 @@ def _ram(board: BoardType, asked: int | None) -> int:
 
 def _opened(model: str, request: Request) -> tuple[HubModel | None, Source]:
     """The model; one on the hub as far as its headers tell."""
-    if os.path.lexists(model):
-        source = request.open(Path(model))
-        remote = None
-    else:
-        wanted = hub.parse(model)
-        if wanted is None:
-            raise UsageError(
-                f"{model} does not exist: give a Hugging Face folder or a GGUF file on this machine, or USER/REPO on "
-                "the Hugging Face hub"
-            )
-        remote = hub.find(wanted)
-        source = hub.peek(remote, request.opener)
+    remote = on_hub(model)
+    source = hub.peek(remote, request.opener) if remote else request.open(Path(model))
     assert isinstance(source, Source)
     return remote, source
 
