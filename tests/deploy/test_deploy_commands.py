@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("paramiko")
 
 from rk3588 import simboard
-from rk3588.simboard import control
+from rk3588.simboard import control, server
 from tests import deploying, simulated_board
 from tests.deploying import Deployer
 from tests.simulated_board import contents, key_of
@@ -133,6 +133,11 @@ def test_a_board_in_a_folder_of_any_name(
         place = simboard.place_of(board.found().folder)
         board.run("board", "down", "attic")
     assert not place.exists() and not board.home.joinpath("rk3588", "boards", "attic").exists()
+
+
+def test_a_board_s_python_is_none_of_an_environment_that_the_c_locale_cannot_read() -> None:
+    assert server.python_folder("/x/my venv/bin/python", "/usr") == Path("/x/my venv/bin")
+    assert server.python_folder("/x/größe/.venv/bin/python", "/usr") == Path("/usr/bin")
 
 
 def test_a_home_folder_that_is_no_prefix(tmp_path: Path, daemon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
