@@ -263,6 +263,27 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
+def piped(raw: bytes) -> str:
+    """What came on stdin, held to the same as a file."""
+    if len(raw) > files.TEXT:
+        raise UsageError(f"stdin has more than {files.TEXT / 1e6:.0f} MB, which are the most: pipe in a part of it")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not a text in UTF-8 (byte {error.start}): pipe in one (iconv -t UTF-8 makes one of others)"
+        ) from error
+
+
+def typed(text: str, what: str) -> str:
+    """A text of the command line; UsageError where its bytes are not UTF-8, which Python gives as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is not a text in UTF-8 (character {error.start}): give it as one") from error
+    return text
+
+
 def _path(argument: str, usage: str) -> Path:
     """A path as one types it: with a tilde, with quotes."""
     try:
