@@ -16,7 +16,7 @@ from rk3588.templates import Message
 
 from .model import Model
 from .prompts import Prompt
-from .settings import BY_NAME, WHILE_RUNNING, Settings, parse
+from .settings import BY_NAME, SHORT, WHILE_RUNNING, Settings, parse
 from .thoughts import Split, ThoughtSplitter, opened_by, tags_of
 
 
@@ -143,7 +143,7 @@ class Conversation:
 
     def _set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
-        name, value = name.replace("-", "_"), value.strip()
+        name, value = SHORT.get(name, name.replace("-", "_")), value.strip()
         if not name:
             self._show_settings()
         elif name == "seed":
@@ -170,9 +170,9 @@ class Conversation:
         self._change(self.model.settings, again=True)
         self._show_seed()
 
-    def _show_seed(self) -> None:
-        seed = os.environ.get("RKSIM_SEED", "new")
-        self._remark(f"{'seed':<14} {seed}  Of the draws; new: another at each load. librkllmrt has none.")
+    def _show_seed(self, width: int = 0) -> None:
+        told = "Of the draws; new: another at each load. librkllmrt has none."
+        self._remark(f"{'seed':<14} {_seed():<{width}}  {told}")
 
     def _change(self, settings: Settings, again: bool = False) -> None:
         if self.model.change(settings, again):
@@ -182,10 +182,13 @@ class Conversation:
 
     def _show_settings(self, only: str = "") -> None:
         now = {**asdict(self.model.settings), **self.model.sampling._asdict(), "context": self.model.context}
-        for name in [only] if only else WHILE_RUNNING:
-            self._remark(f"{name:<14} {now[name]:g}  {BY_NAME[name].help}")
-        if not only and self.model.choice.simulated:
-            self._show_seed()
+        values = {name: f"{now[name]:g}" for name in ([only] if only else WHILE_RUNNING)}
+        has_seed = not only and self.model.choice.simulated
+        width = max(map(len, [*values.values(), *([_seed()] if has_seed else [])]))
+        for name, value in values.items():
+            self._remark(f"{name:<14} {value:<{width}}  {BY_NAME[name].help}")
+        if has_seed:
+            self._show_seed(width)
 
     def _stats(self, _argument: str) -> None:
         if not self.model.cost.tokens:
@@ -236,6 +239,10 @@ class Conversation:
     def _need_history(self) -> None:
         if not self.history:
             raise UsageError("the conversation is empty")
+
+
+def _seed() -> str:
+    return os.environ.get("RKSIM_SEED", "new")
 
 
 def _on_a_board(model: Model) -> str:
