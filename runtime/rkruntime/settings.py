@@ -222,6 +222,7 @@ def check_context(tokens: int) -> None:
 
 TABLE = table_of(Settings)
 BY_NAME = {each.name: each for each in TABLE}
+SHORT = {flag.lstrip("-"): each.name for each in TABLE for flag in each.flags}  # `temp`, as in --temp
 WHILE_RUNNING = (*Sampling._fields, "max_tokens", "loop_limit", "context")  # what `/set` takes
 
 
