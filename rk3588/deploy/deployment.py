@@ -140,7 +140,8 @@ def read_state(connection: Connection, prefix: str, systemd: bool) -> BoardState
 
 
 def check_call(bundle: Bundle, options: Options) -> None:
-    """What needs no board to be seen: UsageError for a runtime that is not said or that the bundle is not for."""
+    """What needs no board to be seen: UsageError for a runtime that is not said or that the bundle is not for; RkError
+    for files that are not what their options want."""
     release_bundle.check_template(bundle)
     release_bundle.model_of(bundle, options.simulated)
     if options.runtime is None and not options.simulated:
@@ -148,6 +149,14 @@ def check_call(bundle: Bundle, options: Options) -> None:
             "give --runtime FILE, Rockchip's librkllmrt.so for aarch64 (1.1.1, or any from 1.1.0 to 1.3.1), or "
             "--runtime sim"
         )
+    if options.runtime is not None:
+        programs.read_library(options.runtime, "--runtime")
+    if options.sim_library is not None:
+        programs.read_library(options.sim_library, "--sim-library")
+    if options.sim_runtime is not None:
+        programs.read_library(options.sim_runtime, "--sim-runtime")
+    if options.daemon is not None:
+        programs.check_daemon(options.daemon)
 
 
 def deploy(

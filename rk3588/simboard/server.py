@@ -126,7 +126,7 @@ def session(connection: socket.socket, host_key: paramiko.PKey, login: Login) ->
 def python_folder(executable: str, base_prefix: str) -> Path:
     """Where the board's ``python3`` is: ours; of a virtual environment whose path is not ASCII, the one it was made of.
 
-    Commands run in the C locale, and in that Python cannot read the names of such folders in an environment's .pth files.
+    Commands run in the C locale, in which Python cannot read such folders' names in an environment's .pth files.
     """
     return Path(executable).parent if executable.isascii() else Path(base_prefix) / "bin"
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("paramiko")
 
 from rk3588 import bundle as bundles
-from rk3588.commands import connecting, deploy, releases, rollback
+from rk3588.commands import connecting, deploy, doctor, releases, rollback
 from rk3588.commands.deploy import ProgressDisplay, usage_text
 from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
@@ -27,7 +27,7 @@ from rk3588.deploy.ssh import connection
 from rk3588.deploy.ssh.config import Destination
 from rk3588.deploy.state import BoardState
 from rk3588.deploy.steps import DeploymentPlan, Send
-from rk3588.errors import ConnectError, UsageError
+from rk3588.errors import ConnectError, LibraryError, RkError, UsageError
 from tests import deploying, plan_cases
 
 TARGET = Destination("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
@@ -113,6 +113,36 @@ def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: 
     assert str(caught).startswith(f"{option} {absent}: there is no such file; ")
     if option in ("--ssh-config", "--hosts"):
         assert isinstance(CliRunner().invoke(releases.command, ["me@192.0.2.7", option, absent]).exception, UsageError)
+
+
+def test_a_file_that_is_another_is_told_before_the_board_is_asked(
+    tmp_path: Path, rksim_library: Path, rkllm_library: Path
+) -> None:
+    """What is wrong in a file is exit code 1, as of every other command."""
+    sim, npu = deploying.bundle(tmp_path, "one"), deploying.bundle(tmp_path, "npu", target="rk3588")
+    text = tmp_path / "README.md"
+    text.write_text("no library")
+    kind = "is not a shared library for aarch64 or x86-64: give"
+    rows = {
+        ("--runtime", text): f"{text} {kind} Rockchip's librkllmrt.so",
+        ("--runtime", tmp_path): f"{tmp_path} is no librkllmrt.so: give the path of one",
+        ("--runtime", rkllm_library): f"{rkllm_library} is the simulated runtime: say --runtime sim for it",
+        ("--sim-library", text): f"{text} {kind} the librksim.so for the board",
+        ("--sim-library", tmp_path): f"{tmp_path} is no librksim.so: give the path of one",
+        ("--sim-library", rkllm_library): f"{rkllm_library} is no librksim.so: give the librksim.so for the board",
+        ("--sim-runtime", text): f"{text} {kind} the simulated librkllmrt.so for the board",
+        ("--sim-runtime", rksim_library): f"{rksim_library} is not the simulated runtime: give the simulated",
+        ("--daemon", text): f"{text} is no rkchatd.pyz: build it with `make pyz`",
+    }
+    for (option, file), told in rows.items():
+        bundle = npu if option == "--runtime" else sim
+        words = [str(bundle), "--board", "me@192.0.2.7", *(() if bundle is npu else ("--runtime", "sim"))]
+        done = CliRunner().invoke(deploy.command, [*words, option, str(file)])
+        assert isinstance(done.exception, RkError) and done.exception.exit_code == 1, (option, file, done.exception)
+        assert str(done.exception).startswith(told) and not done.stderr
+        if option == "--runtime":
+            caught = CliRunner().invoke(doctor.command, ["me@192.0.2.7", option, str(file)]).exception
+            assert isinstance(caught, LibraryError) and str(caught).startswith(told) and caught.exit_code == 1
 
 
 SETTINGS = {
