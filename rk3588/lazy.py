@@ -47,10 +47,13 @@ class LazyGroup(click.Group):
         return [*self.lazy, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
-        if cmd_name not in self.lazy:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = self.lazy[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        if cmd_name in self.lazy:
+            module, _, attribute = self.lazy[cmd_name][0].partition(":")
+            command: Optional[click.Command] = getattr(importlib.import_module(module), attribute)
+        else:
+            command = super().get_command(ctx, cmd_name)
+        if command:
+            _refuse_empty_paths(command)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -80,10 +83,34 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
+class _NonEmptyPath(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on
+    """A path as ``usual`` takes it, but not "", which a shell makes of a variable that is not set, and pathlib "."."""
+
+    envvar_list_splitter = click.Path.envvar_list_splitter
+
+    def __init__(self, usual: click.Path) -> None:
+        self.usual, self.name = usual, usual.name
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Any:
+        if value == "":
+            self.fail("it is empty: give a path, or . for this folder.", param, ctx)
+        return self.usual.convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        return self.usual.shell_complete(ctx, param, incomplete)
+
+
+def _refuse_empty_paths(command: click.Command) -> None:
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type = _NonEmptyPath(parameter.type)
+
+
 def main(command: click.Command, name: str) -> NoReturn:
     """Run a program: every failure is one line on stderr and an exit code, never a traceback of ours."""
     signal.signal(signal.SIGTERM, _terminate)
     _open_closed_streams()
+    _refuse_empty_paths(command)
     try:
         result = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()

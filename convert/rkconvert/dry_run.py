@@ -89,7 +89,7 @@ def render(plan: Plan) -> str:
     types = ", ".join(f"{n} x {kind}" for kind, n in source["types"].items())
     lines = [
         f"{plan.name}: {_model(plan)}",
-        f"source: {source['path']} ({source['kind']}, {_mb(source['bytes'])}; tensors: {types})",
+        f"source: {source['path']} ({source['kind']}, {_mb(source['bytes'])} of tensors: {types})",
         _tokenizer(plan),
     ]
     if plan.rotation:

@@ -85,6 +85,8 @@ def test_dry_run_as_json_tells_the_true_sizes(model: Path, tmp_path: Path) -> No
         (["MODEL", "-o", "out", "--dtype", "int4"], 2, "unknown dtype 'int4': choose one of w8a8, w8a8_g128"),
         (["MODEL", "-o", "out", "--dtype", "fp16", "--dtype", "fp16"], 2, "--dtype fp16 is given more than once"),
         (["MODEL"], 2, "no folder to write into: give -o DIR"),
+        (["", "-o", "out"], 2, "Invalid value for 'MODEL': it is empty: give a path"),
+        (["MODEL", "-o", ""], 2, "Invalid value for '-o' / '--out': it is empty"),
         (["no/such/thing", "-o", "out"], 2, "no/such/thing does not exist"),
         (["MODEL", "-o", "out", "--name", "../x"], 2, "'../x' cannot be a bundle's name"),
         (["-o", "out"], 2, "Missing argument 'MODEL'"),

@@ -206,6 +206,14 @@ def test_show_and_verify(made: Path) -> None:
         "name                 Tiny", "dtype                w8a8", "target_platform      rk3588", "model",
     ]  # fmt: skip
     assert "        0.0 MB  model.sim.gguf" in shown.stdout.splitlines()
+    adapter = {"name": "a", "scale": 0.5, "targets": ["q_proj", "v_proj"] * 10, "artifacts": {"sim": "lora/a.bin"}}
+    edit(made, lora={"mode": "adapter", "adapters": [adapter, {"name": "b", "scale": 1, "artifacts": {}}]})
+    lines = CliRunner().invoke(command, ["show", str(made)]).stdout.splitlines()
+    start = lines.index("  adapters")
+    assert lines[start + 1 : start + 3] == ["    - name                 a", "      scale                0.5"]
+    assert lines[start + 4 : start + 7] == [
+        "      artifacts", "        sim                  lora/a.bin", '    {"name": "b", "scale": 1, "artifacts": {}}',
+    ]  # fmt: skip
     as_json = CliRunner().invoke(command, ["show", "--json", str(made)])
     assert json.loads(as_json.stdout) == bundle.read(made).manifest
     verified = CliRunner().invoke(command, ["verify", str(made)])

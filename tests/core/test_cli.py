@@ -210,6 +210,10 @@ def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["run", "nowhere", "x"], 2, "Error: there is no nowhere: give a folder that rkconvert wrote"),
+        (["run", "", "x"], 2, "Error: Invalid value for 'BUNDLE': it is empty: give a path, or . for this folder."),
+        (["bundle", "show", ""], 2, "Error: Invalid value for 'BUNDLE': it is empty: give a path, or ."),
+        (["adopt", "", "--base", "x"], 2, "Error: there is no '': give a .rkllm file"),
+        (["bench", ""], 2, "Error: what to measure is empty: give a bundle, a board or"),
         (["run", "{bundle}"], 2, "Error: the prompt is empty"),
         (["run", "{bundle}", " "], 2, "Error: the prompt is empty"),
         (["run", "{bundle}", "x", "-n", "0"], 2, "Error: max_tokens 0 asks for no answers"),

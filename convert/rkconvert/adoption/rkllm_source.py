@@ -78,8 +78,9 @@ def find(text: str) -> Rkllm:
     if name := hub_name(text):
         return _on_hub(name)
     path = Path(text)
-    if not files.exists(path):
-        raise UsageError(f"there is no {text[:300]}: give a {SUFFIX} file, or {HUB}USER/REPO:FILE for one on the hub")
+    if not text or not files.exists(path):
+        named = text[:300] or repr(text)
+        raise UsageError(f"there is no {named}: give a {SUFFIX} file, or {HUB}USER/REPO:FILE for one on the hub")
     if path.is_dir():
         inside = sorted(f.name for f in path.iterdir() if f.name.lower().endswith(SUFFIX))
         advice = f"give one of its files: {listed(inside)}" if inside else f"it holds no {SUFFIX}: give one"
