@@ -26,8 +26,8 @@ VARIABLE = "RK3588_HOSTS"
 COMMON_COMPATIBLE = "rockchip,rk3588"  # the vendor's kernel says so of every board, RK3588S too
 
 _SOC_KEYS = ("npu_cores", "ddr_gb_s")
-_BOARD_KEYS = ("name", "soc", "compatible", "models", "ram_gb", "notes")
-_HOST_KEYS = ("board", "address", "user", "port", "key", "jump", "groups", "ram_gb")
+_BOARD_KEYS = ("name", "soc", "compatible", "models", "ram_gb", "bandwidth_gb_s", "notes")
+_HOST_KEYS = ("board", "address", "user", "port", "key", "jump", "groups", "ram_gb", "bandwidth_gb_s")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 # Nothing that begins with a dash: an address must never be read as an option.
 _ADDRESS = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
@@ -57,7 +57,10 @@ class Soc:
 
 @dataclass(frozen=True)
 class BoardType:
-    """A type of board. ``compatible`` and ``models`` are what the device tree may say of it; RAM options in GiB."""
+    """A type of board. ``compatible`` and ``models`` are what the device tree may say of it; RAM options in GiB.
+
+    ``bandwidth_gb_s``: what decoding gets of its memory, where that is known to be another than the SoC's.
+    """
 
     id: str
     name: str
@@ -66,11 +69,18 @@ class BoardType:
     models: tuple[str, ...]
     ram_gb: tuple[int, ...]
     notes: str | None
+    bandwidth_gb_s: float | None = None
+
+    def with_ram(self, gb: int) -> BoardType:
+        """The one with so much; UsageError where it is not sold so."""
+        if gb not in self.ram_gb:
+            raise UsageError(f"--ram {gb}: a {self.name} has {', '.join(map(str, self.ram_gb))} GB")
+        return replace(self, ram_gb=(gb,))
 
 
 @dataclass(frozen=True)
 class Host:
-    """One board of the user's. What is None is left to ssh's own configuration; ``ram_gb`` None: not said."""
+    """One board of the user's. What is None is left to ssh's own configuration; of its memory, it is not said."""
 
     name: str
     board: BoardType
@@ -81,6 +91,7 @@ class Host:
     jump: str | None
     groups: tuple[str, ...]
     ram_gb: int | None
+    bandwidth_gb_s: float | None = None  # as measured on this one
 
 
 @dataclass(frozen=True)
@@ -98,13 +109,17 @@ class Boards:
     ambiguous: frozenset[str] = frozenset()
 
     def board(self, name: str) -> BoardType:
-        """A board type, by its own name or by a host's, then with the host's own RAM if that is known.
+        """A board type, by its own name or by a host's, then with what is known of the host's own memory.
 
         UsageError with the nearest right name.
         """
         if name in self.hosts:
             host = self.host(name)
-            return replace(host.board, ram_gb=(host.ram_gb,)) if host.ram_gb else host.board
+            return replace(
+                host.board,
+                ram_gb=(host.ram_gb,) if host.ram_gb else host.board.ram_gb,
+                bandwidth_gb_s=host.bandwidth_gb_s or host.board.bandwidth_gb_s,
+            )
         found = self.type_named(name)
         if found:
             return found
@@ -253,6 +268,7 @@ def _board(name: str, table: Table, socs: Mapping[str, Soc], boards: Mapping[str
         models=table.texts("models"),
         ram_gb=tuple(sorted(ram)),
         notes=table.text("notes"),
+        bandwidth_gb_s=_bandwidth(table),
     )
 
 
@@ -276,7 +292,13 @@ def host_from(name: str, table: Table, boards: Mapping[str, BoardType]) -> Host:
         jump=_matching(table, "jump", _JUMP, "a host of this file, or user@address:port"),
         groups=table.texts("groups"),
         ram_gb=table.whole("ram_gb", 1, 1024),
+        bandwidth_gb_s=_bandwidth(table),
     )
+
+
+def _bandwidth(table: Table) -> float | None:
+    node = table.node_of("bandwidth_gb_s")
+    return None if node is None else table.as_number(node, "bandwidth_gb_s", 0.1, 1000)
 
 
 def _matching(table: Table, key: str, pattern: re.Pattern[str], what: str) -> str | None:

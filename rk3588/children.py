@@ -8,6 +8,7 @@ from there. Python 3.9 has no ``-P``, and ``-I`` knows neither the zipapp nor wh
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -40,6 +41,14 @@ def python(module: str, *arguments: str) -> Child:
     command = [sys.executable, *_flags(), "-c", _START, module, str(len(path)), *path, *arguments]
     # PYTHONPATH is in ``path`` already, and `site` would look there for a sitecustomize.
     return Child(command, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+
+
+def signal_name(number: int) -> str:
+    """What a signal that ended a process is called; most real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def import_path() -> list[str]:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "releases": ("rk3588.commands.releases:command", "What is on a board."),
     "rollback": ("rk3588.commands.rollback:command", "Back to the release that served before."),
     "remove": ("rk3588.commands.remove:command", "Take everything away from a board."),
+    "bench": ("rkruntime.commands.bench:bench", "Measure a bundle, a board or a server, as llama-bench does."),
     "predict": ("rk3588.commands.predict:command", "Speed and memory of a model on a board, without running it."),
 }
 

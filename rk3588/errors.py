@@ -17,6 +17,7 @@ RkError
 ├── ConnectError         a board cannot be reached, or not be logged in to, or the link to it was lost
 │   └── HostKeyError     its SSH key is unknown, another than the known one, or revoked
 ├── DeployError          a board refuses a release, or a step on it failed
+├── BenchError           a server or a runtime cannot be measured, or what it says cannot be
 └── ServiceError         the chat daemon cannot answer a request
     ├── RequestRefused   the HTTP request asks for what cannot be done
     ├── QueueFull        too many wait already
@@ -156,6 +157,10 @@ class HostKeyError(ConnectError):
 
 
 class DeployError(RkError):
+    pass
+
+
+class BenchError(RkError):
     pass
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 VOCAB_ONLY = 1
+ACT_SCALES = {"token": 2, "tile64": 4, "group": 8}
 ADD_BOS, PARSE_SPECIAL = 1, 2
 SKIP_SPECIAL = 1
 
@@ -64,6 +66,9 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rksim_detokenize": (c.c_int64, [_P, _P, c.c_size_t, c.c_int, _P, c.c_size_t]),
     "rksim_use_lora": (c.c_int, [_P, c.c_char_p, c.c_float]),
     "rksim_logits": (c.c_int, [_P, _P, c.c_size_t, c.c_int, _P, _PROGRESS]),
+    "rksim_greedy": (c.c_int, [_P, _P, c.c_size_t, c.c_size_t, _P, _PROGRESS]),
+    "rksim_next": (c.c_int, [_P, _P, c.c_size_t, c.c_size_t, c.c_size_t, _P]),
+    "rksim_embed": (c.c_int, [_P, _P, c.c_size_t, _P]),
     "rksim_layer": (c.c_int, [_P, c.c_int, _P, c.c_size_t, _P]),
     "rksim_linear": (c.c_int, [_P, c.c_char_p, _P, c.c_size_t, _P]),
     "rksim_gemm_i8": (c.c_int, [c.c_char_p, _P, _P, c.c_int64, c.c_int64, c.c_int64, _P]),
@@ -108,12 +113,40 @@ def kernel() -> str:
     return name.decode()
 
 
-class SimModel:
-    """An opened ``model.sim.gguf`` (or ``tokenizer.gguf``); a context manager."""
+@contextmanager
+def _told(progress: Callable[[int], None] | None) -> Iterator[object]:
+    """``progress`` as a callback of C's; what it raises is raised when the block ends well."""
+    raised: list[BaseException] = []
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, vocab_only: bool = False) -> None:
+    def tell(done: int) -> None:
+        try:
+            assert progress is not None
+            progress(done)
+        except BaseException as error:  # no exception finds its way through C
+            raised.append(error)
+
+    yield _PROGRESS(tell) if progress else _PROGRESS()
+    if raised:
+        raise raised[0]
+
+
+class SimModel:
+    """An opened ``model.sim.gguf`` (or ``tokenizer.gguf``); a context manager.
+
+    ``act_scale``: what shares an activation scale, one of ``ACT_SCALES``; None: as RKSIM_ACT_SCALE says.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 0,
+        vocab_only: bool = False,
+        act_scale: str | None = None,
+    ) -> None:
         self._lib = library()
-        self._handle = self._lib.rksim_open(os.fsencode(path), threads, VOCAB_ONLY if vocab_only else 0)
+        flags = (VOCAB_ONLY if vocab_only else 0) | (ACT_SCALES[act_scale] if act_scale else 0)
+        self._handle = self._lib.rksim_open(os.fsencode(path), threads, flags)
         if not self._handle:
             raise _failed()
         raw = _Info()
@@ -172,20 +205,38 @@ class SimModel:
 
         array = (c.c_int32 * len(ids))(*ids)
         out = np.empty((len(ids), self.info.n_vocab), np.float32)
-        raised: list[BaseException] = []
+        with _told(progress) as tell:
+            if self._lib.rksim_logits(self._handle, array, len(ids), chunk, out.ctypes.data, tell):
+                raise _failed()
+        return out
 
-        def tell(done: int) -> None:
-            try:
-                assert progress is not None
-                progress(done)
-            except BaseException as error:  # no exception finds its way through C
-                raised.append(error)
+    def greedy(self, ids: list[int], count: int, progress: Callable[[int], None] | None = None) -> list[int]:
+        """The ``count`` tokens that follow ``ids`` where each is the likeliest. ``progress`` as of ``logits``."""
+        array, out = (c.c_int32 * len(ids))(*ids), (c.c_int32 * count)()
+        with _told(progress) as tell:
+            if self._lib.rksim_greedy(self._handle, array, len(ids), count, out, tell):
+                raise _failed()
+        return list(out)
 
-        told = _PROGRESS(tell) if progress else _PROGRESS()
-        if self._lib.rksim_logits(self._handle, array, len(ids), chunk, out.ctypes.data, told):
+    def next_logits(self, ids: list[int], *, kept: int = 0, room: int = 0) -> npt.NDArray[np.float32]:
+        """Logits of the token after ``ids``: float32 (n_vocab,). These come behind the first ``kept`` positions of the
+        call before, or begin a sequence that may grow to ``room`` positions; other calls end it."""
+        import numpy as np
+
+        array = (c.c_int32 * len(ids))(*ids)
+        out = np.empty(self.info.n_vocab, np.float32)
+        if self._lib.rksim_next(self._handle, array, len(ids), kept, room, out.ctypes.data):
             raise _failed()
-        if raised:
-            raise raised[0]
+        return out
+
+    def embed(self, ids: list[int]) -> npt.NDArray[np.float32]:
+        """What ``ids`` become before the first transformer block: float32 (n, hidden)."""
+        import numpy as np
+
+        array = (c.c_int32 * len(ids))(*ids)
+        out = np.empty((len(ids), self.info.hidden), np.float32)
+        if self._lib.rksim_embed(self._handle, array, len(ids), out.ctypes.data):
+            raise _failed()
         return out
 
     def layer(self, index: int, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

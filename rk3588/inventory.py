@@ -16,7 +16,7 @@ from .errors import BoardError, TargetError, UsageError
 from .nearest import nearest
 from .yamltable import Table, parse, read
 
-Value = Union[str, int, list[str]]
+Value = Union[str, int, float, list[str]]
 
 
 class _Arguments(Table):

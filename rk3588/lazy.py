@@ -76,6 +76,7 @@ class LazyGroup(click.Group):
 def main(command: click.Command, name: str) -> NoReturn:
     """Run a program: every failure is one line on stderr and an exit code, never a traceback of ours."""
     signal.signal(signal.SIGTERM, _terminate)
+    _open_closed_streams()
     try:
         result = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -96,6 +97,15 @@ def main(command: click.Command, name: str) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"Error: {where}{error.strerror or error}", 1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Started with ``2>&-`` and the like: what is printed goes nowhere, and not into the next file that is opened."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this number, unless it is taken
+            os.set_inheritable(nowhere, nowhere == number)
+            setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", errors="replace"))
 
 
 def _fail(message: str, code: int) -> NoReturn:

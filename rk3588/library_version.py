@@ -158,5 +158,5 @@ def _defaults_in(answer: bytes, code: int, path: Path) -> bytes:
         return bytes.fromhex(said["defaults"])
     except (ValueError, KeyError, TypeError):
         pass
-    by = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    by = f"was ended by {children.signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     raise LibraryError(f"{path} cannot be asked for its default parameters: the process that did {by}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import resources
@@ -22,7 +22,7 @@ from .quant import SCHEMES, Scheme
 from .rkllm import CONTEXT_RESERVE, MAX_CONTEXT, NPU_WINDOW, SYSTEM_BYTES
 
 if TYPE_CHECKING:
-    from .boards import Soc
+    from .boards import BoardType, Soc
 
 GIGA = 1e9
 PREDICTED = tuple(s.name for s in SCHEMES.values() if s.quantised)
@@ -83,6 +83,13 @@ class Workload:
     cores: int = 3
     ddr_mhz: int | None = None
     bandwidth_gb_s: float | None = None
+
+
+    def on(self, board: BoardType) -> Workload:
+        """The same where ``board`` has a memory of its own speed, and nothing else was said of it."""
+        if self.ddr_mhz is not None or self.bandwidth_gb_s is not None:
+            return self
+        return replace(self, bandwidth_gb_s=board.bandwidth_gb_s)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Hub:
     known: tuple[str, ...] = ("main", "v1", "refs/pr/1", COMMIT)
     cut_after: dict[str, list[int]] = field(default_factory=dict)  # bytes after which an answer breaks off
     stall: bool = False  # an answer that breaks off does not close, it waits
+    empty: set[str] = field(default_factory=set)  # files of which nothing comes, in answers that are whole
+    answer: bytes | None = None  # in place of what is said of any repository
     corrupt: set[str] = field(default_factory=set)  # files that arrive with a bit flipped
     ranges: bool = True
     etags: dict[str, str] = field(default_factory=dict)  # other ones than a file's hash
@@ -109,6 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
                 for file in sorted(folder.rglob("*"))
                 if file.is_file()
             ]
+            if self.hub.answer is not None:
+                self._send(200, {"Content-Type": "application/json"}, self.hub.answer)
+                return
             answer = {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings}
             self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
@@ -133,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, name: str) -> None:
         repository = urlsplit(self.path).query.removeprefix("repo=")
         data = (self.hub.repositories[repository] / name).read_bytes()
+        if name in self.hub.empty:
+            self._send(206 if self.hub.ranges else 200, {}, b"")
+            return
         if name in self.hub.corrupt:
             data = data[:-1] + bytes([data[-1] ^ 1])
         wanted = self.headers.get("Range", "")

@@ -58,6 +58,8 @@ class LlamaCpp:
             ("llama_context_default_params", _Params, []),
             ("llama_init_from_model", pointer, [pointer, _Params]),
             ("llama_free", None, [pointer]),
+            ("llama_get_memory", pointer, [pointer]),
+            ("llama_memory_clear", None, [pointer, c.c_bool]),
             ("llama_decode", c.c_int32, [pointer, _Batch]),
             ("llama_get_logits", c.POINTER(c.c_float), [pointer]),
             ("llama_vocab_n_tokens", c.c_int32, [pointer]),
@@ -130,6 +132,11 @@ class Context:
 
     def __init__(self, lib: Any, context: int, vocabulary: int) -> None:
         self._lib, self._context, self._vocabulary, self._position = lib, context, vocabulary, 0
+
+    def restart(self) -> None:
+        """From position 0 again."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        self._position = 0
 
     def logits(self, ids: list[int]) -> npt.NDArray[np.float32]:
         """Those after each of ``ids``, which follow what was given before."""

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rk3588 import bundle, files, hostlib
+from rk3588 import bundle, files, hostlib, quant
 from rk3588.errors import CheckpointError, TargetError
+from rk3588.hostlib import SimModel
 
+from . import generating
 from .adapters import in_bundle
 from .artifact import hybrid, pipeline
 from .artifact.artifact_file import ArtifactFile, write_error
 from .artifact.header import make_header, tokenizer_metadata, write_tokenizer
 from .artifact.layout import Artifact
 from .bundle_texts import make_card, make_manifest, tokenizer_files
+from .calibration import REFERENCE, Dataset, Generate
 from .cards.rotated import rotated_card
 from .estimate import disk_bytes
-from .plan import Plan
+from .plan import Plan, plan_artifacts
 from .rotation import emit
 from .rotation.prepare import prepared
 from .signals import deferred_interrupts
@@ -43,6 +48,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
     """
     if plan.for_sim:
         hostlib.library()  # fails now if it is missing, not after minutes of reading
+    plan = with_dataset(plan, progress)
     finals = [plan.folder(artifact) for artifact in plan.artifacts]
     with deferred_interrupts() as check, ExitStack() as stack:
         folders = [stack.enter_context(bundle.new_folder(final, replace=plan.overwrite)) for final in finals]
@@ -68,7 +74,7 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
     """Write the Hugging Face folder of ``plan``; returns what is told of it. Raises as ``convert`` does."""
     assert plan.emit
     place, dtype = plan.emit.folder, plan.emit.dtype
-    before, plan = emit.settings(plan.sim_source), prepared(plan, progress)
+    before, plan = emit.settings(plan.sim_source), prepared(with_dataset(plan, progress), progress)
     size = emit.nbytes(plan.sim_source, dtype)
     with deferred_interrupts() as check, bundle.new_folder(place, replace=plan.overwrite) as folder:
         _refuse_full(place.absolute().parent, size)
@@ -80,6 +86,33 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
             raise write_error(failed, Path(failed.filename or place)) from failed
     rounded = {} if dtype == "fp32" else {"rounding_error": error}
     return {"dtype": dtype, "path": str(place), "bytes": bundle.size(place), **rounded}
+
+
+def with_dataset(plan: Plan, progress: Progress = no_progress) -> Plan:
+    """``plan`` with its calibration data written by the model, where that is asked for and not done."""
+    board, ours = plan.board, plan.calibration
+    asked = next((d for d in (board.dataset if board else None, ours) if isinstance(d, Generate)), None)
+    if asked is None:
+        return plan
+    source = plan.sim_source
+    with deferred_interrupts() as check, tempfile.TemporaryDirectory(prefix="rkconvert-generate-") as scratch:
+        artifacts = plan_artifacts(source, [quant.scheme(REFERENCE)], for_sim=True, hybrid_rate=0.0)
+        alone = Plan(
+            source=source, name="model", out=Path(scratch), artifacts=artifacts, threads=plan.threads,
+            loras=plan.merged_loras, lora_mode="merge",
+        )  # fmt: skip
+        (folder,) = convert(alone, progress)
+
+        def step(done: int, total: int) -> None:
+            check()
+            progress(generating.LABEL, done, total)
+
+        with SimModel(folder / bundle.SIM_MODEL) as model:
+            samples = generating.write(model, source.vocabulary, asked, step)
+    written = Dataset(asked.name, tuple(samples), asked.made)
+    return replace(
+        plan, board=board and replace(board, dataset=written), calibration=written if ours is not None else None
+    )
 
 
 def _check_space(plan: Plan) -> None:

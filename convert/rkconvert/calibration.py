@@ -6,7 +6,8 @@ A file may be JSON (a list), JSON lines, or plain text. An entry is one of
     {"prompt": ..., "answer": ...}                        or question/instruction, and response/output
     {"input": ..., "target": ...}                         rendered, unless the input shows a special token already
 
-and a text's paragraphs are cut near their middle: the first half is asked, the second answered.
+and a text's paragraphs are cut near their middle: the first half is asked, the second answered. ``generating.py`` has
+the model write its own.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from rk3588.templates import ChatTemplate
 from .tokenizers.vocabulary import CONTROL, Vocabulary
 
 BUILT_IN = "built-in"
+GENERATE = "generate"
+REFERENCE = "fp16"  # what writes generated data
+_MOST_GENERATED = 1024
+_GENERATE = re.compile(rf"{GENERATE}(?::(.*))?", re.DOTALL)
 _MOST = 256 << 20  # bytes of a dataset, of which a few dozen samples are used
 _QUESTIONS, _ANSWERS = ("prompt", "question", "instruction"), ("answer", "response", "output", "completion")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
@@ -42,6 +47,11 @@ class Dataset:
 
     name: str
     samples: tuple[Pair, ...]
+    made: Mapping[str, Any] = field(default_factory=dict)  # how, where the model wrote it
+
+    @property
+    def count(self) -> int:
+        return len(self.samples)
 
     def text(self) -> str:
         """The JSON that rkllm-toolkit reads."""
@@ -50,7 +60,56 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.text().encode()).hexdigest()
-        return {"name": self.name, "samples": len(self.samples), "sha256": digest}
+        return {"name": self.name, "samples": len(self.samples), "sha256": digest, **self.made}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """What is asked for. A repeat penalty and a temperature as Rockchip's script has them."""
+
+    samples: int = 32
+    max_new_tokens: int = 128
+    greedy: int = 5  # tokens at the beginning that are the likeliest, none of which ends the answer
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.9
+    repeat_penalty: float = 1.1
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.samples
+
+    @property
+    def name(self) -> str:
+        return GENERATE
+
+    def __str__(self) -> str:
+        """As it is typed."""
+        return f"{GENERATE}:{self.samples}"
+
+    def facts(self) -> dict[str, Any]:
+        """For the plan; a manifest has a hash as well."""
+        return {"name": GENERATE, "samples": self.samples, **self.made}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        settings = {key: value for key, value in asdict(self).items() if key != "samples"}
+        return {"generated": {**settings, "reference": REFERENCE}}
+
+
+def dataset_named(text: str) -> Path | Generate:
+    """What ``--dataset`` says: a file, or ``generate``, ``generate:N``. A file of that name has a folder before it."""
+    match = _GENERATE.fullmatch(text)
+    if match is None:
+        return Path(text)
+    if match[1] is None:
+        return Generate()
+    if not match[1].isascii() or not match[1].isdigit() or not 1 <= int(match[1][:9]) <= _MOST_GENERATED:
+        raise UsageError(
+            f"--dataset {text[:300]}: give generate:N with N from 1 to {_MOST_GENERATED}, or ./{text[:300]} for a file"
+        )
+    return Generate(int(match[1]))
 
 
 def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
@@ -63,7 +122,7 @@ def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
         name, entries = BUILT_IN, [(f"entry {i}", e) for i, e in enumerate(json.loads(data), 1)]
     else:
         name, entries = path.name, _entries(path)
-    render = _renderer(vocabulary)
+    render = _Renderer(vocabulary) if vocabulary else None
     samples = tuple(_sample(f"{name}, {place}", entry, render) for place, entry in entries)
     if not samples:
         raise UsageError(f"--dataset {path} holds no sample: give conversations or texts to calibrate with")
@@ -90,8 +149,9 @@ class _Renderer:
         return any(token in text for token in self._special)
 
 
-def _renderer(vocabulary: Vocabulary | None) -> _Renderer | None:
-    return _Renderer(vocabulary) if vocabulary else None
+def renderer(vocabulary: Vocabulary) -> Callable[[list[dict[str, str]]], str]:
+    """Puts messages into the model's template."""
+    return _Renderer(vocabulary)
 
 
 def _entries(path: Path) -> list[Entry]:

@@ -12,7 +12,8 @@ from rk3588 import lazy
 _COMMANDS = {
     "build": ("rkconvert.commands:build", "Convert MODEL into bundles; the default command."),
     "sweep": ("rkconvert.sweep.commands:sweep", "Many bundles from one file: models x dtypes x rates x LoRAs."),
-    "accuracy": ("rkconvert.bundle_commands:accuracy", "Measure bundles against fp32, for manifest and model card."),
+    "accuracy": ("rkconvert.accuracy.commands:accuracy", "Measure bundles against fp32, for manifest and model card."),
+    "recommend": ("rkconvert.recommend.commands:recommend", "Say which dtype of MODEL a board should run, and why."),
     "card": ("rkconvert.bundle_commands:card", "One model card for several bundles of a model."),
     "toolkit": ("rkconvert.toolkit.commands:toolkit", "Rockchip's rkllm-toolkit: install, status, remove."),
 }

@@ -15,7 +15,8 @@ from rk3588 import bundle, gguf, quant
 from rk3588.errors import UsageError, printable, printable_json
 
 from .adapters import lora
-from .build import convert, write_checkpoint
+from .build import convert, with_dataset, write_checkpoint
+from .calibration import dataset_named
 from .cards.card import base_of, naming_note
 from .dry_run import describe, render
 from .plan import Plan
@@ -76,9 +77,10 @@ _SHARE = re.compile(rf"[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|inf|{rotation.USUAL}", re
 @click.option("--algorithm", metavar="NAME", help="rkllm-toolkit's quantized_algorithm.  [default: normal]")
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
-    "--dataset", type=click.Path(path_type=Path), metavar="FILE",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with: for a board, --smooth, --rotate learned.  "
-    "[default: a small built-in set]",
+    "--dataset", metavar="FILE|generate[:N]",
+    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with, or N (32) answers that the model itself "
+    "writes; a file of that name is ./generate. For a board, --smooth and --rotate learned.  [default: a small "
+    "built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -128,7 +130,9 @@ def build(
         model, options["smooth"] = options["smooth"], rotation.USUAL
     if model is None:
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
-    request = Request(targets=targets, dtypes=dtypes, loras=loras, **options)
+    named = options.pop("dataset")
+    dataset = None if named is None else dataset_named(named)
+    request = Request(targets=targets, dtypes=dtypes, loras=loras, dataset=dataset, **options)
     request.check()
     if out is None and not dry_run and not request.emit_hf:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
@@ -170,6 +174,7 @@ def _print_note(text: str) -> None:
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
     with shown() as progress:
+        plan = with_dataset(plan, progress)  # once for all dtypes
         plan = prepared(plan, progress)
     told, done = dict[str, Any](name=plan.name), []
     if plan.emit:

@@ -98,7 +98,7 @@ def render(plan: Plan) -> str:
     if plan.smoothing:
         lines.append(f"smoothed: alpha {plan.smoothing['alpha']:g}")
     if plan.calibration:
-        lines.append(f"calibrated with: {plan.calibration.name}, {len(plan.calibration.samples)} samples")
+        lines.append(f"calibrated with: {plan.calibration.name}, {plan.calibration.count} samples")
     if plan.emit:
         told = _checkpoint(plan)
         lines.append(f"checkpoint: {told['path']}, {told['dtype']}, about {_mb(told['bytes_about'])}")
@@ -136,7 +136,7 @@ def _toolkit(job: ToolkitJob) -> str:
     return (
         f"rkllm-toolkit {job.toolkit.version}{known}: optimization level {options.optimization_level}, "
         f"{options.npu_cores} cores, {options.algorithm}, on {options.device}, {_built_for(options)}"
-        f"calibrated with {len(data.samples)} samples ({data.name})"
+        f"calibrated with {data.count} samples ({data.name})"
     )
 
 

@@ -16,7 +16,7 @@ from rk3588.quant import Scheme
 from .adapters.lora import Lora
 from .architectures.model import OUTPUT
 from .artifact.layout import Artifact, make_artifact
-from .calibration import Dataset
+from .calibration import Dataset, Generate
 from .native_template import native_notes
 from .rotation.options import Emit, Rotate, Smooth
 from .rotation.rotate import outlined
@@ -46,7 +46,7 @@ class Plan:
     community_names: bool = False
     rotate: Rotate | None = None  # None: the weights stay as they are
     smooth: Smooth | None = None  # None: outliers stay where they are
-    calibration: Dataset | None = None  # what is measured for it, where that is needed
+    calibration: Dataset | Generate | None = None  # what is measured for it, where that is needed
     emit: Emit | None = None  # a Hugging Face folder to write as well
     remarks: tuple[str, ...] = ()
 

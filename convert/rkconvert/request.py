@@ -12,10 +12,11 @@ from rk3588.errors import CheckpointError, TargetTaken, UsageError
 from rk3588.nearest import nearest
 from rk3588.quant import Scheme
 
-from . import calibration
+from . import calibration, generating
 from .adapters import in_bundle, lora
 from .adapters.lora import Lora, LoraOption
 from .artifact.layout import Artifact
+from .calibration import Dataset, Generate
 from .plan import Plan, plan_artifacts
 from .rotation import emit
 from .rotation.options import ALPHA, KINDS, LEARNED, ROTATED_ALPHA, USUAL, Emit, Rotate, Smooth
@@ -45,7 +46,7 @@ class Request:
     npu_cores: int | None = None
     algorithm: str | None = None
     extra_qparams: Path | None = None
-    dataset: Path | None = None
+    dataset: Path | Generate | None = None
     chat_template: Path | None = None
     device: str | None = None
     max_context: int | None = None
@@ -78,10 +79,11 @@ class Request:
 
     @property
     def opener(self) -> Callable[[Path], Checkpoint]:
-        """The simulated runtime, a rotation and the checks of a LoRA want a family known here; the toolkit takes
-        others, too."""
-        changed = self.rotate or self.smooth
-        return open_source if "sim" in self.targets or self.loras or changed else open_checkpoint
+        """The simulated runtime, which also writes data to calibrate with, a rotation and the checks of a LoRA want a
+        family known here; the toolkit takes others, too."""
+        generates = isinstance(self.dataset, Generate)
+        ours = "sim" in self.targets or self.loras or self.rotate or self.smooth or generates
+        return open_source if ours else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
         """The model at ``path``; CheckpointError for what is none."""
@@ -188,6 +190,9 @@ class Request:
         source = self.with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
         self._check_can_change(source)
+        if isinstance(self.dataset, Generate):
+            assert isinstance(source, Source)  # see ``opener``
+            remarks.append(generating.check(source, self.dataset))
         loras = self._read_loras(source)
         plan = Plan(
             source=source,
@@ -202,7 +207,7 @@ class Request:
             community_names=self.community_names,
             rotate=self.rotation,
             smooth=self.smoothing,
-            calibration=calibration.load(self.dataset, source.vocabulary) if self.calibrates else None,
+            calibration=self._dataset(source) if self.calibrates else None,
             emit=self.emit,
         )
         in_the_way = plan.folders_in_the_way
@@ -242,7 +247,7 @@ class Request:
         for found, notes in (preflight.check_model(source, schemes, self.release), preflight.check_memory(source)):
             likely += found
             remarks += notes
-        dataset = calibration.load(options.dataset, source.vocabulary)
+        dataset = self._dataset(source)
         remarks += preflight.settle(likely, self.force)
         if releases.is_residual(options.algorithm):
             remarks.append(
@@ -250,6 +255,12 @@ class Request:
                 f"{in_bundle.RESIDUAL} the model runs as if by {options.algorithm.split('_')[0]}"
             )
         return ToolkitJob(options, dataset, install.needed(self.toolkit)), remarks
+
+    def _dataset(self, source: Checkpoint) -> Dataset | Generate:
+        """What is calibrated with."""
+        if isinstance(self.dataset, Generate):
+            return self.dataset
+        return calibration.load(self.dataset, source.vocabulary)
 
     def _read_loras(self, source: Checkpoint) -> list[Lora]:
         for adapter in self.adapters if self.follow_links else ():

@@ -100,6 +100,9 @@ def show(name: str, file: Path | None, as_json: bool) -> None:
 @click.option("--jump", metavar="HOST", help="Host to go through: one of yours, or user@address:port.")
 @click.option("--group", "groups", multiple=True, help="A group it belongs to; may be repeated.")
 @click.option("--ram", "ram_gb", type=click.IntRange(1, 1024), metavar="GB", help="Its memory.")
+@click.option(
+    "--bandwidth", "bandwidth_gb_s", type=float, metavar="GB/S", help="Of its memory, as `rk3588 doctor` measures it."
+)
 @click.option("--project", is_flag=True, help="Into ./hosts.yaml, made if it is not there.")
 @HOSTS_OPTION
 def add(name: str, kind: str, project: bool, file: Path | None, **fields: Any) -> None:
@@ -142,7 +145,8 @@ def describe_board(board: BoardType) -> dict[str, Any]:
         "models": list(board.models),
         "ddr_gb_s": {str(mhz): list(pair) for mhz, pair in board.soc.ddr_gb_s.items()},
     }
-    return {**facts, "notes": board.notes} if board.notes else facts
+    said = {"bandwidth_gb_s": board.bandwidth_gb_s, "notes": board.notes}
+    return {**facts, **{key: value for key, value in said.items() if value}}
 
 
 def describe_host(host: Host) -> dict[str, Any]:
@@ -154,6 +158,7 @@ def describe_host(host: Host) -> dict[str, Any]:
         "jump": host.jump,
         "groups": list(host.groups),
         "ram_gb": host.ram_gb,
+        "bandwidth_gb_s": host.bandwidth_gb_s,
     }
     return {**facts, **{key: value for key, value in said.items() if value}}
 
@@ -188,6 +193,8 @@ def _lines(facts: dict[str, Any], indent: str = "") -> str:
             for mhz, (low, high) in value.items():
                 span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
                 lines.append(f"{indent}{f'at {mhz} MHz':12}{span} GB/s")
+        elif key == "bandwidth_gb_s":
+            lines.append(f"{indent}{'memory':12}{value:g} GB/s")
         elif value:
             text = ", ".join(map(str, value)) if isinstance(value, list) else value
             lines.append(f"{indent}{key:12}{text}")

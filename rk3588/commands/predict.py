@@ -28,7 +28,7 @@ GIB = 1 << 30
 @click.option("--prompt", default=128, show_default=True, metavar="N", help="Tokens of the prompt.")
 @click.option("--context", default=None, type=int, metavar="N", help="Tokens that memory is kept for [4096 or less].")
 @click.option("--ddr", "ddr_mhz", type=int, metavar="MHZ", help="The memory's clock, where it is not the highest.")
-@click.option("--bandwidth", type=float, metavar="GB/S", help="The memory's bandwidth, as measured on the board.")
+@click.option("--bandwidth", type=float, metavar="GB/S", help="What decoding gets of its memory, measured.")
 @click.option("--cores", default=3, show_default=True, metavar="N", help="NPU cores.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, one for each board and dtype.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw speed against memory (.png, .svg).")
@@ -49,7 +49,8 @@ def command(
     one on the Hugging Face hub, USER/REPO or USER/REPO:FILE.gguf.
 
     Fitted to Rockchip's published figures; every line that goes beyond them says so. Board clocks at their maximum
-    are assumed unless --ddr or --bandwidth says otherwise.
+    are assumed unless --ddr or --bandwidth says otherwise, or hosts.yaml has the board's bandwidth_gb_s. Some boards'
+    memory is slower at any clock (half the bus): `rk3588 doctor HOST` measures it.
     """
     if plot is not None:
         from rk3588 import plot as drawing
@@ -61,11 +62,11 @@ def command(
         chosen = _with_ram(chosen, ram, bool(names))
     sizes = _sizes(model)
     work = _workload(sizes, **workload)
-    found = [(b, predict.predict(sizes, d, work, b.soc)) for b in chosen for d in _dtypes(Path(model), dtypes)]
+    found = [(b, predict.predict(sizes, d, work.on(b), b.soc)) for b in chosen for d in _dtypes(Path(model), dtypes)]
     if plot is not None:
         drawing.draw(plot, sizes, found)
     if as_json:
-        click.echo(json.dumps([_object(b, p) for b, p in found], indent=2, ensure_ascii=False))
+        click.echo(json.dumps([_object(b, work, p) for b, p in found], indent=2, ensure_ascii=False))
     else:
         click.echo(printable(_text(sizes, work, found)))
     if plot is not None:
@@ -93,10 +94,8 @@ def _sizes(model: str) -> Shape:
 
 def _with_ram(chosen: list[BoardType], ram: int, named: bool) -> list[BoardType]:
     """Boards with so much RAM; UsageError for one that was asked for and is not sold so."""
-    for board in chosen if named else ():
-        if ram not in board.ram_gb:
-            sold = ", ".join(map(str, board.ram_gb))
-            raise UsageError(f"--ram {ram}: a {board.name} has {sold} GB")
+    if named:
+        return [board.with_ram(ram) for board in chosen]
     found = [replace(board, ram_gb=(ram,)) for board in chosen if ram in board.ram_gb]
     if not found:
         known = sorted({gb for board in chosen for gb in board.ram_gb})
@@ -129,7 +128,7 @@ def _dtypes(model: Path, given: tuple[str, ...]) -> list[str]:
     return [dtype]
 
 
-def _object(board: BoardType, found: Prediction) -> dict[str, Any]:
+def _object(board: BoardType, work: Workload, found: Prediction) -> dict[str, Any]:
     parts = found.memory
     return {
         "board": board.id,
@@ -140,6 +139,7 @@ def _object(board: BoardType, found: Prediction) -> dict[str, Any]:
         "memory_bytes": parts.total,
         "memory": {"weights": parts.weights, "embedding": parts.embedding, "kv": parts.kv, "runtime": parts.runtime},
         "fits": {str(gb): parts.fits(gb) for gb in board.ram_gb},
+        "bandwidth_gb_s": work.on(board).bandwidth_gb_s,  # null: that of the published figures, or of --ddr
         "notes": list(found.notes),
     }
 
@@ -149,12 +149,13 @@ def _estimate(of: Estimate) -> dict[str, float]:
 
 
 def _text(sizes: Shape, work: Workload, found: list[tuple[BoardType, Prediction]]) -> str:
+    memory = f", memory {work.bandwidth_gb_s:g} GB/s" if work.bandwidth_gb_s else ""
     lines = [
         f"{sizes.name}: {sizes.total_params / 1e6:,.1f} M parameters; prompt {work.prompt}, "
-        f"context {work.context} tokens",
+        f"context {work.context} tokens{memory}",
         "",
     ]
-    for names, predictions in _alike(found):
+    for names, predictions in _alike(work, found):
         lines += [*names, _speeds(predictions), "", _memories(predictions), ""]
     lines += [
         "RAM is what the board needs: the model and "
@@ -164,11 +165,12 @@ def _text(sizes: Shape, work: Workload, found: list[tuple[BoardType, Prediction]
     return "\n".join(lines)
 
 
-def _alike(found: list[tuple[BoardType, Prediction]]) -> list[tuple[list[str], list[Prediction]]]:
+def _alike(work: Workload, found: list[tuple[BoardType, Prediction]]) -> list[tuple[list[str], list[Prediction]]]:
     """Boards with the same predictions and RAM stand together: all RK3588 boards are alike until somebody measures."""
     by_board: dict[object, tuple[BoardType, list[Prediction]]] = {}
     for board, prediction in found:
-        by_board.setdefault((board.name, board.ram_gb), (board, []))[1].append(prediction)
+        key = board.name, board.ram_gb, board.bandwidth_gb_s
+        by_board.setdefault(key, (board, []))[1].append(prediction)
     groups: list[tuple[list[BoardType], list[Prediction]]] = []
     for board, predictions in by_board.values():
         for members, shared in groups:
@@ -177,10 +179,10 @@ def _alike(found: list[tuple[BoardType, Prediction]]) -> list[tuple[list[str], l
                 break
         else:
             groups.append(([board], predictions))
-    return [([_fits(board, predictions) for board in members], predictions) for members, predictions in groups]
+    return [([_fits(board, work, shared) for board in members], shared) for members, shared in groups]
 
 
-def _fits(board: BoardType, predictions: list[Prediction]) -> str:
+def _fits(board: BoardType, work: Workload, predictions: list[Prediction]) -> str:
     texts = []
     for prediction in predictions:
         enough = [gb for gb in board.ram_gb if prediction.memory.fits(gb)]
@@ -188,7 +190,9 @@ def _fits(board: BoardType, predictions: list[Prediction]) -> str:
         texts.append(f"{prediction.dtype} {where if enough else 'does not fit'}")
     alike = {text.partition(" ")[2] for text in texts}
     said = f"fits {alike.pop()}" if len(alike) == 1 else ", ".join(texts)
-    return f"{board.name:24}{said.replace('fits does', 'does')}"
+    own = work.on(board) != work
+    memory = f", memory {board.bandwidth_gb_s:g} GB/s" if own else ""
+    return f"{board.name:24}{said.replace('fits does', 'does')}{memory}"
 
 
 def _speeds(predictions: list[Prediction]) -> str:

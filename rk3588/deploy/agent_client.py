@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn, Optional, Union
 
 from rk3588.errors import ConnectError, DeployError
 
@@ -68,14 +68,16 @@ def checked_answer(connection: Connection, result: CommandResult) -> dict[str, A
 
 
 def last_json_object(text: str) -> Optional[dict[str, Any]]:
-    for candidate in reversed(text.splitlines()):
-        try:
-            found = json.loads(candidate)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return None
+    return next((found for line in reversed(text.splitlines()) if (found := json_object(line)) is not None), None)
+
+
+def json_object(line: Union[str, bytes]) -> Optional[dict[str, Any]]:
+    """What a line says; None where it is something else, as of a board that is not well."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager

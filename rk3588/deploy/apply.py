@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,11 +70,12 @@ def _activate(step: Activate, connection: Connection, watcher: Watcher) -> None:
     result = session.finish()
     if last is None:
         raise DeployError(f"{connection.name}: the activation broke off: {result.error_line}")
-    if last["ok"]:
+    if last["ok"] is True:
         return
-    words = "".join(f"\n  {line}" for line in last.get("log", ()))
+    log = last.get("log")
+    words = "".join(f"\n  {line}" for line in log if isinstance(line, str)) if isinstance(log, list) else ""
     said = f" It said:{words}" if words else ""
-    what = f"the new release did not prove itself: {last['error']}"
+    what = f"the new release did not prove itself: {last.get('error', 'it does not say why')}"
     raise DeployError(f"{connection.name}: {what}. {_outcome(last)}{said}")
 
 
@@ -90,11 +90,10 @@ def _follow(session: Session, seconds: float, watcher: Watcher) -> dict[str, Any
     """Read the activation's events; the last one, or None when it broke off."""
     wait: Callable[[], bytes] = lambda: session.read_line(seconds)  # noqa: E731
     for line in iter(wait, b""):
-        try:
-            said = json.loads(line)
-        except ValueError:
+        said = agent_client.json_object(line)
+        if said is None:
             continue
         if "ok" in said:
-            return dict(said)
+            return said
         watcher.event(str(said.get("step", "")))
     return None

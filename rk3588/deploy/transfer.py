@@ -56,10 +56,9 @@ class Sender:
         session, sent = self._session, 0
         try:
             session.send(json.dumps([step.path, step.file.size, step.file.sha256, step.file.mode]).encode() + b"\n")
-            offer = self._answer(PATIENCE + step.have * _HASH_SECONDS_PER_BYTE)
+            offset, digest = self._offer(step)
             with _opened(step) as source:
-                offset = int(offer["have"])
-                if offset and _prefix_hash(source, offset) != offer["sha256"]:
+                if offset and _prefix_hash(source, offset) != digest:
                     offset = 0  # another file's beginning, or damaged
                 source.seek(offset)
                 self._progress(offset)
@@ -73,6 +72,17 @@ class Sender:
         except BrokenPipeError:
             agent_client.raise_its_last_words(self._connection, session)
         return sent
+
+    def _offer(self, step: Send) -> tuple[int, Any]:
+        """How many bytes of the file are there, and their hash."""
+        offer = self._answer(PATIENCE + step.have * _HASH_SECONDS_PER_BYTE)
+        have = offer.get("have")
+        if not isinstance(have, int) or not 0 <= have <= step.file.size:
+            raise DeployError(
+                f"{self._connection.name} says of {step.file.path} what makes no sense (it has {str(have)[:60]} bytes "
+                "of it): does python3 run there?"
+            )
+        return have, offer.get("sha256")
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         """The agent's next word; DeployError where it is a refusal or its end."""

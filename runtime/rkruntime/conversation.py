@@ -245,7 +245,7 @@ def _on_a_board(model: Model) -> str:
     try:
         work = predict.Workload(prompt=max(model.cost.prompt_tokens or 1, 1))
         board = boards.catalogue().board("rock-5b")
-        found = predict.predict(shape.load(model.bundle.path), model.bundle.dtype, work, board.soc)
+        found = predict.predict(shape.load(model.bundle.path), model.bundle.dtype, work.on(board), board.soc)
     except RkError as error:
         return f"no prediction for a board: {error}"
     speed, first = found.decode_tok_s, found.ttft_ms

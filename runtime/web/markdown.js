@@ -9,6 +9,9 @@ import { copyButton, make } from "./dom.js";
 const MOST_RENDERED = 100_000;
 const MOST_OF_PARAGRAPH = 8_000;
 const MOST_OF_LINE = 3_000;
+const MOST_OF_ITEM = 20_000; // of a list's item without an empty line
+const ITEM = /^[> ]*(?:[-*+]|\d{1,9}[.)])\s/;
+const NEXT = new RegExp(`\\n\\s*\\n|\\n(?=${ITEM.source.slice(1)})`);
 const CLEAN = {
   RETURN_DOM_FRAGMENT: true,
   ALLOWED_TAGS: [
@@ -38,9 +41,14 @@ function address(href) {
   }
 }
 
-/** Maths stays as it was written: Markdown would take its backslashes, underscores and stars for its own. */
+/**
+ * Maths stays as it was written: Markdown would take its backslashes, underscores and stars for its own. A block begins
+ * with a line and has its end not far away; where it has none, the paragraph must not end, for the parser looks from
+ * each one's beginning as far as lines follow each other.
+ */
+const BLOCK = /^ {0,3}(?:\$\$[^]{1,2000}?\$\$|\\\[[^]{1,2000}?\\\])(?=\s*(?:\n|$))/;
 const MATHS = [
-  { name: "mathBlock", level: "block", begins: /(?:^|\n) {0,3}(?:\$\$|\\\[)/, whole: /^ {0,3}(?:\$\$[^]+?\$\$|\\\[[^]+?\\\])(?=\s*(?:\n|$))/ },
+  { name: "mathBlock", level: "block", begins: new RegExp(`\\n(?=${BLOCK.source.slice(1)})`), whole: BLOCK },
   { name: "mathInline", level: "inline", begins: /\$|\\\(|\\\[/, whole: /^(?:\$\$[^$\n]+\$\$|\$(?!\s)[^$\n]*[^$\s\\]\$(?!\d)|\\\([^\n]+?\\\)|\\\[[^\n]+?\\\])/ },
 ].map(({ name, level, begins, whole }) => ({
   name,
@@ -86,7 +94,7 @@ const marked = new Marked({
  * @param {boolean} final the text is whole: everything is drawn anew, for a later line may change an earlier one
  */
 export function render(place, text, final) {
-  if (text.length > MOST_RENDERED) {
+  if (text.length > MOST_RENDERED || hasEndlessItem(text)) {
     place.replaceChildren(make("pre", { class: "whole", tabIndex: 0 }, text));
     return;
   }
@@ -108,6 +116,11 @@ export function render(place, text, final) {
     drawnBlocks.delete(place);
     place.replaceChildren(make("pre", { class: "whole", tabIndex: 0 }, text));
   }
+}
+
+/** @param {string} text */
+function hasEndlessItem(text) {
+  return text.length > MOST_OF_ITEM && text.split(NEXT).some((part) => part.length > MOST_OF_ITEM && ITEM.test(part));
 }
 
 /**

@@ -57,7 +57,12 @@ function database() {
       request.result.createObjectStore("messages", { keyPath: "id" }).createIndex("conversation", "conversation");
     };
     request.onsuccess = () => {
-      request.result.onversionchange = () => request.result.close();
+      const lost = () => {
+        opened = null; // the next one who asks opens it anew
+        request.result.close();
+      };
+      // Deleted by another tab; or by the browser, with all that this site has kept.
+      request.result.onversionchange = request.result.onclose = lost;
       resolve(request.result);
     };
     request.onerror = () => reject(request.error);
@@ -243,7 +248,7 @@ export async function imported(file) {
 function checked(given) {
   const conversation = newConversation({
     title: text(given?.title).slice(0, 200), named: given?.named === true, kind: given?.kind === "text" ? "text" : "chat",
-    system: text(given?.system), model: text(given?.model), limit: count(given?.limit), text: text(given?.text),
+    system: text(given?.system), model: text(given?.model), limit: Math.trunc(count(given?.limit) ?? 0) || null, text: text(given?.text),
     created: count(given?.created) ?? Date.now(), updated: count(given?.updated) ?? Date.now(),
   });
   const messages = (Array.isArray(given?.messages) ? given.messages : []).map((/** @type {any} */ each) =>

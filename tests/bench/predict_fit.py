@@ -49,10 +49,11 @@ class Row:
 def rows() -> list[Row]:
     """All published rows."""
     with (DATA / "rk3588_published.csv").open(encoding="utf-8", newline="") as file:
-        return [_row(line) for line in csv.DictReader(file)]
+        return [row_of(line) for line in csv.DictReader(file)]
 
 
-def _row(line: dict[str, str]) -> Row:
+def row_of(line: dict[str, str]) -> Row:
+    """A row out of a line of the file."""
     return Row(
         source=line["source"],
         model=line["model"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from rk3588 import shape
 from rk3588.errors import CheckpointError
 from rkconvert.architectures import config_json
 from rkconvert.architectures.model import ModelConfig
+from rkconvert.sources import huggingface
+from tests import models
 from tests.golden_families import cases
 
 FACTORS = [1.0 + 0.1 * i for i in range(8)]
@@ -104,3 +107,14 @@ def test_what_is_not_longrope() -> None:
     for settings in ({}, {"rope_scaling": None}, {"rope_scaling": YARN}, {"rope_scaling": [1]}):
         assert not config_json.has_long_rope(settings)
     assert config_json.has_long_rope({"rope_parameters": {"rope_theta": 1e4, "full_attention": {"rope_type": "su"}}})
+
+
+@pytest.mark.parametrize("classes", ["LlamaForCausalLM", 1.5, {"a": 1}, [3], True])
+def test_architectures_that_are_no_list_of_names(tmp_path: Path, classes: Any) -> None:
+    folder = models.tiny_llama(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "architectures": classes}))
+    with pytest.raises(CheckpointError, match=r"'architectures' is .*; it has to be a list of names"):
+        huggingface.read(folder)
+    (folder / "config.json").write_text(json.dumps({**settings, "architectures": []}))
+    assert huggingface.read(folder).architecture == "LlamaForCausalLM"  # by its model_type

@@ -170,6 +170,16 @@ def test_interrupted_in_the_middle_of_an_answer(library: Path, tmp_path: Path, n
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_are_closed(library: Path, answering: Path, tmp_path: Path, closed: str) -> None:
+    """As services and scripts start programs. What is said goes nowhere: not into the next file that is opened."""
+    words = [sys.executable, "-c", MAIN, "run", str(answering), "hello"]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
+    done = subprocess.run(shell, cwd=tmp_path, env=environment(library), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert bool(done.stdout) == ("1>&-" not in closed)
+
+
 def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
     bundle = scripted_bundle(tmp_path / "b", ENDLESS)
     command = [sys.executable, "-c", MAIN, "run", str(bundle), "x", "--loop-limit", "0"]

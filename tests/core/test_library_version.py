@@ -149,6 +149,9 @@ def test_a_library_that_misbehaves_when_it_is_asked(
     leaves = stub(whole, more='#include <stdlib.h>\n__attribute__((constructor)) void leave(void) { _Exit(3); }')
     with pytest.raises(LibraryError, match="the process that did ended with exit code 3"):
         version_of(leaves)
+    raises = stub(whole, more="#include <signal.h>\n__attribute__((constructor)) void end(void) { raise(40); }")
+    with pytest.raises(LibraryError, match="the process that did was ended by signal 40"):  # which has no name
+        version_of(raises)
     needs = stub(whole, more="extern int nobody_has_this(void); int f(void) { return nobody_has_this(); }")
     with pytest.raises(LibraryError, match=r"cannot load .*: undefined symbol: nobody_has_this"):
         version_of(needs)

@@ -118,7 +118,8 @@ def test_figures_of_the_runtime_are_in_usage() -> None:
     """From 1.2.1 on, where the tokens are counted; of two tries they are those of both."""
     perf = Perf(**PERF)
     once = ChatReply("m").whole(WholeAnswer("x"), "stop", Usage(6, 2, None, perf))["usage"]
-    assert once == {"prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8, "perf": PERF}
+    counts = {"prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8}
+    assert once == {**counts, "prompt_tokens_details": {"cached_tokens": 0}, "perf": PERF}
     both = Usage(6, 2, None, perf).plus(Usage(6, 2, None, perf)).perf
     assert both == Perf(25.0, 12, 200.0, 4, 512.0)
     assert "perf" not in ChatReply("m").whole(WholeAnswer("x"), "stop", Usage(6, 2))["usage"]

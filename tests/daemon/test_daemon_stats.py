@@ -56,6 +56,20 @@ def tree(folder: Path, files: Mapping[str, str]) -> Path:
     return folder
 
 
+def test_a_clock_that_jumps_changes_no_uptime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board without a battery begins in 1970, and hears of the time later."""
+    clock = SimpleNamespace(time=lambda: 60.0, monotonic=lambda: 5.0)
+    monkeypatch.setattr(figures, "time", clock)
+    found = Figures()
+    assert (found.began, found.uptime_s) == (60.0, 0.0)
+    clock.time, clock.monotonic = (lambda: 70.5), (lambda: 15.0)  # corrected a little, as all the time
+    assert (found.began, found.uptime_s) == (60.0, 10.0)
+    clock.time, clock.monotonic = (lambda: 1.8e9), (lambda: 65.0)
+    assert (found.began, found.uptime_s) == (1.8e9 - 60, 60.0)
+    clock.time = lambda: 1000.0  # and back
+    assert (found.began, found.uptime_s) == (940.0, 60.0)
+
+
 def test_a_board_is_read(tmp_path: Path) -> None:
     root = tree(tmp_path, BOARD)
     found = board.readings(root, 7)
@@ -93,9 +107,9 @@ def test_a_prediction_is_for_this_board_or_says_for_which(tiny_bundles: Mapping[
 
 
 def test_times_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 13.0, 15.0])
-    monkeypatch.setattr(figures, "time", SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0))
     found = Figures()
+    clock = iter([10.0, 13.0, 15.0])
+    monkeypatch.setattr(figures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     timing = Timing(found)
     timing.first_token()
     timing.first_token()  # only the first counts

@@ -32,7 +32,7 @@ for name in {PACKAGED!r}:
     assert resources.files("rk3588").joinpath(name).is_file(), name
 for package in ("rkconvert", "rkruntime"):
     assert resources.files(package).joinpath("py.typed").is_file(), package
-for name in ("data/calibration.json", "toolkit/toolkit_worker.py"):
+for name in ("data/calibration.json", "data/evaluation.json", "toolkit/toolkit_worker.py"):
     assert resources.files("rkconvert").joinpath(name).is_file(), name
 assert {{"index.html", "app.js", "vendor/marked.js"}} <= set(rk3588.resources.folder("web"))
 assert ctypes.CDLL(str(rk3588.sim.packaged("lib/librkllmrt.so"))).rkllm_init

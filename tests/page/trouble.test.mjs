@@ -90,7 +90,7 @@ test("hostile answers stay harmless text", async () => {
 
 test("Markdown that is made to cost time costs little", async () => {
   const page = await open(url);
-  for (const text of ["[".repeat(20_000), "> ".repeat(3000) + "x", "*a_".repeat(8000), "`".repeat(15_000), "| a ".repeat(5000) + "\n" + "|-".repeat(5000), "$".repeat(20_000), "<".repeat(30_000), "- ".repeat(3000), "![".repeat(8000), "\\(".repeat(8000)]) {
+  for (const text of ["[".repeat(20_000), "> ".repeat(3000) + "x", "*a_".repeat(8000), "`".repeat(15_000), "| a ".repeat(5000) + "\n" + "|-".repeat(5000), "$".repeat(20_000), "<".repeat(30_000), "- ".repeat(3000), "![".repeat(8000), "\\(".repeat(8000), "$".repeat(99_000) + "a", "\\[\n".repeat(33_000), "$$a\n".repeat(24_000), "- " + "a few words\n".repeat(8000), "> - x\n" + "> y\n".repeat(20_000)]) {
     const took = await page.evaluate(async (source) => {
       const { render } = await import("/web/markdown.js");
       const began = performance.now();
@@ -235,12 +235,29 @@ test("a browser that keeps nothing still has a conversation", async () => {
   assert.deepEqual(page.complaints, []);
 });
 
+test("what is deleted under the page is kept anew from then on", async () => {
+  const page = await open(url);
+  await talk(page, "say one");
+  const other = await open(url, { context: page.context() });
+  await other.evaluate(() => new Promise((done) => {
+    indexedDB.deleteDatabase("rk-chat").onsuccess = done;
+  }));
+  await talk(page, "say two");
+  assert.equal(await page.locator("#notice").isVisible(), false);
+  await page.reload();
+  await page.waitForSelector("article.assistant");
+  assert.equal(await answer(page), "two");
+  assert.deepEqual(page.complaints, []);
+});
+
 test("files of a hostile export do no harm", async () => {
   const page = await open(url);
-  const conversations = [{ id: "x", title: "<img src=x onerror=alert(1)>", messages: [{ id: "a", parent: "b", role: "evil", text: 7, state: "partial" }, { id: "b", parent: "a", role: "assistant", text: "<script>alert(1)</script>", calls: [{}], files: "no" }], leaf: "b", __proto__: null }];
+  const conversations = [{ id: "x", title: "<img src=x onerror=alert(1)>", messages: [{ id: "a", parent: "b", role: "evil", text: 7, state: "partial" }, { id: "b", parent: "a", role: "assistant", text: "<script>alert(1)</script>", calls: [{}], files: "no" }], leaf: "b", limit: 0.5, __proto__: null }];
   await page.setInputFiles("#pick-import", { name: "x.json", mimeType: "application/json", buffer: Buffer.from(JSON.stringify({ format: "rk3588-chat", version: 1, conversations })) });
   await page.waitForSelector("article");
   assert.equal(await page.locator("#title").innerText(), "<img src=x onerror=alert(1)>");
+  await talk(page, "say hello"); // with a limit that is none
+  assert.equal(await answer(page), "hello");
   assert.deepEqual(page.complaints, []);
 });
 

@@ -55,8 +55,7 @@ _ALIASES = {"_sliding_window_pattern": "sliding_window_pattern"}  # as transform
 
 def family_of(settings: Mapping[str, Any], where: str) -> Family:
     """The family of a config.json; CheckpointError where it is none that is converted."""
-    classes = settings.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
+    name = class_of(settings, where)
     kind = settings.get("model_type")
     family = families.of_class(name) if name is not None else families.of_model_type(kind)
     if family is None:
@@ -67,6 +66,16 @@ def family_of(settings: Mapping[str, Any], where: str) -> Family:
             "get the model's own config.json"
         )
     return convertible(family, where)
+
+
+def class_of(settings: Mapping[str, Any], where: str) -> str | None:
+    """The first of ``architectures``; None where none is named, CheckpointError where it is no list of names."""
+    classes = settings.get("architectures")
+    if classes in (None, []):
+        return None
+    if not isinstance(classes, list) or not isinstance(classes[0], str):
+        raise CheckpointError(f"{where}: 'architectures' is {shown(classes)}; it has to be a list of names")
+    return str(classes[0])
 
 
 def convertible(family: Family, where: str) -> Family:

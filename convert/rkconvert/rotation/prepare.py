@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from rkconvert.calibration import Generate
 from rkconvert.plan import Plan
 from rkconvert.sources.base import Source
 
@@ -27,6 +28,7 @@ def prepared(plan: Plan, progress: Progress = lambda *_: None) -> Plan:
     if rotate is None and smooth is None:
         return plan
     source = plan.sim_source
+    assert not isinstance(plan.calibration, Generate)  # the model has written it
     windows = texts.windows(source, plan.calibration) if plan.calibration else []
     if rotate:
         source = rotated(source, _matrices(plan, rotate, windows, progress), rotate)

@@ -23,8 +23,8 @@ from rkconvert.artifact.block import Block
 from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Source
 
+from . import hadamard
 from .change import Change
-from .hadamard import check_size
 from .options import DIGITS, Rotate
 from .orthogonal import Matrix, Orthogonal
 
@@ -57,17 +57,16 @@ def obstacle(config: ModelConfig) -> str | None:
         return "its LayerNorm subtracts a mean, which no rotation leaves alone"
     if config.post_norms:
         return "it has norms between its layers and the residual stream, whose gains no rotation leaves alone"
-    return None
+    if config.rotation:
+        return f"it is rotated already ({config.rotation})"
+    return next(filter(None, map(hadamard.obstacle, (config.hidden, config.head_dim))), None)
 
 
 def refuse(source: Source) -> None:
     """UsageError for a model that cannot be rotated."""
-    if source.rotation:
-        raise UsageError(f"--rotate: {source.path} is rotated already ({source.rotation['basis']}): convert it without")
     if reason := obstacle(source.config):
-        raise UsageError(f"--rotate cannot be used with {source.family.title}: {reason}; convert it without")
-    for size in (source.config.hidden, source.config.head_dim):
-        check_size(size)
+        told = f"--rotate: {source.path} ({source.family.title}) cannot be rotated"
+        raise UsageError(f"{told}: {reason}; convert it without")
 
 
 def outlined(source: Source, facts: Mapping[str, Any]) -> Source:

@@ -14,9 +14,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rk3588 import bundle, files
 from rk3588.errors import CheckpointError, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 BRANCH = "main"  # where no revision is named
 _ATTEMPTS = 5  # without a byte received in between
@@ -31,6 +35,26 @@ def masked(url: str) -> str:
     before, mark, host = url.rpartition("@")
     scheme = re.match(r"\w+:/*|", before)
     return f"{scheme[0] if scheme else ''}***@{host}" if mark else url
+
+
+def _commit(info: ModelInfo) -> str:
+    """What the revision stands for; TypeError where that is no hash."""
+    if not isinstance(info.sha, str) or not _PLAIN.fullmatch(info.sha):
+        raise TypeError("no commit")
+    return info.sha
+
+
+def _sizes(info: ModelInfo) -> dict[str, int]:
+    """The files with their bytes; TypeError for what are none. A name that leads out of the repository is nothing that
+    could be converted."""
+    found = {}
+    for file in info.siblings or ():
+        size = file.size or 0
+        if not isinstance(size, int) or size < 0:
+            raise TypeError("a size that is none")
+        if all(map(files.is_name, file.rfilename.split("/"))):
+            found[file.rfilename] = size
+    return found
 
 
 class Repository:
@@ -54,15 +78,22 @@ class Repository:
         self.shown = masked(self.endpoint)
         self.cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
         self._hub = huggingface_hub
-        with self._explained():
+        with self._explained(), self._understood():
             api = huggingface_hub.HfApi(endpoint=self.endpoint)
             info = api.model_info(name, revision=self.revision, files_metadata=True, timeout=_TIMEOUT)
-        self.commit = str(info.sha)
-        if not _PLAIN.fullmatch(self.commit):
-            raise CheckpointError(f"{self.shown} gives no commit for {name}: is HF_ENDPOINT a hub?")
-        # A name that leads out of the repository is nothing that could be converted.
-        listed = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        self.sizes: dict[str, int] = {f: size for f, size in listed.items() if all(map(files.is_name, f.split("/")))}
+            self.commit = _commit(info)
+            self.sizes = _sizes(info)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """huggingface_hub checks nothing of what a hub says of a repository: a proxy may answer in its place."""
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.shown} answers, and not as a hub does, when asked for {self.name}: check HF_ENDPOINT and the "
+                "proxy between"
+            ) from error
 
     def small(self, file: str) -> Path:
         """A file of configuration, downloaded if it is not in the cache."""
@@ -182,7 +213,7 @@ class Repository:
 
         left = _ATTEMPTS
         while at < end:
-            start = at
+            start, broke = at, None
             try:
                 with closing(self._stream(file, at, end)) as chunks:
                     for chunk in chunks:
@@ -191,12 +222,15 @@ class Repository:
             except HTTPError as error:
                 if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                     raise
-                left = _ATTEMPTS if at > start else left - 1
-                if left == 0:
-                    raise CheckpointError(
-                        f"the connection to {self.shown} broke after {at / 1e6:.1f} of {end / 1e6:.1f} MB of "
-                        f"{file}: run the same command again, and it goes on from there"
-                    ) from error
+                broke = error
+            # An answer that is whole and brings nothing is no better than one that broke off.
+            left = _ATTEMPTS if at > start else left - 1
+            if left == 0:
+                raise CheckpointError(
+                    f"the connection to {self.shown} broke after {at / 1e6:.1f} of {end / 1e6:.1f} MB of "
+                    f"{file}: run the same command again, and it goes on from there"
+                ) from broke
+            if at < end:
                 time.sleep(_PAUSE)
 
     def _stream(self, file: str, start: int, end: int) -> Generator[bytes, None, None]:

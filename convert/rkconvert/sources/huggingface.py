@@ -52,7 +52,7 @@ def read(folder: Path) -> Source:
     return Source(
         path=folder,
         kind="huggingface",
-        architecture=str((settings.get("architectures") or family.classes)[0]),
+        architecture=config_json.class_of(settings, where) or family.classes[0],
         family=family,
         config=replace(config, rotation=str(turned.get("basis", ""))),
         vocabulary=vocabulary,

@@ -77,7 +77,7 @@ class CellProcess:
         errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
         if errors:
             return Result("failed", errors[-1])
-        how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = f"it was ended by {children.signal_name(-code)}" if code < 0 else f"exit code {code}"
         return Result("failed", said[-1] if said and code > 0 else how)
 
     def _close_lifeline(self) -> None:

@@ -12,6 +12,7 @@ from rk3588 import bundle, files
 from rk3588.errors import BundleError, CheckpointError
 from rkconvert import calibration
 from rkconvert.adapters import lora
+from rkconvert.calibration import Generate
 from rkconvert.sources import hub, hub_client
 from rkconvert.toolkit import releases
 
@@ -54,12 +55,14 @@ class MadeCells:
             if file := getattr(board, name, None):
                 yield name, _mapping(toolkit, name).get("sha256"), self._digest(file)
         on_hub = _on_hub(cell.model)
-        if board and (board.dataset or not on_hub):  # the built-in one is rendered in the model's template
-            wanted = calibration.load(board.dataset, self.models.source(cell).vocabulary).facts()
-            yield "dataset", _mapping(toolkit, "dataset"), wanted
-        if cell.request.calibrates and (cell.request.dataset or not on_hub):
-            wanted = calibration.load(cell.request.dataset, self.models.source(cell).vocabulary).facts()
-            yield "dataset", _mapping(manifest, "calibration"), wanted
+        dataset = cell.request.dataset
+        calibrated = [_mapping(toolkit, "dataset")] if board else []
+        calibrated += [_mapping(manifest, "calibration")] if cell.request.calibrates else []
+        for noted in calibrated:
+            if isinstance(dataset, Generate):  # what it writes is not known before
+                yield "dataset", {key: noted[key] for key in noted if key != "sha256"}, dataset.facts()
+            elif dataset or not on_hub:  # the built-in one is rendered in the model's template
+                yield "dataset", noted, calibration.load(dataset, self.models.source(cell).vocabulary).facts()
         if not on_hub:
             source = self.models.source(cell)
             yield "model", *self._compared(_mapping(manifest, "source"), (*source.files, *source.extras))

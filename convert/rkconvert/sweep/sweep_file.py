@@ -15,6 +15,7 @@ import yaml
 from rk3588 import files
 from rk3588.errors import UsageError
 from rk3588.nearest import nearest
+from rkconvert.calibration import Generate, dataset_named
 from rkconvert.commands import default_name
 from rkconvert.request import NAME, TARGETS, Request
 from rkconvert.sources import hub
@@ -97,12 +98,18 @@ class _Reader:
             if key in self.values and key != "targets":
                 value = self.values[key]
                 self._check(key, value)
-                found[key] = self._path(key, value) if key in _PATHS else value
+                found[key] = self._option(key, value)
         targets = self._list("targets", self.values.get("targets", ["sim"]))
         wrong = [target for target in targets if target not in TARGETS]
         if wrong:
             raise UsageError(f"{self.file}: unknown target {wrong[0]!r}: {nearest(str(wrong[0]), TARGETS)}")
         return Request(targets=tuple(targets), **{**found, **({"community_names": True} if community_names else {})})
+
+    def _option(self, key: str, value: Any) -> Any:
+        named = dataset_named(value) if key == "dataset" else None
+        if isinstance(named, Generate):
+            return named
+        return self._path(key, value) if key in _PATHS else value
 
     def _axis(self, key: str, default: list[Any]) -> list[Any]:
         values = self._list(key, self.values.get(key, default))

@@ -12,6 +12,7 @@ from rk3588.rkllm_file import LORA_SUFFIX
 from rkconvert.adapters import in_bundle, merge
 from rkconvert.adapters.lora import Lora
 from rkconvert.artifact.layout import Artifact
+from rkconvert.calibration import Dataset
 from rkconvert.plan import Plan
 from rkconvert.rotation import emit
 
@@ -34,6 +35,7 @@ def write_model(
 
     The toolkit takes one adapter at a time, so each needs a build of its own. ToolkitError for whatever goes wrong.
     """
+    assert isinstance(job.dataset, Dataset)  # the model has written it
     scratch = folder / _SCRATCH
     scratch.mkdir()
     try:

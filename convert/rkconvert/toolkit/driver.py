@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from rk3588 import children
 from rk3588.errors import TargetError, ToolkitError
 from rkconvert import memory
 
@@ -169,7 +170,7 @@ class _Session:
         if number == signal.SIGKILL or self.failure.get("reason") == "MemoryError":
             raise ToolkitError(self._out_of_memory(kernel_killed) + tail)
         if number is not None:
-            raise ToolkitError(f"rkllm-toolkit crashed with {signal.Signals(number).name} in {self.call}{tail}")
+            raise ToolkitError(f"rkllm-toolkit crashed with {children.signal_name(number)} in {self.call}{tail}")
         if not self.failure:
             code = self.exit["code"]
             raise ToolkitError(f"rkllm-toolkit ended by itself in {self.call}, code {code}{self._last()}{tail}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rk3588 import bundle
-from rkconvert.calibration import Dataset
+from rkconvert.calibration import Dataset, Generate
 
 from .install import Toolkit
 from .options import BoardOptions
@@ -15,10 +15,10 @@ from .options import BoardOptions
 
 @dataclass(frozen=True)
 class ToolkitJob:
-    """Its options, what it calibrates with, and which toolkit it is."""
+    """Its options, what it calibrates with, and which toolkit it is. ``dataset`` may be still to be written."""
 
     options: BoardOptions
-    dataset: Dataset
+    dataset: Dataset | Generate
     toolkit: Toolkit
 
     def facts(self) -> dict[str, Any]:

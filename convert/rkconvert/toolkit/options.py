@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rkconvert.calibration import Generate
+
 PLATFORM = "rk3588"
 DEVICES = ("cpu", "cuda")
 
@@ -19,7 +21,7 @@ class BoardOptions:
     npu_cores: int = 3
     algorithm: str = "normal"
     extra_qparams: Path | None = None
-    dataset: Path | None = None  # None: the built-in one
+    dataset: Path | Generate | None = None  # None: the built-in one
     device: str = "cpu"
     max_context: int | None = None
     load_dtype: str | None = None  # what load_huggingface calls dtype

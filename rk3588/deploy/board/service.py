@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import http.client
 import json
 import os
 import signal
@@ -121,15 +122,17 @@ def call(port: int, path: str, body: Optional[bytes] = None, key: str = "", time
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=timeout) as answer:
-            return answer.status, json.loads(answer.read(1 << 20) or b"{}")
-    except urllib.error.HTTPError as error:
-        text = error.read(4096).decode("utf-8", "replace")
-        with contextlib.suppress(ValueError):
-            return error.code, json.loads(text)
-        return error.code, text
-    except (OSError, ValueError) as error:
-        return 0, str(getattr(error, "reason", None) or error)
+        try:
+            with opener.open(request, timeout=timeout) as answer:
+                return answer.status, json.loads(answer.read(1 << 20) or b"{}")
+        except urllib.error.HTTPError as error:
+            text = error.read(4096).decode("utf-8", "replace")
+            with contextlib.suppress(ValueError):
+                return error.code, json.loads(text)
+            return error.code, text
+    # Whatever else listens there, or ends while it answers: it proves nothing, and the old release has to come back.
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+        return 0, str(getattr(error, "reason", None) or error).strip() or type(error).__name__
 
 
 def is_ready(port: int) -> tuple[bool, Any]:

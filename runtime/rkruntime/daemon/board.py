@@ -169,7 +169,7 @@ def predicted(bundle: Bundle, board: Board, warn: Callable[[str], None] = lambda
     try:
         sizes = shape.load(bundle.path)
         context = min(MAX_CONTEXT, sizes.context or MAX_CONTEXT)
-        found = predict.predict(sizes, bundle.dtype, Workload(context=context), kind.soc)
+        found = predict.predict(sizes, bundle.dtype, Workload(context=context).on(kind), kind.soc)
     except RkError as error:
         warn(f"no prediction: {error}")
         return None
@@ -177,6 +177,14 @@ def predicted(bundle: Bundle, board: Board, warn: Callable[[str], None] = lambda
         "board": kind.name, "is_this_board": board.type is not None, "decode_tok_s": _interval(found.decode_tok_s),
         "prefill_tok_s": _interval(found.prefill_tok_s), "memory_bytes": found.memory.total,
     }  # fmt: skip
+
+
+def params(bundle: Bundle) -> Optional[int]:
+    """Of the model; None where its shape is not known here."""
+    try:
+        return shape.load(bundle.path).total_params
+    except RkError:
+        return None
 
 
 def _interval(estimate: Estimate) -> dict[str, float]:

@@ -17,6 +17,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 
 _RATES = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 200.0, 500.0, 1000.0)
 _SHARE = 0.2  # that the latest answer has in a running mean
 _OTHER = "other"
+_JUMP_S = 2.0  # that a clock has to differ by: it is corrected by less all the time
 
 
 class Distribution:
@@ -45,7 +46,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.paths: frozenset[str] = frozenset()
-        self.began = time.time()
+        self._began_at, self._began = time.monotonic(), time.time()
         self.requests: Counter[tuple[str, int]] = Counter()  # by path and status
         self.refusals: Counter[str] = Counter()  # by reason, which are the codes of errors
         self.answers: Counter[str] = Counter()  # by how they ended
@@ -58,6 +59,19 @@ class Figures:
         self.decode_rate = Distribution(_RATES)
         self.mean_prefill: Optional[float] = None  # running means, of the latest answers
         self.mean_decode: Optional[float] = None
+
+    @property
+    def uptime_s(self) -> float:
+        """A board without a battery begins in 1970, and its clock jumps when it hears of the time."""
+        return time.monotonic() - self._began_at
+
+    @property
+    def began(self) -> float:
+        """Seconds since 1970; the same each time as long as the clock does not jump."""
+        now = time.time() - self.uptime_s
+        if abs(now - self._began) > _JUMP_S:
+            self._began = now
+        return self._began
 
     def add_request(self, path: str, status: int, facts: Mapping[str, Any]) -> None:
         """One request that has ended; ``facts`` are those of its line in the log."""

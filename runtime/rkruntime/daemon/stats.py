@@ -55,7 +55,7 @@ class Stats:
         found: _Facts = {
             **about, "state": status.state, "reason": reason, "context": status.context,
             "queued": status.queued, "queue_length": self._engine.settings.queue_length, "running": status.running,
-            "restarts": status.restarts, "uptime_s": round(time.time() - self._figures.began),
+            "restarts": status.restarts, "uptime_s": round(self._figures.uptime_s),
             "refusals": dict(self._figures.refusals), "measured": self._measured(), "now": readings.facts(),
         }  # fmt: skip
         asked = request.query_params.get("request")
@@ -113,7 +113,7 @@ class Stats:
             "model": {
                 "name": self._config.name or bundle.name, "dtype": bundle.dtype, "file": choice.model.name,
                 "bytes": choice.model.stat().st_size, "loras": list(runtime.loras_for(bundle, choice.kind)),
-                "context_length": bundle.context_length,
+                "context_length": bundle.context_length, "params": board.params(bundle),
             },
             "runtime": {
                 "kind": choice.kind, "simulated": choice.simulated, "version": version, "driver": board.driver(),

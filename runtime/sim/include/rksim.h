@@ -18,6 +18,8 @@ typedef struct rksim_model rksim_model;
 /* Tokenizer only: weights are neither needed nor read, and of the shape n_vocab alone is told, and context_length where
    the file has it. */
 enum { RKSIM_OPEN_VOCAB_ONLY = 1 };
+/* What shares an activation scale, whatever RKSIM_ACT_SCALE says: at most one of these. */
+enum { RKSIM_OPEN_ACT_TOKEN = 2, RKSIM_OPEN_ACT_TILE64 = 4, RKSIM_OPEN_ACT_GROUP = 8 };
 enum { RKSIM_ADD_BOS = 1, RKSIM_PARSE_SPECIAL = 2 }; /* tokenize */
 enum { RKSIM_SKIP_SPECIAL = 1 };                     /* detokenize */
 enum { RKSIM_F32 = 0, RKSIM_F16 = 1, RKSIM_BF16 = 2 };
@@ -50,6 +52,14 @@ int rksim_use_lora(rksim_model *model, const char *path, float scale);
  * progress (NULL: nobody) is told after each step how many tokens are done. */
 typedef void (*rksim_progress)(size_t done);
 int rksim_logits(rksim_model *model, const int32_t *ids, size_t n, int chunk, float *out, rksim_progress progress);
+/* The `count` likeliest next tokens, one after another, after ids; of tokens with the same logit the first. progress is
+ * told after each how many there are. */
+int rksim_greedy(rksim_model *model, const int32_t *ids, size_t n, size_t count, int32_t *out, rksim_progress progress);
+/* The logits of the token after ids, n_vocab. ids come behind the first `kept` positions of the last call's sequence; with
+ * 0 they begin one that may grow to `room` positions. Any other call on the model ends it. */
+int rksim_next(rksim_model *model, const int32_t *ids, size_t n, size_t kept, size_t room, float *out);
+/* What n tokens become before the first block: x is n x hidden. */
+int rksim_embed(rksim_model *model, const int32_t *ids, size_t n, float *x);
 /* One transformer block on n tokens at positions 0..n-1: x and y are n x hidden. */
 int rksim_layer(rksim_model *model, int layer, const float *x, size_t n, float *y);
 /* One linear layer by tensor name: x is n x K, y is n x N. */

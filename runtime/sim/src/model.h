@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -14,6 +15,9 @@
 #include "tokenizer.h"
 
 namespace rksim {
+
+// What shares an activation scale: not published for the real NPU, so a setting (RKSIM_ACT_SCALE).
+enum class ActScale { kToken, kTile64, kGroup };
 
 // Of a layer without this norm there is no gain.
 struct Norm {
@@ -55,7 +59,8 @@ class Model {
   ThreadPool pool;
   Tokenizer tokenizer;
   std::string dtype;
-  bool kv_fp32;  // fp32 models keep the cache in fp32: they are the reference
+  std::optional<ActScale> act_scale;  // none: as RKSIM_ACT_SCALE says; of sessions made from now on
+  bool kv_fp32;                       // fp32 models keep the cache in fp32: they are the reference
   const Description description;
   const Shape& shape;
   const Features& features;

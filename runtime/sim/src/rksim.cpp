@@ -5,6 +5,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "error.h"
@@ -39,12 +40,33 @@ struct rksim_model {
     session->use(lora.get());
     return *session;
   }
+  // The same, not emptied: its first `kept` positions are those of the call before, and n come behind them.
+  rksim::Session& going_on(size_t kept, size_t n) {
+    const size_t there = session ? static_cast<size_t>(session->position()) : 0;
+    if (kept > there)
+      throw rksim::Error("there are " + std::to_string(there) + " positions to go on from, not " +
+                         std::to_string(kept));
+    if (n > capacity - kept)
+      throw rksim::Error("the sequence was begun for " + std::to_string(capacity) + " positions");
+    session->rewind(static_cast<int64_t>(kept));
+    return *session;
+  }
   size_t capacity = 0;
 };
 
 namespace {
 
 thread_local std::string last_error;
+
+std::optional<rksim::ActScale> act_scale_of(int flags) {
+  switch (flags & ~RKSIM_OPEN_VOCAB_ONLY) {
+    case 0: return std::nullopt;
+    case RKSIM_OPEN_ACT_TOKEN: return rksim::ActScale::kToken;
+    case RKSIM_OPEN_ACT_TILE64: return rksim::ActScale::kTile64;
+    case RKSIM_OPEN_ACT_GROUP: return rksim::ActScale::kGroup;
+    default: throw rksim::Error("unknown flags " + std::to_string(flags) + ", or more than one activation scale");
+  }
+}
 
 // Runs f and turns an exception into `failure` and a sentence.
 template <class F, class R>
@@ -73,6 +95,7 @@ const char* rksim_kernel(void) {
 rksim_model* rksim_open(const char* path, int n_threads, int flags) {
   return guarded(static_cast<rksim_model*>(nullptr), [&] {
     auto m = std::make_unique<rksim_model>();
+    std::optional<rksim::ActScale> act_scale = act_scale_of(flags);
     int threads = n_threads > 0 ? n_threads : rksim::default_threads();
     if (flags & RKSIM_OPEN_VOCAB_ONLY) {
       m->vocabulary = std::make_unique<rksim::Gguf>(path, rksim::Gguf::Content::kVocabulary, threads);
@@ -81,6 +104,7 @@ rksim_model* rksim_open(const char* path, int n_threads, int flags) {
       m->context_length = static_cast<int32_t>(std::min(m->vocabulary->u32(key).value_or(0), 1u << 30));
     } else {
       m->model = std::make_unique<rksim::Model>(path, threads);
+      m->model->act_scale = act_scale;
     }
     return m.release();
   });
@@ -135,6 +159,38 @@ int rksim_logits(rksim_model* m, const int32_t* ids, size_t n, int chunk, float*
     rksim::Session& session = m->sequence(n);
     session.chunk = chunk > 0 ? static_cast<size_t>(chunk) : rksim::Session::kDefaultChunk;
     session.eval_all(ids, n, out, progress);
+    return 0;
+  });
+}
+
+int rksim_greedy(rksim_model* m, const int32_t* ids, size_t n, size_t count, int32_t* out, rksim_progress progress) {
+  return guarded(-1, [&] {
+    if (n == 0 || count > (1u << 20)) throw rksim::Error("one token at least goes before, and at most 1048576 come");
+    rksim::Session& session = m->sequence(n + count);
+    const int32_t n_vocab = m->weights().shape.n_vocab;
+    const float* logits = session.eval(ids, n);
+    for (size_t i = 0; i < count; i++) {
+      if (i > 0) logits = session.eval(out + i - 1, 1);
+      out[i] = static_cast<int32_t>(std::max_element(logits, logits + n_vocab) - logits);
+      if (progress) progress(i + 1);
+    }
+    return 0;
+  });
+}
+
+int rksim_next(rksim_model* m, const int32_t* ids, size_t n, size_t kept, size_t room, float* out) {
+  return guarded(-1, [&] {
+    if (n == 0) throw rksim::Error("one token at least goes before");
+    rksim::Session& session = kept ? m->going_on(kept, n) : m->sequence(std::max(room, n));
+    const float* logits = session.eval(ids, n);
+    std::copy(logits, logits + m->weights().shape.n_vocab, out);
+    return 0;
+  });
+}
+
+int rksim_embed(rksim_model* m, const int32_t* ids, size_t n, float* x) {
+  return guarded(-1, [&] {
+    m->sequence(n).embed(ids, n, x);
     return 0;
   });
 }

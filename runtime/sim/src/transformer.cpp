@@ -53,8 +53,8 @@ Pages kv_cache(const Shape& shape, int64_t context, size_t value_bytes) {
 Transformer::Transformer(Model& m, int n)
     : model(m), kernels(m.kernels), shape(m.shape), features(m.features), context(n),
       q_size(int64_t{shape.n_heads} * shape.head_dim), kv_size(int64_t{shape.n_kv_heads} * shape.head_dim),
-      act_scale(act_scale_setting()), kv_bytes(m.kv_fp32 ? 4 : 2), frequencies_(frequencies_for(features.rope, n)),
-      cache_(kv_cache(shape, context, kv_bytes)) {}
+      act_scale(m.act_scale ? *m.act_scale : act_scale_setting()), kv_bytes(m.kv_fp32 ? 4 : 2),
+      frequencies_(frequencies_for(features.rope, n)), cache_(kv_cache(shape, context, kv_bytes)) {}
 
 uint8_t* Transformer::cached(int layer, int side, int64_t head) const {
   const int64_t slots = ((int64_t{layer} * 2 + side) * shape.n_kv_heads + head) * context * shape.head_dim;

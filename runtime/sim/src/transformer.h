@@ -9,8 +9,6 @@
 
 namespace rksim {
 
-// What shares an activation scale: not published for the real NPU, so a setting (RKSIM_ACT_SCALE).
-enum class ActScale { kToken, kTile64, kGroup };
 constexpr int64_t kTile64 = 64;
 
 // A linear layer and where its outputs go: y[t * stride + row].
@@ -25,7 +23,7 @@ class Transformer {
  public:
   using Floats = std::vector<float>;
 
-  // Throws Error on an RKSIM_ACT_SCALE that it does not know.
+  // Throws Error on an RKSIM_ACT_SCALE that it does not know, where the model does not say itself.
   Transformer(Model& model, int context);
 
   // What ids become before the first layer, [tokens][hidden]. Throws Error on an id outside the vocabulary.

@@ -40,6 +40,7 @@ def _usage(usage: Usage) -> Object:
         return {}
     total = usage.prompt + usage.completion
     counts: Object = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "total_tokens": total}
+    counts["prompt_tokens_details"] = {"cached_tokens": 0}  # every prompt is computed whole
     if usage.perf is not None:
         counts["perf"] = usage.perf.facts()
     return {"usage": counts}

@@ -229,7 +229,8 @@ def _conversation() -> Object:
 
 
 def _answers() -> Object:
-    tokens = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
+    tokens: Object = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
+    tokens["prompt_tokens_details"] = _object({"cached_tokens": _COUNT}, "cached_tokens")
     figures = {name: {"type": "number"} for name in Perf._fields}
     perf = _object(figures, *figures, description="The runtime's own figures, from librkllmrt 1.2.1 on.")
     error = {

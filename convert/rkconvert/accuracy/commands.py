@@ -1,0 +1,98 @@
+"""``rkconvert accuracy``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rk3588 import bundle
+from rk3588.bundle import Bundle
+from rk3588.errors import printable
+from rkconvert import progress as progressing
+from rkconvert.signals import deferred_interrupts
+
+if TYPE_CHECKING:
+    from .result import Accuracy
+
+MODES = ("token", "tile64", "group")
+
+
+@click.command()
+@click.argument("paths", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="What to read, repeatable.  [default: built in, several languages]")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(2, 1 << 22), default=2048, show_default=True,
+              help="How many of its tokens; of several texts equal parts.")  # fmt: skip
+@click.option("--window", type=click.IntRange(min=3), metavar="N", help="Tokens read at a time.  [default: 512]")
+@click.option("--score", type=click.Choice(["all", "half"]), default="all", show_default=True,
+              help="All tokens, or the second half of each window, as llama-perplexity.")  # fmt: skip
+@click.option("--act-scale", "modes", multiple=True, type=click.Choice([*MODES, "all"]),
+              help="What shares an activation scale, repeatable.  [default: RKSIM_ACT_SCALE, or token]")  # fmt: skip
+@click.option("--reference", "against", type=click.Path(path_type=Path), metavar="BUNDLE",
+              help="What to compare with.  [default: the same model in fp32]")  # fmt: skip
+@click.option("--choices", "asked", multiple=True, type=click.Path(path_type=Path), metavar="FILE.jsonl",
+              help="Multiple choice, scored as lm-eval does, repeatable: query, choices, gold.")  # fmt: skip
+@click.option("--brief", is_flag=True, help="Leave out greedy continuations and layers.")
+@click.option("--json", "as_json", is_flag=True, help="A list of objects, one for each bundle and --act-scale.")
+def accuracy(
+    paths: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    tokens: int,
+    window: int | None,
+    score: str,
+    modes: tuple[str, ...],
+    against: Path | None,
+    asked: tuple[Path, ...],
+    brief: bool,
+    as_json: bool,
+) -> None:
+    """Measure bundles of a model against fp32 on the simulated runtime, and note it in manifests and model cards.
+
+    The fp32 bundle is to lie beside them, or to be among them. What was stopped goes on when it is called again.
+    """
+    from . import candidates, choices, common_reference, load, measure, record
+    from .tables import tables
+
+    read, called = load(texts)
+    questions = [choices.load(path, _tell) for path in asked]
+    found = [bundle.read(path) for path in paths]
+    wanted = MODES if "all" in modes else modes
+    with deferred_interrupts() as check, progressing.shown() as progress:
+        reference = common_reference(found, _tell) if against is None else bundle.read(against)
+
+        def step(what: str, done: int, total: int) -> None:
+            check()
+            progress(what, done, total)
+
+        step("opening models", 0, 1)
+        results = measure(
+            found, reference, read, tokens, name=called, window=window, score=score, act_scales=wanted,
+            asked=questions, details=not brief, resume=True, step=step, tell=_tell,
+        )  # fmt: skip
+        rows = list(zip(candidates(found, wanted), results))
+        for one in found:
+            record(one, _to_record([result for row, result in rows if row.bundle is one]))
+    if as_json:
+        objects = [_object(row.bundle, result) for row, result in rows]
+        click.echo(json.dumps(objects, indent=2))
+    else:
+        click.echo(printable(tables([(row.bundle, result) for row, result in rows])))
+
+
+def _tell(sentence: str) -> None:
+    click.echo(printable(f"Note: {sentence}"), err=True)
+
+
+def _to_record(results: Sequence[Accuracy]) -> Accuracy:
+    """What a run without further settings has, else the first."""
+    from .opened import default_act_scale
+
+    return next((result for result in results if result.act_scale == default_act_scale()), results[0])
+
+
+def _object(found: Bundle, result: Accuracy) -> dict[str, Any]:
+    return {"bundle": found.path.absolute().name, "path": str(found.path), "dtype": found.dtype, **result.as_dict()}
