@@ -126,3 +126,14 @@ def test_a_folder_of_a_gguf_file(tmp_path: Path) -> None:
     source = open_source(tmp_path / "smooth")
     assert source.config.tied
     assert difference(logits(source, tmp_path), cases.load("qwen2")["logits"]) < 5e-3  # the file is in fp16
+
+
+def test_texts_that_the_model_writes(model: Path, tmp_path: Path) -> None:
+    """Without a board, as with one: they are written once, of the model as it was before."""
+    words = (model, "--smooth", "--rotate", "learned", "--dataset", "generate:2")
+    plan = json.loads(rkconvert(*words, "-o", tmp_path, "--dry-run", "--json").output)
+    assert plan["calibration"]["samples"] == 2 and any("the model writes 2 answers" in note for note in plan["notes"])
+    rkconvert(*words, "-o", tmp_path, "--emit-hf", tmp_path / "hf")
+    manifest = bundle.read(tmp_path / "tiny-rk3588-w8a8-rotated-learned-smooth").manifest
+    assert {key: manifest["calibration"][key] for key in plan["calibration"]} == plan["calibration"]
+    assert len(manifest["calibration"]["sha256"]) == 64
