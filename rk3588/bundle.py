@@ -205,10 +205,12 @@ def _check_form(where: Path, manifest: Any) -> None:
         raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
     if "adopted" in manifest and not _is_adopted(manifest["adopted"]):
         raise BundleError(f"{where}: 'adopted' needs claims, each with its value and who made it: adopt it again")
-    for name, key, kind in (("rotation", "kind", str), ("smoothing", "alpha", float)):
-        entry = manifest.get(name)
-        if name in manifest and not (isinstance(entry, dict) and isinstance(entry.get(key), kind)):
-            raise BundleError(f"{where}: '{name}' is no mapping with {key!r}: convert the model again")
+    rotation = manifest.get("rotation", {"kind": "", "basis": ""})
+    if not isinstance(rotation, dict) or not all(isinstance(rotation.get(key), str) for key in ("kind", "basis")):
+        raise BundleError(f"{where}: 'rotation' needs a kind and a basis, which are texts: convert the model again")
+    smoothing = manifest.get("smoothing", {"alpha": 0.0})
+    if not isinstance(smoothing, dict) or not isinstance(smoothing.get("alpha"), float):
+        raise BundleError(f"{where}: 'smoothing' needs an alpha, which is a number: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
@@ -386,7 +388,7 @@ def write_manifest(
         files.append({"path": name, "size": path.stat().st_size, "sha256": digest})
     text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
     where = folder / MANIFEST
-    where.write_text(text, encoding="utf-8")
+    where.write_text(text, encoding="utf-8", errors="replace")  # what it was made of may be called by other bytes
     _sync(where)
 
 

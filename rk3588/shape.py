@@ -75,9 +75,7 @@ _MANIFEST = {
 def load(path: Path) -> Shape:
     """Shape of the model in a Hugging Face folder, its ``config.json``, or a bundle."""
     if path.is_dir() and (path / bundle.MANIFEST).is_file():
-        manifest = bundle.read(path).manifest
-        model = {"model_type": manifest["model"].get("architecture"), **manifest["model"]}
-        return from_config(model, path / bundle.MANIFEST, names=_MANIFEST, name=manifest["name"])
+        return of_manifest(bundle.read(path).manifest, path / bundle.MANIFEST)
     where = path / "config.json" if path.is_dir() else path
     try:
         config = files.read_json(where, files.SETTINGS, where.parent if path.is_dir() else None, CheckpointError)
@@ -88,6 +86,12 @@ def load(path: Path) -> Shape:
             f"{path} has no config.json and no {bundle.MANIFEST}: give a Hugging Face model folder or a bundle"
         ) from None
     return from_config(config, where)
+
+
+def of_manifest(manifest: Mapping[str, Any], where: Path) -> Shape:
+    """Shape of a bundle's model, by its manifest, whose form is right."""
+    model = {"model_type": manifest["model"].get("architecture"), **manifest["model"]}
+    return from_config(model, where, names=_MANIFEST, name=manifest["name"])
 
 
 def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = None, name: str | None = None) -> Shape:

@@ -22,6 +22,7 @@ from .template_text import TOOLS_OF_A_MESSAGE
 Message = Mapping[str, Any]
 _MOST_BYTES = 1 << 20  # of a template; the largest known have some 20 kB
 _MOST_WORDS = 300  # characters of what a template says for itself
+_LONGEST_KEY, _MOST_KEYS = 1000, 64  # of variables that what was tried with them is remembered for
 
 
 NO_SYSTEM_ROLE = (
@@ -66,7 +67,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: Mapping[str, Optional[str]], where: str = TEMPLATE) -> None:
         self.where = where
-        self._takes_system: Optional[bool] = None
+        self._takes_system: dict[str, bool] = {}  # by the variables that it was tried with
         self._reads_tools_off_a_message = TOOLS_OF_A_MESSAGE.search(source) is not None
         self._tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
         try:
@@ -151,20 +152,28 @@ class ChatTemplate:
             return [{**first, "tools": text}, *messages], ()
         return messages, (NO_TOOLS,)
 
-    def _has_system_role(self, variables: Optional[Mapping[str, Any]]) -> bool:
-        """Tried once, on the first conversation that has one. A template that refuses anything has no say in it."""
-        if self._takes_system is None:
-            question: Message = {"role": "user", "content": "?"}
+    def _has_system_role(self, variables: Mapping[str, Any]) -> bool:
+        """Tried once for the same variables: what one client gives the template says nothing of another's."""
+        told = ((name, bool(value) if name == "tools" else value) for name, value in variables.items())
+        key = repr(sorted(told, key=lambda pair: pair[0]))
+        if key in self._takes_system:
+            return self._takes_system[key]
+        found = self._tried_system_role(variables)
+        if len(key) <= _LONGEST_KEY and len(self._takes_system) < _MOST_KEYS:
+            self._takes_system[key] = found
+        return found
+
+    def _tried_system_role(self, variables: Mapping[str, Any]) -> bool:
+        """A template that refuses anything has no say in it."""
+        question: Message = {"role": "user", "content": "?"}
+        try:
+            return _PROBE in self.render([{"role": "system", "content": _PROBE}, question], variables)
+        except BundleError:
             try:
-                told = self.render([{"role": "system", "content": _PROBE}, question], variables)
-                self._takes_system = _PROBE in told
+                self.render([question], variables)
             except BundleError:
-                try:
-                    self.render([question], variables)
-                except BundleError:
-                    return True
-                self._takes_system = False
-        return self._takes_system
+                return True
+            return False
 
 
 def _with_written_arguments(messages: Sequence[Message]) -> Optional[list[Message]]:

@@ -3,8 +3,8 @@
     PYTHONPATH=.:convert:runtime python tests/accuracy_lm_eval.py
 
 SmolLM2-135M-Instruct: the fp32 bundle, and what transformers loads from the same GGUF file in float32. acc, acc_norm
-and their standard errors are equal, and the log-likelihood of each choice within 2e-3. Nothing is downloaded: the task is
-made of tests/data/questions.jsonl. Needs the packages lm-eval, torch, transformers and gguf.
+and their standard errors are equal, and the log-likelihood of each choice within 2e-3. Nothing is downloaded: the task
+is made of tests/data/lm_eval/questions.jsonl. Needs the packages lm-eval, torch, transformers and gguf.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.libllama import use_our_library
 from tests.models import smollm2_gguf
 from tests.plans import make_plan
 
-QUESTIONS = Path(__file__).resolve().parent / "data" / "questions.jsonl"
+QUESTIONS = Path(__file__).resolve().parent / "data" / "lm_eval" / "questions.jsonl"
 CLOSE = 2e-3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
@@ -21,6 +20,7 @@ class Script:
 
     tokens: Callable[[int], int] = lambda most: most  # of an answer, by the limit asked for
     usage: dict[str, Any] | None = field(default_factory=dict)  # over the true one; None: none is told
+    counted: str = "content"  # the field that /tokenize wants
     before: int = 0  # tokens that it puts before each prompt, as with a template
     counts: bool = True  # whether there is /tokenize
     gap_s: float = GAP_S
@@ -31,6 +31,7 @@ class Script:
     refuses: tuple[str, ...] = ()  # fields that are a 400
     prompts: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)  # a client has had enough
     heard: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))  # once for each request
 
 
@@ -48,7 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/tokenize":
             if not script.counts:
                 return self._whole(404, b"<html>no such path</html>")
-            return self._whole(200, json.dumps({"tokens": asked["content"].split()}).encode())
+            if script.counted not in asked:
+                return self._whole(422, b'{"detail": "a field is missing"}')
+            return self._whole(200, json.dumps({"tokens": asked[script.counted].split()}).encode())
         script.bodies.append(asked)
         script.prompts.append(asked["prompt"])
         script.heard.release()
@@ -85,8 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def handle(self) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has had enough
+        try:
             super().handle()
+        except (BrokenPipeError, ConnectionResetError):
+            self.script.gone.set()
 
     def log_message(self, *_: object) -> None:
         pass

@@ -160,12 +160,17 @@ def litter(folder: Path) -> Path:
 
 
 def talk(here: Installed, bundle: Path) -> None:
-    """`run`, `chat` and `serve`."""
+    """`run`, `chat`, `serve`, and `bench` of both."""
     short = ("-n", 12, *GREEDY)
     answer = here.run("rk3588", "run", bundle, QUESTION, *short)
     chatted = here.run("rk3588", "chat", bundle, *short, said=f"{QUESTION}\n")
     with here.serving(here.programs / "rk3588", "serve", bundle) as url:
         check_served(url, answer)
+        quick = ("-p", 16, "-n", 8, "-r", 1, "--ttft", 0, "-o", "jsonl")
+        for target in (bundle, url):
+            rows = [json.loads(line) for line in here.run("rk3588", "bench", target, *quick).splitlines()]
+            if [(row["test"], row["avg_ts"] > 0) for row in rows] != [("pp16", True), ("tg8", True)]:
+                fail(f"bench {target} said {rows}")
     if "Paris" not in answer or "Paris" not in chatted:
         fail(f"run said {answer!r}, chat said {chatted!r}")
 

@@ -85,7 +85,8 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
         except OSError as failed:
             raise write_error(failed, Path(failed.filename or place)) from failed
     rounded = {} if dtype == "fp32" else {"rounding_error": error}
-    return {"dtype": dtype, "path": str(place), "bytes": bundle.size(place), **rounded}
+    lacking = {"missing": found} if (found := emit.missing_code(plan.sim_source, before)) else {}
+    return {"dtype": dtype, "path": str(place), "bytes": bundle.size(place), **rounded, **lacking}
 
 
 def with_dataset(plan: Plan, progress: Progress = no_progress) -> Plan:

@@ -15,16 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rk3588 import files
 from rk3588.errors import BundleError, UsageError
-from rk3588.templates import ChatTemplate
 
+from .rendering import Renderer
 from .tokenizers.vocabulary import CONTROL, Vocabulary
 
 BUILT_IN = "built-in"
@@ -56,7 +58,8 @@ class Dataset:
     def text(self) -> str:
         """The JSON that rkllm-toolkit reads."""
         rows = [{"input": question, "target": answer} for question, answer in self.samples]
-        return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        return text.encode("utf-8", "replace").decode("utf-8")  # without halves of surrogate pairs
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.text().encode()).hexdigest()
@@ -117,41 +120,70 @@ def load(path: Path | None, vocabulary: Vocabulary | None) -> Dataset:
 
     UsageError names the entry that is wrong. A model without a template gets its texts as they are.
     """
+    template = _template(vocabulary) if vocabulary else None
     if path is None:
-        data = resources.files("rkconvert").joinpath("data/calibration.json").read_text(encoding="utf-8")
-        name, entries = BUILT_IN, [(f"entry {i}", e) for i, e in enumerate(json.loads(data), 1)]
-    else:
-        name, entries = path.name, _entries(path)
-    render = _Renderer(vocabulary) if vocabulary else None
-    samples = tuple(_sample(f"{name}, {place}", entry, render) for place, entry in entries)
+        return Dataset(BUILT_IN, _built_in(template))
+    samples = _samples(path.name, _entries(path), template)
     if not samples:
         raise UsageError(f"--dataset {path} holds no sample: give conversations or texts to calibrate with")
-    return Dataset(name, samples)
+    return Dataset(path.name, samples)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A model's template, if it has one, and the texts of its special tokens."""
+
+    source: str | None
+    bos: str | None
+    eos: str | None
+    special: tuple[str, ...]
+
+
+def _template(vocabulary: Vocabulary) -> _Template:
+    kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
+    special = tuple(text for text, kind in kinds if kind == CONTROL and text)
+    bos, eos = vocabulary.text(vocabulary.bos), vocabulary.text(vocabulary.eos)
+    return _Template(vocabulary.chat_template or None, bos, eos, special)
+
+
+@lru_cache(maxsize=16)
+def _built_in(template: _Template | None) -> tuple[Pair, ...]:
+    data = resources.files("rkconvert").joinpath("data/calibration.json").read_text(encoding="utf-8")
+    return _samples(BUILT_IN, [(f"entry {i}", e) for i, e in enumerate(json.loads(data), 1)], template)
+
+
+def _samples(name: str, entries: list[Entry], template: _Template | None) -> tuple[Pair, ...]:
+    with ExitStack() as stack:
+        render = _Renderer(template, stack) if template else None
+        return tuple(_sample(f"{name}, {place}", entry, render) for place, entry in entries)
 
 
 class _Renderer:
-    """A model's template and the texts of its special tokens."""
+    """Whose child process ends with ``stack``; begun when it is needed."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        tokens = {"bos_token": vocabulary.text(vocabulary.bos), "eos_token": vocabulary.text(vocabulary.eos)}
-        source = vocabulary.chat_template
-        self._template = ChatTemplate(source, tokens, "the model's chat template") if source else None
-        kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
-        self._special = [text for text, kind in kinds if kind == CONTROL and text]
+    def __init__(self, template: _Template, stack: ExitStack) -> None:
+        self._template, self._stack = template, stack
+        self._render: Renderer | None = None
 
     def __call__(self, messages: list[dict[str, str]]) -> str:
-        if self._template is None:
+        template = self._template
+        if template.source is None:
             return "\n".join(message["content"] for message in messages)
-        return self._template.conversation(messages).text
+        if self._render is None:
+            tokens = {"bos_token": template.bos, "eos_token": template.eos}
+            self._render = self._stack.enter_context(Renderer(template.source, tokens))
+        return self._render(messages)
 
     def is_rendered(self, text: str) -> bool:
         """Whether somebody has put the text into a template before."""
-        return any(token in text for token in self._special)
+        return any(token in text for token in self._template.special)
 
 
-def renderer(vocabulary: Vocabulary) -> Callable[[list[dict[str, str]]], str]:
+@contextmanager
+def renderer(vocabulary: Vocabulary) -> Iterator[_Renderer]:
     """Puts messages into the model's template."""
-    return _Renderer(vocabulary)
+    with ExitStack() as stack:
+        yield _Renderer(_template(vocabulary), stack)
 
 
 def _entries(path: Path) -> list[Entry]:

@@ -180,6 +180,8 @@ def _convert_and_print(plan: Plan, as_json: bool) -> None:
     if plan.emit:
         with shown() as progress:
             told["checkpoint"] = write_checkpoint(plan, progress)
+        for file in told["checkpoint"].get("missing", ()):
+            _print_note(f"config.json names {file}, the authors' code, which {plan.source.name} lacks: add it")
         if not as_json:
             click.echo(plan.emit.folder)
     for run in _runs(plan):

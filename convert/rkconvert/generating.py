@@ -60,13 +60,15 @@ def write(
 ) -> list[Pair]:
     """Prompts in the model's template, and what it answers. ``step`` is told tokens; more than there are prompts, and
     each is answered again, otherwise."""
-    render, known = calibration.renderer(vocabulary), prompts()
+    known = prompts()
     ends = {i for i in (*vocabulary.eos_ids, vocabulary.eos) if i is not None and i >= 0}
     total, found = asked.samples * asked.max_new_tokens, list[Pair]()
     # Whatever their number, prompts of all languages are among them.
     order = random.Random(asked.seed).sample(range(len(known)), len(known))
-    for number in range(asked.samples):
-        question = render([{"role": "user", "content": known[order[number % len(known)]]}])
+    with calibration.renderer(vocabulary) as render:
+        said = [known[order[number % len(known)]] for number in range(asked.samples)]
+        questions = [render([{"role": "user", "content": words}]) for words in said]
+    for number, question in enumerate(questions):
         ids = _tokens(model, vocabulary, question)
         drawn = random.Random(hashlib.sha256(f"{asked.seed}:{number}".encode()).digest())
 

@@ -229,8 +229,8 @@ class Request:
         assert isinstance(source, Source)
         if self.rotate:
             refuse(source)
-        if self.emit_hf:
-            emit.settings(source)
+        if self.emit_hf and source.kind == "gguf":
+            emit.settings(source)  # refuses what it cannot tell
         if source.kind == "gguf" and PLATFORM in self.targets:
             raise UsageError(
                 f"{source.path}: rkllm-toolkit is given the changed model as a Hugging Face folder: convert from the "

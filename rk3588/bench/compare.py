@@ -34,7 +34,14 @@ class Compared:
 def compare(new: Report, old: Report) -> list[Compared]:
     """Every test that both have."""
     there = {row.test: row for row in old.rows}
-    return [_compared(row, there[row.test]) for row in new.rows if row.test in there]
+    found = [_compared(row, there[row.test]) for row in new.rows if row.test in there]
+    before = {each["test"]: each["rate"] for each in old.clients}
+    for each in new.clients:  # of several clients there is one figure, of all of them
+        rate = before.get(each["test"])
+        if rate:
+            ratio = each["rate"] / rate
+            found.append(Compared(each["test"], (rate, 0.0), (each["rate"], 0.0), ratio, 0.0, math.inf, UNKNOWN))
+    return found
 
 
 def differences(new: Report, old: Report) -> list[str]:

@@ -163,6 +163,8 @@ class Server:
     def _opened(self, connection: http.client.HTTPConnection) -> socket.socket:
         try:
             connection.connect()
+        except ssl.SSLError as error:
+            raise BenchError(f"{self.url} cannot be spoken to over TLS: {_reason(error)}") from error
         except (OSError, ValueError) as error:
             raise BenchError(f"nothing answers at {self.url}: {_reason(error)}; is the server running?") from error
         found: socket.socket = connection.sock

@@ -10,6 +10,7 @@ from . import prompts
 from .completions import Answer, Refused, Server
 
 _TRIES = 12
+_MOST_BESIDE = 1024  # tokens of a template
 _LONGEST_WORD = 16  # tokens; of a vocabulary of bytes each letter may be one
 
 
@@ -20,6 +21,7 @@ class Counter:
         self._server, self._model = server, model
         self._field: Optional[str] = "content"  # what /tokenize calls the text; None: there is none
         self._per_word, self._beside = 1.0, 0.0  # tokens of a word, and of what comes to every prompt
+        self.expected: Optional[int] = None  # tokens of the last prompt, as far as they were counted
 
     @property
     def exact(self) -> bool:
@@ -29,6 +31,9 @@ class Counter:
         """From the usage of an answer to a prompt of so many words."""
         if said.prompt_tokens is None:
             return
+        if self.expected is not None:  # what /tokenize does not count: BOS, or a template
+            self._beside = float(min(max(0, said.prompt_tokens - self.expected), _MOST_BESIDE))
+            return
         if words > said.prompt_tokens:  # words were joined, or the server counts otherwise
             self._per_word = max(said.prompt_tokens / words, 0.1)
         else:
@@ -37,19 +42,18 @@ class Counter:
 
     def prompt(self, tokens: int) -> str:
         """A new text of so many tokens, or as near as it can be had."""
-        words = prompts.words(self._guess(tokens))
-        if not self.exact:
-            return " ".join(words)
-        best, off = words, tokens
-        for _ in range(_TRIES):
+        words, before, self.expected = prompts.words(self._guess(tokens)), round(self._beside), None
+        best, least = words, -1
+        for _ in range(_TRIES if self.exact else 0):
             count = self._count(" ".join(words))
             if count is None:
-                return self.prompt(tokens)
-            if abs(count - tokens) < off or best is words:
-                best, off = words, abs(count - tokens)
-            if count == tokens:
                 break
-            words = self._changed(words, count, tokens)
+            off = abs(count + before - tokens)
+            if least < 0 or off < least:
+                best, least, self.expected = words, off, count + before
+            if not off:
+                break
+            words = self._changed(words, count, max(1, tokens - before))
         return " ".join(best)
 
     def _guess(self, tokens: int) -> int:

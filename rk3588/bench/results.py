@@ -21,6 +21,7 @@ SCHEMA = 1
 _MOST_BYTES = 16 << 20  # of a file of results
 _MOST_SAMPLES = 20_000
 _MOST = 1e18
+_COUNTS = {"bytes", "params", "resident", "runtime_bytes", "threads", "context"}  # of ``about``
 _LONGEST = 300  # characters of a text
 
 
@@ -96,7 +97,7 @@ class Report:
 
     def _take(self, name: str, value: Any) -> None:
         if name == "about":
-            self.about.update(_table(value, 4))
+            self.about.update(_about(value))
         elif name == "sample":
             self.samples.setdefault(_test_name(value["test"]), []).append(_sample(value))
             if sum(map(len, self.samples.values())) > _MOST_SAMPLES:
@@ -206,6 +207,13 @@ def _test_name(value: Any) -> str:
 def _sample(value: Mapping[str, Any]) -> Sample:
     counts = [_number(value[name], 0) for name in ("prompt_tokens", "tokens", "answers")]
     return Sample(round(_number(value["ns"], 1)), _number(value["rate"], 1e-9), *map(round, counts))
+
+
+def _about(value: Any) -> dict[str, Any]:
+    found = _table(value, 4)
+    for name in _COUNTS & set(found):
+        _number(found[name], 1)
+    return found
 
 
 def _clients(value: Mapping[str, Any]) -> dict[str, Any]:

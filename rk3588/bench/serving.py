@@ -15,6 +15,7 @@ from .plan import ANSWER, ANSWERS, FIRST, TG_PROMPT, TTFT_TOKENS, Plan, Test
 
 _WARM_UP = (64, 8)  # words of the prompt, tokens of the answer
 _TRIES = 3  # to get a prompt of which nothing is cached
+_OFF = 16  # tokens by which two counts may differ
 _LONGEST = 200  # characters of a name
 
 
@@ -23,6 +24,8 @@ def measure(server: Server, model: Optional[str], plan: Plan, emit: Emit) -> Non
     model = model or _first_model(server)
     stats = _stats(server)
     emit(events.about(server=server.url, **facts_of(model, stats)))
+    if stats.get("queued") or stats.get("running"):
+        emit(events.note("somebody else is being answered there: these are the figures of a busy server"))
     if "now" in stats:
         emit(events.readings("before", stats["now"]))
     tests = _Tests(server, model, plan, emit)
@@ -91,8 +94,13 @@ class _Tests:
             self._note("cached_tokens: not told by this server; every prompt was a new one")
         tokens = found.prompt_tokens
         if tokens is None:
-            tokens = test.tokens  # /tokenize counted it
+            tokens = self.counter.expected or test.tokens
             self._note("prompt_tokens: not told by this server; /tokenize counted them")
+        expected = self.counter.expected
+        if expected is not None and abs(tokens - expected) > max(_OFF, expected // 10):
+            raise BenchError(
+                f"{self._server.url} says usage.prompt_tokens {tokens}, and its /tokenize {expected}: it cannot be so"
+            )
         if not tokens:
             raise BenchError(f"{self._server.url} says that a prompt of {test.tokens} tokens had none")
         if test.tokens == TTFT_TOKENS:
@@ -108,6 +116,8 @@ class _Tests:
             tokens = found.pieces if found.tokens is None else found.tokens
             answers, prompt_tokens = answers + 1, max(prompt_tokens, found.prompt_tokens or 0)
             self._emit(events.progress(f"{test.name}, answer {answers}"))
+            if 2 * found.pieces < tokens:
+                self._note("streams came in pieces of several tokens: the speed of answers is that of the pieces")
             if found.pieces > found.burst:  # else all came at once, and tells nothing
                 done, between = done + tokens, between + tokens - found.burst
                 ns += found.last_ns - found.burst_ns

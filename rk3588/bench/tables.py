@@ -10,6 +10,7 @@ from typing import Any, Optional
 from rk3588.errors import printable, printable_json
 
 from . import compare
+from .compare import Compared
 from .results import Report, Row
 
 FORMATS = ("md", "csv", "json", "jsonl")
@@ -21,7 +22,9 @@ def render(report: Report, kind: str, before: Optional[Report] = None) -> str:
     """Everything as text, without the last end of line; ``before``: the run to compare with."""
     if kind == "md":
         return printable(markdown(report, before))
-    rows = [*(fields(report, row, before) for row in report.rows), *(_of_clients(report, c) for c in report.clients)]
+    compared = {each.test: each for each in compare.compare(report, before)} if before else {}
+    rows = [fields(report, row, compared.get(row.test)) for row in report.rows]
+    rows += [_of_clients(report, each, compared.get(each["test"])) for each in report.clients]
     if kind == "csv":
         return printable(_csv(rows))
     if kind == "json":
@@ -29,13 +32,11 @@ def render(report: Report, kind: str, before: Optional[Report] = None) -> str:
     return "\n".join(printable_json(row, indent=None) for row in rows)
 
 
-def fields(report: Report, row: Row, before: Optional[Report] = None) -> dict[str, Any]:
+def fields(report: Report, row: Row, other: Optional[Compared]) -> dict[str, Any]:
     """One test in llama-bench's names, and what it has none for."""
     mean_ns, deviation_ns = row.ns
     mean_ts, deviation_ts = row.rate
     predicted = prediction(report, row) or {}
-    compared = {each.test: each for each in compare.compare(report, before)} if before else {}
-    other = compared.get(row.test)
     return {
         **_head(report, row.test), "n_prompt": row.n_prompt, "n_gen": row.n_gen, "avg_ns": round(mean_ns),
         "stddev_ns": round(deviation_ns), "avg_ts": round(mean_ts, 6), "stddev_ts": round(deviation_ts, 6),
@@ -54,16 +55,17 @@ def _head(report: Report, test: str) -> dict[str, Any]:
         "test": test, "model_filename": about.get("file"), "model_type": about.get("model"),
         "model_size": about.get("bytes"), "model_n_params": about.get("params"), "backends": about.get("backend"),
         "n_threads": about.get("threads"), "cpu_info": about.get("cpu"), "rss": about.get("resident"),
+        "runtime_memory": about.get("runtime_bytes"),
         "test_time": report.date,
     }  # fmt: skip
 
 
-def _of_clients(report: Report, found: dict[str, Any]) -> dict[str, Any]:
+def _of_clients(report: Report, found: dict[str, Any], other: Optional[Compared]) -> dict[str, Any]:
     times = {f"{n}_{p}": round(ms, 2) for n in ("ttft_ms", "queue_ms") for p, ms in found[n].items()}
     counts = {name: found[name] for name in ("clients", "requests", "failed", "queue_from")}
     head = _head(report, found["test"])
     return {**head, "avg_ns": found["ns"], "avg_ts": round(found["rate"], 6), "n_generated": found["tokens"], **counts,
-            **times}  # fmt: skip
+            **times, "ratio": other and round(other.ratio, 4), "verdict": other and other.verdict}  # fmt: skip
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -151,15 +153,16 @@ def _summary(report: Report) -> str:
     if first is None:
         return ""
     about = report.about
-    size, resident = about.get("bytes"), about.get("resident")
-    return table([
+    size, resident, own = (about.get(name) for name in ("bytes", "resident", "runtime_bytes"))
+    columns: list[Column] = [
         ("model", False, [str(about.get("model") or _NOT_TOLD)]),
         ("decode, t/s", True, [f"{decode.rate[0]:.1f}" if decode else "-"]),
         (f"TTFT ({first.n_prompt} tokens), ms", True, [_plus_minus(*(ns / 1e6 for ns in first.ns))]),
         ("prefill, t/s", True, [f"{prefill.rate[0]:.1f}" if prefill else "-"]),
         ("model size, MB", True, [f"{size / 1e6:.0f}" if size else _NOT_TOLD]),
         ("RSS, MB", True, [f"{resident / 1e6:.0f}" if resident else _NOT_TOLD]),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return table([*columns, ("the runtime's own figure, MB", True, [f"{own / 1e6:.0f}"])] if own else columns)
 
 
 def _predictions(report: Report) -> str:
@@ -212,7 +215,8 @@ def _conditions(report: Report) -> str:
 
 def _condition(readings: dict[str, Any]) -> dict[str, str]:
     found = {}
-    for clock in readings.get("clocks") or ():
+    clocks = readings.get("clocks")
+    for clock in clocks if isinstance(clocks, list) else ():
         if isinstance(clock, dict) and isinstance(clock.get("hertz"), (int, float)):
             governor = f" {clock['governor']}" if clock.get("governor") else ""
             found[f"{clock.get('name')} clock"] = f"{clock['hertz'] / 1e6:.0f} MHz{governor}"

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from rk3588.bench import events
+from rk3588 import shape
+from rk3588.bench import events, forecast
 from rk3588.bench.events import Emit
 from rk3588.bench.plan import Plan
+from rk3588.boards import BoardType, catalogue
+from rk3588.bundle import MANIFEST
 from rk3588.errors import BenchError, DeployError, RkError, UsageError, printable
 
 from . import deployment, probes, shell
@@ -26,11 +29,15 @@ _BOOT = (
     "import os,sys; b=sys.stdin.buffer; f=os.memfd_create('bench'); os.write(f,b.read(int(b.readline()))); "
     "sys.path.insert(0,'/proc/self/fd/%d'%f); from rk3588.bench.on_board import main; main()"
 )
+_MOST_MANIFEST = 4 << 20  # bytes
 _GRACE_S = 60.0  # beyond what one answer may take
 
 
-def measure(connection: Connection, prefix: Optional[str], plan: Plan, emit: Emit) -> None:
-    """Measure the current release; DeployError where there is none that answers."""
+def measure(
+    connection: Connection, prefix: Optional[str], plan: Plan, emit: Emit, kind: Optional[BoardType] = None
+) -> None:
+    """Measure the current release; DeployError where there is none that answers. ``kind``: which board it is, where
+    that is known better than by its device tree."""
     emit(events.progress(f"looking at {connection.name}"))
     facts, where = deployment.gather_facts(connection, prefix)
     systemd = facts.systemd is not None
@@ -43,9 +50,30 @@ def measure(connection: Connection, prefix: Optional[str], plan: Plan, emit: Emi
     _tell_readings(facts, "before", emit)
     url = f"http://127.0.0.1:{release['manifest'].get('port')}"
     asked = {"url": url, "key": _key(connection, where, systemd), "plan": plan.frame()}
-    _run(connection, facts, asked, plan, emit)
+    kind = kind or catalogue().identify(facts.compatible, facts.model)
+    predicted = _predicted(connection, where, systemd, plan, kind)
+    known = events.about(board=facts.model or None, driver=facts.driver, predicted=predicted)["about"]
+
+    def passed_on(event: dict[str, Any]) -> None:
+        if "about" in event:
+            event = {"about": {**event["about"], **known}} if isinstance(event["about"], dict) else event
+        emit(event)
+
+    _run(connection, facts, asked, plan, passed_on)
     _tell_readings(probes.parse(probes.gather(connection, prefix)), "after", emit)
-    emit(events.about(board=facts.model or None, driver=facts.driver))
+
+
+def _predicted(
+    connection: Connection, prefix: str, root: bool, plan: Plan, kind: Optional[BoardType]
+) -> Optional[dict[str, Any]]:
+    """By the manifest of the bundle there; None where that does not say enough."""
+    path = f"{prefix}/current/bundle/{MANIFEST}"
+    raw = connection.run(shell.command("head", "-c", _MOST_MANIFEST, path), root=root).out
+    try:
+        manifest = json.loads(raw.decode("utf-8"))
+        return forecast.of_tests(shape.of_manifest(manifest, Path(path)), manifest["dtype"], plan, kind)
+    except (RkError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _run(connection: Connection, facts: Facts, asked: Mapping[str, Any], plan: Plan, emit: Emit) -> None:

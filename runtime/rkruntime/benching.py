@@ -17,6 +17,8 @@ from rk3588.bench.events import Emit
 from rk3588.errors import BenchError, RkError, UsageError
 
 _MOST_LINE = 1 << 20
+_NO_EVENT = "the process that ran the model says something else than what it measures"
+_LOAD_S = 1800.0  # before the first line, for a model to be loaded
 _END_S = 20.0  # for an answer under way to be given up; a prompt cannot be
 
 
@@ -31,7 +33,7 @@ def measure(asked: Mapping[str, Any], threads: Optional[int], seconds: float, em
     try:
         with closing(_lines(process, seconds)) as lines:
             for line in lines:
-                event = json.loads(line)
+                event = _event(line)
                 if "failed" in event:
                     raise _failure(event["failed"])
                 emit(event)
@@ -48,19 +50,31 @@ def _lines(process: subprocess.Popen[bytes], seconds: float) -> Generator[bytes,
     handle, held = process.stdout.fileno(), b""
     with selectors.DefaultSelector() as selector:
         selector.register(handle, selectors.EVENT_READ)
-        deadline = time.monotonic() + seconds
+        most = seconds + _LOAD_S
+        deadline = time.monotonic() + most
         while True:
             if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise BenchError(f"the model has given nothing for {seconds:g} s: --timeout allows more")
+                raise BenchError(f"the model has given nothing for {most:g} s: --timeout allows more")
             data = os.read(handle, 1 << 16)
             if not data:
                 return
             *lines, held = (held + data).split(b"\n")
             if len(held) > _MOST_LINE:
-                raise BenchError("the process that ran the model says something else than what it measures")
+                raise BenchError(_NO_EVENT)
             if lines:
-                deadline = time.monotonic() + seconds
+                most = seconds
+                deadline = time.monotonic() + most
             yield from lines
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BenchError(_NO_EVENT) from error
+    if not isinstance(found, dict):
+        raise BenchError(_NO_EVENT)
+    return found
 
 
 def _failure(said: Mapping[str, Any]) -> RkError:

@@ -12,13 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Optional
 
-from rk3588 import boards, predict, shape
-from rk3588.bench import events, prompts
+from rk3588 import boards, shape
+from rk3588.bench import events, forecast, prompts
 from rk3588.bench.events import Emit
-from rk3588.bench.plan import ANSWER, ANSWERS, FIRST, TG_PROMPT, Plan, Test, plan_of
+from rk3588.bench.plan import ANSWER, ANSWERS, TG_PROMPT, Plan, Test, plan_of
 from rk3588.bench.results import processor
 from rk3588.errors import BenchError, RkError, UsageError
-from rk3588.predict import PREDICTED, Estimate, Workload
 from rk3588.rkllm import CONTEXT_RESERVE, MAX_CONTEXT
 from rkruntime.daemon import board
 from rkruntime.model import Cost, Model
@@ -41,7 +40,9 @@ def measure(model: Model, plan: Plan, emit: Emit) -> None:
         for number in range(plan.repetitions):
             emit(events.progress(f"{test.name}, {number + 1} of {plan.repetitions}"))
             emit(_decode(model, test, emit) if test.kind == ANSWER else _prefill(model, test))
-        emit(events.about(resident=_most_resident()))
+        perf = model.cost.perf
+        of_runtime = round(perf.memory_usage_mb * 1e6) if perf and perf.memory_usage_mb >= 1 else None
+        emit(events.about(resident=_most_resident(), runtime_bytes=of_runtime))
     emit(events.readings("after", board.readings().facts()))
 
 
@@ -124,27 +125,12 @@ def _threads() -> int:
 
 
 def _predicted(model: Model, plan: Plan, kind: Optional[str]) -> Optional[dict[str, Any]]:
-    """What ``rk3588 predict`` says of each test: for this board, else for the one that figures are known best of."""
-    if model.bundle.dtype not in PREDICTED:
-        return None
-    there = boards.catalogue().boards[kind or board.REFERENCE]
-    context = min(MAX_CONTEXT, model.context)
     try:
         sizes = shape.load(model.bundle.path)
-        tests = {}
-        for test in plan.tests:
-            prompt, answer = (TG_PROMPT, test.tokens) if test.kind == ANSWER else (test.tokens, 1)
-            work = Workload(prompt=prompt, answer=answer, context=max(context, prompt + CONTEXT_RESERVE))
-            found = predict.predict(sizes, model.bundle.dtype, work, there.soc)
-            of_kind = {ANSWER: found.decode_tok_s, FIRST: found.ttft_ms}
-            tests[test.name] = _interval(of_kind.get(test.kind, found.prefill_tok_s))
-    except RkError:
+    except RkError:  # of a family whose shape is not known here, or an adopted file that does not say it
         return None
-    return {"board": there.name, "is_this_board": kind is not None, "tests": tests}
-
-
-def _interval(of: Estimate) -> dict[str, float]:
-    return {"value": of.value, "low": of.low, "high": of.high}
+    there = boards.catalogue().boards[kind] if kind else None
+    return forecast.of_tests(sizes, model.bundle.dtype, plan, there, min(MAX_CONTEXT, model.context))
 
 
 def _most_resident() -> Optional[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rkconvert import calibration
+from rk3588.errors import UsageError
+from rkconvert import calibration, rendering
 from rkconvert.sources.opening import open_source
 from rkconvert.tokenizers.vocabulary import Vocabulary
 from tests import models
@@ -69,3 +71,27 @@ def test_the_built_in_set(vocabulary: Vocabulary) -> None:
     scripts = "".join(question + answer for question, answer in data.samples)
     assert all(character in scripts for character in "äé¿úâíış请は한рبप")
     assert data.facts() == calibration.load(None, vocabulary).facts()
+
+
+LOOP = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize("template", [LOOP, "{{ 10 ** 1000000000 }}"], ids=["loop", "number"])  # the latter compiles so
+def test_a_template_without_end_is_ended(
+    vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(rendering, "_WALL_S", 1.0)
+    endless = replace(vocabulary, chat_template=template)
+    (tmp_path / "t.json").write_text(json.dumps([{"prompt": "a", "answer": "b"}]))
+    with pytest.raises(UsageError, match=r"t.json, entry 1: the model's chat template takes too long, or too much"):
+        calibration.load(tmp_path / "t.json", endless)
+
+
+def test_what_a_template_says_for_itself(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """And nothing of it is lost on the way: neither lines nor letters."""
+    (tmp_path / "t.json").write_text(json.dumps([{"prompt": "a\nü\u2028\ud83d\ude00", "answer": "b"}]))
+    refusing = replace(vocabulary, chat_template="{{ raise_exception('not\nme') }}")
+    with pytest.raises(UsageError, match="entry 1: the model's chat template refuses this conversation: not me"):
+        calibration.load(tmp_path / "t.json", refusing)
+    plain = replace(vocabulary, chat_template="{{ bos_token }}{{ messages[0].content }}")
+    assert calibration.load(tmp_path / "t.json", plain).samples == (("<|im_start|>a\nü\u2028😀", "b"),)

@@ -96,6 +96,10 @@ def test_accuracy_only_where_it_was_measured(model: Path, tmp_path: Path) -> Non
     both = model_card([variant, other], read_base(model))
     assert "perplexity 12.50 (fp32: 12.25), KL 0.010, same best token 96%, over 1024 tokens of a text" in both
     assert "not measured" in both and "accuracy has not been measured" not in both
+    assert "| Accuracy against fp32 |" in both
+    rough = replace(variant, manifest={**found.manifest, "accuracy": {**measured, "reference": "fp16"}})
+    assert "| Accuracy against fp16 |" in model_card([rough], read_base(model))
+    assert "perplexity 12.50 (fp16: 12.25)" in model_card([rough], read_base(model))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rk3588 import quant
+from rkconvert.calibration import Dataset
 from rkconvert.rotation import forward, learn, texts
 from rkconvert.rotation.options import Rotate
 from rkconvert.rotation.prepare import prepared, rotation_of
@@ -89,7 +90,7 @@ def test_the_same_call_gives_the_same_matrix_and_another_text_another(tmp_path: 
     plan = make_plan(source, "t", tmp_path, [quant.scheme("w8a8")], rotate="learned")
     one, two = (prepared(plan).sim_source.rotation for _ in range(2))
     assert one == two and one["kind"] == "learned" and one["basis"].startswith("learned-")
-    assert plan.calibration is not None
+    assert isinstance(plan.calibration, Dataset)
     windows = texts.windows(source, plan.calibration)[::-1]
     other = learn.learned(source, rotation_of(LEARNED, source), LEARNED, windows, (), not_a_step, not_a_step)
     assert f"learned-{other.digest}" != one["basis"]

@@ -50,7 +50,7 @@ def test_an_honest_server() -> None:
     assert list(rows) == ["pp20", "tg8", "tg50", "ttft10"]
     assert rows["pp20"].n_prompt == 20 and rows["ttft10"].n_prompt == 10
     assert [sample.tokens for sample in rows["tg8"].samples] == [8, 8]
-    assert 1 / bench_server.GAP_S / 8 < rows["tg50"].rate[0] < 1.2 / bench_server.GAP_S
+    assert 5 < rows["tg50"].rate[0] < 1.2 / bench_server.GAP_S
     assert len(set(script.prompts)) == len(script.prompts)
     assert report.about["model"] == "tiny" and "bytes" not in report.about and not report.readings
     assert report.notes == ["cached_tokens: not told by this server; every prompt was a new one"]
@@ -76,6 +76,12 @@ def test_without_tokenize_the_usage_of_the_warm_up_tells_how_long_prompts_get() 
     assert len(script.prompts[-1].split()) == 3
 
 
+def test_what_tokenize_does_not_count_is_learnt_from_the_warm_up() -> None:
+    """llama.cpp's leaves BOS out; vLLM's wants another field."""
+    report = measured(Script(before=1, counted="prompt"))
+    assert {row.test: row.n_prompt for row in report.rows if row.kind != "tg"} == {"pp20": 20, "ttft10": 10}
+
+
 def test_without_usage_pieces_are_counted() -> None:
     report = measured(Script(usage=None))
     assert report.row("pp") and report.row("tg")
@@ -90,7 +96,8 @@ def test_answers_that_end_early_go_on_with_another_prompt() -> None:
 
 
 def test_several_clients() -> None:
-    report = measured(Script(usage={"perf": {"prefill_time_ms": 0.5}}), clients="1,3")
+    script = Script(usage={"perf": {"prefill_time_ms": 0.5}}, gap_s=0.01)
+    report = measured(script, prompts="0", ttft=0, clients="1,3")
     assert [row["test"] for row in report.clients] == ["c1", "c3"]
     one, three = report.clients
     assert (one["requests"], three["requests"], three["failed"]) == (2, 6, 0)
@@ -120,7 +127,10 @@ LIES: dict[str, tuple[Callable[[], Script], str]] = {
     "a negative number": (lambda: Script(usage={"prompt_tokens": -1}), "prompt_tokens -1, where"),
     "more tokens than bytes": (lambda: Script(usage={"prompt_tokens": 10**6}), "prompt_tokens 1000000, where"),
     "a count that is none": (lambda: Script(usage={"prompt_tokens": "many"}), "that is no count"),
-    "no tokens": (lambda: Script(usage={"prompt_tokens": 0}), "had none"),
+    "another count than its own": (
+        lambda: Script(usage={"prompt_tokens": 90}), r"usage.prompt_tokens 90, and its /tokenize \d+"
+    ),
+    "no tokens": (lambda: Script(usage={"prompt_tokens": 0}, counts=False), "had none"),
     "a cache": (
         lambda: Script(usage={"prompt_tokens_details": {"cached_tokens": 5}}),
         "took 5 tokens of a prompt that nobody had sent before from a cache",
@@ -176,10 +186,10 @@ def test_nobody_there_and_no_url() -> None:
 def test_the_command(tmp_path: Path) -> None:
     """Data on stdout, all else on stderr; kept, and compared with what was kept."""
     with bench_server.running(Script()) as url:
-        first = bench(url, *QUICK, "--save", tmp_path / "a.json", "-o", "json")
+        first = bench(url, *QUICK, "--concurrency", "2", "--save", tmp_path / "a.json", "-o", "json")
         second = bench(url, *QUICK, "--against", tmp_path / "a.json", "--concurrency", "2")
     assert first.exit_code == second.exit_code == 0, second.output
-    rows = json.loads(first.stdout)
+    *rows, two = json.loads(first.stdout)
     assert [(row["test"], row["n_prompt"], row["n_gen"]) for row in rows] == [
         ("pp20", 20, 0), ("tg8", 0, 8), ("ttft10", 10, 1),
     ]  # fmt: skip
@@ -188,6 +198,8 @@ def test_the_command(tmp_path: Path) -> None:
     kept = results.read(tmp_path / "a.json")
     assert [row.rate[0] for row in kept.rows] == pytest.approx([row["avg_ts"] for row in rows])
     assert [row.rate[1] for row in kept.rows] == pytest.approx([row["stddev_ts"] for row in rows])
+    assert (two["test"], two["clients"], two["requests"], two["failed"]) == ("c2", 2, 4, 0) and two["avg_ts"] > 0
+    assert "one run each: noise not known" in second.stdout
     for told in ("| pp20 |", "before, t/s", "ratio", "clients", "not told"):
         assert told in second.stdout
 
@@ -195,6 +207,7 @@ def test_the_command(tmp_path: Path) -> None:
 def test_options_for_another_target_are_refused(tmp_path: Path) -> None:
     for words, told in (
         (("http://x", "--library", "sim"), "--library is for a bundle, and http://x is a URL"),
+        (("127.0.0.1:9",), "for a server's own URL write http://127.0.0.1:9"),
         (("kitchen", "--key", "k"), "--key is for a URL, and kitchen is a board"),
         ((tmp_path, "--concurrency", "2"), "answers one at a time: serve it"),
         (("http://x", "-p", "many"), "-p 'many': expected whole numbers"),
@@ -206,7 +219,7 @@ def test_options_for_another_target_are_refused(tmp_path: Path) -> None:
     ):
         done = bench(*words)
         assert told in str(done.exception), (words, done.exception)
-        assert getattr(done.exception, "exit_code", 0) == (1 if "--save" in words else 2)
+        assert getattr(done.exception, "exit_code", 0) == (1 if "--save" in words or "127.0.0.1:9" in words else 2)
 
 
 def test_ctrl_c_prints_and_saves_what_was_measured(tmp_path: Path) -> None:

@@ -136,3 +136,24 @@ def test_of_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BundleError, match="is not a text in UTF-8"):
         ChatTemplate.of(bundle)
+
+
+def test_what_one_conversation_gives_the_template_says_nothing_of_the_next() -> None:
+    """Whether there is a system role is tried with each one's own variables."""
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role != 'system' or not (tools or hidden) %}[{{ m.role }}:{{ m.content }}]"
+        "{% endif %}{% endfor %}",
+        TOKENS,
+    )
+    asked = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]
+    folded, apart = "[user:S\n\nHi]", "[system:S][user:Hi]"
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for _ in range(2):
+        assert template.conversation(asked, {"tools": tools}).text == folded
+        assert template.conversation(asked, {"hidden": True}).text == folded
+        assert template.conversation(asked, {"hidden": "x" * 5000}).text == folded
+        assert template.conversation(asked, {"tools": None}).text == apart
+        assert template.conversation(asked).text == apart
+    for number in range(200):  # what a client makes up is not all remembered
+        template.conversation(asked, {"made_up": number})
+    assert len(template._takes_system) < 100

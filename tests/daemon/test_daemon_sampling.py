@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from rkruntime.daemon.answer_parts import WholeAnswer
 from rkruntime.daemon.api.dialect import Usage
 from rkruntime.daemon.api.openai import ChatReply
 from rkruntime.daemon.engine import WorkerEngine
-from tests.daemon_server import Service, served
+from tests.daemon_server import Service, served, until
 from tests.fake_engine import FakeEngine
 from tests.fakes import fake_rkllm, scripted_bundle
 
@@ -123,3 +126,22 @@ def test_figures_of_the_runtime_are_in_usage() -> None:
     both = Usage(6, 2, None, perf).plus(Usage(6, 2, None, perf)).perf
     assert both == Perf(25.0, 12, 200.0, 4, 512.0)
     assert "perf" not in ChatReply("m").whole(WholeAnswer("x"), "stop", Usage(6, 2))["usage"]
+
+
+def test_a_library_that_is_replaced_by_an_older_one(
+    bundle: Path, newer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under a daemon that runs: what it cannot do any more costs no answer."""
+    library = tmp_path / "librkllmrt.so"
+    shutil.copy(newer, library)
+    (tmp_path / "older").mkdir()
+    caplog.set_level("INFO")
+    with served(bundle, WorkerEngine, library=library) as service:
+        until(lambda: service.get("/ready").status == 200)
+        assert service.chat("say x", temperature=0.7).status == 200
+        fake_rkllm(tmp_path / "older").replace(library)
+        before = service.engine.worker_pid
+        os.kill(before, signal.SIGKILL)
+        until(lambda: service.engine.worker_pid not in (None, before) and service.get("/ready").status == 200)
+        assert [service.chat("say x", temperature=0.7).status for _ in range(2)] == [200, 200]
+    assert caplog.text.count("the library was replaced by a release that fixes sampling") == 1

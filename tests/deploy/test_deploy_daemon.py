@@ -58,6 +58,8 @@ def _is_measured(board: Deployer) -> None:
     assert list(said["samples"]) == ["pp20", "tg40", "ttft10"] and said["notes"] == []
     assert {s["prompt_tokens"] for s in said["samples"]["pp20"]} == {20}
     assert (said["about"]["model"], said["about"]["board"]) == ("tiny w8a8", "Radxa ROCK 5B")
+    assert set(said["about"]["predicted"]["tests"]) == set(said["samples"])
+    assert said["about"]["predicted"]["board"] == "Radxa Rock 5B"
     assert said["about"]["resident"] > 1 << 20 and said["about"]["params"] > 0
     assert said["clients"][0]["requests"] == 4 and said["clients"][0]["failed"] == 0
     for when in ("before", "after"):

@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from rk3588 import children
+from rk3588.bench.results import Report
 from rk3588.cli import cli
+from rk3588.errors import BenchError
+from rkruntime import benching
 from tests.deploying import MAIN
 from tests.fakes import ROOT
 
@@ -46,6 +50,14 @@ def test_a_bundle(tiny_bundles: Mapping[str, Path], tmp_path: Path, monkeypatch:
     assert rows["pp32"]["verdict"] in ("faster", "slower", "within the noise")
 
 
+def test_a_release_that_has_figures_of_its_own(
+    tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    done = bench(tiny_bundles["w8a8"], "-p", "16", "-n", "0", "-r", "1", "--library", "sim-1.2.3")
+    assert "RKLLM simulated 1.2.3" in done.stdout and "the runtime's own figure, MB" in done.stdout
+
+
 def test_mistakes(tiny_bundles: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     tiny = tiny_bundles["w8a8"]
@@ -73,14 +85,30 @@ def test_a_runtime_that_aborts_costs_only_what_is_to_come(
 
 
 def test_a_runtime_that_hangs_is_given_up(tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rkruntime import benching
-
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     monkeypatch.setenv("RKSIM_FAULTS", "hang_at=20,token_ms=2")
     monkeypatch.setattr(benching, "_END_S", 0.2)
     done = bench(tiny_bundles["w8a8"], "-p", "16", "-n", "100", "-r", "1", "--timeout", "2", "-o", "jsonl")
     assert done.exit_code == 1 and "has given nothing for 2 s: --timeout allows more" in str(done.exception)
     assert [json.loads(line)["test"] for line in done.stdout.splitlines()] == ["pp16"]
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("print('hello')", "says something else than what it measures"),
+        ("print('[1]')", "says something else than what it measures"),
+        ("print('x' * (2 << 20), end='')", "says something else than what it measures"),
+        ("print('{\"sample\": {}}')", "makes no sense"),
+        ("raise SystemExit(3)", "ended with exit code 3"),
+        ("print('{\"failed\": {\"message\": \"so\", \"code\": 1}}')", "so"),
+    ],
+)
+def test_a_child_that_says_something_else(program: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = children.Child([sys.executable, "-c", program], dict(os.environ))
+    monkeypatch.setattr(children, "python", lambda *_: child)
+    with pytest.raises(BenchError, match=told):
+        benching.measure({}, None, 30.0, Report.begin("x").take)
 
 
 def test_ctrl_c(tiny_bundles: Mapping[str, Path]) -> None:

@@ -36,6 +36,8 @@ MODES = ("token", "tile64", "group")
               help="What to compare with.  [default: the same model in fp32]")  # fmt: skip
 @click.option("--choices", "asked", multiple=True, type=click.Path(path_type=Path), metavar="FILE.jsonl",
               help="Multiple choice, scored as lm-eval does, repeatable: query, choices, gold.")  # fmt: skip
+@click.option("--figures", type=click.Path(path_type=Path), metavar="DIR",
+              help="Draw KL, layers, and KL against speed, as PNG and SVG.")  # fmt: skip
 @click.option("--brief", is_flag=True, help="Leave out greedy continuations and layers.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, one for each bundle and --act-scale.")
 def accuracy(
@@ -47,6 +49,7 @@ def accuracy(
     modes: tuple[str, ...],
     against: Path | None,
     asked: tuple[Path, ...],
+    figures: Path | None,
     brief: bool,
     as_json: bool,
 ) -> None:
@@ -55,11 +58,14 @@ def accuracy(
     The fp32 bundle is to lie beside them, or to be among them. What was stopped goes on when it is called again.
     """
     from . import candidates, choices, common_reference, load, measure, record
+    from . import figures as drawing
     from .tables import tables
 
     read, called = load(texts)
+    if figures is not None:
+        drawing.check(figures)
     questions = [choices.load(path, _tell) for path in asked]
-    found = [bundle.read(path) for path in paths]
+    found = [bundle.read(path) for path in dict.fromkeys(paths)]
     wanted = MODES if "all" in modes else modes
     with deferred_interrupts() as check, progressing.shown() as progress:
         reference = common_reference(found, _tell) if against is None else bundle.read(against)
@@ -69,18 +75,21 @@ def accuracy(
             progress(what, done, total)
 
         step("opening models", 0, 1)
-        results = measure(
-            found, reference, read, tokens, name=called, window=window, score=score, act_scales=wanted,
-            asked=questions, details=not brief, resume=True, step=step, tell=_tell,
-        )  # fmt: skip
+        try:
+            results = measure(
+                found, reference, read, tokens, name=called, window=window, score=score, act_scales=wanted,
+                asked=questions, details=not brief, resume=True, step=step, tell=_tell,
+            )  # fmt: skip
+        except (KeyboardInterrupt, SystemExit):
+            _tell("stopped: the same call goes on from the last window that was read")
+            raise
         rows = list(zip(candidates(found, wanted), results))
         for one in found:
             record(one, _to_record([result for row, result in rows if row.bundle is one]))
-    if as_json:
-        objects = [_object(row.bundle, result) for row, result in rows]
-        click.echo(json.dumps(objects, indent=2))
-    else:
-        click.echo(printable(tables([(row.bundle, result) for row, result in rows])))
+    shown = [(row.bundle, result) for row, result in rows]
+    click.echo(json.dumps([_object(*each) for each in shown], indent=2) if as_json else printable(tables(shown)))
+    for path in drawing.draw(figures, shown) if figures else []:
+        click.echo(printable(f"drew {path}"), err=True)
 
 
 def _tell(sentence: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rk3588.bundle import Bundle
 
+from .names import short_names
 from .result import Accuracy
 
 _HEAD = ("", "perplexity", "KL", "median", "99 %", "largest", "top-1", "Δp RMS")
@@ -14,7 +15,7 @@ Row = tuple[Bundle, Accuracy]
 
 def tables(rows: Sequence[Row]) -> str:
     one = rows[0][1]
-    names = _names(rows)
+    names = short_names(rows)
     text = [_laid_out([_HEAD, *((name, *_figures(result)) for name, (_, result) in zip(names, rows))])]
     reference = _with_error(one, "reference_perplexity", 3)
     text.append(
@@ -29,14 +30,6 @@ def tables(rows: Sequence[Row]) -> str:
         head = (f"{asked['name']}, {asked['questions']} questions", "acc", "fp32", "acc_norm", "fp32", "same answer")
         text.append(_laid_out([tuple(one.reference if cell == "fp32" else cell for cell in head), *lines]))
     return "\n\n".join(text)
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    """The bundles', and what their activations' scales were, where that differs."""
-    names = [found.path.absolute().name for found, _ in rows]
-    if len({(found.path, result.act_scale) for found, result in rows}) == len({found.path for found, _ in rows}):
-        return names
-    return [f"{name}, {result.act_scale}" for name, (_, result) in zip(names, rows)]
 
 
 def _laid_out(lines: Sequence[tuple[str, ...]]) -> str:

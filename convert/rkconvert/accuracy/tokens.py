@@ -50,10 +50,10 @@ def _rows(truth: Logits, found: Logits, came: npt.NDArray[np.int64]) -> Array:
     at = np.arange(len(truth))
     same = truth.argmax(axis=1) == found.argmax(axis=1)
     p, gap = truth.astype(np.float64), found.astype(np.float64)
-    p -= p.max(axis=1, keepdims=True)
-    gap -= gap.max(axis=1, keepdims=True)
-    own, reference = gap[at, came], p[at, came]
-    with np.errstate(invalid="ignore"):  # what is not finite is told above
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is told above
+        p -= p.max(axis=1, keepdims=True)
+        gap -= gap.max(axis=1, keepdims=True)
+        own, reference = gap[at, came], p[at, came]
         own_sum = np.log(np.exp(gap).sum(axis=1))
         np.subtract(p, gap, out=gap)
         np.exp(p, out=p)

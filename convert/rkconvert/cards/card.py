@@ -138,7 +138,8 @@ def model_card(variants: list[Variant], base: Base) -> str:
     parts.append(licence_section(base, files))
     if base.text.strip():
         parts.append(f"{_ORIGINAL}\n\nWritten for {_source(variants)}, not for this conversion.\n\n{base.text.strip()}")
-    return f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    card = f"---\n{_front_matter(variants, base)}---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    return card.encode("utf-8", "replace").decode("utf-8")  # files' names may be of other bytes
 
 
 def _source(variants: list[Variant]) -> str:
@@ -227,7 +228,7 @@ def _table(variants: list[Variant]) -> str:
     head = ["Variant", "File", "Size", "Context", "Memory on a board", "Predicted decode", "Predicted prefill"]
     measured = [v.manifest.get("accuracy") for v in variants]
     if any(measured):
-        head.append("Accuracy against fp32")
+        head.append("Accuracy against " + "/".join(dict.fromkeys(m.get("reference", "fp32") for m in measured if m)))
     rows = [row for v, accuracy in zip(variants, measured) for row in _rows(v, accuracy, bool(any(measured)))]
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -281,7 +282,8 @@ def _significant(value: float, digits: int = 2) -> str:
 
 def _accuracy(found: dict[str, Any]) -> str:
     return (
-        f"perplexity {_significant(found['perplexity'], 4)} (fp32: {_significant(found['reference_perplexity'], 4)}), "
+        f"perplexity {_significant(found['perplexity'], 4)} ({found.get('reference', 'fp32')}: "
+        f"{_significant(found['reference_perplexity'], 4)}), "
         f"KL {_significant(found['divergence'])}, same best token {found['agreement']:.0%}, "
         f"over {found['tokens']} tokens of {found['text']}"
     )

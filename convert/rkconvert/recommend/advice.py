@@ -83,10 +83,11 @@ def nearest_miss(rows: Sequence[Row], limits: Limits) -> Row | None:
 
 def sentence(rows: Sequence[Row], cpu: OnCpu | None, limits: Limits, board: BoardType) -> str:
     """The one line of advice."""
-    where = f"a {board.name} with {limits.ram_gb} GB"
+    where = f"{'an' if board.name[0] in 'AEIO' else 'a'} {board.name} with {limits.ram_gb} GB"
     chosen = best(rows, limits)
     if chosen:
-        return f"take {chosen.variant.options} for {where}: {_told(chosen)}{_beside(chosen, cpu)}"
+        other = f"about {bounds(cpu.decode_tok_s)}" if cpu else "not known"
+        return f"take {chosen.variant.options} for {where}: {_told(chosen)}; llama.cpp with 4 bits on its CPU: {other}"
     missed = nearest_miss(rows, limits)
     if missed is None:
         least = min(row.prediction.memory.total for row in rows) + rkllm.SYSTEM_BYTES
@@ -105,15 +106,6 @@ def _told(row: Row) -> str:
     bounds_of_kl = found.intervals.get("kl")
     error = f" ± {(bounds_of_kl[1] - bounds_of_kl[0]) / 2:.4f}" if bounds_of_kl else ""
     return f"{told}; {found.top1:.1%} of next tokens are {found.reference}'s, KL {found.kl:.4f}{error}"
-
-
-def _beside(chosen: Row, cpu: OnCpu | None) -> str:
-    if cpu is None:
-        return "; llama.cpp on its CPU: not known"
-    ratio = chosen.prediction.decode_tok_s.value / cpu.decode_tok_s
-    if ratio < 1:
-        return f"; llama.cpp with 4 bits on its CPU would be {1 / ratio:.1f} times as fast"
-    return f", {ratio:.1f} times as fast as llama.cpp with 4 bits on its CPU"
 
 
 def bounds(of: Estimate) -> str:

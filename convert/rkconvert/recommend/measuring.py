@@ -26,7 +26,7 @@ _LOGITS = 2 * (4 + 8)  # bytes of each, of one window: of two models, as compute
 _ROOM = 1.1  # of what files take: headers, and what a file system wants
 _SHARE = 0.5  # of what memory is left, for the variants that are read at once
 # Weights a second on one core, as measured: what is converted, and what reads a token.
-_CONVERTED, _READ_FLOAT, _READ_INT8 = 80e6, 12e9, 80e9
+_CONVERTED, _READ_FLOAT, _READ_INT8 = 40e6, 12e9, 80e9
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,27 @@ def measure(
     progress = _Progress(step, 1 + 3 * asked.variants)
     found: dict[Variant, Accuracy] = {}
     with tempfile.TemporaryDirectory(prefix="rkconvert-recommend-") as scratch:
-        truth = _made(source, Request(dtypes=(asked.reference,)), Path(scratch), progress.next())
+        (truth,) = _made(source, Request(dtypes=(asked.reference,)), Path(scratch), progress.next())
         for batch in asked.batches:
-            made = [_made(source, variant.request, Path(scratch), progress.next()) for variant in batch]
-            read = accuracy.measure(made, truth, texts, tokens, name=name, step=progress.next(2 * len(batch)))
+            made = _all_of(source, batch, Path(scratch), progress)
+            reading = progress.next(2 * len(batch))
+            read = accuracy.measure(made, truth, texts, tokens, name=name, step=reading)
             found |= zip(batch, read, strict=True)
             for each in made:
                 shutil.rmtree(each.path)
     return found
 
 
-def _made(source: Source, request: Request, scratch: Path, progress: Callable[[str, int, int], None]) -> Bundle:
-    (folder,) = convert(request.plan(source, "model", scratch), progress)
-    return bundle.read(folder)
+def _all_of(source: Source, batch: Sequence[Variant], scratch: Path, progress: _Progress) -> list[Bundle]:
+    """In the order of ``batch``. What differs in its dtype only is made in one pass over the model."""
+    made: dict[Variant, Bundle] = {}
+    for variant in batch:
+        if variant not in made:
+            alike = [each for each in batch if replace(each, dtype=variant.dtype) == variant]
+            request = replace(variant.request, dtypes=tuple(each.dtype for each in alike))
+            made |= zip(alike, _made(source, request, scratch, progress.next(len(alike))), strict=True)
+    return [made[variant] for variant in batch]
+
+
+def _made(source: Source, request: Request, scratch: Path, progress: Callable[[str, int, int], None]) -> list[Bundle]:
+    return [bundle.read(folder) for folder in convert(request.plan(source, "model", scratch), progress)]

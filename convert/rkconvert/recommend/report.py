@@ -46,7 +46,8 @@ class Report:
         )
         if self.tokens:
             told += f"; the rest is measured on {self.tokens:,} tokens of {self.text}"
-        doubtful = [row.variant.name for row in self.rows if advice.in_doubt(row, self.limits)]
+        able = [row for row in self.rows if not row.obstacle]
+        doubtful = [row.variant.name for row in able if advice.in_doubt(row, self.limits)]
         doubt = f"KL may be on either side of {self.limits.max_kl:g} for {', '.join(doubtful)}: more --tokens tell."
         return [told + ".", *([doubt] if doubtful else []), *_source(self.cpu), *self.notes]
 
@@ -103,7 +104,7 @@ def _remark(row: Row, chosen: Row | None, limits: Limits) -> str:
 def _cpu_cells(cpu: OnCpu | None, limits: Limits) -> str:
     if cpu is None:
         return "not known: nobody is known to have published a model near this size on an RK3588"
-    speed = bounds(Estimate(cpu.decode_tok_s, cpu.low, cpu.high))
+    speed = bounds(cpu.decode_tok_s)
     fit = "" if cpu.fits(limits.ram_gb) else f"  does not fit {limits.ram_gb} GB"
     return f"{'not measured':>31}{speed:>22}{'not known':>22}{_ram(cpu.memory):>9.1f}{fit}"
 
@@ -120,7 +121,7 @@ def _source(cpu: OnCpu | None) -> list[str]:
     threads = f", {row.threads} threads" if row.threads else ""
     return [
         f"llama.cpp on the CPU: {row.model} {row.quant} decodes at {row.decode_tok_s:g} tok/s on {row.board}{threads} "
-        f"({row.url}), taken in proportion to its size; in brackets all {cpu.rows} published near this size."
+        f"({row.url}), taken in proportion to its size; in brackets the slowest and the fastest that anybody published."
     ]
 
 
@@ -146,10 +147,9 @@ def _cpu_facts(cpu: OnCpu | None, limits: Limits) -> dict[str, Any] | None:
         return None
     row = cpu.nearest
     return {
-        "decode_tok_s": _estimate(Estimate(cpu.decode_tok_s, cpu.low, cpu.high)),
+        "decode_tok_s": _estimate(cpu.decode_tok_s),
         "memory_bytes": cpu.memory,
         "fits": cpu.fits(limits.ram_gb),
-        "rows": cpu.rows,
         "nearest": {
             "model": row.model, "params": row.params, "quant": row.quant, "decode_tok_s": row.decode_tok_s,
             "threads": row.threads or None, "board": row.board, "url": row.url,

@@ -49,7 +49,15 @@ def settings(source: Source) -> dict[str, Any]:
     """What config.json says of the model before it is turned; CheckpointError where a GGUF file cannot tell."""
     if source.kind == "gguf":
         return to_config_json.settings(source.config, source.family, source.vocabulary, str(source.path))
-    return dict(read_json(source.path / "config.json", "it is gone"))
+    return dict(read_json(source.path / "config.json", "put it back"))
+
+
+def missing_code(source: Source, before: dict[str, Any]) -> list[str]:
+    """The authors' files of code that config.json names and that do not lie beside it, as in a folder from the hub."""
+    named = before.get("auto_map")
+    values = [v for v in named.values() if isinstance(v, str)] if isinstance(named, dict) else []
+    modules = {value.rpartition("--")[2].partition(".")[0] for value in values}
+    return sorted(f"{module}.py" for module in modules if not files.exists(source.path / f"{module}.py"))
 
 
 def write(

@@ -193,6 +193,8 @@ class Checkpoint:
         if len(found) > _MOST_LICENCES:
             raise CheckpointError(f"{self.folder} has {len(found)} files with licences: leave the model's own")
         for file in found:
+            if not reading.is_name(file.name):  # it is copied under this name, which the manifest lists
+                raise CheckpointError(f"{file} has a name that is not UTF-8: give it another one")
             reading.check(file, self.folder, CheckpointError, reading.TEXT)
         return found
 

@@ -13,8 +13,8 @@ from rk3588.bench import completions, plan, results, serving, tables
 from rk3588.bench.events import Emit
 from rk3588.bench.plan import Plan
 from rk3588.bench.results import Report
-from rk3588.commands import connecting
-from rk3588.errors import RkError, UsageError, printable
+from rk3588.commands import connecting, inventories
+from rk3588.errors import ConnectError, RkError, UsageError, printable
 
 BUNDLE, HOST, URL = "a bundle", "a board", "a URL"
 _FOR = {
@@ -90,6 +90,8 @@ def bench(
         from rk3588 import plot as drawing
 
         drawing.check(plot)
+        if not wanted.tests:
+            raise UsageError(f"--plot {plot}: several clients are not drawn, and there is no other test: give -p or -n")
     report = Report.begin(target)
     try:
         with _Progress(report) as emit:
@@ -162,10 +164,14 @@ def _not_for(name: str, kind: str, target: str) -> str:
 
 
 def _measure_bundle(target: str, wanted: Plan, given: dict[str, Any], emit: Emit) -> None:
-    from rk3588 import bundle
+    from rk3588 import bundle, runtime
     from rkruntime import benching
 
-    bundle.read(Path(target))  # what is no bundle is told before a process is started
+    # What is no bundle, or no library for it, is told before a process is started.
+    library = Path(given["library"]) if given["library"] else None
+    choice = runtime.choose(bundle.read(Path(target)), library)
+    if given["threads"] and not choice.simulated:
+        raise UsageError(f"--threads is for the simulated runtime, and this runs {choice}: leave it out")
     asked = {
         "bundle": str(Path(target).absolute()), "library": given["library"], "context": given["context"] or 0,
         "lora": given["lora"], "plan": wanted.frame(),
@@ -175,10 +181,18 @@ def _measure_bundle(target: str, wanted: Plan, given: dict[str, Any], emit: Emit
 
 def _measure_board(target: str, wanted: Plan, given: dict[str, Any], emit: Emit) -> None:
     reach = (given["accept_new"], given["ssh_config"], given["hosts"])
-    with connecting.open_connection(target, *reach) as connection:
+    try:
+        opened = connecting.open_connection(target, *reach)
+    except ConnectError as error:
+        if "@" in target or ":" not in target:
+            raise
+        raise ConnectError(f"{error}; for a server's own URL write http://{target}") from error
+    with opened as connection:
         from rk3588.deploy import measuring
 
-        measuring.measure(connection, given["prefix"], wanted, emit)
+        known = inventories.load(given["hosts"])
+        kind = known.board(target) if target in known.hosts else None
+        measuring.measure(connection, given["prefix"], wanted, emit, kind)
 
 
 def _measure_server(target: str, wanted: Plan, given: dict[str, Any], emit: Emit) -> None:

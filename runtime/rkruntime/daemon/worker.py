@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Optional
@@ -41,6 +41,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._model: Optional[Model] = None
         self._aborted: Optional[int] = None
+        self._sampling_ignored = False  # and said so
         self._marks: dict[int, str] = {}  # what answers are read by, of which the library says nothing but the id
 
     def serve(self) -> None:
@@ -129,7 +130,8 @@ class Worker:
         try:
             _choose_lora(model, frame["lora"])
             shown = {id: text for id, text in self._marks.items() if text in frame["marks"]}
-            with closing(model.tokens(frame["prompt"], frame["max_tokens"], frame["sampling"])) as tokens:
+            sampling = self._sampling_of(model, frame)
+            with closing(model.tokens(frame["prompt"], frame["max_tokens"], sampling)) as tokens:
                 for token in tokens:
                     # An abort reaches the library at the next token, which is when the library would heed it itself.
                     aborted = self._aborted == number
@@ -144,6 +146,19 @@ class Worker:
         perf = model.cost.perf
         end = "abort" if aborted else model.cost.finish_reason
         send(id=number, end=end, perf=perf._asdict() if perf else None)
+
+    def _sampling_of(self, model: Model, frame: Frame) -> Mapping[str, float]:
+        """None where the library's file was replaced by an older one after the supervisor had looked at it."""
+        wanted: Mapping[str, float] = frame["sampling"]
+        if not wanted or model.features.per_run_sampling:
+            return wanted
+        if not self._sampling_ignored:
+            self._sampling_ignored = True
+            _warn(
+                "the library was replaced by a release that fixes sampling when it loads a model: what requests ask of "
+                "it has no effect, and is not named to them before the daemon is started again"
+            )
+        return {}
 
     def _embed(self, frame: Frame) -> None:
         """The embedding of a text, pooled here: the hidden states of all its tokens would be megabytes."""

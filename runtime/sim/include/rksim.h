@@ -55,8 +55,8 @@ int rksim_logits(rksim_model *model, const int32_t *ids, size_t n, int chunk, fl
 /* The `count` likeliest next tokens, one after another, after ids; of tokens with the same logit the first. progress is
  * told after each how many there are. */
 int rksim_greedy(rksim_model *model, const int32_t *ids, size_t n, size_t count, int32_t *out, rksim_progress progress);
-/* The logits of the token after ids, n_vocab. ids come behind the first `kept` positions of the last call's sequence; with
- * 0 they begin one that may grow to `room` positions. Any other call on the model ends it. */
+/* The logits of the token after ids, n_vocab. ids come behind the first `kept` positions of the last call's sequence;
+ * with 0 they begin one that may grow to `room` positions. Any other call on the model ends it. */
 int rksim_next(rksim_model *model, const int32_t *ids, size_t n, size_t kept, size_t room, float *out);
 /* What n tokens become before the first block: x is n x hidden. */
 int rksim_embed(rksim_model *model, const int32_t *ids, size_t n, float *x);
