@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Optional
 from . import compatibility
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
 from .elf import MACHINES
-from .errors import BundleError, LibraryError, NoSuchLibrary
+from .errors import BundleError, LibraryError, NoSuchLibrary, UsageError
 from .resources import packaged
 from .rkllm import RELEASE, TELLING, version_in
 
@@ -71,7 +71,8 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
     """What runs ``bundle`` here. The library decides: Rockchip's runs model.rkllm, the simulated one the other.
 
     ``asked``, or else RKLLM_LIBRARY, says which. Otherwise it is Rockchip's where it is installed and the bundle has a
-    model for it, and else the simulated one. LibraryError, BundleError: there is none, or it cannot run the bundle.
+    model for it, and else the simulated one. LibraryError, BundleError: there is none, or it cannot run the bundle;
+    UsageError where that is ``asked``.
     """
     library = find(asked, npu=_ARTIFACT_KEYS[NPU] in bundle.manifest["artifacts"], sim=bundle.sim_model is not None)
     kind = SIM if is_simulated(library) else NPU
@@ -82,7 +83,8 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
             raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
         what = "the simulated runtime, which does not run it" if kind == SIM else "Rockchip's, for an NPU"
         way = "--target rk3588" if kind == NPU else "--target sim"
-        raise BundleError(
+        wrong = BundleError if asked is None else UsageError  # only then is it the call that asks for what cannot be
+        raise wrong(
             f"{bundle.path} has only {_MODELS[other]}, and {library} is {what}: choose another library (--library or "
             f"{VARIABLE}), or convert the model again with {way}"
         )

@@ -150,7 +150,7 @@ SETTINGS = {
     "temperature=hot": "'temperature': has to be a number of 0 or more, not 'hot'",
     "temperature=": "--set 'temperature=': give it a value, as in temperature=0",
     "top_p=[0.5]": "'top_p' has to have one value",
-    "top_k=0": "'top_k': has to be a whole number of 1 or more, not '0'",
+    "top_k=0": "'top_k': has to be a whole number from 1 to 2147483647, not '0'",
     "strict=perhaps": "'strict': 'perhaps' is not a valid boolean",
     "log=loud": "'loud' is not one of 'debug', 'info'",
     "max_tokens=0": "max_tokens 0 asks for no answers",
