@@ -74,7 +74,7 @@ class BoardType:
     def with_ram(self, gb: int) -> BoardType:
         """The one with so much; UsageError where it is not sold so."""
         if gb not in self.ram_gb:
-            raise UsageError(f"--ram {gb}: a {self.name} has {', '.join(map(str, self.ram_gb))} GB")
+            raise UsageError(f"--ram {gb}: the {self.name} has {', '.join(map(str, self.ram_gb))} GB")
         return replace(self, ram_gb=(gb,))
 
 
@@ -221,7 +221,7 @@ def extend(known: Boards, top: Table, file: Path | None = None) -> Boards:
         _name(top, key, name, "host")
         hosts[name] = host_from(name, top.as_table(node, f"host {name!r}"), boards)
         if name in boards and boards[name] is not hosts[name].board:
-            top.fail(key, f"host {name!r} has the name of a board type but is a {hosts[name].board.id}: rename it")
+            top.fail(key, f"host {name!r} has the name of a board type but is one of {hosts[name].board.id}: rename it")
     _check_jumps(top, hosts)
     return Boards(socs, boards, hosts, file)
 

@@ -73,6 +73,18 @@ def runtimes_for(toolkit: str) -> list[str]:
     return [r for r in RELEASES if r not in failing and pairing(r, toolkit).level != "refuse"]
 
 
+def runtimes_told(toolkit: str) -> str:
+    """The same in words: ``1.1.0 to 1.2.3 or 1.3.1``; "" where there are none."""
+    able, parts = runtimes_for(toolkit), []
+    for first in able:
+        at = RELEASES.index(first)
+        if at and RELEASES[at - 1] in able:
+            continue
+        run = [release for release in RELEASES[at:] if set(RELEASES[at : RELEASES.index(release) + 1]) <= set(able)]
+        parts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else run
+    return " or ".join(parts)
+
+
 @dataclass(frozen=True)
 class Defect:
     """Of the runtimes from ``first`` to ``last``. It counts where ``models`` and ``socs``, patterns, are found in the

@@ -87,7 +87,7 @@ def _check(name: str, fields: Mapping[str, Value], known: Boards) -> None:
     assert isinstance(node, yaml.MappingNode)
     host = host_from(name, _Arguments(Path(), node, f"host {name!r}"), known.boards)
     if name in known.boards and known.boards[name] is not host.board:
-        raise UsageError(f"host {name!r} has the name of a board type but is a {host.board.id}: choose another name")
+        raise UsageError(f"host {name!r} has the name of a board type but is one of {host.board.id}: choose another")
     if host.jump == name:
         raise UsageError(f"host {name!r} cannot be its own jump host")
 

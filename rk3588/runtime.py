@@ -101,7 +101,7 @@ def _check_pairing(bundle: Bundle, library: Path) -> None:
         return
     found = compatibility.pairing(read(library).version, wrote.release)
     if found.level == "refuse":
-        able = " or ".join(compatibility.runtimes_for(wrote.release))
+        able = compatibility.runtimes_told(wrote.release)
         raise LibraryError(f"{library}: {found.text}: give librkllmrt {able} (--library or {VARIABLE})")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def run(*command: str) -> str:
 @contextmanager
 def step(number: int, of: int, what: str) -> Iterator[None]:
     line = f"{number}/{of} {what} ".ljust(64, ".") + " "
-    print(line, end="", flush=True)
+    print(fitting(line, ""), end="", flush=True)
     started, ended = time.monotonic(), threading.Event()
     clock = threading.Thread(target=tick, args=(line, started, LOG.stat().st_size, ended), daemon=True)
     clock.start()
@@ -70,8 +71,8 @@ def step(number: int, of: int, what: str) -> Iterator[None]:
     finally:
         ended.set()
         clock.join()
-    again = f"\r\x1b[K{line}" if sys.stdout.isatty() else ""
-    print(f"{again}{time.monotonic() - started:5.1f} s", flush=True)
+    again = "\r\x1b[K" if sys.stdout.isatty() else ""
+    print(again + fitting(line if again else "", f"{time.monotonic() - started:5.1f} s"), flush=True)
 
 
 def tick(line: str, started: float, begin: int, ended: threading.Event) -> None:
@@ -83,7 +84,14 @@ def tick(line: str, started: float, begin: int, ended: threading.Event) -> None:
             log.seek(begin)
             counters = re.findall(rb"^setup: .*(\[\d+/\d+\])$", log.read(), re.MULTILINE)
         counter = counters[-1].decode() if counters else ""
-        print(f"\r\x1b[K{line}{passed} {counter}" if terminal else f"{passed} {counter} … ", end="", flush=True)
+        there = "\r\x1b[K" + fitting(line, f"{passed} {counter}") if terminal else f"{passed} {counter} … "
+        print(there, end="", flush=True)
+
+
+def fitting(text: str, end: str) -> str:
+    """Both on one line of a terminal, ``text`` cut where it is too long: what is wrapped is not overwritten again."""
+    room = shutil.get_terminal_size().columns - 1 - len(end)
+    return (text[: max(room, 0)] if sys.stdout.isatty() else text) + end
 
 
 def bundle(dtype: str) -> Path:

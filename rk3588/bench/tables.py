@@ -180,7 +180,8 @@ def _predictions(report: Report) -> str:
     if said.get("is_this_board") is True and not report.about.get("simulated"):
         return told
     where = "a simulated runtime, on the CPU of the machine it ran on" if report.about.get("simulated") else "not that"
-    return f"{told}\n\nThe prediction is for the NPU of a {board}; what was measured is {where}."
+    whose = f"the {board}" if said.get("board") else board
+    return f"{told}\n\nThe prediction is for the NPU of {whose}; what was measured is {where}."
 
 
 def _clients(report: Report) -> str:

@@ -18,7 +18,7 @@ from rk3588 import bundle as bundles
 from rk3588 import rkllm
 from rk3588 import runtime as runtimes
 from rk3588.commands import connecting
-from rk3588.commands.waiting import ElapsedSeconds
+from rk3588.commands.waiting import ElapsedSeconds, fitting
 from rk3588.deploy import deployment, judge, layout, planning, shell
 from rk3588.deploy.apply import Watcher
 from rk3588.deploy.connection import Connection
@@ -266,8 +266,8 @@ class ProgressDisplay(Watcher):
         left = (self._size - self._sent) / max(rate, 1.0)
         percent = 100 * self._sent // max(self._size, 1)
         name = textwrap.shorten(self._what, 40, placeholder="…")
-        text = f"\r\x1b[K{name} {percent:3d} %  {rate / 1e6:.1f} MB/s  {int(left) // 60}:{int(left) % 60:02d} left"
-        self._out.write(text)
+        end = f" {percent:3d} %  {rate / 1e6:.1f} MB/s  {int(left) // 60}:{int(left) % 60:02d} left"
+        self._out.write(f"\r\x1b[K{fitting(name, end, self._out)}")
         self._out.flush()
 
     def event(self, what: str) -> None:

@@ -13,6 +13,7 @@ import click
 from rk3588 import bundle as bundles
 from rk3588 import runtime as runtimes
 from rk3588.commands import connecting
+from rk3588.commands.waiting import fitting
 from rk3588.deploy import deployment, judge, sizes
 from rk3588.deploy.findings import Need
 from rk3588.deploy.release_bundle import with_runtime
@@ -26,7 +27,7 @@ def _shown_as_looking(name: str) -> Iterator[None]:
     """Every disk is searched for runtimes: that may take a while."""
     out = connecting.progress_stream()
     if out:
-        out.write(printable(f"looking at {name} …"))
+        out.write(fitting(printable(f"looking at {name}"), " …", out))
         out.flush()
     try:
         yield

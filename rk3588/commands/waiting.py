@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any, Optional
+
+_COLUMNS = 80  # of a terminal that does not say
+
+
+def fitting(text: str, end: str, out: Any) -> str:
+    """``text`` and ``end`` on one line of the terminal ``out``, ``text`` cut where it is too long.
+
+    What a terminal wraps is not overwritten any more.
+    """
+    try:
+        columns = os.get_terminal_size(out.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return text[: max((columns or _COLUMNS) - 1 - len(end), 0)] + end
 
 
 class ElapsedSeconds:

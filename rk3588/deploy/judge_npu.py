@@ -54,7 +54,7 @@ def _beside_mainline(facts: Facts) -> Iterator[Finding]:
     if facts.kernel and not facts.kernel.startswith(_VENDOR_KERNELS):
         text = (
             f"rknpu {facts.driver} on kernel {facts.kernel}, which is not Rockchip's (5.10, 6.1): owners run "
-            "librkllmrt so, up to kernel 7.0; clocks are usually not controlled there"
+            "librkllmrt in that way, up to kernel 7.0; clocks are usually not controlled there"
         )
         yield Finding("info", "npu driver", text, "", npu=True)
 
@@ -151,8 +151,8 @@ def _memory_speed(facts: Facts) -> Iterator[Finding]:
 def pairing(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
     """Runtime, model and driver against each other, as far as somebody has written of it."""
     if need.toolkit and not need.runtime:
-        able = compatibility.runtimes_for(need.toolkit)
-        text = f"of rkllm-toolkit {need.toolkit}, for librkllmrt {' or '.join(able) or 'of the same version'}"
+        able = compatibility.runtimes_told(need.toolkit) or "of the same version"
+        text = f"of rkllm-toolkit {need.toolkit}, for librkllmrt {able}"
         yield Finding("info", "model", text, "give --runtime FILE to have it compared", npu=True)
     if not need.runtime:
         return
@@ -160,7 +160,7 @@ def pairing(facts: Facts, _prefix: str, need: Need) -> Iterator[Finding]:
         found = compatibility.pairing(need.runtime, need.toolkit)
         level, remedy = found.level, ""
         if level == "refuse":
-            remedy = f"give librkllmrt {' or '.join(compatibility.runtimes_for(need.toolkit))}, or another model"
+            remedy = f"give librkllmrt {compatibility.runtimes_told(need.toolkit)}, or another model"
             if need.claimed:  # a name may be wrong
                 level = "warn"
                 remedy += "; only a name says which toolkit: where that is wrong, adopt it with --toolkit-version"

@@ -128,7 +128,7 @@ def test_a_repository_that_has_all_of_it(hub: Hub, tmp_path: Path) -> None:
     assert (found.path / "LICENSE").is_file() and found.chat_template
     assert compatibility.toolkit_of(found) == ("1.2.1", False)
     assert told["claims"]["toolkit"] == {"value": "1.2.1", "by": "the file's own text"}
-    assert any("for librkllmrt 1.2.1 or 1.2.2 or 1.2.3 or 1.3.1" in note for note in told["notes"])
+    assert any("for librkllmrt 1.2.1 to 1.2.3 or 1.3.1" in note for note in told["notes"])
 
 
 def test_a_folder_that_has_all_of_it(hub: Hub, root: Path, tmp_path: Path) -> None:

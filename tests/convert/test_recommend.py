@@ -200,8 +200,8 @@ def test_refusals(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "wrong.yaml").write_text("hosts: {a: {board: rock5b}}")
     refused: list[tuple[list[object], type[Exception], str]] = [
         ([place.even, "--board", "rock5b", "--ram", 8], UsageError, "unknown board 'rock5b': did you mean 'rock-5b'?"),
-        ([place.even, "--board", "rock-5b"], UsageError, "a Radxa Rock 5B is sold with 4, 8, 16, 32 GB: say which"),
-        ([place.even, "--board", "rock-5b", "--ram", 3], UsageError, "--ram 3: a Radxa Rock 5B has 4, 8, 16, 32 GB"),
+        ([place.even, "--board", "rock-5b"], UsageError, "the Radxa Rock 5B is sold with 4, 8, 16, 32 GB: say which"),
+        ([place.even, "--board", "rock-5b", "--ram", 3], UsageError, "--ram 3: the Radxa Rock 5B has 4, 8, 16, 32 GB"),
         ([place.even, *ROCK, "--max-kl", "nan"], UsageError, "--max-kl nan has to be more than 0"),
         ([place.even, *ROCK, "--min-tok-s", "-1"], UsageError, "--min-tok-s -1 has to be more than 0"),
         ([place.even, *ROCK, "--bandwidth", "0"], UsageError, "0 GB/s is no bandwidth of this memory"),

@@ -72,7 +72,7 @@ def test_what_is_predicted_stands_beside_and_says_of_what() -> None:
     there = {"board": "Rock 5B", "is_this_board": False, "tests": {"tg128": {"value": 9.0, "low": 8.0, "high": 12.5}}}
     text = tables.render(report({"tg128": [10.0]}, predicted=there, simulated=True), "md")
     assert "| tg128 | 10.0 t/s | 9.0 (8.0–12.5) |" in " ".join(text.split())
-    assert "The prediction is for the NPU of a Rock 5B; what was measured is a simulated runtime" in text
+    assert "The prediction is for the NPU of the Rock 5B; what was measured is a simulated runtime" in text
     here = {**there, "is_this_board": True}
     assert "The prediction" not in tables.render(report({"tg128": [10.0]}, predicted=here), "md")
     assert "predicted" not in tables.render(report({"tg128": [10.0]}), "md")

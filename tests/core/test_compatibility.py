@@ -51,6 +51,8 @@ def test_who_may_run_a_model() -> None:
     assert compatibility.runtimes_for("1.1.4")[0] == "1.1.0" and len(compatibility.runtimes_for("1.1.4")) == 10
     assert compatibility.runtimes_for("1.0.1") == ["1.0.1"]
     assert compatibility.runtimes_for("2.0.0") == []
+    told = {"1.1.4": "1.1.0 to 1.2.3 or 1.3.1", "1.2.3": "1.2.3 or 1.3.1", "1.0.1": "1.0.1", "2.0.0": ""}
+    assert {toolkit: compatibility.runtimes_told(toolkit) for toolkit in told} == told
 
 
 @pytest.mark.parametrize(

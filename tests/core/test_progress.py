@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
+import struct
 import subprocess
+import sys
+import termios
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from rk3588.commands.waiting import ElapsedSeconds
+from rk3588.commands.waiting import ElapsedSeconds, fitting
 from rk3588.errors import BoardError
 from rk3588.simboard import nspawn
 from tests import quickstart
@@ -35,11 +39,18 @@ class Ticks(threading.Event):
         return self.left < 0
 
 
-def patiently(command: str) -> tuple[int, str]:
+def narrow(columns: int) -> tuple[int, int]:
+    """Both ends of a terminal that is so wide."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return ours, theirs
+
+
+def patiently(command: str, what: str = "compiling it", columns: int = 0) -> tuple[int, str]:
     """What a terminal shows of ``.ci/setup`` while ``command`` runs."""
     functions = (ROOT / ".ci" / "setup").read_text().partition("fail() {")[2].partition("# The newest interpreter")[0]
-    script = f"set -euo pipefail\nfail() {{{functions}\npatiently 'compiling it' sh -c '{command}'\n"
-    ours, theirs = os.openpty()
+    script = f"set -euo pipefail\nfail() {{{functions}\npatiently '{what}' sh -c '{command}'\n"
+    ours, theirs = narrow(columns)
     with subprocess.Popen(["bash", "-c", script], stdin=subprocess.DEVNULL, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
@@ -57,6 +68,28 @@ def test_setup_shows_seconds_and_the_compilers_counter() -> None:
     assert code == 0
     assert re.search(r"setup: compiling it, \d+ s \[3/7\]", shown)
     assert "Building" not in shown
+
+
+def test_nothing_wraps_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else each second is a line of its own, for \\r goes back to the last row only."""
+    _, drawn = patiently('echo "  [3/7] Building"; sleep 1.4', "compiling the simulated runtime", 30)
+    told = re.search(r"\r\x1b\[K(setup: compiling .?, \d+ s \[3/7\])", drawn)
+    assert told and len(told[1]) == 29, drawn
+    ours, theirs = narrow(30)
+    with os.fdopen(theirs, "w") as terminal:
+        assert fitting("a-name-that-is-rather-long", " 99 %  1.0 MB/s", terminal) == "a-name-that-is 99 %  1.0 MB/s"
+        assert fitting("short", " …", terminal) == "short …"
+    os.close(ours)
+    assert fitting("x" * 100, "", Terminal()) == "x" * 79
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(quickstart, "LOG", tmp_path / "log")
+    quickstart.LOG.write_text("")
+    with quickstart.step(2, 6, "install rk3588, compile the simulated runtime"):
+        quickstart.tick("2/6 install rk3588, compile the simulated runtime ......", time.monotonic(), 0, Ticks())
+    shown = [part.strip("\n") for part in out.getvalue().split("\r\x1b[K")]
+    assert len(shown) == 4 and all(len(part) < 40 for part in shown) and shown[1].endswith("0 s "), shown
 
 
 def test_setup_shows_what_a_command_said_that_failed() -> None:

@@ -207,13 +207,13 @@ WANTED = Need(runtime="1.2.3", toolkit="1.2.1", model="Qwen3-1.7B")
     ("need", "level", "fact", "text", "remedy"),
     [
         (WANTED, "ok", "model", "toolkit 1.2.1 under librkllmrt 1.2.3: seen to load (jaylfc/taOS#1732)", ""),
-        (replace(WANTED, runtime="1.1.1"), "refuse", "model", "no model of a newer toolkit", "librkllmrt 1.2.1 or"),
+        (replace(WANTED, runtime="1.1.1"), "refuse", "model", "no model of a newer toolkit", "1.2.1 to 1.2.3 or"),
         (replace(WANTED, runtime="1.1.1", claimed=True), "warn", "model", "newer toolkit", "with --toolkit-version"),
         (replace(WANTED, runtime="1.3.1", toolkit="1.1.1"), "info", "model", "nobody has told of it", ""),
         (replace(WANTED, runtime="1.3.0"), "warn", "runtime", "ends in SIGILL on an RK3588 (#518)", "take 1.3.1"),
         (replace(WANTED, model="DeepSeek-R1-Distill-Qwen-7B"), "warn", "runtime", "[PAD…] (#424, #467)", "take 1.2.2"),
         (replace(WANTED, toolkit=""), "info", "model", "nothing says which rkllm-toolkit", "with --toolkit-version"),
-        (replace(WANTED, runtime=""), "info", "model", "for librkllmrt 1.2.1 or 1.2.2", "--runtime FILE"),
+        (replace(WANTED, runtime=""), "info", "model", "for librkllmrt 1.2.1 to 1.2.3", "--runtime FILE"),
     ],
 )
 def test_runtime_and_model_against_each_other(need: Need, level: str, fact: str, text: str, remedy: str) -> None:

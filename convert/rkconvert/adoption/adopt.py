@@ -171,7 +171,7 @@ def _open_questions(found: Rkllm, claims: Claims, template: str | None) -> list[
         spoken = any(map(rkllm.is_spoken, able))
         if not (spoken and any("1.1" in rkllm.families_of(version) for version in able)):
             only = "" if spoken else f"; this version of rk3588 speaks {rkllm.SPOKEN_RELEASES} only"
-            for_which = " or ".join(able) or "of the same version"
+            for_which = compatibility.runtimes_told(str(toolkit.value)) or "of the same version"
             notes.append(f"it is of rkllm-toolkit {toolkit}, for librkllmrt {for_which}{only}")
     if template is None:
         notes.append("there is no chat template: nobody can chat with it, nor deploy it; give --chat-template FILE")

@@ -133,7 +133,7 @@ def _ram(board: BoardType, asked: int | None) -> int:
         return board.with_ram(asked).ram_gb[0]
     if len(board.ram_gb) > 1:
         sold = ", ".join(map(str, board.ram_gb))
-        raise UsageError(f"a {board.name} is sold with {sold} GB: say which with --ram GB")
+        raise UsageError(f"the {board.name} is sold with {sold} GB: say which with --ram GB")
     return board.ram_gb[0]
 
 

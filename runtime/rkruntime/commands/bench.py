@@ -14,6 +14,7 @@ from rk3588.bench.events import Emit
 from rk3588.bench.plan import Plan
 from rk3588.bench.results import Report
 from rk3588.commands import connecting, inventories
+from rk3588.commands.waiting import fitting
 from rk3588.errors import ConnectError, RkError, UsageError, printable
 
 BUNDLE, HOST, URL = "a bundle", "a board", "a URL"
@@ -222,11 +223,11 @@ class _Progress:
 
     def _take(self, event: dict[str, Any]) -> None:
         if "progress" in event:
-            self._draw(printable(str(event["progress"])[:70]))
+            self._draw(printable(str(event["progress"])))
         else:
             self._report.take(event)
 
     def _draw(self, text: str) -> None:
         if self._out is not None:
-            self._out.write(f"\r\x1b[K{text}")
+            self._out.write(f"\r\x1b[K{fitting(text, '', self._out)}")
             self._out.flush()
