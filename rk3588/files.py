@@ -65,7 +65,7 @@ def opened(path: Path, folder: Optional[Path], kind: type[RkError], most: Option
     """
     real = path if folder is None else _inside(path, folder, kind)
     try:
-        _check_kind(Path(real).stat(), path, kind)  # before it is opened: that alone makes some devices do something
+        _check_kind(Path(real).stat(), path, folder, kind)  # before it is opened: that alone makes some devices do something
         # Without O_NONBLOCK a FIFO waits for somebody to write; without O_NOFOLLOW a link may be put there meanwhile.
         fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if folder else 0))
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def opened(path: Path, folder: Optional[Path], kind: type[RkError], most: Option
     except (OSError, ValueError) as error:
         raise kind(f"cannot read {_short(path)}: {_reason(error)}") from error
     try:
-        size = _check_kind(os.fstat(fd), path, kind)
+        size = _check_kind(os.fstat(fd), path, folder, kind)
         if most is not None and size > most:
             raise kind(_too_large(path, size, most))
         with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
@@ -82,11 +82,12 @@ def opened(path: Path, folder: Optional[Path], kind: type[RkError], most: Option
         os.close(fd)
 
 
-def _check_kind(found: os.stat_result, path: Path, kind: type[RkError]) -> int:
+def _check_kind(found: os.stat_result, path: Path, folder: Optional[Path], kind: type[RkError]) -> int:
     """The size of what is a regular file."""
     if not stat.S_ISREG(found.st_mode):
         what = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
-        raise kind(f"{path} is {what}, where a file is expected: put the file there")
+        advice = "give the path of a file" if folder is None else "put the file there"
+        raise kind(f"{path} is {what}, where a file is expected: {advice}")
     return found.st_size
 
 

@@ -93,7 +93,7 @@ def library() -> c.CDLL:
     """The library that ``find`` finds, with its signatures applied."""
     path = find()
     try:
-        lib = c.CDLL(str(path))
+        lib = c.CDLL(str(path.absolute()))  # dlopen looks for a mere name elsewhere
         for name, (restype, argtypes) in _SIGNATURES.items():
             function = getattr(lib, name)
             function.restype, function.argtypes = restype, argtypes

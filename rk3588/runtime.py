@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Optional
 from . import compatibility
 from .bundle import NPU_MODEL, SIM_MODEL, Bundle, Lora
 from .elf import MACHINES
-from .errors import BundleError, LibraryError, NoSuchLibrary
+from .errors import BundleError, LibraryError, NoSuchLibrary, UsageError
 from .resources import packaged
 from .rkllm import RELEASE, TELLING, version_in
 
@@ -71,7 +71,8 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
     """What runs ``bundle`` here. The library decides: Rockchip's runs model.rkllm, the simulated one the other.
 
     ``asked``, or else RKLLM_LIBRARY, says which. Otherwise it is Rockchip's where it is installed and the bundle has a
-    model for it, and else the simulated one. LibraryError, BundleError: there is none, or it cannot run the bundle.
+    model for it, and else the simulated one. LibraryError, BundleError: there is none, or it cannot run the bundle;
+    UsageError where that is ``asked``.
     """
     library = find(asked, npu=_ARTIFACT_KEYS[NPU] in bundle.manifest["artifacts"], sim=bundle.sim_model is not None)
     kind = SIM if is_simulated(library) else NPU
@@ -82,7 +83,8 @@ def choose(bundle: Bundle, asked: Optional[Path] = None) -> Choice:
             raise BundleError(f"{bundle.path} has no model that librkllmrt could load: convert it again")
         what = "the simulated runtime, which does not run it" if kind == SIM else "Rockchip's, for an NPU"
         way = "--target rk3588" if kind == NPU else "--target sim"
-        raise BundleError(
+        wrong = BundleError if asked is None else UsageError  # only then is it the call that asks for what cannot be
+        raise wrong(
             f"{bundle.path} has only {_MODELS[other]}, and {library} is {what}: choose another library (--library or "
             f"{VARIABLE}), or convert the model again with {way}"
         )
@@ -208,22 +210,25 @@ def _for_another_machine(path: Path) -> bool:
     return data[:4] != b"\x7fELF" or _MACHINES.get(int.from_bytes(data[18:20], "little")) != this_machine()
 
 
-def content(path: Path) -> bytes:
-    """A library's file; LibraryError for what cannot be one."""
+def content(path: Path, what: str = "librkllmrt.so") -> bytes:
+    """A library's file; LibraryError for what cannot be one. ``what``: the library that it should be."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            raise LibraryError(f"{path} is no librkllmrt.so: give the path of one")
+            raise LibraryError(f"{path} is no {what}: give the path of one")
         return path.read_bytes()
     except OSError as error:
         raise LibraryError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read(path: Path) -> Library:
-    """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know."""
-    data = content(path)
+def read(path: Path, what: str = "librkllmrt.so", give: str = "Rockchip's librkllmrt.so") -> Library:
+    """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know.
+
+    ``what`` it should be, and what to ``give`` where it is none.
+    """
+    data = content(path, what)
     machine = _MACHINES.get(int.from_bytes(data[18:20], "little")) if data[:4] == b"\x7fELF" else None
     if machine is None:
-        raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give Rockchip's librkllmrt.so")
+        raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give {give}")
     said = {match.decode() for match in _STRINGS.findall(data)}
     glibc = [(2, int(word[8:])) for word in said if word.startswith("GLIBC_2.")]
     is_ours = _SIMULATED.search(data) is not None

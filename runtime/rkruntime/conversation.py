@@ -16,7 +16,7 @@ from rk3588.templates import Message
 
 from .model import Model
 from .prompts import Prompt
-from .settings import BY_NAME, WHILE_RUNNING, Settings, parse
+from .settings import BY_NAME, SHORT, WHILE_RUNNING, Settings, parse
 from .thoughts import Split, ThoughtSplitter, opened_by, tags_of
 
 
@@ -143,7 +143,7 @@ class Conversation:
 
     def _set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
-        name, value = name.replace("-", "_"), value.strip()
+        name, value = SHORT.get(name, name.replace("-", "_")), value.strip()
         if not name:
             self._show_settings()
         elif name == "seed":
@@ -170,9 +170,9 @@ class Conversation:
         self._change(self.model.settings, again=True)
         self._show_seed()
 
-    def _show_seed(self) -> None:
-        seed = os.environ.get("RKSIM_SEED", "new")
-        self._remark(f"{'seed':<14} {seed}  Of the draws; new: another at each load. librkllmrt has none.")
+    def _show_seed(self, width: int = 0) -> None:
+        told = "Of the draws; new: another at each load. librkllmrt has none."
+        self._remark(f"{'seed':<14} {_seed():<{width}}  {told}")
 
     def _change(self, settings: Settings, again: bool = False) -> None:
         if self.model.change(settings, again):
@@ -182,10 +182,13 @@ class Conversation:
 
     def _show_settings(self, only: str = "") -> None:
         now = {**asdict(self.model.settings), **self.model.sampling._asdict(), "context": self.model.context}
-        for name in [only] if only else WHILE_RUNNING:
-            self._remark(f"{name:<14} {now[name]:g}  {BY_NAME[name].help}")
-        if not only and self.model.choice.simulated:
-            self._show_seed()
+        values = {name: f"{now[name]:g}" for name in ([only] if only else WHILE_RUNNING)}
+        has_seed = not only and self.model.choice.simulated
+        width = max(map(len, [*values.values(), *([_seed()] if has_seed else [])]))
+        for name, value in values.items():
+            self._remark(f"{name:<14} {value:<{width}}  {BY_NAME[name].help}")
+        if has_seed:
+            self._show_seed(width)
 
     def _stats(self, _argument: str) -> None:
         if not self.model.cost.tokens:
@@ -238,6 +241,10 @@ class Conversation:
             raise UsageError("the conversation is empty")
 
 
+def _seed() -> str:
+    return os.environ.get("RKSIM_SEED", "new")
+
+
 def _on_a_board(model: Model) -> str:
     """What ``rk3588 predict`` says of the answer just given, on a Rock 5B."""
     from rk3588 import boards, predict, shape
@@ -261,6 +268,27 @@ def read_text(path: Path) -> str:
         return files.read_text(path, files.TEXT, None, UsageError)
     except FileNotFoundError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def piped(raw: bytes) -> str:
+    """What came on stdin, held to the same as a file."""
+    if len(raw) > files.TEXT:
+        raise UsageError(f"stdin has more than {files.TEXT / 1e6:.0f} MB, which are the most: pipe in a part of it")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not a text in UTF-8 (byte {error.start}): pipe in one (iconv -t UTF-8 makes one of others)"
+        ) from error
+
+
+def typed(text: str, what: str) -> str:
+    """A text of the command line; UsageError where its bytes are not UTF-8, which Python gives as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is not a text in UTF-8 (character {error.start}): give it as one") from error
+    return text
 
 
 def _path(argument: str, usage: str) -> Path:

@@ -27,6 +27,7 @@ from .generation import FINISH, NORMAL, Generation, Token
 from .loops import LoopDetector
 from .prompts import Prompt, Prompts
 from .settings import Settings as Settings
+from .settings import check_context
 
 
 @dataclass
@@ -207,8 +208,7 @@ class Model:
         """Tokens to load with: what is asked for, else the model's own, at most what can be used."""
         of_model, built = self._trained_context, self._built_context
         wanted = settings.context or min(of_model or MAX_CONTEXT, built or of_model or MAX_CONTEXT)
-        if wanted <= CONTEXT_RESERVE:
-            raise UsageError(f"a context of {wanted} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
+        check_context(wanted)
         most = self.most_context if settings.context else MAX_CONTEXT
         used = wanted if settings.beyond_board else min(wanted, most)
         if settings.context and used < wanted:

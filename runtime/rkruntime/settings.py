@@ -20,7 +20,7 @@ import click
 from rk3588 import runtime
 from rk3588.conversation_rules import FOLD, REFUSE
 from rk3588.errors import UsageError
-from rk3588.rkllm import MAX_BUILT_CONTEXT, MAX_CONTEXT
+from rk3588.rkllm import CONTEXT_RESERVE, MAX_BUILT_CONTEXT, MAX_CONTEXT
 from rk3588.sampling import DEFAULTS, Sampling, settle
 
 from . import loops
@@ -107,6 +107,7 @@ def table_of(owner: Any) -> tuple[Setting, ...]:
 
 
 _PATH = click.Path(path_type=Path)
+_INT32 = (1 << 31) - 1  # the most that the library's structs hold
 _OR = "the model's own, else"
 
 
@@ -130,7 +131,7 @@ class Settings:
         "Where the template has no system role: `fold` the system prompt into the user's message, or `refuse` it.",
     )
     context: int = setting(
-        Whole(0),
+        Whole(0, _INT32),
         0,
         f"Tokens of context; 0: the model's, at most {MAX_CONTEXT}.",
         flags=("-c",),
@@ -143,7 +144,7 @@ class Settings:
         "from 1.2 on, if the model was built for that.",
     )
     max_tokens: int = setting(
-        Whole(-1),
+        Whole(-1, _INT32),
         -1,
         "Most tokens of an answer; -1: the context's.",
         flags=("-n",),
@@ -163,7 +164,7 @@ class Settings:
         metavar="T",
     )
     top_k: Optional[int] = setting(
-        Whole(1),
+        Whole(1, _INT32),
         None,
         f"Draw from the K likeliest tokens; 1: greedy [{_OR} {DEFAULTS.top_k}].",
         metavar="K",
@@ -190,6 +191,8 @@ class Settings:
         found = cls(**{name: value for name, value in values.items() if name in names})
         if found.max_tokens == 0:
             raise UsageError("max_tokens 0 asks for no answers: give a number above 0, or -1")
+        if found.context:
+            check_context(found.context)
         return found
 
     def sampling(self, own: Mapping[str, Any]) -> Sampling:
@@ -211,8 +214,15 @@ class Settings:
         return cls(**{**frame, **paths})
 
 
+def check_context(tokens: int) -> None:
+    """UsageError for a context that a model cannot be used with."""
+    if tokens <= CONTEXT_RESERVE:
+        raise UsageError(f"a context of {tokens} tokens holds no prompt: ask for more than {CONTEXT_RESERVE}")
+
+
 TABLE = table_of(Settings)
 BY_NAME = {each.name: each for each in TABLE}
+SHORT = {flag.lstrip("-"): each.name for each in TABLE for flag in each.flags}  # `temp`, as in --temp
 WHILE_RUNNING = (*Sampling._fields, "max_tokens", "loop_limit", "context")  # what `/set` takes
 
 

@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from rk3588 import files
+
+from .conversation import piped
+
 FENCE = '"""'
 Read = Callable[[str], str]
 """Given a prompt, the next line without its end; EOFError at the end, KeyboardInterrupt on Ctrl-C."""
@@ -65,10 +69,10 @@ def without_echo() -> Iterator[None]:
 
 
 def _read_pipe(_prompt: str) -> str:
-    line = sys.stdin.buffer.readline()
+    line = sys.stdin.buffer.readline(files.TEXT + 1)
     if not line:
         raise EOFError
-    return line.decode("utf-8", "replace").rstrip("\r\n")
+    return piped(line).rstrip("\r\n")
 
 
 def _prompt_toolkit(commands: list[str], history: Optional[Path]) -> Optional[Reader]:

@@ -36,6 +36,30 @@ export function messagesFor(conversation, path) {
   return messages;
 }
 
+const RESERVE = 4; // tokens of a context that a prompt may not take
+
+/**
+ * Whether an answer leaves no room to go on with it.
+ * @param {number | null} context
+ * @param {number} contextLength 0: not known
+ */
+export function isFull(context, contextLength) {
+  return Boolean(context && contextLength && context > contextLength - RESERVE);
+}
+
+/**
+ * Why an answer was cut off, as far as that can be told: the daemon has one word for all of it.
+ * @param {number | null} limit the conversation's own, where it was reached
+ * @param {number | null} context
+ * @param {number} contextLength 0: not known
+ */
+export function cutOff(limit, context, contextLength) {
+  if (limit) return `this conversation's own limit of ${limit} ${limit === 1 ? "token" : "tokens"} was reached`;
+  if (!context || !contextLength) return "a limit of its length, or the context's end, was reached, or it only repeated itself";
+  if (context >= contextLength) return `the context of ${contextLength} tokens is full`;
+  return "it only repeated itself, or reached a limit of the daemon's";
+}
+
 /** @param {Message} message */
 function calls({ calls }) {
   if (!calls.length) return {};

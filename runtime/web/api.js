@@ -96,6 +96,16 @@ export async function health() {
 }
 
 /**
+ * How many tokens a conversation has.
+ * @param {object} body
+ * @returns {Promise<number>}
+ */
+export async function countTokens(body) {
+  const headers = { "Content-Type": "application/json" };
+  return (await (await ask("/tokenize", { method: "POST", headers, body: JSON.stringify(body) })).json()).count;
+}
+
+/**
  * @param {string} [request] whose place in the queue is wanted
  * @returns {Promise<any>}
  */

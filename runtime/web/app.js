@@ -199,11 +199,10 @@ async function look() {
   try {
     models = await api.models();
     byId("simulated", HTMLSpanElement).hidden = models[0]?.runtime !== "sim";
-    contextLength = models[0]?.max_model_len ?? 0;
     tell("");
     drawModels();
     drawWelcome();
-    draw();
+    hasContext(models[0]?.max_model_len ?? 0);
     await untilReady();
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
@@ -221,7 +220,7 @@ async function untilReady() {
   for (;;) {
     const { state, reason, context } = await api.health();
     if (state === "ready") {
-      contextLength = context ?? contextLength;
+      if (context && context !== contextLength) hasContext(context);
       tell("");
       return;
     }
@@ -231,12 +230,18 @@ async function untilReady() {
   }
 }
 
+/** @param {number} tokens of context, 0 where it is not known */
+function hasContext(tokens) {
+  contextLength = list.contextLength = plain.contextLength = tokens;
+  draw();
+}
+
 function drawWelcome() {
-  const name = models[0]?.id ?? "the model";
-  const simulated = models[0]?.runtime === "sim";
+  const [model] = models;
+  const where = model?.runtime === "sim" ? "in the simulated runtime: as the NPU would answer, at this computer's speed" : "on the NPU of this board";
   byId("welcome", HTMLDivElement).replaceChildren(
     make("p", { class: "greeting" }, "What shall we talk about?"),
-    make("p", { class: "quiet" }, `${name}, ${simulated ? "in the simulated runtime: as the NPU would answer, at this computer's speed" : "on the NPU of this board"}. Conversations stay in this browser.`),
+    make("p", { class: "quiet" }, `${model ? `${model.id}, ${where}. ` : ""}Conversations stay in this browser.`),
     make("div", { class: "tries" }, ...TRIED.map((text) => make("button", { type: "button", onclick: () => void send(text) }, text))));
 }
 

@@ -1,5 +1,6 @@
 // How messages look, and what can be done with each.
 
+import { cutOff, isFull } from "./answer.js";
 import { copyButton, icon, iconButton, make, rounded } from "./dom.js";
 import { render } from "./markdown.js";
 
@@ -24,6 +25,7 @@ export class MessageList {
     this.place = place;
     this.scroller = scroller;
     this.actions = actions;
+    this.contextLength = 0; // tokens; 0: not known
     /** @type {Map<string, Row>} */
     this.rows = new Map();
     /** @type {Set<Message>} */
@@ -48,7 +50,7 @@ export class MessageList {
     const kept = new Map();
     for (const message of path) {
       const row = this.rows.get(message.id) ?? new Row(message);
-      row.draw(message, /** @type {Session} */ (session), this.actions, message === path.at(-1));
+      row.draw(message, /** @type {Session} */ (session), this.actions, message === path.at(-1), this.contextLength);
       kept.set(message.id, row);
     }
     for (const [id, row] of this.rows) if (!kept.has(id)) row.element.remove();
@@ -114,8 +116,9 @@ class Row {
    * @param {Session} session
    * @param {Actions} actions
    * @param {boolean} last
+   * @param {number} contextLength
    */
-  draw(message, session, actions, last) {
+  draw(message, session, actions, last, contextLength) {
     const running = session.run?.message === message;
     this.element.classList.toggle("running", running);
     this.element.classList.toggle("last", last);
@@ -123,7 +126,7 @@ class Row {
     else this.drawText(message, running ? session.run : null);
     const busy = session.run !== null;
     this.foot.replaceChildren(...[
-      !running && this.problem(message, actions, busy, last),
+      !running && this.problem(message, actions, last && !busy, contextLength, session.full.has(message.id)),
       make("div", { class: "actions" }, ...this.buttons(message, session, actions, busy, last)),
     ].filter((each) => each !== false && each !== null));
     this.foot.hidden = running;
@@ -164,18 +167,19 @@ class Row {
    * What went wrong with an answer, or cut it off.
    * @param {Message} message
    * @param {Actions} actions
-   * @param {boolean} busy
-   * @param {boolean} last
+   * @param {boolean} open whether something can be done about it
+   * @param {number} contextLength
+   * @param {boolean} full whether the daemon said that there is no room to go on
    */
-  problem(message, actions, busy, last) {
+  problem(message, actions, open, contextLength, full) {
     const told = {
       failed: message.error, stopped: "Stopped.", partial: "This answer was interrupted.", done: "",
-      length: "Cut off: the limit of its length, or the context's end, was reached, or it only repeated itself.",
+      length: `Cut off: ${cutOff(message.limit, message.context, contextLength)}.`,
     }[message.state];
     if (message.role === "user" || !told) return null;
     const ways = [];
-    if (last && !busy && message.state !== "done") {
-      if (message.text && !message.thought) ways.push(make("button", { type: "button", onclick: () => actions.resume(message) }, icon("resume"), "Continue"));
+    if (open && message.state !== "done") {
+      if (message.text && !message.thought && !full && !isFull(message.context, contextLength)) ways.push(make("button", { type: "button", onclick: () => actions.resume(message) }, icon("resume"), "Continue"));
       ways.push(make("button", { type: "button", onclick: () => actions.retry(message) }, icon("redo"), "Try again"));
     }
     return make("div", { class: `problem ${message.state}`, role: message.state === "failed" ? "alert" : undefined }, make("p", {}, told), ...ways);

@@ -1,7 +1,7 @@
 // Plain completion: a text, which the model goes on with where it ends.
 
 import { Failure } from "./api.js";
-import { read } from "./answer.js";
+import { cutOff, read } from "./answer.js";
 import { byId, rounded } from "./dom.js";
 import { titleOf } from "./session.js";
 import * as store from "./store.js";
@@ -20,6 +20,7 @@ export class PlainText {
     this.conversation = null;
     /** @type {AbortController | null} */
     this.run = null;
+    this.contextLength = 0; // tokens; 0: not known
     this.before = ""; // the text as it was before the model went on with it
     this.timer = 0;
     this.area.addEventListener("input", () => {
@@ -94,14 +95,15 @@ export class PlainText {
     const body = { model: conversation.model || undefined, prompt: before, ...(conversation.limit ? { max_tokens: conversation.limit } : {}) };
     let told = "";
     try {
-      const { ended } = await read("/v1/completions", body, controller.signal, (found) => {
+      const { ended, tokens, context } = await read("/v1/completions", body, controller.signal, (found) => {
         if (this.conversation !== conversation) return;
         this.area.value = before + found.text;
         this.area.scrollTop = this.area.scrollHeight;
         told = `${found.tokens} tokens${found.rate ? ` · ${rounded(found.rate)} tok/s` : ""}`;
         this.status.textContent = told;
       }, (sentence) => (this.status.textContent = sentence));
-      if (ended === "length") told += " · cut off: the limit, the context's end, or a loop";
+      const limit = conversation.limit && (tokens ?? 0) >= conversation.limit ? conversation.limit : null;
+      if (ended === "length") told += ` · cut off: ${cutOff(limit, context, this.contextLength)}`;
     } catch (error) {
       if (!controller.signal.aborted) {
         told = error instanceof Failure ? error.message : String(error);

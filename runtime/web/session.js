@@ -1,6 +1,6 @@
 // One conversation at work: a tree of messages, the branch that is shown, and the answer that is under way.
 
-import { Failure } from "./api.js";
+import { Failure, countTokens } from "./api.js";
 import { messagesFor, read } from "./answer.js";
 import * as store from "./store.js";
 
@@ -27,6 +27,8 @@ export class Session {
     this.failure = null;
     this.unkept = ""; // why this browser did not keep it
     this.stale = false; // another tab has written to it
+    /** @type {Set<string>} answers that the context has no room to go on with, as the daemon said */
+    this.full = new Set();
     this.deleted = false; // what still comes of an answer must not bring it back
     this.leaf = this.remembered();
   }
@@ -147,7 +149,7 @@ export class Session {
     if (this.run) return;
     const controller = new AbortController();
     this.run = { controller, message, waiting: "" };
-    Object.assign(message, { state: "partial", error: "" });
+    Object.assign(message, { state: "partial", error: "", limit: null });
     this.changed(this, null);
     const path = this.path();
     const had = before ? message.tokens ?? 0 : 0;
@@ -171,11 +173,13 @@ export class Session {
       });
       take(message, reading, before, had);
       message.state = reading.ended === "length" ? "length" : "done";
+      if (message.state === "length" && limit && (reading.tokens ?? 0) >= limit) message.limit = limit;
     } catch (error) {
       message.state = controller.signal.aborted ? "stopped" : "failed";
       if (!controller.signal.aborted) {
         message.error = error instanceof Failure ? error.message : `The page itself has failed: ${error}`;
         this.failure = error instanceof Failure ? error : null;
+        if (before && this.failure?.code === "context_length_exceeded") this.full.add(message.id);
         if (!(error instanceof Failure)) console.error(error);
       }
     } finally {
@@ -184,6 +188,28 @@ export class Session {
       await this.keep(message);
       this.changed(this, null);
     }
+    if (message.state === "stopped") void this.count(message);
+  }
+
+  /**
+   * Has the tokens counted of a conversation whose answer was stopped before it told them.
+   * @param {Message} message
+   */
+  async count(message) {
+    const { run } = this;
+    const { text } = message;
+    const path = this.path();
+    if (run || path.at(-1) !== message) return;
+    const messages = messagesFor(this.conversation, text ? path : path.slice(0, -1));
+    try {
+      const tokens = await countTokens({ model: this.conversation.model || undefined, messages });
+      if (this.run?.message === message || message.text !== text) return; // it goes on, and will tell them
+      message.context = tokens;
+    } catch {
+      return; // not known, then
+    }
+    await this.keep(message);
+    this.changed(this, null);
   }
 
   stop() {

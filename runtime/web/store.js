@@ -20,6 +20,7 @@ import { newId } from "./dom.js";
  * @property {string} model
  * @property {number | null} tokens of the answer
  * @property {number | null} context tokens of prompt and answer together
+ * @property {number | null} limit of its length, where that cut it off
  * @property {number | null} rate tokens per second
  * @property {number | null} first seconds until the first token
  * @property {number} created
@@ -105,7 +106,7 @@ export function newConversation(more = {}) {
 export function newMessage(more) {
   return {
     id: newId(), text: "", thought: "", calls: [], files: [], state: "done", error: "", model: "", tokens: null,
-    context: null, rate: null, first: null, created: (latest = Math.max(Date.now(), latest + 1)), ...more,
+    context: null, limit: null, rate: null, first: null, created: (latest = Math.max(Date.now(), latest + 1)), ...more,
   };
 }
 
@@ -258,7 +259,7 @@ function checked(given) {
       calls: list(each?.calls, (call) => ({ id: text(call?.id), name: text(call?.name), arguments: text(call?.arguments) })),
       files: list(each?.files, (file) => ({ name: text(file?.name), text: text(file?.text) })),
       state: ["stopped", "length", "failed"].includes(each?.state) ? each.state : "done",
-      tokens: count(each?.tokens), context: count(each?.context), rate: count(each?.rate), first: count(each?.first),
+      tokens: count(each?.tokens), context: count(each?.context), limit: count(each?.limit), rate: count(each?.rate), first: count(each?.first),
       created: count(each?.created) ?? Date.now(),
     }));
   /** @type {Map<string, Message>} */

@@ -137,6 +137,9 @@ BAD_LORAS: list[Any] = [
 ]
 
 
+BAD_ROTATIONS: list[Any] = [None, [], "R1", {}, {"kind": "hadamard"}, {"kind": 1, "basis": "x"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -153,13 +156,23 @@ BAD_LORAS: list[Any] = [
         ({"files": [{"path": "x" * 5000, "size": 1, "sha256": ""}]}, "x' is not a path inside the bundle"),
         ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        ({"rotation": []}, "'rotation' is no mapping with 'kind'"),
+        ({"rotation": {"basis": "x"}}, "'rotation' is no mapping with 'kind'"),
+        ({"smoothing": {"alpha": "much"}}, "'smoothing' is no mapping with 'alpha'"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
+        *[({"rotation": rotation}, "'rotation' needs a kind and a basis") for rotation in BAD_ROTATIONS],
     ],
 )
 def test_manifests_that_are_refused(made: Path, changes: dict[str, Any], message: str) -> None:
     edit(made, **changes)
     with pytest.raises(BundleError, match=message):
         bundle.read(made)
+
+
+def test_the_basis_of_hidden_states(made: Path) -> None:
+    assert bundle.read(made).basis == ""
+    edit(made, rotation={"kind": "hadamard", "basis": "hadamard-0123456789abcdef"})
+    assert bundle.read(made).basis == "hadamard-0123456789abcdef"
 
 
 def test_adapters_by_name(made: Path) -> None:

@@ -74,15 +74,19 @@ def _for_another_processor(library: Path, folder: Path) -> Path:
 
 
 def test_a_library_that_cannot_run_what_there_is(
-    npu_library: Path, tmp_path: Path, tiny_bundles: Mapping[str, Path]
+    npu_library: Path, tmp_path: Path, tiny_bundles: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for_npu = bundles.read(scripted_bundle(tmp_path / "npu", ANSWER))
     with pytest.raises(
-        BundleError, match=r"has only model.sim.gguf, and .* is Rockchip's, for an NPU: .*--target rk3588"
+        UsageError, match=r"has only model.sim.gguf, and .* is Rockchip's, for an NPU: .*--target rk3588"
     ):
         runtime.choose(bundles.read(tiny_bundles["w8a8"]), npu_library)
-    with pytest.raises(BundleError, match=r"has only model.rkllm, and .* is the simulated runtime.*--target sim"):
+    with pytest.raises(UsageError, match=r"has only model.rkllm, and .* is the simulated runtime.*--target sim"):
         runtime.choose(for_npu, TWIN)
+    monkeypatch.setenv(runtime.VARIABLE, str(TWIN))  # which no call has asked for
+    with pytest.raises(BundleError, match=r"has only model.rkllm, and .* is the simulated runtime.*--target sim"):
+        runtime.choose(for_npu)
+    monkeypatch.delenv(runtime.VARIABLE)
     for other in (os.environ["RKSIM_LIBRARY"], sys.executable):  # ELF files that speak no RKLLM
         for bundle in (for_npu, bundles.read(tiny_bundles["w8a8"])):
             with pytest.raises(LibraryError, match=r"is no librkllmrt, for it has no rkllm_init: give the path of a"):

@@ -35,6 +35,7 @@ test("stop keeps what there is, and continue goes on with it", async () => {
   await page.waitForFunction(() => document.querySelector("article.assistant")?.textContent.includes("Half an"));
   await page.press("#say", "Escape");
   await page.waitForSelector(".problem.stopped");
+  await page.waitForFunction(() => /^\d+ of 4096 tokens/.test(document.getElementById("context").innerText));
   await answerWith(page, [{ content: " answer." }]);
   await page.getByRole("button", { name: "Continue" }).click();
   await page.waitForSelector("article.assistant:not(.running) .figures");
@@ -45,6 +46,34 @@ test("stop keeps what there is, and continue goes on with it", async () => {
   await page.reload();
   await page.waitForSelector("article.assistant.last");
   assert.equal(await answer(page), "Half an answer.");
+});
+
+test("an answer that was cut off says by what, and is gone on with where there is room", async () => {
+  const page = await open(url, { expected: ["400"] });
+  const cut = async (text, usage) => {
+    await page.unroute("**/v1/chat/completions");
+    await answerWith(page, [{ content: text }, { content: "…" }], "length", { completion_tokens: 2, ...usage });
+    await talk(page, "go");
+    return page.locator("article.last .problem").innerText();
+  };
+  const goOn = page.getByRole("button", { name: "Continue" });
+  assert.match(await cut("one", { total_tokens: 90 }), /^Cut off: it only repeated itself, or reached a limit of the daemon's\./);
+  assert.match(await cut("two"), /^Cut off: a limit of its length, or the context's end, was reached, or it only repeated itself\./);
+  assert.equal(await goOn.count(), 1);
+  assert.match(await cut("three", { total_tokens: 4096 }), /^Cut off: the context of 4096 tokens is full\./);
+  assert.equal(await goOn.count(), 0);
+  await page.click("#settings");
+  await page.locator('dialog input[type="number"]').fill("2");
+  await page.click("dialog button.primary");
+  assert.match(await cut("four", { total_tokens: 90 }), /^Cut off: this conversation's own limit of 2 tokens was reached\./);
+  await page.unroute("**/v1/chat/completions");
+  const refusal = { error: { message: "the prompt is too long", code: "context_length_exceeded" } };
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ status: 400, json: refusal }));
+  await goOn.click();
+  await page.waitForSelector("article.last .problem.failed");
+  assert.equal(await goOn.count(), 0);
+  assert.equal(await page.getByRole("button", { name: "Try again" }).count(), 1);
+  assert.deepEqual(page.complaints, []);
 });
 
 test("an edited message and a second answer are branches; the first ones stay", async () => {

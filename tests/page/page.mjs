@@ -88,12 +88,12 @@ export function answer(page) {
 
 /** Bodies of the answers that a page has asked for. */
 export function bodies(page) {
-  return page.asked.filter((request) => request.method() === "POST").map((request) => JSON.parse(request.postData()));
+  return page.asked.filter((request) => request.method() === "POST" && !request.url().endsWith("/tokenize")).map((request) => JSON.parse(request.postData()));
 }
 
 /** Answers the next chats with these chunks, as a daemon would that has them. */
-export function answerWith(page, deltas, last = "stop") {
-  const events = [...deltas.map((delta) => ({ choices: [{ index: 0, delta, finish_reason: null }] })), { choices: [{ index: 0, delta: {}, finish_reason: last }] }];
+export function answerWith(page, deltas, last = "stop", usage = undefined) {
+  const events = [...deltas.map((delta) => ({ choices: [{ index: 0, delta, finish_reason: null }] })), { choices: [{ index: 0, delta: {}, finish_reason: last }] }, ...(usage ? [{ choices: [], usage }] : [])];
   const body = events.map((event) => `data: ${JSON.stringify(event)}\n\n`).join("") + "data: [DONE]\n\n";
   return page.route("**/v1/chat/completions", (route) => route.fulfill({ contentType: "text/event-stream", body }));
 }

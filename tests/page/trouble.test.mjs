@@ -122,6 +122,7 @@ test("a key is asked for once, a wrong one is told", async () => {
   const guarded = await daemon({ options: ["--keys", `${folder}/keys`] });
   const page = await open(guarded.url, { expected: ["401"] });
   assert.match(await page.locator("dialog").innerText(), /This daemon wants an API key/);
+  assert.equal(await page.locator("#welcome .quiet").innerText(), "Conversations stay in this browser.");
   await page.fill("#key", "wrong");
   await page.press("#key", "Enter");
   await page.waitForSelector("dialog .wrong");

@@ -113,6 +113,7 @@ def test_files(talk: Talk, tmp_path: Path) -> None:
         "/upload absent": "cannot read absent: No such file",
         f"/upload {tmp_path}/binary": "is not a text in UTF-8",
         "/upload /dev/zero": "/dev/zero is a device",
+        f"/upload {tmp_path}": "is a folder, where a file is expected: give the path of a file",
         "/pop": "nothing has been saved",
         "/nonsense": "there is no /nonsense: /help",
     }.items():

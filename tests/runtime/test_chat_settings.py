@@ -47,6 +47,14 @@ def test_set_loads_again_what_the_runtime_fixes(talk: Talk) -> None:
     ]  # fmt: skip
 
 
+def test_set_knows_the_names_of_the_command_line_and_aligns_its_values(talk: Talk) -> None:
+    assert "\ntemperature    0.5  " in talk.do("/set temp 0.5")
+    assert "max_tokens     7  " in talk.do("/set n 7")
+    assert "context        99  " in talk.do("/set c 99")
+    ends = [re.match(r"\w+ +[\d.-]+ +", line) for line in talk.do("/set").splitlines()]
+    assert len(ends) == 7 and len({found and found.end() for found in ends}) == 1
+
+
 def test_set_max_tokens_holds_at_once(talk: Talk) -> None:
     assert "loaded again" not in talk.do("/set max_tokens 1")
     assert talk.say("one") == "H"
@@ -62,7 +70,7 @@ def test_set_max_tokens_holds_at_once(talk: Talk) -> None:
         ("/set temperature hot", "temperature: has to be a number of 0 or more, not 'hot'"),
         ("/set temperature nan", "temperature: has to be a number of 0 or more, not 'nan'"),
         ("/set top_p 2", "top_p: has to be a number above 0 and at most 1, not '2'"),
-        ("/set top_k 1.5", "top_k: has to be a whole number of 1 or more, not '1.5'"),
+        ("/set top_k 1.5", "top_k: has to be a whole number from 1 to 2147483647, not '1.5'"),
         ("/set max_tokens 0", "max_tokens 0 asks for no answers"),
         ("/set context 3", "a context of 3 tokens holds no prompt"),
         ("/set seed 5", "librkllmrt has no seed"),

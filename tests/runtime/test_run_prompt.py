@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Union
 
 import pytest
 
+from rk3588 import files
 from rk3588.errors import UsageError
+from rkruntime import terminal
 from rkruntime.commands import run
 
-Pipe = Callable[[str], None]
+Pipe = Callable[[Union[str, bytes]], None]
 
 
 @pytest.fixture
@@ -22,9 +25,9 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     with ExitStack() as opened:
         monkeypatch.setattr(sys, "stdin", opened.enter_context(Path(os.devnull).open()))
 
-        def fill(text: str) -> None:
+        def fill(text: Union[str, bytes]) -> None:
             read, write = os.pipe()
-            os.write(write, text.encode())
+            os.write(write, text.encode() if isinstance(text, str) else text)
             os.close(write)
             monkeypatch.setattr(sys, "stdin", opened.enter_context(os.fdopen(read)))
 
@@ -58,4 +61,23 @@ def test_a_file_that_cannot_be_one_is_a_sentence(pipe: Pipe, tmp_path: Path) -> 
 def test_no_prompt_at_all(pipe: Pipe) -> None:
     pipe("  \n")
     with pytest.raises(UsageError, match="the prompt is empty"):
+        run._prompt(None, None)
+
+
+def test_what_is_piped_or_typed_is_held_to_utf_8_as_a_file_is(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    for raw, place in ((b"caf\xe9", 3), (b"\xff\xfex\0", 0)):
+        pipe(raw)
+        with pytest.raises(UsageError, match=rf"stdin is not a text in UTF-8 \(byte {place}\)"):
+            run._prompt(None, None)
+        pipe(b"Gr\xc3\xbc\xc3\x9fe\n" + raw)
+        read = terminal.reader([], None).read
+        assert read("") == "Grüße"
+        with pytest.raises(UsageError, match=rf"stdin is not a text in UTF-8 \(byte {place}\)"):
+            read("")
+    pipe("")
+    with pytest.raises(UsageError, match=r"the prompt is not a text in UTF-8 \(character 3\)"):
+        run._prompt(os.fsdecode(b"caf\xe9"), None)
+    monkeypatch.setattr(files, "TEXT", 8)
+    pipe("123456789")
+    with pytest.raises(UsageError, match="stdin has more than"):
         run._prompt(None, None)

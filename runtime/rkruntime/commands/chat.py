@@ -13,7 +13,7 @@ import click
 from rk3588 import bundle as bundles
 from rk3588.errors import RkError, UsageError, printable, shown
 from rk3588.templates import ChatTemplate
-from rkruntime.conversation import COMMANDS, Conversation, Leave, read_text
+from rkruntime.conversation import COMMANDS, Conversation, Leave, read_text, typed
 from rkruntime.model import Model
 from rkruntime.terminal import Read, history_file, read_message, reader, without_echo
 
@@ -34,6 +34,7 @@ def chat(path: Path, system: Optional[str], file: Optional[Path], no_history: bo
     first = read_text(file) if file else None
     if first is not None and not first.strip():
         raise UsageError(f"{file} is empty")
+    system = system and typed(system, "the system prompt")
     wanted = options.make_settings(chosen)
     options.answers_only()
     ChatTemplate.of(bundles.read(path), wanted.template)  # a bundle without one is refused before it is loaded

@@ -11,9 +11,10 @@ from typing import Any, Optional
 import click
 
 from rk3588 import bundle as bundles
+from rk3588 import files
 from rk3588.errors import UsageError, printable_json, shown
 from rk3588.templates import ChatTemplate
-from rkruntime.conversation import read_text
+from rkruntime.conversation import piped, read_text, typed
 from rkruntime.model import Model
 from rkruntime.prompts import Prompt, Prompts
 
@@ -50,6 +51,7 @@ def run(
     """
     if raw and system:
         raise UsageError("--raw sends the prompt alone: leave out --system, or write it into the prompt")
+    system = system and typed(system, "the system prompt")
     wanted = options.make_settings(chosen)
     text = _prompt(prompt, file)
     options.answers_only()
@@ -90,6 +92,7 @@ def _shown(part: str, as_json: bool) -> str:
 
 def _prompt(argument: Optional[str], file: Optional[Path]) -> str:
     """The prompt from the command line, from a file, from stdin, or from all of them in this order."""
+    argument = argument and typed(argument, "the prompt")
     parts = [part for part in (argument, None if file is None else _from(file)) if part is not None]
     if parts:
         parts += [_stdin()] if _is_piped() else []
@@ -111,7 +114,7 @@ def _from(file: Path) -> str:
 
 
 def _stdin() -> str:
-    return sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\n")
+    return piped(sys.stdin.buffer.read(files.TEXT + 1)).rstrip("\n")
 
 
 def _is_piped() -> bool:

@@ -179,6 +179,8 @@ def make(file: Optional[Path], given: Mapping[str, Any]) -> Config:
     config = Config(model=Settings.of(values), **others)
     if config.ollama_listen == config.listen and config.listen.port:
         raise UsageError(f"listen and ollama_listen are both {config.listen}: leave ollama_listen out, or change one")
+    if config.state_dir and config.state_dir.exists() and not config.state_dir.is_dir():
+        raise UsageError(f"state_dir: {config.state_dir} is no folder: give one, which need not exist yet")
     open_to_others = next((address for address in config.addresses if not address.is_loopback), None)
     if open_to_others and not (config.keys or config.insecure):
         raise UsageError(

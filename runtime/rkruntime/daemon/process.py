@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from rk3588 import children, hostlib
+from rk3588 import children, elf, hostlib, runtime
 from rk3588.bundle import Bundle
-from rk3588.errors import NoSuchLibrary, RkError
+from rk3588.errors import LibraryError, NoSuchLibrary, RkError
 
 from . import protocol
 from .jobs import EngineSettings
@@ -228,14 +228,26 @@ def _exit_of(code: int) -> str:
 def library_variables(settings: EngineSettings, bundle: Bundle) -> dict[str, str]:
     """Where the worker finds librksim, if it needs it: in a zipapp there is no packaged one.
 
-    LibraryError if there is none: every load would fail.
+    LibraryError if there is none, or what is there is none: every load would fail.
     """
     path = settings.sim_library
     if path is not None and not path.is_file():
         raise NoSuchLibrary(f"there is no library {path}: give the path of a librksim.so (sim_library, --sim-library)")
-    if path is None and bundle.vocabulary:
-        hostlib.find()
+    if path is not None or bundle.vocabulary:
+        _check_librksim(path or hostlib.find())
     return {"RKSIM_LIBRARY": str(path)} if path else {}
+
+
+def _check_librksim(path: Path) -> None:
+    """By what it exports for this machine; nothing of it is loaded."""
+    with contextlib.suppress(LibraryError):
+        data = runtime.content(path)
+        if elf.machine(data, path) == runtime.this_machine() and "rksim_version" in elf.exported(data, "rksim_", path):
+            return
+    raise LibraryError(
+        f"{path} is no librksim.so for this machine ({runtime.this_machine()}): give the path of one (sim_library, "
+        "--sim-library)"
+    )
 
 
 def prompt_length(encoded: Frame) -> int:

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple, Optional
 
 from rk3588 import bundle as bundles
-from rk3588 import files, template_text
+from rk3588 import template_text
 from rk3588.errors import BundleError
 from rkruntime.settings import Settings
 from rkruntime.thoughts import KNOWN_TAGS, Thinking
@@ -14,7 +14,6 @@ from rkruntime.thoughts import KNOWN_TAGS, Thinking
 from .toolcalls import CALL_FORMATS, CallFormat, format_of
 
 ALL_MARKS = frozenset(text for each in (*KNOWN_TAGS, *(form.special for form in CALL_FORMATS)) for text in each)
-_MOST_BYTES = 1 << 20  # of a template
 _SHORT_IDS = re.compile(r"\|\s*length\s*(?:[!=]=|<)\s*9\b")
 _ONE_CALL = re.compile(r"tool_calls\s*\|\s*length\s*(==|!=|>)\s*1\b")
 
@@ -57,10 +56,16 @@ class TemplateFacts(NamedTuple):
 
 
 def text_of(bundle: bundles.Bundle, settings: Settings) -> str:
-    """The template that is used with a bundle. "" where there is none, or none that can be read: the worker says it."""
-    try:
-        file = settings.template
-        text = files.read_text(file, _MOST_BYTES, None, BundleError) if file else bundle.chat_template
-    except (BundleError, OSError):
-        text = None
-    return text or ""
+    """The template that is used with a bundle, "" where there is none. RkError for a file that was given and is none:
+    each load, or each chat, would fail."""
+    file = settings.template
+    if file is None:
+        try:
+            return bundle.chat_template or ""
+        except (BundleError, OSError):  # a chat is told
+            return ""
+    from rk3588 import templates  # with Jinja, which is not needed here otherwise
+
+    text = templates.read(file)
+    templates.check(text, str(file))
+    return text
