@@ -259,12 +259,6 @@ class Request:
             )
         return ToolkitJob(options, dataset, install.needed(self.toolkit)), remarks
 
-    def _dataset(self, source: Checkpoint) -> Dataset | Generate:
-        """What is calibrated with."""
-        if isinstance(self.dataset, Generate):
-            return self.dataset
-        return calibration.load(self.dataset, source.vocabulary)
-
     def _read_loras(self, source: Checkpoint) -> list[Lora]:
         for adapter in self.adapters if self.follow_links else ():
             files.follow_links(adapter.path)
