@@ -71,9 +71,10 @@ def _locked_folder(final: Path, replace: bool) -> tuple[Path, int]:
     final.parent.mkdir(parents=True, exist_ok=True)
     with _locked(final.parent):
         for other in final.parent.glob(f".{glob.escape(final.name)}.{_RANDOM}.part"):
-            if _is_left(other):
+            left = _is_left(other)
+            if left:
                 shutil.rmtree(other, ignore_errors=True)
-            elif not replace:
+            elif left is False and not replace:
                 raise TargetTaken(f"another process is writing {final}: wait for it, or choose another -o")
         folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
         lock = os.open(folder, os.O_RDONLY)
@@ -91,22 +92,23 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _lock(fd: int, how: int) -> bool:
-    """Whether the lock was had; True as well where the file system has no locks."""
+def _lock(fd: int, how: int) -> bool | None:
+    """Whether the lock was had; None where the file system has no locks."""
     try:
         fcntl.flock(fd, how)
     except BlockingIOError:
         return False
     except OSError:
-        return not how & fcntl.LOCK_NB
+        return None
     return True
 
 
-def _is_left(folder: Path) -> bool:
+def _is_left(folder: Path) -> bool | None:
+    """Whether nobody holds it; None where that cannot be known."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return False
+        return None
     try:
         return _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -78,7 +80,11 @@ def test_an_existing_bundle_is_replaced_only_on_request_and_only_by_a_whole_one(
     assert [p.name for p in made.parent.iterdir()] == [made.name]
 
 
-def test_two_that_make_the_same_bundle(tmp_path: Path) -> None:
+def without_locks(_fd: int, _how: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_two_that_make_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is refused while the first writes, and where it ends after the first; with --overwrite neither is."""
     final = tmp_path / "Tiny-rk3588-w8a8"
     with bundle.new_folder(final), pytest.raises(TargetTaken, match="another process is writing"):
@@ -87,6 +93,11 @@ def test_two_that_make_the_same_bundle(tmp_path: Path) -> None:
     final.rmdir()
     with bundle.new_folder(tmp_path / f"{final.name}.v2"):  # its temporary folder's name begins alike
         write(final)
+    shutil.rmtree(final)
+    with monkeypatch.context() as patch:  # where there are no locks, the end tells
+        patch.setattr(fcntl, "flock", without_locks)
+        with pytest.raises(TargetTaken, match="exists already"), bundle.new_folder(final):
+            write(final)
     shutil.rmtree(final)
     with pytest.raises(TargetTaken, match="exists already"), bundle.new_folder(final):
         final.mkdir()
@@ -146,6 +157,8 @@ BAD_ROTATIONS: list[Any] = [None, [], "R1", {}, {"kind": "hadamard"}, {"kind": 1
         ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"smoothing": []}, "'smoothing' needs an alpha"),
+        ({"rotation": []}, "'rotation' needs a kind and a basis"),
+        ({"rotation": {"basis": "x"}}, "'rotation' needs a kind and a basis"),
         ({"smoothing": {"alpha": "much"}}, "'smoothing' needs an alpha"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
         *[({"rotation": rotation}, "'rotation' needs a kind and a basis") for rotation in BAD_ROTATIONS],
