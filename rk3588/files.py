@@ -65,7 +65,8 @@ def opened(path: Path, folder: Optional[Path], kind: type[RkError], most: Option
     """
     real = path if folder is None else _inside(path, folder, kind)
     try:
-        _check_kind(Path(real).stat(), path, folder, kind)  # before it is opened: that alone makes some devices do something
+        # Before it is opened: that alone makes some devices do something.
+        _check_kind(Path(real).stat(), path, folder, kind)
         # Without O_NONBLOCK a FIFO waits for somebody to write; without O_NOFOLLOW a link may be put there meanwhile.
         fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if folder else 0))
     except FileNotFoundError:
