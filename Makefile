@@ -10,7 +10,7 @@ export BENCH_VENV ?= build/bench-venv
 export LLAMA_CMAKE_ARGS
 
 help:  ## what there is to make
-	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9_-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 quickstart:  ## a real model, quantised three ways, each answering a question, and one deployed to a simulated board (about 2 minutes)
 	@.ci/setup system

@@ -6,24 +6,20 @@ at all. What the manifest says was done was done; what was not measured is absen
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import files as reading
 from . import rkllm_file, sampling
-from .errors import BundleError, NoSuchBundle, TargetError, TargetTaken
+from .errors import BundleError, NoSuchBundle
 from .mistaken import listed, no_bundle
+from .new_folder import new_folder as new_folder
+from .new_folder import sync
 
 MANIFEST = "rkbundle.json"
 SCHEMA = 1
@@ -205,8 +201,12 @@ def _check_form(where: Path, manifest: Any) -> None:
         raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
     if "adopted" in manifest and not _is_adopted(manifest["adopted"]):
         raise BundleError(f"{where}: 'adopted' needs claims, each with its value and who made it: adopt it again")
-    if not isinstance(manifest.get("rotation", {}), dict):
-        raise BundleError(f"{where}: 'rotation' is no mapping: convert the model again")
+    rotation = manifest.get("rotation", {"kind": "", "basis": ""})
+    if not isinstance(rotation, dict) or not all(isinstance(rotation.get(key), str) for key in ("kind", "basis")):
+        raise BundleError(f"{where}: 'rotation' needs a kind and a basis, which are texts: convert the model again")
+    smoothing = manifest.get("smoothing", {"alpha": 0.0})
+    if not isinstance(smoothing, dict) or not isinstance(smoothing.get("alpha"), float):
+        raise BundleError(f"{where}: 'smoothing' needs an alpha, which is a number: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
@@ -286,85 +286,6 @@ def _check_npu_model(path: Path) -> None:
         raise BundleError(f"{path} is no .rkllm but {what}: no NPU can run it; convert with rkllm-toolkit")
 
 
-@contextmanager
-def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes ``final`` when the block ends well, and vanishes when it does not."""
-    if final.exists() and not replace:
-        raise TargetTaken(f"{final} exists already: remove it, choose another -o, or give --overwrite")
-    new_parents = [folder for folder in final.parents if not reading.exists(folder)]
-    try:
-        try:
-            folder, lock = _locked_folder(final)
-        except FileNotFoundError:  # another that failed took the parent away, which it had made
-            folder, lock = _locked_folder(final)
-    except OSError as error:
-        _remove_empty(new_parents)
-        raise TargetError(f"cannot write to {final.parent}: {error.strerror}") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if final.exists():
-            shutil.rmtree(final)
-        folder.rename(final)
-        _sync(final.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        _remove_empty(new_parents)
-        raise
-    finally:
-        os.close(lock)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Those that were made on the way, the innermost first, as far as nothing lies in them."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
-
-
-def _locked_folder(final: Path) -> tuple[Path, int]:
-    """A temporary folder for ``final``, and the open descriptor that holds a lock on it.
-
-    A folder like it that nobody holds is what a killed process left: it goes. The parent is locked meanwhile, so that
-    nobody takes one for left that was made a moment ago.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    parent = os.open(final.parent, os.O_RDONLY)
-    try:
-        _lock(parent, fcntl.LOCK_EX)
-        for other in final.parent.glob(f".{glob.escape(final.name)}.*.part"):
-            if _is_left(other):
-                shutil.rmtree(other, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-        lock = os.open(folder, os.O_RDONLY)
-        _lock(lock, fcntl.LOCK_EX)
-        return folder, lock
-    finally:
-        os.close(parent)
-
-
-def _lock(fd: int, how: int) -> bool:
-    """Whether the lock was had; True as well where the file system has no locks."""
-    try:
-        fcntl.flock(fd, how)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return not how & fcntl.LOCK_NB
-    return True
-
-
-def _is_left(folder: Path) -> bool:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return False
-    try:
-        return _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(fd)
-
-
 def write_manifest(
     folder: Path,
     manifest: dict[str, Any],
@@ -378,19 +299,11 @@ def write_manifest(
     """
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        _sync(path)
+        sync(path)
         name = path.relative_to(folder).as_posix()
         digest = (known or {}).get(name) or sha256(path, progress)
         files.append({"path": name, "size": path.stat().st_size, "sha256": digest})
     text = json.dumps({"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False) + "\n"
     where = folder / MANIFEST
     where.write_text(text, encoding="utf-8", errors="replace")  # what it was made of may be called by other bytes
-    _sync(where)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(where)

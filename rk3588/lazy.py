@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -19,6 +20,12 @@ _LONGEST_MESSAGE = 4000  # characters: what was wrong may be a text of any lengt
 # What other programs call it.
 _MEANT = {"port": "listen", "host": "listen", "temperature": "temp", "ctx": "context", "n-predict": "max-tokens",
           "output": "out", "api-key": "keys", "force": "overwrite"}  # fmt: skip
+# Which extra of this package has a module that it does without otherwise.
+EXTRAS = {
+    **dict.fromkeys(("numpy", "gguf", "safetensors", "rich", "huggingface_hub"), "convert"),
+    **dict.fromkeys(("starlette", "uvicorn", "jsonschema", "prometheus_client"), "daemon"),
+    "matplotlib": "plot", "distributed": "sweep", "prompt_toolkit": "chat", "paramiko": "deploy",
+}  # fmt: skip
 INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C: 128 + SIGINT
 
 
@@ -40,10 +47,13 @@ class LazyGroup(click.Group):
         return [*self.lazy, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
-        if cmd_name not in self.lazy:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = self.lazy[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        if cmd_name in self.lazy:
+            module, _, attribute = self.lazy[cmd_name][0].partition(":")
+            command: Optional[click.Command] = getattr(importlib.import_module(module), attribute)
+        else:
+            command = super().get_command(ctx, cmd_name)
+        if command:
+            _refuse_empty_paths(command)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -73,15 +83,38 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
+class _NonEmptyPath(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on
+    """A path as ``usual`` takes it, but not "", which a shell makes of a variable that is not set, and pathlib "."."""
+
+    envvar_list_splitter = click.Path.envvar_list_splitter
+
+    def __init__(self, usual: click.Path) -> None:
+        self.usual, self.name = usual, usual.name
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Any:
+        if value == "":
+            self.fail("it is empty: give a path, or . for this folder.", param, ctx)
+        return self.usual.convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        return self.usual.shell_complete(ctx, param, incomplete)
+
+
+def _refuse_empty_paths(command: click.Command) -> None:
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type = _NonEmptyPath(parameter.type)
+
+
 def main(command: click.Command, name: str) -> NoReturn:
     """Run a program: every failure is one line on stderr and an exit code, never a traceback of ours."""
     signal.signal(signal.SIGTERM, _terminate)
     _open_closed_streams()
+    _refuse_empty_paths(command)
     try:
         result = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left (| head): it knows why
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except click.NoSuchOption as error:
         click.UsageError(_option_sentence(error), error.ctx).show()
@@ -93,9 +126,16 @@ def main(command: click.Command, name: str) -> NoReturn:
         _fail("Interrupted", INTERRUPTED)
     except RkError as error:
         _fail(f"Error: {error}", error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        _fail(f"Error: this needs {missing}: pip install 'rk3588[{EXTRAS[missing]}]'", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"Error: {where}{error.strerror or error}", 1)
+    finally:
+        _drop_unwritten()
     sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -108,8 +148,18 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", errors="replace"))
 
 
+def _drop_unwritten() -> None:
+    """What cannot be written (a full disk, a reader that left) was told: Python is not to try and tell it once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(printable(_shortened(message)), err=True)
+    with contextlib.suppress(OSError):  # stderr is full, too
+        click.echo(printable(_shortened(message)), err=True)
     sys.exit(code)
 
 

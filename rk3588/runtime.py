@@ -210,22 +210,25 @@ def _for_another_machine(path: Path) -> bool:
     return data[:4] != b"\x7fELF" or _MACHINES.get(int.from_bytes(data[18:20], "little")) != this_machine()
 
 
-def content(path: Path) -> bytes:
-    """A library's file; LibraryError for what cannot be one."""
+def content(path: Path, what: str = "librkllmrt.so") -> bytes:
+    """A library's file; LibraryError for what cannot be one. ``what``: the library that it should be."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            raise LibraryError(f"{path} is no librkllmrt.so: give the path of one")
+            raise LibraryError(f"{path} is no {what}: give the path of one")
         return path.read_bytes()
     except OSError as error:
         raise LibraryError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read(path: Path) -> Library:
-    """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know."""
-    data = content(path)
+def read(path: Path, what: str = "librkllmrt.so", give: str = "Rockchip's librkllmrt.so") -> Library:
+    """What ``path`` is; LibraryError if it is no shared library for a 64-bit machine we know.
+
+    ``what`` it should be, and what to ``give`` where it is none.
+    """
+    data = content(path, what)
     machine = _MACHINES.get(int.from_bytes(data[18:20], "little")) if data[:4] == b"\x7fELF" else None
     if machine is None:
-        raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give Rockchip's librkllmrt.so")
+        raise LibraryError(f"{path} is not a shared library for aarch64 or x86-64: give {give}")
     said = {match.decode() for match in _STRINGS.findall(data)}
     glibc = [(2, int(word[8:])) for word in said if word.startswith("GLIBC_2.")]
     is_ours = _SIMULATED.search(data) is not None

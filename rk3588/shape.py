@@ -100,6 +100,8 @@ def from_config(config: Any, where: Path, *, names: Mapping[str, str] | None = N
         raise CheckpointError(f"{where} holds no JSON object: it is not the config.json of a model")
     config = _language_model(config, where)
     kind = config.get("model_type")
+    if kind is None:
+        raise CheckpointError(f"{where} names no model_type: it is not the config.json of a model")
     family = families.of_model_type(kind) or families.of_gguf(kind)
     if family is None or family.unpredicted:
         raise CheckpointError(f"{where}: model_type {kind!r} is not known here; known are {families.predicted()}")

@@ -145,13 +145,8 @@ def parse(text: str, file: Path, expected: str = _BOARDS) -> Table:
     """The top-level mapping of ``text``, said to come from ``file``."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise BoardError(f"{file}, line {line}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise BoardError(f"{file}, line {line}: a character that YAML does not allow") from error
+    except yaml.YAMLError as error:
+        raise BoardError(f"{file}, {fault(error, text)}") from error
     except RecursionError as error:
         raise BoardError(f"{file} is nested too deeply") from error
     if node is None:
@@ -159,3 +154,14 @@ def parse(text: str, file: Path, expected: str = _BOARDS) -> Table:
     if not isinstance(node, yaml.MappingNode):
         raise BoardError(f"{file}, line {node.start_mark.line + 1}: expected {expected}, found something else")
     return Table(file, node, "the file")._checked()
+
+
+def fault(error: yaml.YAMLError, text: str) -> str:
+    """Where ``text`` is no YAML, and why: without the parser's own lines and arrows."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"line {line}: a character that YAML does not allow"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return f"not valid YAML: {error}"
+    mark = error.problem_mark or error.context_mark
+    return f"line {mark.line + 1 if mark else 1}: not valid YAML: {error.problem or error.context}"

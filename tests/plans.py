@@ -25,10 +25,11 @@ def make_plan(
     hybrid_rate: float = 0.0,
     overwrite: bool = False,
     rotate: str | None = None,
+    smooth: str | None = None,
 ) -> Plan:
     """What ``rkconvert build`` plans for these options, with adapters that are read already."""
     dtypes = tuple(scheme.name for scheme in schemes)
-    request = Request(dtypes=dtypes, hybrid_rate=hybrid_rate, overwrite=overwrite, rotate=rotate)
+    request = Request(dtypes=dtypes, hybrid_rate=hybrid_rate, overwrite=overwrite, rotate=rotate, smooth=smooth)
     plan = request.plan(source, name, out)
     plan = replace(plan, loras=tuple(loras), lora_mode=lora_mode)
     return replace(plan, threads=threads) if threads else plan

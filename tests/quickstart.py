@@ -122,7 +122,7 @@ def deploy() -> str:
         options = ("--board", SIMULATED, "--runtime", "sim", "--daemon", PYZ, "--port", str(port))
         greedy = ("--set", "temperature=0")  # so that everybody gets the same
         run(".venv/bin/rk3588", "deploy", str(bundle(DTYPES[0])), *options, *greedy)
-        (keys,) = STATE.glob("**/rkchatd/keys")
+        keys = STATE / "rk3588" / "boards" / SIMULATED / "home" / ".local" / "share" / "rkchatd" / "keys"
         return chat(port, keys.read_text(encoding="utf-8").strip().rpartition(":")[2])
     finally:
         down()

@@ -55,7 +55,7 @@ def convert(plan: Plan, progress: Progress = no_progress) -> list[Path]:
         _check_space(plan)
         try:
             digests: dict[Path, str] = {}  # SHA-256 of what was hashed on the way
-            plan = prepared(plan)
+            plan = prepared(plan, _checked(progress, check))
             if plan.for_sim:
                 step = _progress_counter("measure", plan.source.nbytes, progress, check)
                 plan = hybrid.choose_grouped_layers(plan, step)
@@ -74,7 +74,7 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
     """Write the Hugging Face folder of ``plan``; returns what is told of it. Raises as ``convert`` does."""
     assert plan.emit
     place, dtype = plan.emit.folder, plan.emit.dtype
-    before, plan = emit.settings(plan.sim_source), prepared(plan)
+    before, plan = emit.settings(plan.sim_source), prepared(with_dataset(plan, progress), progress)
     size = emit.nbytes(plan.sim_source, dtype)
     with deferred_interrupts() as check, bundle.new_folder(place, replace=plan.overwrite) as folder:
         _refuse_full(place.absolute().parent, size)
@@ -85,14 +85,17 @@ def write_checkpoint(plan: Plan, progress: Progress = no_progress) -> dict[str, 
         except OSError as failed:
             raise write_error(failed, Path(failed.filename or place)) from failed
     rounded = {} if dtype == "fp32" else {"rounding_error": error}
-    return {"dtype": dtype, "path": str(place), "bytes": bundle.size(place), **rounded}
+    lacking = {"missing": found} if (found := emit.missing_code(plan.sim_source, before)) else {}
+    return {"dtype": dtype, "path": str(place), "bytes": bundle.size(place), **rounded, **lacking}
 
 
 def with_dataset(plan: Plan, progress: Progress = no_progress) -> Plan:
     """``plan`` with its calibration data written by the model, where that is asked for and not done."""
-    if plan.board is None or not isinstance(plan.board.dataset, Generate):
+    wanted = (plan.board.dataset if plan.board else None, plan.calibration)
+    asked = next((each for each in wanted if isinstance(each, Generate)), None)
+    if asked is None:
         return plan
-    source, asked = plan.sim_source, plan.board.dataset
+    source = plan.sim_source
     with deferred_interrupts() as check, tempfile.TemporaryDirectory(prefix="rkconvert-generate-") as scratch:
         artifacts = plan_artifacts(source, [quant.scheme(REFERENCE)], for_sim=True, hybrid_rate=0.0)
         alone = Plan(
@@ -107,7 +110,9 @@ def with_dataset(plan: Plan, progress: Progress = no_progress) -> Plan:
 
         with SimModel(folder / bundle.SIM_MODEL) as model:
             samples = generating.write(model, source.vocabulary, asked, step)
-    return replace(plan, board=replace(plan.board, dataset=Dataset(asked.name, tuple(samples), asked.made)))
+    data = Dataset(asked.name, tuple(samples), asked.made)
+    board = replace(plan.board, dataset=data) if plan.board else None
+    return replace(plan, board=board, calibration=data if plan.calibration else None)
 
 
 def _check_space(plan: Plan) -> None:
@@ -121,6 +126,16 @@ def _refuse_full(place: Path, needed: int) -> None:
             f"no space left in {place}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB free; free some or "
             "choose another -o"
         )
+
+
+def _checked(progress: Progress, check: Callable[[], None]) -> Progress:
+    """``progress``, which raises when the user has asked to stop."""
+
+    def update(what: str, done: int, total: int) -> None:
+        check()
+        progress(what, done, total)
+
+    return update
 
 
 def _progress_counter(what: str, total: int, progress: Progress, check: Callable[[], None]) -> Callable[[int], None]:

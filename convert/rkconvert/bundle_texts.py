@@ -46,6 +46,8 @@ def make_manifest(plan: Plan, artifact: Artifact, digests: Mapping[Path, str]) -
         "artifacts": {target: made[target] for target in plan.targets},
         **({"hybrid": _hybrid_facts(plan, artifact)} if plan.hybrid_rate else {}),
         **({"rotation": plan.rotation} if plan.rotation else {}),
+        **({"smoothing": plan.smoothing} if plan.smoothing else {}),
+        **({"calibration": plan.calibration.facts()} if plan.calibration else {}),
         **({"lora": in_bundle.manifest_entry(plan.loras, plan.lora_mode, plan.targets)} if plan.loras else {}),
         **_residual_entry(plan),
         **({"toolkit": plan.board.facts()} if plan.board else {}),

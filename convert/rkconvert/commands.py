@@ -26,9 +26,12 @@ from .rotation import options as rotation
 from .rotation.prepare import prepared
 from .sources import hub
 from .sources.base import Origin
+from .sources.hub import HubModel
 
 # "SmolLM2-135M-Instruct.Q4_1" is a file of SmolLM2-135M-Instruct: its type is not part of the name.
 _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
+# What --smooth takes for its own; anything else behind it is MODEL.
+_SHARE = re.compile(rf"[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|inf|{rotation.USUAL}", re.IGNORECASE)
 
 
 @click.command(short_help="Convert MODEL into bundles; the default command.")
@@ -51,8 +54,13 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
     help=f"Turn the weights so that they quantise with less loss: {', '.join(rotation.KINDS)}.  [KIND: hadamard]",
 )  # fmt: skip
 @click.option(
+    "--smooth", is_flag=False, flag_value=rotation.USUAL, metavar="[ALPHA]",
+    help=f"Move outliers of activations into weights, 0 <= ALPHA <= 1 of each; with --rotate, where that leaves any.  "
+    f"[ALPHA: {rotation.ALPHA}, with --rotate {rotation.ROTATED_ALPHA}]",
+)  # fmt: skip
+@click.option(
     "--emit-hf", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="Write the rotated model as a Hugging Face folder of its family; without -o, nothing else.",
+    help="Write the rotated or smoothed model as a Hugging Face folder of its family; without -o, nothing else.",
 )  # fmt: skip
 @click.option(
     "--emit-dtype", type=click.Choice(tuple(rotation.TYPES)), help="How its weights are stored.  [default: fp32]"
@@ -71,8 +79,8 @@ _TYPE = re.compile(r"[.-](i?q\d\w*|b?f(16|32)|fp(16|32))$", re.IGNORECASE)
 @click.option("--extra-qparams", type=click.Path(path_type=Path), metavar="FILE", help="rkllm-toolkit's extra_qparams.")
 @click.option(
     "--dataset", metavar="FILE|generate[:N]",
-    help="Conversations or texts (.json, .jsonl, .txt) to calibrate with, or N (32) answers that the model itself "
-    "writes; a file of that name is ./generate.  [default: a small built-in set]",
+    help="To calibrate with (a board, --smooth, --rotate learned): conversations or texts (.json, .jsonl, .txt), or N "
+    "answers that the model itself writes (32; a file of that name is ./generate).  [default: a small built-in set]",
 )  # fmt: skip
 @click.option(
     "--chat-template", type=click.Path(path_type=Path), metavar="FILE",
@@ -107,8 +115,8 @@ def build(
     """Convert MODEL into DIR/NAME-rk3588-DTYPE/.
 
     MODEL is a Hugging Face folder or a GGUF file, or one on the Hugging Face hub: USER/REPO[@REVISION] or
-    USER/REPO:FILE.gguf[@REVISION]. Of a GGUF in parts, name any; the others lie beside it. HF_TOKEN, HF_HOME and
-    HF_ENDPOINT are honoured.
+    USER/REPO:FILE.gguf[@REVISION], or the address of its page. Of a GGUF in parts, name any; the others lie beside it.
+    HF_TOKEN, HF_HOME and HF_ENDPOINT are honoured.
 
     For the simulated runtime it has to be of a family known here: Llama, Mistral, Ministral, Qwen2, Qwen3, Phi, Gemma,
     SmolLM3, InternLM2 or MiniCPM. For a board (--target rk3588), Rockchip's rkllm-toolkit does the work, and the model
@@ -118,6 +126,8 @@ def build(
     """
     if model is None and options["rotate"] not in (None, *rotation.KINDS):  # `--rotate MODEL`
         model, options["rotate"] = options["rotate"], rotation.HADAMARD
+    if model is None and options["smooth"] is not None and not _SHARE.fullmatch(options["smooth"]):
+        model, options["smooth"] = options["smooth"], rotation.USUAL
     if model is None:
         raise click.MissingParameter(param_hint="'MODEL'", param_type="argument")
     named = options.pop("dataset")
@@ -126,15 +136,7 @@ def build(
     request.check()
     if out is None and not dry_run and not request.emit_hf:
         raise UsageError("no folder to write into: give -o DIR, or --dry-run to see the plan")
-    path, remote = Path(model), None
-    if not os.path.lexists(path):
-        wanted = hub.parse(model)
-        if wanted is None:
-            raise UsageError(
-                f"{model} does not exist: give a Hugging Face folder or a GGUF file on this machine, or USER/REPO on "
-                "the Hugging Face hub"
-            )
-        remote = hub.find(wanted)
+    path, remote = Path(model), on_hub(model)
     chosen = name or default_name(path, remote.origin if remote else None)
     if not NAME.fullmatch(chosen):
         raise UsageError(f"{chosen!r} cannot be a bundle's name: give --name with letters, digits, '.', '_' and '-'")
@@ -158,17 +160,32 @@ def build(
     _convert_and_print(plan, as_json)
 
 
+def on_hub(model: str) -> HubModel | None:
+    """MODEL where it is none on this machine; UsageError where it is no name on the hub either."""
+    if os.path.lexists(model):
+        return None
+    wanted = hub.parse(model)
+    if wanted is None:
+        raise UsageError(
+            f"{model} does not exist: give a Hugging Face folder or a GGUF file on this machine, or USER/REPO on the "
+            "Hugging Face hub"
+        )
+    return hub.find(wanted)
+
+
 def _print_note(text: str) -> None:
     click.echo(printable(f"Note: {text}"), err=True)
 
 
 def _convert_and_print(plan: Plan, as_json: bool) -> None:
     with shown() as progress:
-        plan = with_dataset(plan, progress)  # once for all dtypes
-    plan, told, done = prepared(plan), dict[str, Any](name=plan.name), []
+        plan = prepared(with_dataset(plan, progress), progress)  # once for all dtypes
+    told, done = dict[str, Any](name=plan.name), []
     if plan.emit:
         with shown() as progress:
             told["checkpoint"] = write_checkpoint(plan, progress)
+        for file in told["checkpoint"].get("missing", ()):
+            _print_note(f"config.json names {file}, the authors' code, which {plan.source.name} lacks: add it")
         if not as_json:
             click.echo(plan.emit.folder)
     for run in _runs(plan):

@@ -31,6 +31,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "sampling": dict(plan.source.sampling),
         "bundles": [_describe_bundle(plan, artifact) for artifact in plan.artifacts],
         **({"rotation": _rotation(plan)} if plan.rotation else {}),
+        **({"smoothing": plan.smoothing} if plan.smoothing else {}),
+        **({"calibration": plan.calibration.facts()} if plan.calibration else {}),
         **({"checkpoint": _checkpoint(plan)} if plan.emit else {}),
         **({"board": plan.board.facts()} if plan.board else {}),
         "threads": plan.threads,
@@ -87,12 +89,16 @@ def render(plan: Plan) -> str:
     types = ", ".join(f"{n} x {kind}" for kind, n in source["types"].items())
     lines = [
         f"{plan.name}: {_model(plan)}",
-        f"source: {source['path']} ({source['kind']}, {_mb(source['bytes'])}; tensors: {types})",
+        f"source: {source['path']} ({source['kind']}, {_mb(source['bytes'])} of tensors: {types})",
         _tokenizer(plan),
     ]
     if plan.rotation:
         facts = plan.rotation
         lines.append(f"rotated: {facts['kind']}, {' and '.join(facts['matrices'])}, seed {facts['seed']}")
+    if plan.smoothing:
+        lines.append(f"smoothed: alpha {plan.smoothing['alpha']:g}")
+    if plan.calibration:
+        lines.append(f"calibrated with: {plan.calibration.name}, {plan.calibration.count} samples")
     if plan.emit:
         told = _checkpoint(plan)
         lines.append(f"checkpoint: {told['path']}, {told['dtype']}, about {_mb(told['bytes_about'])}")

@@ -13,7 +13,8 @@ from .artifact.pipeline import WAITING_FOR_DISK
 from .artifact.reading import BLOCK_BYTES, block_bytes, block_rows
 from .bundle_texts import make_card, make_manifest, tokenizer_files
 from .plan import Plan
-from .rotation import emit
+from .rotation import emit, learn, texts
+from .rotation.options import LEARNED
 from .rotation.rotate import WRITERS
 from .sources.base import Source
 from .toolkit.preflight import LEAST
@@ -44,7 +45,7 @@ def disk_bytes(plan: Plan) -> int:
 
 def _scratch_bytes(plan: Plan) -> int:
     """What rkllm-toolkit is given instead of the source."""
-    if plan.rotate:
+    if plan.rotate or plan.smooth:
         return emit.nbytes(plan.outlined.sim_source, "fp32")
     return plan.source.nbytes if plan.merged_loras else 0
 
@@ -67,7 +68,21 @@ def _converter_memory(plan: Plan) -> int:
     tokenizer = 250 * (len(vocabulary.tokens) + len(vocabulary.merges))
     loras = sum(lora.nbytes for lora in plan.loras)
     turned = _whole_bytes(plan.sim_source) if plan.rotate else 0
-    return _BASE_MEMORY + loras + turned + ahead + work + hashed + tokenizer
+    own = turned + max(ahead + work + hashed, _measuring_bytes(plan) if plan.calibration else 0)
+    return _BASE_MEMORY + loras + own + tokenizer
+
+
+def _measuring_bytes(plan: Plan) -> int:
+    """What layers read on calibration texts: weights of those that read the same, twice while they are put together,
+    and some vectors of each token. Of a rotation that is learned, the head and samples of all layers as well."""
+    config = plan.sim_source.config
+    weights = max(2 * config.intermediate, (config.heads + 2 * config.kv_heads) * config.head_dim) * config.hidden
+    vectors = texts.MOST * (4 * config.hidden + 3 * config.intermediate + 2 * config.heads * config.head_dim)
+    learned = 0
+    if plan.rotate and plan.rotate.kind == LEARNED:
+        weights = max(weights, config.vocab_size * config.hidden)
+        learned = 4 * config.hidden * (learn.rows(config) + learn.ROWS_A_STEP) + 8 * 8 * config.hidden**2
+    return 4 * (2 * weights + vectors) + learned
 
 
 def _whole_bytes(source: Source) -> int:

@@ -16,8 +16,9 @@ from rk3588.quant import Scheme
 from .adapters.lora import Lora
 from .architectures.model import OUTPUT
 from .artifact.layout import Artifact, make_artifact
+from .calibration import Dataset, Generate
 from .native_template import native_notes
-from .rotation.options import Emit, Rotate
+from .rotation.options import Emit, Rotate, Smooth
 from .rotation.rotate import outlined
 from .sources.base import Checkpoint, Source
 from .toolkit.job import ToolkitJob
@@ -44,6 +45,8 @@ class Plan:
     board: ToolkitJob | None = None  # None: not for a board
     community_names: bool = False
     rotate: Rotate | None = None  # None: the weights stay as they are
+    smooth: Smooth | None = None  # None: outliers stay where they are
+    calibration: Dataset | Generate | None = None  # what is measured for it, where that is needed
     emit: Emit | None = None  # a Hugging Face folder to write as well
     remarks: tuple[str, ...] = ()
 
@@ -78,6 +81,11 @@ class Plan:
         return dict(self.outlined.source.rotation)
 
     @property
+    def smoothing(self) -> dict[str, Any]:
+        """What is told of how its outliers are smoothed; {}: they are not."""
+        return self.smooth.facts() if self.smooth else {}
+
+    @property
     def outlined(self) -> Plan:
         """This plan, of the source as it will be: to be told, and for sizes. ``rotation.prepare`` makes it so."""
         if self.rotate is None or self.source.rotation:
@@ -95,9 +103,8 @@ class Plan:
     def variant(self, artifact: Artifact) -> str:
         """What tells this bundle from others of the same model; what is not usual is part of it."""
         level = self.board.options.optimization_level if self.board else 1
-        return variant_name(
-            self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names, self.rotate
-        )
+        changed = "".join(change.suffix for change in (self.rotate, self.smooth) if change)
+        return variant_name(self.name, artifact.scheme.name, level, self.hybrid_rate, self.community_names, changed)
 
     def npu_model(self, artifact: Artifact) -> str:
         """The file that rkllm-toolkit writes."""
@@ -114,15 +121,14 @@ class Plan:
 
 
 def variant_name(
-    name: str, dtype: str, level: int, hybrid_rate: float, community: bool, rotate: Rotate | None = None
+    name: str, dtype: str, level: int, hybrid_rate: float, community: bool, changed: str = ""
 ) -> str:
-    """A bundle's folder. ``community``: as the models that others publish are called, which knows no rotation: then it
-    is another model."""
-    rotated = rotate.suffix if rotate else ""
+    """A bundle's folder. ``changed``: how its weights are. ``community``: as the models that others publish are called,
+    which knows no rotation: then it is another model."""
     if community:
-        return f"{name}{rotated}-{PLATFORM}-{dtype}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
+        return f"{name}{changed}-{PLATFORM}-{dtype}-opt-{level}-hybrid-ratio-{float(hybrid_rate)}"
     unusual = "" if level == 1 else f"-opt{level}"
-    return f"{name}-{PLATFORM}-{dtype}" + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "") + rotated
+    return f"{name}-{PLATFORM}-{dtype}" + unusual + (f"-hybrid{hybrid_rate:g}" if hybrid_rate else "") + changed
 
 
 def plan_artifacts(

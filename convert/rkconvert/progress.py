@@ -11,7 +11,7 @@ from .build import Progress
 
 _WHAT = {
     "download": "Downloading", "measure": "Measuring", "convert": "Converting", "copy": "Copying", "hash": "Hashing",
-    "emit": "Writing",
+    "emit": "Writing", "calibrate": "Calibrating",
 }  # fmt: skip
 _SECONDS = 10.0  # between two lines
 

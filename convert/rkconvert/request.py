@@ -19,7 +19,7 @@ from .artifact.layout import Artifact
 from .calibration import Dataset, Generate
 from .plan import Plan, plan_artifacts
 from .rotation import emit
-from .rotation.options import KINDS, Emit, Rotate
+from .rotation.options import ALPHA, KINDS, LEARNED, ROTATED_ALPHA, USUAL, Emit, Rotate, Smooth
 from .rotation.rotate import refuse
 from .sources.base import Checkpoint, Source
 from .sources.opening import open_checkpoint, open_source
@@ -56,6 +56,7 @@ class Request:
     force: bool = False
     community_names: bool = False
     rotate: str | None = None
+    smooth: str | None = None
     emit_hf: Path | None = None
     emit_dtype: str | None = None
     overwrite: bool = False
@@ -80,9 +81,8 @@ class Request:
     def opener(self) -> Callable[[Path], Checkpoint]:
         """The simulated runtime, which also writes data to calibrate with, a rotation and the checks of a LoRA want a
         family known here; the toolkit takes others, too."""
-        generates = isinstance(self.dataset, Generate)
-        ours = "sim" in self.targets or self.loras or self.rotate or generates
-        return open_source if ours else open_checkpoint
+        changed = self.rotate or self.smooth or isinstance(self.dataset, Generate)
+        return open_source if "sim" in self.targets or self.loras or changed else open_checkpoint
 
     def open(self, path: Path) -> Checkpoint:
         """The model at ``path``; CheckpointError for what is none."""
@@ -100,6 +100,31 @@ class Request:
         return Rotate(self.rotate) if self.rotate else None
 
     @property
+    def smoothing(self) -> Smooth | None:
+        """None: outliers stay where they are. UsageError for what is no share."""
+        if self.smooth is None:
+            return None
+        rotated = self.rotate is not None
+        usual = ROTATED_ALPHA if rotated else ALPHA
+        try:
+            alpha = usual if self.smooth == USUAL else float(self.smooth)
+        except ValueError:
+            raise UsageError(f"--smooth {self.smooth}: give a number from 0 to 1, or none for {usual:g}") from None
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"--smooth {self.smooth}: it is a share, from 0 to 1")
+        return Smooth(alpha, rotated)
+
+    @property
+    def suffix(self) -> str:
+        """What a bundle's name says of how its weights are changed."""
+        return "".join(change.suffix for change in (self.rotation, self.smoothing) if change)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether something is measured on texts before weights are stored."""
+        return self.rotate == LEARNED or self.smooth is not None
+
+    @property
     def emit(self) -> Emit | None:
         """A Hugging Face folder to write as well."""
         return Emit(self.emit_hf, self.emit_dtype or "fp32") if self.emit_hf else None
@@ -112,7 +137,7 @@ class Request:
         """Everything that needs no look at the model: UsageError, or reasons to expect failure."""
         if PLATFORM not in self.targets:
             for name in ("toolkit", *(field.name for field in fields(BoardOptions))):
-                if getattr(self, name) is not None:
+                if getattr(self, name) is not None and not (name == "dataset" and self.calibrates):
                     option = "--" + name.replace("_", "-")
                     raise UsageError(f"{option} is for rkllm-toolkit: give --target {PLATFORM} as well")
             preflight.check_hybrid(self.hybrid_rate)
@@ -128,16 +153,18 @@ class Request:
     def _check_rotation(self) -> None:
         if self.rotate and self.rotate not in KINDS:
             raise UsageError(f"--rotate {self.rotate}: {nearest(self.rotate, KINDS)}")
-        if self.emit_hf and not self.rotate:
-            raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate as well")
+        smoothing = self.smoothing
+        if self.emit_hf and not (self.rotate or smoothing):
+            raise UsageError("--emit-hf writes the model as --rotate turns it: give --rotate or --smooth as well")
         if self.emit_dtype and not self.emit_hf:
             raise UsageError("--emit-dtype says how the weights in a folder are stored: give --emit-hf DIR as well")
         if self.emit_hf and self.loras and self.lora_mode != "merge":
             raise UsageError(f"--emit-hf: a folder holds no LoRA: merge {self.adapters[0].name} with --lora-mode merge")
-        if self.rotate and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
+        changing = " and ".join(f"--{name}" for name in ("rotate", "smooth") if getattr(self, name))
+        if changing and PLATFORM in self.targets and self.loras and self.lora_mode != "merge":
             raise UsageError(
-                f"--rotate: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
-                "rotated model: merge it (--lora-mode merge), or leave --rotate or --target rk3588 out"
+                f"{changing}: rkllm-toolkit would read the LoRA {self.adapters[0].name} as it is, which is not for the "
+                f"changed model: merge it (--lora-mode merge), or leave {changing} or --target rk3588 out"
             )
 
     def with_template(self, source: Checkpoint) -> Checkpoint:
@@ -161,7 +188,10 @@ class Request:
         schemes = [quant.scheme(dtype) for dtype in self.dtypes]
         source = self.with_template(source)
         job, remarks = self._toolkit_job(source, schemes, self.check())
-        self._check_can_rotate(source)
+        if isinstance(self.dataset, Generate):
+            assert isinstance(source, Source)  # see ``opener``
+            remarks.append(generating.check(source, self.dataset))
+        self._check_can_change(source)
         loras = self._read_loras(source)
         plan = Plan(
             source=source,
@@ -175,6 +205,8 @@ class Request:
             board=job,
             community_names=self.community_names,
             rotate=self.rotation,
+            smooth=self.smoothing,
+            calibration=self._dataset(source) if self.calibrates else None,
             emit=self.emit,
         )
         in_the_way = plan.folders_in_the_way
@@ -186,20 +218,25 @@ class Request:
             preflight.check_loras(plan.source, [adapter.name for adapter in loras], job.options.algorithm)
         return replace(plan, remarks=(*remarks, *in_the_way))
 
+    def _dataset(self, source: Checkpoint) -> Dataset | Generate:
+        """What is calibrated with: samples, or what the model is to write when it is converted."""
+        return self.dataset if isinstance(self.dataset, Generate) else calibration.load(self.dataset, source.vocabulary)
+
     def _artifacts(self, source: Checkpoint, schemes: list[Scheme]) -> tuple[Artifact, ...]:
         for_sim = "sim" in self.targets
         return plan_artifacts(source, schemes, for_sim=for_sim, hybrid_rate=self.hybrid_rate, rotate=self.rotation)
 
-    def _check_can_rotate(self, source: Checkpoint) -> None:
-        if self.rotate is None:
+    def _check_can_change(self, source: Checkpoint) -> None:
+        if self.rotate is None and self.smooth is None:
             return
         assert isinstance(source, Source)
-        refuse(source)
-        if self.emit_hf:
-            emit.settings(source)
+        if self.rotate:
+            refuse(source)
+        if self.emit_hf and source.kind == "gguf":
+            emit.settings(source)  # refuses what it cannot tell
         if source.kind == "gguf" and PLATFORM in self.targets:
             raise UsageError(
-                f"{source.path}: rkllm-toolkit is given the rotated model as a Hugging Face folder: convert from the "
+                f"{source.path}: rkllm-toolkit is given the changed model as a Hugging Face folder: convert from the "
                 "Hugging Face model, or write the folder with --emit-hf DIR and convert that with --target rk3588"
             )
 
@@ -213,12 +250,7 @@ class Request:
         for found, notes in (preflight.check_model(source, schemes, self.release), preflight.check_memory(source)):
             likely += found
             remarks += notes
-        if isinstance(options.dataset, Generate):
-            assert isinstance(source, Source)  # see ``opener``
-            dataset: Dataset | Generate = options.dataset
-            remarks.append(generating.check(source, options.dataset))
-        else:
-            dataset = calibration.load(options.dataset, source.vocabulary)
+        dataset = self._dataset(source)
         remarks += preflight.settle(likely, self.force)
         if releases.is_residual(options.algorithm):
             remarks.append(
@@ -226,6 +258,12 @@ class Request:
                 f"{in_bundle.RESIDUAL} the model runs as if by {options.algorithm.split('_')[0]}"
             )
         return ToolkitJob(options, dataset, install.needed(self.toolkit)), remarks
+
+    def _dataset(self, source: Checkpoint) -> Dataset | Generate:
+        """What is calibrated with."""
+        if isinstance(self.dataset, Generate):
+            return self.dataset
+        return calibration.load(self.dataset, source.vocabulary)
 
     def _read_loras(self, source: Checkpoint) -> list[Lora]:
         for adapter in self.adapters if self.follow_links else ():

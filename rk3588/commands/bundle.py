@@ -15,6 +15,7 @@ from rk3588.bundle import Bundle
 from rk3588.errors import printable, printable_json
 from rk3588.sampling import asks, settle
 
+_LONGEST_ITEM = 200  # characters: a file with its hash is shorter
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
 
@@ -68,11 +69,21 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
             lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             lines += [f"{indent}{key}"]
-            lines += [f"{indent}  {json.dumps(item, ensure_ascii=False)}" for item in value]
+            for item in value:
+                lines += _item(item, indent + "  ")
         else:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines.append(f"{indent}{key:<20} {shown}")
     return lines
+
+
+def _item(item: Any, indent: str) -> list[str]:
+    """One of a list: on a line where that is not long, else a table with a dash before its first row."""
+    text = json.dumps(item, ensure_ascii=False)
+    if len(text) <= _LONGEST_ITEM or not isinstance(item, dict):
+        return [indent + text]
+    first, *rest = _lines(item, indent + "  ")
+    return [f"{indent}- {first.lstrip(' ')}", *rest]
 
 
 class _Progress:

@@ -16,7 +16,7 @@ from rk3588.commands import connecting
 from rk3588.deploy import deployment, judge, sizes
 from rk3588.deploy.findings import Need
 from rk3588.deploy.release_bundle import with_runtime
-from rk3588.errors import UsageError, printable, printable_json
+from rk3588.errors import LibraryError, UsageError, printable, printable_json
 
 _COLOURS = {"refuse": "red", "warn": "yellow", "info": "blue", "ok": "green"}
 
@@ -43,11 +43,11 @@ def _version(said: str | None) -> str:
     if runtimes.is_twin(said):
         runtimes.twin_file(said)  # there is one of that name
         return ""
-    if not Path(said).is_file():
+    if not Path(said).exists():
         raise UsageError(f"--runtime {said}: there is no such file; give a librkllmrt.so, npu or sim")
     library = runtimes.read(Path(said))
     if library.simulated:
-        raise UsageError(f"--runtime {said} is the simulated runtime: say --runtime sim for it")
+        raise LibraryError(f"{said} is the simulated runtime: say --runtime sim for it")
     return library.version
 
 

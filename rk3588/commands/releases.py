@@ -23,6 +23,9 @@ def command(name: str, as_json: bool, **given: Any) -> None:
     with connecting.open_connection(name, given["accept_new"], given["ssh_config"], given["hosts"]) as connection:
         facts, prefix = deployment.gather_facts(connection, given["prefix"])
         state = deployment.read_state(connection, prefix, facts.systemd is not None)
+    if state.activating:
+        text = f"{name}: an activation is still going on there: ask again when it has ended"
+        click.echo(printable(text), err=True)
     rows = listed(state)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -31,12 +34,18 @@ def command(name: str, as_json: bool, **given: Any) -> None:
         mark = "*" if row["current"] else " "
         condition = "" if row["proven"] else "  never answered a chat"
         condition += "" if row["intact"] else "  DAMAGED: deploy it again"
-        health = ("  answers" if state.ready else "  does not answer") if row["current"] else ""
+        health = f"  {_health(state)}" if row["current"] else ""
         model = printable(f"{row['name']} {row['dtype']} ({row['runtime']})")
         size = f"{row['bytes'] / 1e6:9.1f} MB"
         click.echo(f"{mark} {printable(row['release'])}  {row['deployed']}  {size}  {model}{health}{condition}")
     if not rows:
         click.echo(printable(f"no release below {prefix}"), err=True)
+
+
+def _health(state: BoardState) -> str:
+    if state.ready:
+        return "answers"
+    return "does not answer yet" if state.activating else "does not answer"
 
 
 def listed(state: BoardState) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rk3588.errors import DeployError, UsageError, printable
 from rk3588.rkllm import MAX_CONTEXT
 from rk3588.runtime import SIM, twin_file
 
-from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, sizes
+from . import agent_client, judge, layout, planning, probes, programs, release, release_bundle, shell, sizes
 from .apply import Done, Watcher, apply
 from .connection import Connection
 from .facts import Facts
@@ -87,7 +88,12 @@ def gather_facts(connection: Connection, prefix: str | None = None, thorough: bo
     if prefix is not None:
         planning.check_prefix(prefix)
     facts = probes.parse(probes.gather(connection, prefix, thorough))
-    return facts, planning.check_prefix(facts.prefix)
+    if not planning.is_prefix(facts.prefix):
+        raise UsageError(
+            f"{connection.name} would have its releases in {facts.prefix!r}, where a path of letters, digits, dots and "
+            "dashes is needed: say another one with --prefix"
+        )
+    return facts, facts.prefix
 
 
 def prefix_findings(connection: Connection, facts: Facts, prefix: str) -> list[Finding]:
@@ -134,7 +140,8 @@ def read_state(connection: Connection, prefix: str, systemd: bool) -> BoardState
 
 
 def check_call(bundle: Bundle, options: Options) -> None:
-    """What needs no board to be seen: UsageError for a runtime that is not said or that the bundle is not for."""
+    """What needs no board to be seen: UsageError for a runtime that is not said or that the bundle is not for; RkError
+    for files that are not what their options want."""
     release_bundle.check_template(bundle)
     release_bundle.model_of(bundle, options.simulated)
     if options.runtime is None and not options.simulated:
@@ -142,6 +149,14 @@ def check_call(bundle: Bundle, options: Options) -> None:
             "give --runtime FILE, Rockchip's librkllmrt.so for aarch64 (1.1.1, or any from 1.1.0 to 1.3.1), or "
             "--runtime sim"
         )
+    if options.runtime is not None:
+        programs.read_library(options.runtime, "--runtime")
+    if options.sim_library is not None:
+        programs.read_library(options.sim_library, "--sim-library")
+    if options.sim_runtime is not None:
+        programs.read_library(options.sim_runtime, "--sim-runtime")
+    if options.daemon is not None:
+        programs.check_daemon(options.daemon)
 
 
 def deploy(
@@ -177,6 +192,7 @@ def _plan_release(
     state = read_state(connection, prefix, facts.systemd is not None)
     inspection = Inspection(facts, prefix, state)
     spec = make_spec(bundle, options, inspection)
+    _check_template_file(connection, spec, facts)
     # Refused before anything is hashed that may not fit the board, or not each other.
     fits = Need()
     if options.runtime is not None:
@@ -199,6 +215,26 @@ def _plan_release(
     )
     findings = judge.judge(facts, prefix, need, simulated=options.simulated)
     return Outcome(inspection, steps, Done(), state.ready and not steps.steps, tuple(findings), manifest)
+
+
+def _check_template_file(connection: Connection, spec: ReleaseSpec, facts: Facts) -> None:
+    """UsageError, before anything is sent, for a template the daemon will not find: a file of the board, or of the
+    release where its path is relative."""
+    said = spec.settings.get("template")
+    if not isinstance(said, str):
+        return
+    systemd = facts.systemd is not None
+    if not said.startswith("/"):
+        there = posixpath.normpath(said) in {f"bundle/{entry['path']}" for entry in spec.bundle.manifest["files"]}
+    elif systemd and said.startswith(judge.HIDDEN):
+        raise UsageError(f"--set template={said}: the service does not see it there: put it elsewhere, as in /etc")
+    else:
+        there = connection.run(shell.command("test", "-f", said), root=systemd).code == 0
+    if not there:
+        raise UsageError(
+            f"--set template={said}: there is no such file on {connection.name}: give the path of one there, or "
+            "convert the model with --chat-template FILE, and it is sent with the bundle"
+        )
 
 
 def _context(spec: ReleaseSpec) -> int:

@@ -20,7 +20,7 @@ _LOG_ROOM = 5 << 20  # bytes: Armbian keeps /var/log in a small compressed RAM d
 _INODES = 100
 _VOLATILE = ("overlay", "tmpfs", "squashfs")
 _PLAIN = ("vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk")
-_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # by ProtectHome and PrivateTmp of the unit
+HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # by ProtectHome and PrivateTmp of the unit
 
 
 def judge(facts: Facts, prefix: str, need: Need | None = None, simulated: bool = False) -> list[Finding]:
@@ -119,7 +119,7 @@ def _file_systems(facts: Facts, prefix: str) -> Iterator[Finding]:
         yield Finding("refuse", "disk", text, f"mount it without noexec, or {other}")
     if facts.systemd is None:
         return
-    hidden = next((top for top in _HIDDEN if f"{prefix}/".startswith(top)), "")
+    hidden = next((top for top in HIDDEN if f"{prefix}/".startswith(top)), "")
     if hidden:
         text = f"{prefix} is below {hidden}, which the service does not see"
         yield Finding("refuse", "disk", text, "give another --prefix, as in /opt/rkchatd")

@@ -26,9 +26,14 @@ KEEP = 3
 SLOWEST_DISK = 10e6  # bytes/s
 
 
+def is_prefix(path: str) -> bool:
+    """Whether releases may lie there."""
+    return _PREFIX.fullmatch(path) is not None
+
+
 def check_prefix(prefix: str) -> str:
     """``prefix`` if releases may lie there; UsageError otherwise."""
-    if not _PREFIX.fullmatch(prefix):
+    if not is_prefix(prefix):
         raise UsageError(f"--prefix {prefix!r}: give a path of letters, digits, dots and dashes, as in /opt/rkchatd")
     return prefix
 
@@ -56,7 +61,8 @@ def plan_rollback(state: BoardState, prefix: str, systemd: bool, to: str | None 
     if to is not None:
         others = [name for name in known if name.startswith(to)]
         if len(others) != 1:
-            raise UsageError(f"there is no one release {to!r} on the board; there are: {', '.join(known) or 'none'}")
+            what = "more than one release that begins with" if others else "no release"
+            raise UsageError(f"there is {what} {to!r} on the board; there are: {', '.join(known) or 'none'}")
     if not others:
         raise DeployError("there is no other release on the board that ever answered a chat")
     manifest = state.releases[others[0]]["manifest"]
@@ -92,12 +98,12 @@ def _user_steps(facts: Facts, state: BoardState) -> Iterator[Step]:
         line = command("useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", USER)
         yield Command(line, "the daemon's own user")
     if group != USER and group not in state.groups:
-        yield Command(command("usermod", "-aG", group, USER), "which may open the NPU")
+        yield Command(command("usermod", "-aG", group, USER), "the daemon's user may open the NPU")
 
 
 def _key_steps(state: BoardState, prefix: str, systemd: bool) -> Iterator[Step]:
     if not state.exists:
-        yield Command(command("mkdir", "-p", "-m", "755", prefix), "where releases go", root=systemd)
+        yield Command(command("mkdir", "-p", "-m", "755", prefix), "the folder of releases", root=systemd)
     if not state.keys:
         owner = f" && chown {USER}: {{0}}.new" if systemd else ""
         make = "(umask 077 && head -c 24 /dev/urandom | base64 | tr '+/' '-_' | sed 's/^/first:/' > {0}.new)"
@@ -110,26 +116,28 @@ def _file_steps(state: BoardState, release: Release, prefix: str, systemd: bool)
     folder = f"{prefix}/incoming/{release.id}"
     arrived = state.incoming.get(release.id, {"files": {}, "parts": {}})
     folders = {str(PurePosixPath(f"{folder}/{file.path}").parent) for file in release.files} | {f"{prefix}/releases"}
-    yield Command(command("mkdir", "-p", *sorted(folders)), "room for the release", root=systemd)
+    yield Command(command("mkdir", "-p", *sorted(folders)), "folders for the release", root=systemd)
     stray = [path for path in arrived["files"] if path not in {file.path for file in release.files}]
     wrong = [file.path for file in release.files if arrived["files"].get(file.path) not in (None, file.sha256)]
     if stray or wrong:
         line = command("rm", "-f", "--", *(f"{folder}/{path}" for path in sorted({*stray, *wrong})))
-        yield Command(line, "files that do not belong to it", root=systemd)
+        yield Command(line, "files that do not belong to the release", root=systemd)
     places = _paths_by_hash(state, prefix)
     for file in release.files:
         if arrived["files"].get(file.path) == file.sha256:
             continue
         path = f"{folder}/{file.path}"
         if file.sha256 in places:
-            yield Command(command("ln", "--", places[file.sha256], path), "there already, by its hash", root=systemd)
+            why = "a file that is there already, by its hash"
+            yield Command(command("ln", "--", places[file.sha256], path), why, root=systemd)
         else:
             yield Send(file, path, systemd, min(arrived["parts"].get(file.path, 0), file.size))
             places[file.sha256] = path
     text = release.text.encode()
     line = command("finish", prefix, release.id)
     seconds = 300 + release.size / SLOWEST_DISK
-    yield Command(line, "hashed once more, it becomes a release", root=systemd, stdin=text, agent=True, seconds=seconds)
+    why = "hashed once more, the files become a release"
+    yield Command(line, why, root=systemd, stdin=text, agent=True, seconds=seconds)
 
 
 def _paths_by_hash(state: BoardState, prefix: str) -> dict[str, str]:
@@ -149,7 +157,7 @@ def _udev_steps(state: BoardState, release: Release) -> Iterator[Step]:
         yield Command(line, "the NPU's device files for the daemon", stdin=release.rule.encode())
         reload = "udevadm control --reload && udevadm trigger --subsystem-match=drm --subsystem-match=dma_heap"
         line = f"if [ -S /run/udev/control ]; then {reload} && udevadm trigger --sysname-match=rknpu; fi"
-        yield Command(line, "now, not at the next boot")
+        yield Command(line, "the NPU's device files now, not at the next boot")
 
 
 def _activation_steps(
@@ -186,7 +194,8 @@ def _cleanup_steps(state: BoardState, release: Release, prefix: str, keep: int, 
     if damaged:
         surplus.append(f"{prefix}/incoming/.damaged-{release.id}")
     if surplus:
-        yield Command(command("rm", "-rf", "--", *surplus), "no longer needed", root=systemd, seconds=300)
+        line = command("rm", "-rf", "--", *surplus)
+        yield Command(line, "taking away what is no longer needed", root=systemd, seconds=300)
 
 
 def _can_serve_again(state: BoardState, name: str) -> bool:

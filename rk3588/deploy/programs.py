@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Optional
 
-from rk3588 import rkllm, runtime
+from rk3588 import elf, rkllm, runtime
 from rk3588.errors import DeployError, LibraryError
 from rk3588.resources import packaged, source_tree
 
 from .facts import Facts
 
+# What each option wants, and how to say it.
+_GIVEN = {
+    "--runtime": ("librkllmrt.so", "Rockchip's librkllmrt.so"),
+    "--sim-library": ("librksim.so", "the librksim.so for the board"),
+    "--sim-runtime": ("librkllmrt.so", "the simulated librkllmrt.so for the board"),
+}
 _CROSS_COMPILED = ("aarch64", "x86_64")  # what `make` builds on another machine
 
 
@@ -62,9 +69,29 @@ def _packaged(name: str) -> Optional[Path]:
         return None
 
 
+def read_library(path: Path, option: str) -> runtime.Library:
+    """The library ``path``, given with ``option``; LibraryError where it is another file."""
+    what, give = _GIVEN[option]
+    library = runtime.read(path, what, give)
+    if option == "--runtime":
+        check_is_rockchips(library)
+    elif option == "--sim-runtime":
+        if not library.simulated or library.version == rkllm.UNKNOWN:
+            raise LibraryError(f"{path} is not the simulated runtime: give {give}")
+    elif not elf.exported(runtime.content(path, what), "rksim_", path):
+        raise LibraryError(f"{path} is no {what}: give {give}")
+    return library
+
+
+def check_daemon(path: Path) -> None:
+    """DeployError for what is no rkchatd.pyz."""
+    if not zipfile.is_zipfile(path):
+        raise DeployError(f"{path} is no rkchatd.pyz: build it with `make pyz`")
+
+
 def read_for_board(path: Path, facts: Facts, option: str) -> runtime.Library:
     """The library ``path``, given with ``option``; LibraryError where this board could not load it."""
-    library = runtime.read(path)
+    library = read_library(path, option)
     if facts.machine and library.machine != facts.machine:
         machines = f"built for {library.machine}, the board is {facts.machine}"
         raise LibraryError(f"{path} is {machines}: give the file for {facts.machine} with {option}")

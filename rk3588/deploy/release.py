@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rk3588.errors import DeployError
-
 from .agent_zip import agent_zip
 from .facts import Facts
 from .layout import USER
-from .programs import check_is_rockchips, read_for_board
+from .programs import check_daemon, read_for_board
 from .release_bundle import bundle_files, model_of
 from .release_files import File, from_host, from_text
 from .release_spec import ReleaseSpec
@@ -51,10 +48,8 @@ def build(spec: ReleaseSpec, facts: Facts) -> Release:
     runtime_library = spec.runtime or spec.sim_runtime
     assert runtime_library is not None
     patience = spec.patience or load_seconds(model.stat().st_size)
-    library = read_for_board(runtime_library, facts, "--runtime")
+    library = read_for_board(runtime_library, facts, "--sim-runtime" if simulated else "--runtime")
     counter = read_for_board(spec.sim_library, facts, "--sim-library")
-    if not simulated:
-        check_is_rockchips(library)
     files = [
         *bundle_files(spec.bundle, simulated),
         from_host("rkchatd.pyz", spec.daemon),
@@ -64,8 +59,7 @@ def build(spec: ReleaseSpec, facts: Facts) -> Release:
         from_text("rkchatd.yaml", configuration(spec, facts)),
         *service_files(spec, facts, patience),
     ]
-    if not zipfile.is_zipfile(spec.daemon):
-        raise DeployError(f"{spec.daemon} is no rkchatd.pyz: build it with `make pyz`")
+    check_daemon(spec.daemon)
     systemd = facts.systemd is not None
     manifest: dict[str, Any] = {
         "schema": 1,

@@ -20,6 +20,7 @@ class BoardState:
     incoming: Mapping[str, Any] = field(default_factory=dict)  # id → files (path → SHA-256), parts (path → size)
     current: str = ""
     unproven: Mapping[str, str] = field(default_factory=dict)
+    activating: bool = False  # a release is being tried now
     units: bool = False  # as the current release has them
     rule: str = ""
     user: bool = False

@@ -61,6 +61,12 @@ def find(name: str) -> SimBoard | None:
     return SimBoard(folder, said["kind"], said["pid"], ssh)
 
 
+def place_of(folder: Path) -> Path:
+    """Where the board of ``folder`` really has its home, tree and keys: there, unless its path is not fit for it."""
+    tree = folder / "tree"
+    return tree.readlink().parent if tree.is_symlink() else folder
+
+
 def running() -> list[SimBoard]:
     """Those that run, by name."""
     names = sorted(path.parent.name for path in boards_folder().glob("*/board.json"))
@@ -77,7 +83,8 @@ def is_alive(pid: int) -> bool:
 
 def write_description(folder: Path, kind: str, pid: int, address: str, port: int, user: str, host_key: str) -> None:
     """Describe a board that is up, so that ``find`` finds it. ``host_key``: ``TYPE BASE64``."""
-    known = folder / "known_hosts"
+    place = place_of(folder)
+    known = place / "known_hosts"
     name = address if port == 22 else f"[{address}]:{port}"
     known.write_text(f"{name} {host_key}\n", encoding="utf-8")
     said = {
@@ -86,7 +93,7 @@ def write_description(folder: Path, kind: str, pid: int, address: str, port: int
         "address": address,
         "port": port,
         "user": user,
-        "key": str(folder / "id"),
+        "key": str(place / "id"),
         "known_hosts": [str(known)],
     }
     temporary = folder / "board.json.new"

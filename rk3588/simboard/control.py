@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,8 +13,8 @@ from rk3588 import children
 from rk3588.boards import BoardType
 from rk3588.errors import BoardError, UsageError
 
-from . import SimBoard, find, is_alive, nspawn, tree
-from .preparing import new_key, prepare
+from . import SimBoard, find, is_alive, nspawn, place_of, tree
+from .preparing import discard, make_place, new_key, prepare
 
 _UP_SECONDS = 30.0
 
@@ -23,10 +22,11 @@ _UP_SECONDS = 30.0
 def up(name: str, board: BoardType) -> SimBoard:
     """A board without root; it stays up until ``down`` or a reboot of this machine."""
     folder = prepare(name)
-    (folder / "home").mkdir()
-    tree.write_all(folder / "tree", board)
+    place = make_place(folder)
+    (place / "home").mkdir()
+    tree.write_all(place / "tree", board)
     for key in ("id", "host_key"):
-        new_key(folder / key)
+        new_key(place / key)
     with (folder / "log").open("wb") as log:
         child = children.python("rk3588.simboard.server", str(folder))
         try:
@@ -60,7 +60,7 @@ def down(name: str) -> None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
             _wait_for_end(living)
-    shutil.rmtree(board.folder, ignore_errors=True)
+    discard(board.folder)
 
 
 def _wait_for_end(pids: list[int]) -> None:
@@ -71,7 +71,7 @@ def _wait_for_end(pids: list[int]) -> None:
 
 def processes_of_board(folder: Path) -> list[int]:
     """Processes whose environment is that of the board in ``folder``."""
-    mark, found = f"RKBOARD_SYSROOT={folder / 'tree'}\0".encode(), []
+    mark, found = f"RKBOARD_SYSROOT={place_of(folder) / 'tree'}\0".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark in path.read_bytes():

@@ -123,15 +123,24 @@ def session(connection: socket.socket, host_key: paramiko.PKey, login: Login) ->
         transport.close()
 
 
+def python_folder(executable: str, base_prefix: str) -> Path:
+    """Where the board's ``python3`` is: ours; of a virtual environment whose path is not ASCII, the one it was made of.
+
+    Commands run in the C locale, in which Python cannot read such folders' names in an environment's .pth files.
+    """
+    return Path(executable).parent if executable.isascii() else Path(base_prefix) / "bin"
+
+
 def main(folder: Path) -> None:
-    host_key = paramiko.PKey.from_path(folder / "host_key")
-    key = paramiko.PKey.from_path(folder / "id").asbytes()
-    home = folder / "home"
+    place = simboard.place_of(folder)
+    host_key = paramiko.PKey.from_path(place / "host_key")
+    key = paramiko.PKey.from_path(place / "id").asbytes()
+    home = place / "home"
     environment = {
         "HOME": str(home),
         "LANG": "C.UTF-8",
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-        "RKBOARD_SYSROOT": str(folder / "tree"),
+        "PATH": f"{python_folder(sys.executable, sys.base_prefix)}:/usr/local/bin:/usr/bin:/bin",
+        "RKBOARD_SYSROOT": str(place / "tree"),
         "USER": local_user(),
     }
     login = Login(key, environment, home)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,9 +203,41 @@ def test_questions_in_table_and_manifest(folders: dict[str, Path], tmp_path: Pat
     assert "20 questions of asked.jsonl: about" in done.stderr
     (row,) = json.loads(call(*words, "--json").stdout)
     (scores,) = row["choices"]
-    assert scores["questions"] == 20 and 0 <= scores["acc"] <= 1 and scores["same_answer"] > 0.5
+    assert scores["questions"] == 20 and scores["same_answer"] > 0.5
+    for key in ("acc", "acc_norm"):
+        low, high = scores[f"{key}_interval"]
+        assert 0 <= low < scores[key] < high <= 1 and high - low < 4.3 * scores[f"{key}_stderr"]
     assert "greedy" not in row and "layers" not in row
     assert bundle.read(folders["w8a8"]).manifest["accuracy"]["choices"] == row["choices"]
+
+
+# --- bundles that cannot be written to
+
+
+def test_a_read_only_bundle_is_told_first_and_measured(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def access(path: str, mode: int, **_: object) -> bool:
+        return mode != os.W_OK or Path(path) != folders["w8a8"]
+
+    monkeypatch.setattr(os, "access", access)
+    done = call(folders["w8a8"], folders["w8a8_g128"], "--tokens", 60, "--brief")
+    assert done.exit_code == 0 and "top-1" in done.stdout, done.output
+    assert done.stderr.startswith(f"Note: {folders['w8a8']} cannot be written to: what is measured is printed, and")
+    assert "accuracy" not in bundle.read(folders["w8a8"]).manifest
+    assert "accuracy" in bundle.read(folders["w8a8_g128"]).manifest
+
+
+def test_what_was_measured_is_printed_though_it_cannot_be_noted(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    done = call(folders["w8a8"], "--tokens", 60, "--brief")
+    assert done.exit_code == 1 and "top-1" in done.stdout, done.output
+    assert f"what was measured of {folders['w8a8']} could not be noted in it: cannot write to" in done.stderr
 
 
 # --- figures

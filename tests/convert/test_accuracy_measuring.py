@@ -177,6 +177,14 @@ def test_bundles_of_several_models_are_refused(folders: dict[str, Path], tmp_pat
     assert row["kl"] > 0.01 and row["bundle"] == "other-rk3588-w8a8"
 
 
+def test_a_text_that_is_short_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(PANGRAM)
+    done = call(folders["w8a8"], "--text", tmp_path / "text.txt", "--json")
+    assert "no more than these of the 2,048 tokens that --tokens allows" in done.stderr
+    assert "one window has no intervals" in done.stderr
+    assert json.loads(done.stdout)[0]["intervals"] == {}
+
+
 def test_another_tokenizer_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
     smollm2.convert(models.tiny_llama(tmp_path / "larger", vocab_size=400), tmp_path, ["w8a8"], name="larger")
     done = call(tmp_path / "larger-rk3588-w8a8", "--reference", folders["fp32"])

@@ -95,3 +95,10 @@ def test_logits_that_are_no_numbers_are_told(bad: float) -> None:
     found[2, 3] = bad
     with pytest.raises(BundleError, match="no finite numbers"):
         compared(truth, found, [3] * 4)
+
+
+def test_a_perplexity_beyond_floats_is_still_a_number() -> None:
+    truth, found = np.zeros((2, 8), np.float32), np.zeros((2, 8), np.float32)
+    found[:, 0] = 5000
+    result = summary([compared(truth, found, [3, 4])] * 2, 4, "x")
+    assert 1e300 < result.perplexity < np.inf and result.kl > 4000

@@ -8,8 +8,9 @@ import pytest
 
 from rk3588 import quant, rkllm_file
 from rk3588.shape import Shape
-from rkconvert.adoption import claims, rkllm_source
+from rkconvert.adoption import claims
 from rkconvert.adoption.claims import Claim
+from rkconvert.sources import hub
 
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2.5-1.5B-Instruct-rk3588-w8a8-opt-1-hybrid-ratio-0.0.rkllm": (
@@ -108,7 +109,7 @@ def test_the_first_is_believed_and_what_contradicts_it_is_noted() -> None:
 )
 def test_names_on_the_hub(given: str, name: str | None) -> None:
     """An address is read for its names; which hub is asked, HF_ENDPOINT says."""
-    assert rkllm_source.hub_name(given) == name
+    assert hub.hub_name(given) == name
 
 
 @pytest.mark.parametrize(

@@ -141,5 +141,7 @@ def test_a_rotated_variant_says_so_and_others_do_not(model: Path, tmp_path: Path
     turned, other = made(model, tmp_path, rotate="hadamard")
     assert "| w8a8, rotated (hadamard) |" in other and "its hidden states and input embeddings are in another" in other
     assert "otated" not in text
+    _, smoothed = made(model, tmp_path, rotate="learned", smooth="0.25")
+    assert "| w8a8, rotated (learned), smoothed (alpha 0.25) |" in smoothed
     both = model_card([Variant.of(bundle.read(one)) for one in (plain, turned)], read_base(model))
     assert "| w8a8 |" in both and "| w8a8, rotated (hadamard) |" in both

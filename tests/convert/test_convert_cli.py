@@ -85,6 +85,8 @@ def test_dry_run_as_json_tells_the_true_sizes(model: Path, tmp_path: Path) -> No
         (["MODEL", "-o", "out", "--dtype", "int4"], 2, "unknown dtype 'int4': choose one of w8a8, w8a8_g128"),
         (["MODEL", "-o", "out", "--dtype", "fp16", "--dtype", "fp16"], 2, "--dtype fp16 is given more than once"),
         (["MODEL"], 2, "no folder to write into: give -o DIR"),
+        (["", "-o", "out"], 2, "Invalid value for 'MODEL': it is empty: give a path"),
+        (["MODEL", "-o", ""], 2, "Invalid value for '-o' / '--out': it is empty"),
         (["no/such/thing", "-o", "out"], 2, "no/such/thing does not exist"),
         (["MODEL", "-o", "out", "--name", "../x"], 2, "'../x' cannot be a bundle's name"),
         (["-o", "out"], 2, "Missing argument 'MODEL'"),
@@ -126,7 +128,7 @@ def test_a_reader_that_leaves(model: Path) -> None:
 # Slows one step down to a crawl and says when it is reached, so that a signal can be sent right there.
 SLOW = """
 import sys, time
-from rk3588 import bundle, hostlib
+from rk3588 import bundle, hostlib, new_folder
 from rkconvert import build
 from rkconvert.artifact import reading
 reading.BLOCK_BYTES = 1000
@@ -141,9 +143,9 @@ STEPS = {
     "quantising": "hostlib.quantise = slow(hostlib.quantise)",
     "writing the header": "build.make_header = slow(build.make_header)",
     "hashing": "bundle.sha256 = slow(bundle.sha256)",
-    "making the folder": "bundle.tempfile.mkdtemp = slow(bundle.tempfile.mkdtemp)",
+    "making the folder": "new_folder.tempfile.mkdtemp = slow(new_folder.tempfile.mkdtemp)",
     "the manifest": "bundle.json.dumps = slow(bundle.json.dumps)",
-    "clean-up": "bundle.write_manifest = lambda *a: 1 / 0; bundle.shutil.rmtree = slow(bundle.shutil.rmtree)",
+    "clean-up": "bundle.write_manifest = lambda *a: 1 / 0; new_folder.shutil.rmtree = slow(new_folder.shutil.rmtree)",
 }
 
 

@@ -63,7 +63,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"architectures": ["MiniCPM3ForCausalLM"], "model_type": "minicpm3"},
         r"MiniCPM3 is not converted .*\(MLA\).*--target rk3588 alone.*rkllm-toolkit 1.1.1",
     ),
-    "no architecture": ({"architectures": None, "model_type": None}, r"None is not an architecture"),
+    "no architecture": ({"architectures": None, "model_type": None}, r"names no architecture: it is not"),
     "bias": ({"attention_bias": True}, r"lacks the tensor model.layers.0.self_attn.q_proj.bias"),
     "mlp bias": ({"mlp_bias": True}, r"lacks the tensor model.layers.0.mlp.gate_proj.bias"),
     "bias as text": ({"attention_bias": "yes"}, r"'attention_bias' is 'yes', expected true or false"),

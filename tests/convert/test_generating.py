@@ -218,6 +218,28 @@ def test_it_reaches_the_toolkit_and_the_manifest(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "how", [pytest.param({"rotate": "learned"}, marks=pytest.mark.slow), {"smooth": "0.5"}], ids=["learned", "smooth"]
+)
+def test_smoothing_and_learned_rotation_calibrate_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, str]
+) -> None:
+    """Without a board; data of another seed makes another bundle."""
+    monkeypatch.setattr("rkconvert.rotation.learn.STEPS", 2)
+    digests = []
+    for seed in (0, 1):
+        asked = Generate(2, max_new_tokens=8, seed=seed)
+        request = Request(dataset=asked, emit_hf=tmp_path / f"hf{seed}", **how)  # type: ignore[arg-type]
+        plan = request.plan(open_source(folder), "Tiny", tmp_path / str(seed))
+        assert any("the model writes 2 answers" in note for note in plan.notes)
+        (made,) = build.convert(plan)
+        facts = bundle.read(made).manifest["calibration"]
+        assert {key: value for key, value in facts.items() if key != "sha256"} == asked.facts()
+        digests.append((facts["sha256"], bundle.sha256(made / bundle.SIM_MODEL)))
+        assert build.write_checkpoint(plan)["path"] == str(tmp_path / f"hf{seed}")
+    assert len({data for data, _ in digests}) == len({model for _, model in digests}) == 2
+
+
 def test_ctrl_c_leaves_nothing(
     toolkit: Installed, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

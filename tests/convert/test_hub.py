@@ -332,6 +332,26 @@ def test_parse(text: str, wanted: HubName | None) -> None:
         assert str(wanted) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("hf:user/repo", "user/repo"),
+        ("hf:user/repo.gguf:x.gguf@v1", "user/repo.gguf:x.gguf@v1"),
+        ("https://huggingface.co/user/repo", "user/repo"),
+        ("https://huggingface.co/user/repo/tree/v2", "user/repo@v2"),
+        ("https://huggingface.co/user/repo/blob/main/a%20b/x.gguf", "user/repo:a b/x.gguf@main"),
+    ],
+)
+def test_names_that_adopt_takes_and_addresses_of_pages(text: str, wanted: str) -> None:
+    assert str(parse(text)) == wanted
+
+
+@pytest.mark.parametrize("text", ["hf:", "hf:user", "hf:../repo", "hf:user/repo@", "https://huggingface.co/user/.."])
+def test_names_that_are_surely_meant_for_the_hub_and_none(text: str) -> None:
+    with pytest.raises(UsageError, match="names no model on the hub: give USER/REPO"):
+        parse(text)
+
+
 def test_only_gguf_files_have_names() -> None:
     with pytest.raises(UsageError, match="only a GGUF file can be named behind ':'"):
         parse("user/repo:model.safetensors")

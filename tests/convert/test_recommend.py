@@ -17,12 +17,14 @@ from rk3588.errors import BoardError, CheckpointError, TargetError, UsageError, 
 from rk3588.predict import Workload
 from rk3588.shape import Shape
 from rkconvert import accuracy, memory
-from rkconvert.cli import cli
+from rkconvert.cli import cli, main
 from rkconvert.memory import Memory
 from rkconvert.recommend import advice, cpu, measuring
 from rkconvert.recommend.advice import Limits, Row
 from rkconvert.recommend.variants import VARIANTS, Variant, predicted
 from tests import models
+from tests.hub_calls import run_here
+from tests.hub_server import Hub, serve
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 30
 ROCK = ("--board", "rock-5b", "--ram", "8")
@@ -173,13 +175,14 @@ def test_nothing_is_left_behind_when_it_is_stopped(place: Place, monkeypatch: py
     def shown() -> Iterator[Callable[[str, int, int], None]]:
         def update(_what: str, done: int, _total: int) -> None:
             steps.append(done)
-            if done > 20_000:  # reading
+            if done > 3_500:  # reading
                 assert list(place.scratch.iterdir())
                 raise KeyboardInterrupt
 
         yield update
 
     monkeypatch.setattr("rkconvert.recommend.commands.shown", shown)
+    monkeypatch.setattr("rkconvert.recommend.commands.possible", lambda _: (VARIANTS[:2], []))
     done = run(place.even, *ROCK, "--tokens", 60, "--text", place.text)
     assert done.exit_code != 0 and steps == sorted(steps) and steps[0] == 0
     assert list(place.scratch.iterdir()) == []
@@ -273,3 +276,21 @@ def test_the_published_rows_of_llama_cpp() -> None:
     assert qwen is not None and qwen.nearest.model == "Granite-4.0-350M"
     assert qwen.decode_tok_s.value == pytest.approx(55.2 * 350 / 494, rel=1e-2)
     assert qwen.fits(2) and qwen.memory > 630e6 * 0.6
+
+
+def test_a_model_on_the_hub_is_predicted_by_its_headers_and_downloaded_to_be_measured(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rkconvert.recommend.commands.possible", lambda _: (VARIANTS[:2], []))  # is quicker
+    with serve(Hub({"user/even": place.even})) as hub:
+        words = ("recommend", "user/even", *ROCK, "--json")
+        done = run_here(main, hub, tmp_path / "home", *words, "--predict-only")
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)
+        assert facts["model"] == "even" and facts["tokens"] == 0
+        assert not list((tmp_path / "home").rglob("*.safetensors"))
+        done = run_here(main, hub, tmp_path / "home", *words, "--tokens", "40", "--text", place.text)
+        assert done.returncode == 0, done.stderr
+        measured = json.loads(done.stdout)
+        assert measured["tokens"] == 40 and list((tmp_path / "home").rglob("*.safetensors"))
+        assert [row["decode_tok_s"] for row in measured["rows"]] == [row["decode_tok_s"] for row in facts["rows"]]

@@ -69,11 +69,23 @@ def test_a_folder_alone(model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["turned"]
 
 
+def test_code_that_is_named_and_not_there_is_told(tmp_path: Path) -> None:
+    """As of a model from the hub, of which code is not downloaded."""
+    folder = models.tiny_llama(tmp_path / "m")
+    settings = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "user/repo--modeling_x.XForCausalLM", "odd": 1}
+    (folder / "config.json").write_text(json.dumps({**settings, "auto_map": code}))
+    (folder / "configuration_x.py").write_text("")
+    done = rkconvert(folder, "--rotate", "--emit-hf", tmp_path / "turned")
+    assert "Note: config.json names modeling_x.py, the authors' code, which m lacks: add it" in done.output
+    assert "configuration_x" not in done.output and (tmp_path / "turned" / "configuration_x.py").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"rotate": "hadamrad"}, "--rotate hadamrad: did you mean 'hadamard'?"),
-        ({"emit_hf": Path("x")}, "--emit-hf writes the model as --rotate turns it: give --rotate as well"),
+        ({"emit_hf": Path("x")}, "--emit-hf writes the model as --rotate turns it: give --rotate or --smooth as well"),
         ({"emit_dtype": "bf16", "rotate": "hadamard"}, "give --emit-hf DIR as well"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_size_that_no_memory_holds_is_refused(size: int, tmp_path: Path) -> No
         random_hadamard(size, (0,))
     source = open_source(models.tiny_llama(tmp_path / "m"))
     wide = replace(source, config=replace(source.config, hidden=size))
-    with pytest.raises(UsageError, match=f"--rotate: a matrix of {size} would need one of "):
+    with pytest.raises(UsageError, match=f"cannot be rotated: a matrix of {size} would need one of "):
         make_plan(wide, "x", tmp_path, [quant.scheme("w8a8")], rotate="hadamard")
 
 
@@ -107,9 +107,9 @@ def test_a_rotated_family_gives_the_logits_of_its_authors_code(name: str, tmp_pa
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_whose_norms_do_not_allow_it_is_refused_by_name(name: str, tmp_path: Path) -> None:
     source = open_source(folder_of(name, tmp_path / "source"))
-    with pytest.raises(UsageError, match=rf"--rotate cannot be used with Phi-1.*{REFUSED[name]}|Gemma") as refused:
+    with pytest.raises(UsageError, match=rf"--rotate: .*cannot be rotated: its? .*{REFUSED[name]}") as refused:
         make_plan(source, "x", tmp_path, [quant.scheme("w8a8")], rotate="hadamard")
-    assert source.family.title in str(refused.value) and REFUSED[name] in str(refused.value)
+    assert f"source ({source.family.title})" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from rkconvert import memory
 from rkconvert.request import Request
 from rkconvert.sweep import execute, sweep_file
 from rkconvert.sweep.cell_process import Result
-from rkconvert.sweep.cells import Cell
+from rkconvert.sweep.cells import Cell, OpenedModels
 from tests import loras, models, toolkit_double
 from tests.convert.test_toolkit import waited
 from tests.toolkit_double import Installed
@@ -181,13 +182,20 @@ def test_what_is_in_the_way_is_not_touched(toolkit: Installed, place: Path, tmp_
         ("models: [m]\nout: o\noptimization_levels: [0]\n", "--optimization-level is for rkllm-toolkit"),
         ("models: [m, m]\nout: o\n", "two cells would both become m-rk3588-w8a8"),
         ("models: [m]\nout: o\nloras: [nowhere]\n", "nowhere is not a folder"),
-        ("models: [m\n", "is not YAML"),
+        ("models: [m\n", r"sweep.yaml, line 2: not valid YAML: expected ',' or ']', but got [^\n]*$"),
+        ("models: [m]\nout: \x00\n", r"sweep.yaml, line 2: a character that YAML does not allow$"),
         ("- m\n", "holds no mapping"),
     ],
 )
 def test_files_that_are_wrong(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         sweep_file.load(written(tmp_path, text), None)
+
+
+def test_a_model_that_is_nowhere_is_told_with_the_folder_it_was_looked_for_in(tmp_path: Path) -> None:
+    (cell,) = sweep_file.load(written(tmp_path, "models: [nope.gguf]\nout: o\n"), None).cells
+    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path / 'nope.gguf'))} does not exist"):
+        OpenedModels().source(cell)
 
 
 def test_no_more_at_once_than_memory_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

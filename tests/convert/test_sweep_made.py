@@ -74,6 +74,18 @@ def test_rotated_and_plain_are_two_cells(place: Path) -> None:
         has(turned)
 
 
+def test_other_texts_make_another_rotation_that_is_learned(place: Path) -> None:
+    sweep = "models: one/final\nout: out\nrotate: learned\ndataset: texts.txt\n"
+    (place / "texts.txt").write_text("One text. It is short.")
+    learned = cell(place, sweep)
+    assert learned.folder.name == "final-rk3588-w8a8-rotated-learned"
+    convert(OpenedModels().plan(learned))
+    assert has(cell(place, sweep))
+    (place / "texts.txt").write_text("Another text. It is as short.")
+    with pytest.raises(BundleError, match=r"another dataset"):
+        has(cell(place, sweep))
+
+
 def test_a_model_that_is_gone_is_not_known_to_be_the_same(place: Path) -> None:
     only = cell(place, "models: {model: one/final, name: Mine}")
     convert(OpenedModels().plan(only))

@@ -241,6 +241,14 @@ def test_wheels_that_are_not_known(tmp_path: Path, version: str, told: str) -> N
     assert told in str(caught.value)
 
 
+def test_what_is_only_called_as_a_wheel(tmp_path: Path) -> None:
+    wheel = tmp_path / "rkllm_toolkit-1.1.1-cp310-cp310-linux_x86_64.whl"
+    for content in (b"", b"hello\n", b"PK\3\4 and then it broke off"):
+        wheel.write_bytes(content)
+        with pytest.raises(ToolkitError, match=rf"\({len(content)} bytes\) is called as a wheel and is none"):
+            installs.choose(wheel, None, allow_unknown=True)
+
+
 def test_side_by_side_status_and_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for release in ("1.1.4+double", "1.2.3+double"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from rk3588 import bundle
 from rk3588.commands.bundle import bundle as command
-from rk3588.errors import BundleError, NoSuchBundle, TargetError
+from rk3588.errors import BundleError, NoSuchBundle, TargetError, TargetTaken
 
 MANIFEST: dict[str, Any] = {
     "name": "Tiny", "dtype": "w8a8", "target_platform": "rk3588", "model": {"layers": 2}, "source": {"files": []},
@@ -77,6 +78,25 @@ def test_an_existing_bundle_is_replaced_only_on_request_and_only_by_a_whole_one(
     assert [p.name for p in made.parent.iterdir()] == [made.name]
 
 
+def test_two_that_make_the_same_bundle(tmp_path: Path) -> None:
+    """The second is refused while the first writes, and where it ends after the first; with --overwrite neither is."""
+    final = tmp_path / "Tiny-rk3588-w8a8"
+    with bundle.new_folder(final), pytest.raises(TargetTaken, match="another process is writing"):
+        write(final)
+    assert list(tmp_path.iterdir()) == [final]
+    final.rmdir()
+    with bundle.new_folder(tmp_path / f"{final.name}.v2"):  # its temporary folder's name begins alike
+        write(final)
+    shutil.rmtree(final)
+    with pytest.raises(TargetTaken, match="exists already"), bundle.new_folder(final):
+        final.mkdir()
+        (final / "theirs").touch()
+    assert [path.name for path in final.iterdir()] == ["theirs"]
+    with bundle.new_folder(final, replace=True):
+        write(final, replace=True)
+    assert not list(final.iterdir()) and not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_is_not_writable(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -106,6 +126,9 @@ BAD_LORAS: list[Any] = [
 ]
 
 
+BAD_ROTATIONS: list[Any] = [None, [], "R1", {}, {"kind": "hadamard"}, {"kind": 1, "basis": "x"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,13 +145,23 @@ BAD_LORAS: list[Any] = [
         ({"files": [{"path": "x" * 5000, "size": 1, "sha256": ""}]}, "x' is not a path inside the bundle"),
         ({"files": [{"path": "\ud800", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
         ({"files": [{"path": "", "size": 1, "sha256": ""}]}, "is not a path inside the bundle"),
+        ({"rotation": []}, "'rotation' is no mapping with 'kind'"),
+        ({"rotation": {"basis": "x"}}, "'rotation' is no mapping with 'kind'"),
+        ({"smoothing": {"alpha": "much"}}, "'smoothing' is no mapping with 'alpha'"),
         *[({"lora": lora}, "'lora' needs a mode") for lora in BAD_LORAS],
+        *[({"rotation": rotation}, "'rotation' needs a kind and a basis") for rotation in BAD_ROTATIONS],
     ],
 )
 def test_manifests_that_are_refused(made: Path, changes: dict[str, Any], message: str) -> None:
     edit(made, **changes)
     with pytest.raises(BundleError, match=message):
         bundle.read(made)
+
+
+def test_the_basis_of_hidden_states(made: Path) -> None:
+    assert bundle.read(made).basis == ""
+    edit(made, rotation={"kind": "hadamard", "basis": "hadamard-0123456789abcdef"})
+    assert bundle.read(made).basis == "hadamard-0123456789abcdef"
 
 
 def test_adapters_by_name(made: Path) -> None:
@@ -173,6 +206,14 @@ def test_show_and_verify(made: Path) -> None:
         "name                 Tiny", "dtype                w8a8", "target_platform      rk3588", "model",
     ]  # fmt: skip
     assert "        0.0 MB  model.sim.gguf" in shown.stdout.splitlines()
+    adapter = {"name": "a", "scale": 0.5, "targets": ["q_proj", "v_proj"] * 10, "artifacts": {"sim": "lora/a.bin"}}
+    edit(made, lora={"mode": "adapter", "adapters": [adapter, {"name": "b", "scale": 1, "artifacts": {}}]})
+    lines = CliRunner().invoke(command, ["show", str(made)]).stdout.splitlines()
+    start = lines.index("  adapters")
+    assert lines[start + 1 : start + 3] == ["    - name                 a", "      scale                0.5"]
+    assert lines[start + 4 : start + 7] == [
+        "      artifacts", "        sim                  lora/a.bin", '    {"name": "b", "scale": 1, "artifacts": {}}',
+    ]  # fmt: skip
     as_json = CliRunner().invoke(command, ["show", "--json", str(made)])
     assert json.loads(as_json.stdout) == bundle.read(made).manifest
     verified = CliRunner().invoke(command, ["verify", str(made)])

@@ -178,6 +178,19 @@ def test_streams_that_are_closed(library: Path, answering: Path, tmp_path: Path,
     done = subprocess.run(shell, cwd=tmp_path, env=environment(library), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert bool(done.stdout) == ("1>&-" not in closed)
+    shell = [*shell[:4], sys.executable, "-c", MAIN, "board", "list"]
+    done = subprocess.run(shell, env=environment(None), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["run", "{answering}", "hello"], ["board", "list"], ["run", "--help"]])
+def test_a_disk_that_is_full_is_told_once(library: Path, answering: Path, words: list[str]) -> None:
+    command = [sys.executable, "-c", MAIN, *(word.format(answering=answering) for word in words)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment(library), stdin=subprocess.DEVNULL, stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 1 and done.stderr.endswith("Error: No space left on device\n"), done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
@@ -197,6 +210,10 @@ def test_a_reader_that_leaves(library: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["run", "nowhere", "x"], 2, "Error: there is no nowhere: give a folder that rkconvert wrote"),
+        (["run", "", "x"], 2, "Error: Invalid value for 'BUNDLE': it is empty: give a path, or . for this folder."),
+        (["bundle", "show", ""], 2, "Error: Invalid value for 'BUNDLE': it is empty: give a path, or ."),
+        (["adopt", "", "--base", "x"], 2, "Error: there is no '': give a .rkllm file"),
+        (["bench", ""], 2, "Error: what to measure is empty: give a bundle, a board or"),
         (["run", "{bundle}"], 2, "Error: the prompt is empty"),
         (["run", "{bundle}", " "], 2, "Error: the prompt is empty"),
         (["run", "{bundle}", "x", "-n", "0"], 2, "Error: max_tokens 0 asks for no answers"),

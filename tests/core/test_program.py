@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from rk3588 import lazy
 from tests import interpreters
 from tests.fakes import ROOT
 
@@ -40,6 +43,40 @@ def test_the_program_begins(name: str) -> None:
     assert done.returncode == 0 and done.stdout.startswith(f"{name}, version ")
 
 
+WITHOUT_EXTRAS = """
+import importlib.abc, sys
+from rk3588 import lazy, program
+
+class Bare(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in lazy.EXTRAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Bare())
+getattr(program, sys.argv.pop(1))()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["x.gguf -o out", "build --help", "toolkit status", "sweep x.yaml", "card .", "accuracy x", "recommend x"],
+)
+def test_without_the_extras_one_sentence_says_what_to_install(words: str, tmp_path: Path) -> None:
+    for name in ("x", "x.gguf", "x.yaml"):
+        (tmp_path / name).touch()
+    done = without_extras("rkconvert", words, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"Error: this needs \w+: pip install 'rk3588\[convert\]'\n", done.stderr), done.stderr
+
+
+def test_every_extra_of_the_package_is_known_by_its_modules() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in set(lazy.EXTRAS.values()):
+        line = next(line for line in text.splitlines() if line.startswith(f"{extra} = "))
+        modules = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)[<>=]', line)}
+        assert modules == {module for module, its in lazy.EXTRAS.items() if its == extra}
+
+
 OLD = (
     "rkconvert needs Python 3.10 or newer, and this is 3.9: install rk3588 with a newer one and convert there; "
     "bundles and all other commands work with this one"
@@ -58,6 +95,13 @@ def test_every_other_way_into_the_converter_ends_with_that_sentence(words: list[
     done = on_oldest(*words)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith(f"ImportError: {OLD}") or done.stderr.rstrip().endswith(f"({OLD})")
+
+
+def without_extras(program: str, words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "convert", "runtime"))
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, program, *words.split()]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=folder)
 
 
 def on_oldest(*words: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -10,14 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from rk3588.deploy import agent_client, probes
+from rk3588.commands import connecting, releases
+from rk3588.deploy import agent_client, deployment, probes
 from rk3588.deploy.board import activation, agent, files, safe_paths, service
+from rk3588.deploy.facts import Facts
 from rk3588.deploy.local import LocalConnection
+from rk3588.deploy.state import BoardState
 from rk3588.errors import DeployError
 
 
@@ -231,6 +237,39 @@ def test_last_words_are_said_once_and_of_this_start(tmp_path: Path) -> None:
         assert service.last_words(str(tmp_path), manifest) == ["wrong"]
     finally:
         service.stop(str(tmp_path), manifest)
+
+
+def test_an_activation_that_goes_on_is_told(
+    prefix: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C, which says that `rk3588 releases` shows what came of it."""
+    monkeypatch.setattr(agent, "is_active", lambda *_: True)
+    told = []
+    with (prefix / "activation.log").open("w") as log:
+        for lock in (fcntl.LOCK_EX, fcntl.LOCK_UN):
+            fcntl.flock(log, lock)
+            agent.state(str(prefix), "")
+            told.append(BoardState.from_answer(json.loads(capsys.readouterr().out)))
+    (prefix / "activation.log").unlink()
+    agent.state(str(prefix), "")
+    assert not json.loads(capsys.readouterr().out)["activating"]
+    assert [state.activating for state in told] == [True, False]
+    monkeypatch.setattr(connecting, "open_connection", lambda *_: nullcontext())
+    monkeypatch.setattr(deployment, "gather_facts", lambda *_: (Facts(), str(prefix)))
+    said = []
+    for state in told:
+        monkeypatch.setattr(deployment, "read_state", lambda *_, state=state: state)
+        said.append(CliRunner().invoke(releases.command, ["attic"]))
+    assert said[0].stderr == "attic: an activation is still going on there: ask again when it has ended\n"
+    assert "does not answer yet" in said[0].stdout
+    assert said[1].stderr == "" and "does not answer" in said[1].stdout and "yet" not in said[1].stdout
+
+
+def test_last_words_are_not_the_agent_s_own_questions() -> None:
+    """As rkchatd logs them: asked each moment whether it is ready, it says 503, and once why."""
+    asked = '{"time": "%d", "level": "info", "event": "request", "method": "GET", "path": "/ready", "status": 503}'
+    cause = '{"time": "1", "level": "error", "event": "load failed", "error": "there is no template /nope"}'
+    assert service.telling([cause, *(asked % number for number in range(9))]) == [cause]
 
 
 def test_a_sender_that_goes_before_it_agrees_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_for_a_board_adapters_are_merged_or_refused(toolkit: Installed, tmp_path
     words = (model, "--rotate", "--target=rk3588", "-o", tmp_path / "out", f"--lora={adapter}")
     refused = toolkit.rkconvert(*words)
     assert refused.returncode == 2 and refused.stdout == ""
-    assert "would read the LoRA a as it is, which is not for the rotated model: merge it" in refused.stderr
+    assert "would read the LoRA a as it is, which is not for the changed model: merge it" in refused.stderr
     turned = ("--emit-hf", tmp_path / "turned")
     done = toolkit.rkconvert(*words, "--lora-mode=merge", *turned)
     assert done.returncode == 0, done.stderr
@@ -54,3 +54,18 @@ def test_a_gguf_file_for_a_board_takes_two_steps(tmp_path: Path, toolkit: Instal
     done = toolkit.rkconvert(tmp_path / "m", "--target=rk3588", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert bundle.read(tmp_path / "out" / "m-rk3588-w8a8").manifest["rotation"]["kind"] == "hadamard"
+
+
+def test_a_smoothed_model_goes_to_a_board_likewise(toolkit: Installed, tmp_path: Path) -> None:
+    model = models.tiny_llama(tmp_path / "tiny", hidden=72, tied=True)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("One text. It is short.\n\nAnother. It is as short.")
+    words = (model, "--smooth", "--target=rk3588", "-o", tmp_path / "out", f"--dataset={texts}")
+    done = toolkit.rkconvert(*words, "--emit-hf", tmp_path / "smooth")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "tiny-rk3588-w8a8-smooth"
+    given = exported(folder / "model.rkllm")["model"]
+    assert given == {"model.safetensors": bundle.sha256(tmp_path / "smooth" / "model.safetensors")}
+    manifest = bundle.read(folder).manifest
+    assert manifest["smoothing"] == {"alpha": 0.5}
+    assert manifest["calibration"] == manifest["toolkit"]["dataset"] and manifest["calibration"]["samples"] == 2

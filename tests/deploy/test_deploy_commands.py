@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 pytest.importorskip("paramiko")
 
-from rk3588.simboard import control
+from rk3588 import simboard
+from rk3588.simboard import control, server
 from tests import deploying, simulated_board
 from tests.deploying import Deployer
 from tests.simulated_board import contents, key_of
@@ -39,7 +41,7 @@ def test_rollback_and_releases(board: Deployer, bundles: dict[str, Path], port: 
     assert f"attic: release {oldest} (one w8a8) is current and answered a chat; before it was " in said
     assert "--to RELEASE goes to another: " in said
     assert deploying.answer_of(port, key_of(board)) == "one here"
-    assert "there is no one release" in board.run("rollback", "attic", "--to", "zzz", code=2).stderr
+    assert "there is no release 'zzz'" in board.run("rollback", "attic", "--to", "zzz", code=2).stderr
     assert "one w8a8 (sim)  answers" in board.run("releases", "attic").stdout
 
 
@@ -107,6 +109,46 @@ def test_deploy_to_this_machine(
     finally:
         for pid in control.processes_of_board(folder):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_board_in_a_folder_of_any_name(
+    bundles: dict[str, Path], daemon: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder, or a clone, may be called anything; a board's prefix may not."""
+    board = Deployer("attic", daemon, tmp_path / "mein ordner ü's")
+    said = board.run("board", "up", "attic").stdout
+    place = simboard.place_of(board.found().folder)
+    assert place.is_dir() and place.stat().st_mode & 0o77 == 0 and place != board.found().folder
+    try:
+        assert shlex.split(said)[2] == str(place / "id")  # with a path that ssh reads as it stands
+        board.deploy(bundles["one"], "--port", port)
+        assert deploying.answer_of(port, key_of(board)) == "one here"
+        os.kill(board.found().pid, signal.SIGKILL)
+        monkeypatch.setenv("XDG_STATE_HOME", str(board.home))
+        for pid in control.processes_of_board(board.found().folder):
+            os.kill(pid, signal.SIGKILL)
+        board.run("board", "up", "attic")  # after a crash: nothing of the old one stays
+        assert not place.exists()
+    finally:
+        place = simboard.place_of(board.found().folder)
+        board.run("board", "down", "attic")
+    assert not place.exists() and not board.home.joinpath("rk3588", "boards", "attic").exists()
+
+
+def test_a_board_s_python_is_none_of_an_environment_that_the_c_locale_cannot_read() -> None:
+    assert server.python_folder("/x/my venv/bin/python", "/usr") == Path("/x/my venv/bin")
+    assert server.python_folder("/x/größe/.venv/bin/python", "/usr") == Path("/usr/bin")
+
+
+def test_a_home_folder_that_is_no_prefix(tmp_path: Path, daemon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real board: the message names what it is about, and what can be said instead."""
+    home = tmp_path / "mein ordner"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("RKBOARD_SYSROOT", str(tmp_path / "tree"))
+    said = Deployer("local", daemon, tmp_path).run("doctor", "local", code=2).stderr
+    assert f"this machine would have its releases in '{home}/.local/share/rkchatd', where" in said
+    assert "say another one with --prefix" in said
 
 
 def test_board_up_and_down(tmp_path: Path, daemon: Path) -> None:

@@ -8,24 +8,26 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
 
 pytest.importorskip("paramiko")
 
-from rk3588.commands import connecting, deploy, releases, rollback
+from rk3588 import bundle as bundles
+from rk3588.commands import connecting, deploy, doctor, releases, rollback
 from rk3588.commands.deploy import ProgressDisplay, usage_text
 from rk3588.deploy import deployment, planning, transfer
 from rk3588.deploy.apply import Done
+from rk3588.deploy.facts import Facts
 from rk3588.deploy.local import LocalConnection
 from rk3588.deploy.release_files import File
 from rk3588.deploy.ssh import connection
 from rk3588.deploy.ssh.config import Destination
 from rk3588.deploy.state import BoardState
 from rk3588.deploy.steps import DeploymentPlan, Send
-from rk3588.errors import ConnectError, UsageError
+from rk3588.errors import ConnectError, LibraryError, RkError, UsageError
 from tests import deploying, plan_cases
 
 TARGET = Destination("kitchen", "192.0.2.7", 22, "me", (), True, (), None, (), False, None, 10.0)
@@ -113,6 +115,36 @@ def test_a_file_that_is_not_there_is_the_call_s_mistake(tmp_path: Path, option: 
         assert isinstance(CliRunner().invoke(releases.command, ["me@192.0.2.7", option, absent]).exception, UsageError)
 
 
+def test_a_file_that_is_another_is_told_before_the_board_is_asked(
+    tmp_path: Path, rksim_library: Path, rkllm_library: Path
+) -> None:
+    """What is wrong in a file is exit code 1, as of every other command."""
+    sim, npu = deploying.bundle(tmp_path, "one"), deploying.bundle(tmp_path, "npu", target="rk3588")
+    text = tmp_path / "README.md"
+    text.write_text("no library")
+    kind = "is not a shared library for aarch64 or x86-64: give"
+    rows = {
+        ("--runtime", text): f"{text} {kind} Rockchip's librkllmrt.so",
+        ("--runtime", tmp_path): f"{tmp_path} is no librkllmrt.so: give the path of one",
+        ("--runtime", rkllm_library): f"{rkllm_library} is the simulated runtime: say --runtime sim for it",
+        ("--sim-library", text): f"{text} {kind} the librksim.so for the board",
+        ("--sim-library", tmp_path): f"{tmp_path} is no librksim.so: give the path of one",
+        ("--sim-library", rkllm_library): f"{rkllm_library} is no librksim.so: give the librksim.so for the board",
+        ("--sim-runtime", text): f"{text} {kind} the simulated librkllmrt.so for the board",
+        ("--sim-runtime", rksim_library): f"{rksim_library} is not the simulated runtime: give the simulated",
+        ("--daemon", text): f"{text} is no rkchatd.pyz: build it with `make pyz`",
+    }
+    for (option, file), told in rows.items():
+        bundle = npu if option == "--runtime" else sim
+        words = [str(bundle), "--board", "me@192.0.2.7", *(() if bundle is npu else ("--runtime", "sim"))]
+        done = CliRunner().invoke(deploy.command, [*words, option, str(file)])
+        assert isinstance(done.exception, RkError) and done.exception.exit_code == 1, (option, file, done.exception)
+        assert str(done.exception).startswith(told) and not done.stderr
+        if option == "--runtime":
+            caught = CliRunner().invoke(doctor.command, ["me@192.0.2.7", option, str(file)]).exception
+            assert isinstance(caught, LibraryError) and str(caught).startswith(told) and caught.exit_code == 1
+
+
 SETTINGS = {
     "temprature=0": "unknown key 'temprature' in the daemon's settings: did you mean 'temperature'?",
     "temperature=hot": "'temperature': has to be a number from 0 to 100, not 'hot'",
@@ -176,9 +208,24 @@ def test_a_context_counts_as_the_daemon_will_take_it() -> None:
     assert deployment._context(replace(spec, settings={"context": 8192, "beyond_board": True})) == 8192
 
 
+def test_where_a_template_may_lie(tmp_path: Path) -> None:
+    """On the board, where its service sees it, or in the release, which a relative path begins at."""
+    (tmp_path / "my own.jinja").write_text("{{ messages }}")
+    board, facts, bundle = LocalConnection(lambda _: None), Facts(), bundles.read(deploying.bundle(tmp_path, "one"))
+    for there in (str(tmp_path / "my own.jinja"), "bundle/chat_template.jinja", "./bundle/chat_template.jinja", None):
+        deployment._check_template_file(board, cast(Any, ReleaseSpecOf({"template": there}, bundle)), facts)
+    for path in (str(tmp_path), "bundle/nope.jinja", "chat_template.jinja", "~/x.jinja", "-e"):
+        with pytest.raises(UsageError, match="there is no such file on this machine"):
+            deployment._check_template_file(board, cast(Any, ReleaseSpecOf({"template": path}, bundle)), facts)
+    with pytest.raises(UsageError, match="the service does not see it there"):
+        hidden = ReleaseSpecOf({"template": "/home/me/x.jinja"}, bundle)
+        deployment._check_template_file(board, cast(Any, hidden), replace(facts, systemd=252))
+
+
 @dataclass(frozen=True)
 class ReleaseSpecOf:
     settings: dict[str, Any]
+    bundle: Any = None
 
 
 @pytest.mark.usefixtures("unreached")
@@ -238,8 +285,10 @@ def test_going_back_says_from_where_and_how_to_go_elsewhere(monkeypatch: pytest.
 
 def test_a_release_that_there_is_none_of_is_the_call_s_mistake() -> None:
     row = {"manifest": {}, "files": {}, "proven": 1, "deployed": 1}
-    with pytest.raises(UsageError, match="there is no one release 'zzz' on the board; there are: a"):
-        planning.plan_rollback(BoardState(releases={"a": row}, current="a"), "/opt/rkchatd", True, "zzz")
+    board = BoardState(releases={"a1": row, "a2": row}, current="a1")
+    for said, told in (("zzz", "no release 'zzz'"), ("a", "more than one release that begins with 'a'")):
+        with pytest.raises(UsageError, match=f"there is {told} on the board; there are: a1, a2"):
+            planning.plan_rollback(board, "/opt/rkchatd", True, said)
 
 
 def test_what_a_bundle_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("paramiko")
 
 from tests import deploying, simulated_board, sshd
 from tests.deploying import Deployer
+from tests.simulated_board import prefix_of
 
 pytestmark = pytest.mark.usefixtures("board_watch")
 bundles, daemon = simulated_board.bundles, simulated_board.daemon
@@ -50,6 +51,13 @@ def test_the_wrong_kind_of_bundle(board: Deployer, bundles: dict[str, Path], tmp
     said = board.run(*words, code=2).stderr
     assert "looking at" not in said  # before the board is asked
     assert "only a model for the simulated runtime, which no NPU can run: give --runtime sim" in said
+
+
+def test_a_template_that_is_not_on_the_board(board: Deployer, bundles: dict[str, Path], port: int) -> None:
+    """The daemon would look for it there, when everything has been sent."""
+    said = board.fail(bundles["one"], "--port", port, "--set", "template=/nope", code=2)
+    assert "--set template=/nope: there is no such file on attic: give the path of one there" in said
+    assert list(prefix_of(board).glob("*")) == []
 
 
 def test_the_wrong_library(board: Deployer, tmp_path: Path, rkllm_library: Path) -> None:

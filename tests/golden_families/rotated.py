@@ -1,4 +1,5 @@
-"""Checkpoints that --emit-hf wrote, in transformers: of each family that can be rotated, with the golden logits.
+"""Checkpoints that --emit-hf wrote, in transformers: of each family, rotated where it can be and smoothed, with the
+golden logits.
 
     PYTHONPATH=.:convert:runtime python -m tests.golden_families.rotated
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from rkconvert.build import write_checkpoint
 from rkconvert.request import Request
 from rkconvert.rotation.rotate import obstacle
+from rkconvert.sources.base import Source
 from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_families import cases, gguf_files
@@ -41,6 +43,15 @@ def off(folder: Path, golden: cases.Arrays) -> float:
     return float(np.abs(found - golden["logits"]).max() / golden["logits"].std())
 
 
+def ways(source: Source) -> Iterator[tuple[dict[str, str], float]]:
+    """Options, and how far the logits may be off."""
+    if not obstacle(source.config):
+        yield {"rotate": "hadamard"}, TOLERANCE
+        yield {"rotate": "hadamard", "emit_dtype": "bf16"}, BF16_TOLERANCE
+        yield {"rotate": "learned", "smooth": "0.5"}, TOLERANCE
+    yield {"smooth": "0.5"}, TOLERANCE
+
+
 def main() -> None:
     wrong = []
     for name in cases.CASES:
@@ -48,15 +59,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             for original in originals(name, Path(place)):
                 source = open_source(original)
-                if obstacle(source.config):
-                    continue
-                for dtype, most in (("fp32", TOLERANCE), ("bf16", BF16_TOLERANCE)):
-                    out = Path(place) / f"{original.name}-{dtype}"
-                    request = Request(rotate="hadamard", emit_hf=out, emit_dtype=dtype)
+                for number, (options, most) in enumerate(ways(source)):
+                    out = Path(place) / f"{original.name}-{number}"
+                    request = Request(emit_hf=out, **options)  # type: ignore[arg-type]
                     write_checkpoint(request.plan(source, name, None))
-                    found = off(out, golden)
-                    print(f"{name}: {source.kind}, {dtype}: off by {found:.2g}", file=sys.stderr)
-                    wrong += [f"{name} of {source.kind} in {dtype} is off by {found:.2g}"] if not found <= most else []
+                    found, how = off(out, golden), ", ".join(options.values())
+                    print(f"{name}: {source.kind}, {how}: off by {found:.2g}", file=sys.stderr)
+                    wrong += [f"{name} of {source.kind}, {how}, is off by {found:.2g}"] if not found <= most else []
     if wrong:
         print("\n".join(wrong), file=sys.stderr)
         sys.exit(1)

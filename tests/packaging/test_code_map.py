@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_what_to_look_for_is_there(what: str, path: str, word: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_exists(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def test_make_help_has_every_target() -> None:
+    described = re.findall(r"^(\S+):.*?  ## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    told = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    assert sorted(re.findall(r"^make (\S+)", told, re.MULTILINE)) == sorted(described)
 
 
 def test_links_lead_to_pages() -> None:

@@ -24,6 +24,7 @@ from rk3588.errors import UsageError
 from rk3588.hostlib import SimModel
 
 from .opened import Opened, Step, Tell
+from .statistics import mean_interval
 from .store import Store
 
 DELIMITER = " "
@@ -185,8 +186,9 @@ def _summary(name: str, found: npt.NDArray[np.int64], reference: npt.NDArray[np.
     for key, chosen, theirs in (("acc", best, reference[:, 0]), ("acc_norm", by_length, reference[:, 1])):
         right = (chosen == gold).astype(np.float64)
         row[key] = float(right.mean())
-        if len(right) > 1:
+        if bounds := mean_interval([right[i : i + 1] for i in range(len(right))]):
             row[f"{key}_stderr"] = float(right.std(ddof=1) / math.sqrt(len(right)))
+            row[f"{key}_interval"] = [max(bounds[0], 0.0), min(bounds[1], 1.0)]
         row[f"reference_{key}"] = float((theirs == gold).mean())
     row["same_answer"] = float((best == reference[:, 0]).mean())
     return row

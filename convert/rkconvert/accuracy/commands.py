@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 
 from rk3588 import bundle
 from rk3588.bundle import Bundle
-from rk3588.errors import printable
+from rk3588.errors import TargetError, printable
 from rkconvert import progress as progressing
 from rkconvert.signals import deferred_interrupts
 
@@ -57,7 +58,7 @@ def accuracy(
 
     The fp32 bundle is to lie beside them, or to be among them. What was stopped goes on when it is called again.
     """
-    from . import candidates, choices, common_reference, load, measure, record
+    from . import candidates, choices, common_reference, load, measure
     from . import figures as drawing
     from .tables import tables
 
@@ -67,6 +68,7 @@ def accuracy(
     questions = [choices.load(path, _tell) for path in asked]
     found = [bundle.read(path) for path in dict.fromkeys(paths)]
     wanted = MODES if "all" in modes else modes
+    writable = [one for one in found if _may_note(one)]
     with deferred_interrupts() as check, progressing.shown() as progress:
         reference = common_reference(found, _tell) if against is None else bundle.read(against)
 
@@ -84,12 +86,35 @@ def accuracy(
             _tell("stopped: the same call goes on from the last window that was read")
             raise
         rows = list(zip(candidates(found, wanted), results))
-        for one in found:
-            record(one, _to_record([result for row, result in rows if row.bundle is one]))
+        of = [(one, _to_record([result for row, result in rows if row.bundle is one])) for one in found]
+        noted = [_note(one, result) for one, result in of if one in writable]
     shown = [(row.bundle, result) for row, result in rows]
     click.echo(json.dumps([_object(*each) for each in shown], indent=2) if as_json else printable(tables(shown)))
     for path in drawing.draw(figures, shown) if figures else []:
         click.echo(printable(f"drew {path}"), err=True)
+    if not all(noted):
+        raise SystemExit(1)
+
+
+def _may_note(found: Bundle) -> bool:
+    """Whether the bundle can be replaced by one that says what was measured: told before an hour of measuring."""
+    folder = found.path.absolute()
+    if os.access(folder, os.W_OK) and os.access(folder.parent, os.W_OK):
+        return True
+    _tell(f"{found.path} cannot be written to: what is measured is printed, and not noted in it")
+    return False
+
+
+def _note(found: Bundle, result: Accuracy) -> bool:
+    """Whether it could be; if not, the table is still to be printed."""
+    from . import record
+
+    try:
+        record(found, result)
+    except (TargetError, OSError) as error:
+        _tell(f"what was measured of {found.path} could not be noted in it: {error}")
+        return False
+    return True
 
 
 def _tell(sentence: str) -> None:

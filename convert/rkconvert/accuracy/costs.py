@@ -17,8 +17,10 @@ _PROBE = 64  # tokens that are timed
 _WRITTEN = 3
 
 
-def tell_costs(opened: Opened, reference: Bundle, parts: Sequence[list[int]], details: bool, tell: Tell) -> None:
-    """Minutes, from a few tokens, and memory."""
+def tell_costs(
+    opened: Opened, reference: Bundle, parts: Sequence[list[int]], wanted: int, details: bool, tell: Tell
+) -> None:
+    """Minutes, from a few tokens, and memory; and where there are far fewer than the ``wanted`` tokens."""
     ids, tokens, seconds = parts[0][:_PROBE], sum(map(len, parts)), 0.0
     logits = opened.reference.logits(ids[:1])
     for model in opened.evaluated:
@@ -34,14 +36,18 @@ def tell_costs(opened: Opened, reference: Bundle, parts: Sequence[list[int]], de
         started = time.monotonic()
         opened.reference.greedy(ids[:1], _WRITTEN)
         seconds += (time.monotonic() - started) / _WRITTEN * greedy.MOST * greedy.PROMPTS * 2
-    files = {references.sim_model(one) for one in [reference, *(row.bundle for row in opened.candidates)]}
+    others = [row.bundle for row, model in zip(opened.candidates, opened.models) if model is not opened.reference]
     window = max(map(len, parts)) * opened.reference.info.n_vocab
-    needed = sum(file.stat().st_size for file in files) + 2 * 4 * window
+    needed = sum(references.sim_model(one).stat().st_size for one in [reference, *others]) + 2 * 4 * window
     free = memory.machine().most
     tell(
         f"{tokens:,} tokens in {len(parts)} window{'s'[: len(parts) > 1]}, read by {len(opened.evaluated)} models: "
         f"about {_duration(seconds)} and {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB are free"
     )
+    if tokens <= wanted - max(map(len, parts)):
+        tell(f"there are no more than these of the {wanted:,} tokens that --tokens allows: the text is shorter")
+    if len(parts) == 1:
+        tell("one window has no intervals: give more --tokens, a longer text or a smaller --window for them")
     if needed > free:
         tell("that is more than there is, so weights will be read from the disk again and again: give fewer bundles")
 

@@ -112,12 +112,14 @@ def _errors(results: Sequence[Accuracy]) -> Any:
 
 
 def _layers(axes: Axes, rows: Sequence[Row], names: list[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for index, (name, (_, result)) in enumerate(zip(names, rows)):
         if result.layers:
             values = result.layers["snr_db"]
             axes.plot(range(len(values)), values, marker="osD^v"[index % 5], markersize=4, linewidth=1, label=name)
     axes.grid(color="0.9")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer")
     axes.set_ylabel("signal-to-noise of what the layer adds, dB")
     axes.set_title(f"{rows[0][0].name}: each layer by itself, on the reference's input (higher is better)")

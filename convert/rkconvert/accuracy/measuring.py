@@ -69,7 +69,7 @@ def measure(
         opened = Opened(truth, rows, models, max(map(len, parts)) // 2 if score == "half" else 0)
         store = Store(_facts(reference, rows, parts, opened.first, asked)) if resume else None
         if tell:
-            costs.tell_costs(opened, reference, parts, details, tell)
+            costs.tell_costs(opened, reference, parts, tokens, details, tell)
         found = _read_windows(opened, parts, store, step, tell)
         more = extras.found(opened, parts, asked, details, store, step, tell or (lambda _: None))
         read = sum(map(len, parts))
@@ -89,11 +89,9 @@ def compare(
     parts: Sequence[list[int]],
     text: str,
     step: Callable[[int, int], None] = lambda *_: None,
-    *,
-    half: bool = False,
 ) -> Accuracy:
-    """Two opened models on the same windows. ``half``: only the second half of each window is scored."""
-    opened = Opened(reference, [], [model], max(map(len, parts)) // 2 if half else 0)
+    """Two opened models on the same windows."""
+    opened = Opened(reference, [], [model], 0)
     (found,) = _read_windows(opened, parts, None, lambda _, done, total: step(done, total), None)
     return summary(found, sum(map(len, parts)), text)
 

@@ -57,6 +57,11 @@ class Accuracy:
         return {**own, "divergence": self.kl, "agreement": self.top1}
 
 
+def _exp(x: float) -> float:
+    """Of a model so broken that its perplexity is beyond what a float holds, the largest that is told."""
+    return math.exp(min(x, 700.0))
+
+
 def summary(parts: Sequence[Tokens], tokens: int, text: str, **known: Any) -> Accuracy:
     """Of all windows."""
     loss, reference_loss, kl, same = (list(values) for values in zip(*parts))
@@ -66,18 +71,18 @@ def summary(parts: Sequence[Tokens], tokens: int, text: str, **known: Any) -> Ac
     top1 = mean_interval(same)
     quantiles: dict[str, Any] = {name: quantile(kl, share) for name, share in _PERCENTILES.items()}
     return Accuracy(
-        perplexity=math.exp(mean(loss)),
-        reference_perplexity=math.exp(mean(reference_loss)),
-        perplexity_ratio=math.exp(mean(ratio)),
+        perplexity=_exp(mean(loss)),
+        reference_perplexity=_exp(mean(reference_loss)),
+        perplexity_ratio=_exp(mean(ratio)),
         kl=mean(kl),
         kl_max=max(float(values.max()) for values in kl),
         top1=mean(same),
         p_change_mean=mean(change),
         p_change_rms=math.sqrt(mean(squares)),
         intervals={
-            "perplexity": through(math.exp, mean_interval(loss)),
-            "reference_perplexity": through(math.exp, mean_interval(reference_loss)),
-            "perplexity_ratio": through(math.exp, mean_interval(ratio)),
+            "perplexity": through(_exp, mean_interval(loss)),
+            "reference_perplexity": through(_exp, mean_interval(reference_loss)),
+            "perplexity_ratio": through(_exp, mean_interval(ratio)),
             "kl": through(lambda x: max(x, 0.0), mean_interval(kl)),
             **{name: quantile_interval(kl, share) for name, share in _PERCENTILES.items()},
             "top1": through(lambda x: min(max(x, 0.0), 1.0), top1),

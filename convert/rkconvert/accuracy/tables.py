@@ -9,14 +9,15 @@ from rk3588.bundle import Bundle
 from .names import short_names
 from .result import Accuracy
 
-_HEAD = ("", "perplexity", "KL", "median", "99 %", "largest", "top-1", "Δp RMS")
+_HEAD = ("perplexity", "KL", "median", "99 %", "largest", "top-1", "Δp RMS")
 Row = tuple[Bundle, Accuracy]
 
 
 def tables(rows: Sequence[Row]) -> str:
     one = rows[0][1]
     names = short_names(rows)
-    text = [_laid_out([_HEAD, *((name, *_figures(result)) for name, (_, result) in zip(names, rows))])]
+    lines = [(name, *_figures(result)) for name, (_, result) in zip(names, rows)]
+    text = [_laid_out([(rows[0][0].name, *_HEAD), *lines])]
     reference = _with_error(one, "reference_perplexity", 3)
     text.append(
         f"{one.scored:,} tokens of {one.text}, against {one.reference}, whose perplexity is {reference}.\n"

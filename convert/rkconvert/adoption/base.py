@@ -23,7 +23,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 def find(found: Rkllm, said: str | None) -> Checkpoint:
     """The model called ``said`` (--base), a folder, a GGUF file or a name on the hub; without it, the repository or
     the folder that ``found`` lies in, where that has all of it."""
-    base = _named(said) if said else _beside(found)
+    base = _named(said) if said is not None else _beside(found)
     if base.kind == "huggingface" and not any(file.name in _TOKENIZERS for file in base.copies):
         raise WrongModel(
             f"{base.origin or base.path} has no {' and no '.join(_TOKENIZERS)}: give another --base, the model that "
@@ -44,7 +44,8 @@ def _named(said: str) -> Checkpoint:
             raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror}") from error
     wanted = hub.parse(said)
     if wanted is None:
-        raise UsageError(f"--base {said[:300]} does not exist: give a model's folder, or USER/REPO on the hub")
+        named = said[:300] or repr(said)
+        raise UsageError(f"--base {named} does not exist: give a model's folder, or USER/REPO on the hub")
     return hub.configuration(wanted)
 
 

@@ -8,25 +8,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
 
 from rk3588 import files, rkllm_file
 from rk3588.errors import CheckpointError, UsageError, WrongModel
 from rk3588.mistaken import listed
 from rk3588.rkllm_file import SUFFIX, Ends
 from rkconvert.sources.base import Origin
+from rkconvert.sources.hub import HUB, hub_name
 from rkconvert.sources.hub_client import Repository
 
 from . import claims
 from .claims import Claim, Claims
 
-HUB = "hf:"
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([^@]+))?(?:@([^@:\s]+))?", re.ASCII)
-_PAGE = re.compile(
-    r"https://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)"
-    r"(?:/(?:blob|resolve|tree)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?",
-    re.ASCII,
-)
 _BLOCK = 1 << 20
 
 Step = Callable[[int], None]
@@ -84,8 +78,9 @@ def find(text: str) -> Rkllm:
     if name := hub_name(text):
         return _on_hub(name)
     path = Path(text)
-    if not files.exists(path):
-        raise UsageError(f"there is no {text[:300]}: give a {SUFFIX} file, or {HUB}USER/REPO:FILE for one on the hub")
+    if not text or not files.exists(path):
+        named = text[:300] or repr(text)
+        raise UsageError(f"there is no {named}: give a {SUFFIX} file, or {HUB}USER/REPO:FILE for one on the hub")
     if path.is_dir():
         inside = sorted(f.name for f in path.iterdir() if f.name.lower().endswith(SUFFIX))
         advice = f"give one of its files: {listed(inside)}" if inside else f"it holds no {SUFFIX}: give one"
@@ -95,15 +90,6 @@ def find(text: str) -> Rkllm:
         return _checked(Rkllm(path.name, rkllm_file.ends(path), path=path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is a link that leads nowhere: download the file again") from None
-
-
-def hub_name(text: str) -> str | None:
-    """``hf:USER/REPO[:FILE][@REVISION]`` as it is, or of a page's address as copied from a browser; None of a path."""
-    page = _PAGE.fullmatch(text)
-    if page is None:
-        return text if text.startswith(HUB) else None
-    name, revision, file = (part and unquote(part) for part in page.groups())
-    return HUB + name + (f":{file}" if file else "") + (f"@{revision}" if revision else "")
 
 
 def _on_hub(text: str) -> Rkllm:

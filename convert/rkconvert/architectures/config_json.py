@@ -58,6 +58,8 @@ def family_of(settings: Mapping[str, Any], where: str) -> Family:
     name = class_of(settings, where)
     kind = settings.get("model_type")
     family = families.of_class(name) if name is not None else families.of_model_type(kind)
+    if name is None and kind is None:
+        raise CheckpointError(f"{where} names no architecture: it is not the config.json of a model")
     if family is None:
         raise other_family(where, name or kind)
     if kind is not None and kind not in family.model_types:

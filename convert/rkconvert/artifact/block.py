@@ -39,7 +39,7 @@ class Block:
 
     def change(self, change: Change) -> None:
         """Make the change, one that makes each row of itself alone."""
-        self._replace(change.of_rows(self.as_float32()))
+        self._replace(change.of_rows(self.as_float32(), self.row))
 
     def _replace(self, values: npt.NDArray[np.float32]) -> None:
         self.values, self.kind, self._float32 = values, "F32", None

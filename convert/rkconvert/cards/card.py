@@ -259,7 +259,9 @@ def _unusual_options(variant: Variant) -> str:
     rate = variant.manifest.get("hybrid", {}).get("rate")
     unusual = (f", optimization level {level}" if level != 1 else "") + (f", hybrid rate {rate:g}" if rate else "")
     rotation = variant.manifest.get("rotation")
-    return unusual + (f", rotated ({rotation['kind']})" if rotation else "")
+    smoothing = variant.manifest.get("smoothing")
+    unusual += f", rotated ({rotation['kind']})" if rotation else ""
+    return unusual + (f", smoothed (alpha {smoothing['alpha']:g})" if smoothing else "")
 
 
 def _speed(found: list[Estimate]) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from rk3588.yamltable import fault
+
 _MOST, _DEEPEST = 1 << 20, 40  # characters, and mappings or lists within each other
 
 
@@ -24,7 +26,7 @@ def parsed(text: str) -> tuple[dict[str, Any], str]:
     head, mark, rest = f"{text[4:]}\n".partition("\n---\n")
     if not mark:
         return {}, text
-    facts = _plain_yaml(head)
+    facts = _plain_yaml(f"\n{head}")  # lines are those of the card
     if facts is None:
         return {}, rest
     if not isinstance(facts, dict) or not all(isinstance(key, str) for key in facts):
@@ -46,5 +48,7 @@ def _plain_yaml(text: str) -> Any:
             if depth > _DEEPEST:
                 raise ValueError("it is nested too deeply")
         return yaml.load(text, Loader=loader)  # a safe loader: it makes no objects
-    except (yaml.YAMLError, RecursionError, OverflowError, AttributeError, TypeError) as error:
+    except yaml.YAMLError as error:
+        raise ValueError(fault(error, text)) from error
+    except (RecursionError, OverflowError, AttributeError, TypeError) as error:
         raise ValueError(str(error)) from error

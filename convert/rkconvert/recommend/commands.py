@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from rk3588.predict import Workload
 from rk3588.shape import Shape
 from rkconvert import accuracy
 from rkconvert.accuracy import Accuracy, Text
-from rkconvert.commands import default_name
+from rkconvert.commands import default_name, on_hub
 from rkconvert.progress import shown
 from rkconvert.request import Request
 from rkconvert.signals import deferred_interrupts
@@ -42,7 +41,7 @@ _PROMPT = 128  # tokens, whose first answer is predicted
 @click.option("--board", "name", required=True, metavar="NAME", help="Board type or host: see `rk3588 board list`.")
 @click.option("--ram", type=click.IntRange(1), metavar="GB", help="RAM of your board.  [the host's]")
 @click.option("--min-tok-s", type=float, metavar="N", help="Decode at least so fast.")
-@click.option("--max-kl", type=float, default=0.05, show_default=True, metavar="KL", help="Differ at most so from it.")
+@click.option("--max-kl", type=float, default=0.05, show_default=True, metavar="KL", help="KL from fp32 that may be.")
 @click.option("--tokens", type=click.IntRange(min=2), default=1000, show_default=True, help="How many are read.")
 @click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="What is read.  [default: built in]")
 @click.option("--bandwidth", type=float, metavar="GB/S", help="What decoding gets of the board's memory.")
@@ -140,18 +139,8 @@ def _ram(board: BoardType, asked: int | None) -> int:
 
 def _opened(model: str, request: Request) -> tuple[HubModel | None, Source]:
     """The model; one on the hub as far as its headers tell."""
-    if os.path.lexists(model):
-        source = request.open(Path(model))
-        remote = None
-    else:
-        wanted = hub.parse(model)
-        if wanted is None:
-            raise UsageError(
-                f"{model} does not exist: give a Hugging Face folder or a GGUF file on this machine, or USER/REPO on "
-                "the Hugging Face hub"
-            )
-        remote = hub.find(wanted)
-        source = hub.peek(remote, request.opener)
+    remote = on_hub(model)
+    source = hub.peek(remote, request.opener) if remote else request.open(Path(model))
     assert isinstance(source, Source)
     return remote, source
 

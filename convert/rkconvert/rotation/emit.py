@@ -1,4 +1,4 @@
-"""A source as a Hugging Face folder of the plain family, with its weights as they are turned: for transformers, for
+"""A source as a Hugging Face folder of the plain family, with its weights as they are changed: for transformers, for
 Rockchip's toolkit, for whatever reads such folders."""
 
 from __future__ import annotations
@@ -49,7 +49,15 @@ def settings(source: Source) -> dict[str, Any]:
     """What config.json says of the model before it is turned; CheckpointError where a GGUF file cannot tell."""
     if source.kind == "gguf":
         return to_config_json.settings(source.config, source.family, source.vocabulary, str(source.path))
-    return dict(read_json(source.path / "config.json", "it is gone"))
+    return dict(read_json(source.path / "config.json", "put it back"))
+
+
+def missing_code(source: Source, before: dict[str, Any]) -> list[str]:
+    """The authors' files of code that config.json names and that do not lie beside it, as in a folder from the hub."""
+    named = before.get("auto_map")
+    values = [v for v in named.values() if isinstance(v, str)] if isinstance(named, dict) else []
+    modules = {value.rpartition("--")[2].partition(".")[0] for value in values}
+    return sorted(f"{module}.py" for module in modules if not files.exists(source.path / f"{module}.py"))
 
 
 def write(
@@ -66,7 +74,7 @@ def write(
     of the difference over that of the weights.
     """
     error = _write_weights(source, merged, folder, dtype, step)
-    now = {**before, "tie_word_embeddings": False, KEY: dict(source.rotation)}
+    now = {**before, **({"tie_word_embeddings": False, KEY: dict(source.rotation)} if source.rotation else {})}
     keys = [key for key in ("torch_dtype", "dtype") if key in now] or ["torch_dtype"]
     now |= dict.fromkeys(keys, TORCH_NAMES[dtype])
     _write_text(folder / "config.json", json.dumps(now, indent=2, ensure_ascii=False) + "\n")

@@ -23,9 +23,10 @@ _MOST_DENSE = 4096  # of the rest: it is kept as a matrix
 def random_hadamard(size: int, seed: tuple[int, ...]) -> Orthogonal:
     """Of ``size``, the same for the same ``seed``. From the generator's raw bits, which NumPy keeps stable.
 
-    UsageError for a size that has no quick parts and is too large to be turned as it is.
+    UsageError for a size that has an obstacle.
     """
-    check_size(size)
+    if reason := obstacle(size):
+        raise UsageError(f"--rotate: {reason}")
     random = np.random.PCG64(seed)
     doublings, rest = _parts(size)
     factors = []
@@ -40,11 +41,10 @@ def random_hadamard(size: int, seed: tuple[int, ...]) -> Orthogonal:
     return Orthogonal(tuple(factors), signs)
 
 
-def check_size(size: int) -> None:
-    """UsageError where there is no matrix of ``size`` that fits into memory: of no model that is known."""
+def obstacle(size: int) -> str | None:
+    """Why there is no matrix of ``size``: it would not fit into memory, for a size that no known model has."""
     rest = _parts(size)[1]
-    if rest > _MOST_DENSE:
-        raise UsageError(f"--rotate: a matrix of {size} would need one of {rest} in it, and {_MOST_DENSE} is the most")
+    return f"a matrix of {size} would need one of {rest} in it, more than {_MOST_DENSE}" if rest > _MOST_DENSE else None
 
 
 def _parts(size: int) -> tuple[int, int]:

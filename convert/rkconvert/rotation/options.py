@@ -1,4 +1,4 @@
-"""What ``--rotate`` and ``--emit-hf`` ask for, and what is told of it."""
+"""What ``--rotate``, ``--smooth`` and ``--emit-hf`` ask for, and what is told of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 from rk3588.errors import CheckpointError
 
-HADAMARD = "hadamard"
-KINDS = (HADAMARD,)
+HADAMARD, LEARNED = "hadamard", "learned"
+KINDS = (HADAMARD, LEARNED)
+ALPHA, ROTATED_ALPHA = 0.5, 0.35  # of --smooth; the second, of up and down alone, lost least of those that were tried
+USUAL = "usual"  # --smooth without a number
 SEED = 0
 KEY = "rkconvert_rotation"  # of a config.json that --emit-hf wrote
 # By --emit-dtype: what a safetensors file and what torch calls it.
@@ -36,6 +38,24 @@ class Rotate:
     def facts(self, digest: str = "0" * DIGITS) -> dict[str, Any]:
         """For the plan and the manifest; ``digest`` is that of the matrices, where they are made already."""
         return {"kind": self.kind, "seed": self.seed, "matrices": ["R1", "R2"], "basis": f"{self.kind}-{digest}"}
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """How much of an outlier goes from activations into weights: 0 nothing, 1 all of it."""
+
+    alpha: float = ALPHA
+    rotated: bool = False  # beside a rotation
+
+    @property
+    def suffix(self) -> str:
+        """What a bundle's name says of it."""
+        usual = ROTATED_ALPHA if self.rotated else ALPHA
+        return "-smooth" + ("" if self.alpha == usual else f"{self.alpha:g}")
+
+    def facts(self) -> dict[str, Any]:
+        """For the plan and the manifest."""
+        return {"alpha": self.alpha}
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from rkconvert.artifact.block import Block
 from rkconvert.artifact.reading import blocks
 from rkconvert.sources.base import Source
 
+from . import hadamard
 from .change import Change
-from .hadamard import check_size
 from .options import DIGITS, Rotate
 from .orthogonal import Matrix, Orthogonal
 
@@ -57,17 +57,16 @@ def obstacle(config: ModelConfig) -> str | None:
         return "its LayerNorm subtracts a mean, which no rotation leaves alone"
     if config.post_norms:
         return "it has norms between its layers and the residual stream, whose gains no rotation leaves alone"
-    return None
+    if config.rotation:
+        return f"it is rotated already ({config.rotation})"
+    return next(filter(None, map(hadamard.obstacle, (config.hidden, config.head_dim))), None)
 
 
 def refuse(source: Source) -> None:
     """UsageError for a model that cannot be rotated."""
-    if source.rotation:
-        raise UsageError(f"--rotate: {source.path} is rotated already ({source.rotation['basis']}): convert it without")
     if reason := obstacle(source.config):
-        raise UsageError(f"--rotate cannot be used with {source.family.title}: {reason}; convert it without")
-    for size in (source.config.hidden, source.config.head_dim):
-        check_size(size)
+        told = f"--rotate: {source.path} ({source.family.title}) cannot be rotated"
+        raise UsageError(f"{told}: {reason}; convert it without")
 
 
 def outlined(source: Source, facts: Mapping[str, Any]) -> Source:
@@ -131,7 +130,7 @@ def _gains(source: Source, norm: str) -> Matrix:
 
 
 def rotated_lora(lora: Lora, changes: Mapping[str, Change]) -> Lora:
-    """An adapter for the rotated model: what it adds is changed as the weights are."""
+    """An adapter for the changed model: what it adds is changed as the weights are."""
     return replace(lora, pairs={name: _rotated_pair(pair, changes.get(name)) for name, pair in lora.pairs.items()})
 
 
@@ -139,8 +138,8 @@ def _rotated_pair(pair: Pair, change: Change | None) -> Pair:
     if change is None:
         return pair
     a, b = pair.a.astype(np.float64), pair.b.astype(np.float64)
-    replace(change, rows=None).of_whole(a)
-    Change(rows=change.rows).of_whole(b)
+    replace(change, rows=None, row_scale=None).of_whole(a)
+    Change(rows=change.rows, row_scale=change.row_scale).of_whole(b)
     return replace(pair, a=a.astype(np.float32), b=b.astype(np.float32))
 
 

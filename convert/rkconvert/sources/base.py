@@ -210,6 +210,7 @@ class Source(Checkpoint):
     config: ModelConfig
     vocabulary: Vocabulary
     changes: Mapping[str, Change] = field(default_factory=dict)
+    smoothed: bool = False  # whether ``changes`` smooth it
 
 
 def our_tensors(

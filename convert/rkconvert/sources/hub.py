@@ -1,4 +1,5 @@
-"""Models on the Hugging Face hub: ``user/repo[@revision]``, or ``user/repo:file.gguf[@revision]``.
+"""Models on the Hugging Face hub: ``user/repo[@revision]``, or ``user/repo:file.gguf[@revision]``, with or without
+``hf:`` before it, or the address of a page there.
 
 What a model is, is known before its weights are here: their headers are asked for first, a few megabytes. So a plan,
 a taken target or an architecture nobody supports costs no download.
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from rk3588 import files
 from rk3588.errors import CheckpointError, RkError, UsageError
@@ -24,7 +26,13 @@ from .hub_client import Repository
 from .huggingface import CONFIGURATION, COPIED, INDEX, MOST_HEADER, SINGLE, read_configuration
 from .opening import open_checkpoint, open_source, whole_models
 
+HUB = "hf:"  # before a name that cannot be mistaken for a path
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?::([^@:]+))?(?:@([^@:\s]+))?", re.ASCII)
+_PAGE = re.compile(
+    r"https://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?",
+    re.ASCII,
+)
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".rkllm")  # a mistyped path, not a repository
 _MOST_PASSED_ON = 64  # a card, licences and notices; models have fewer than ten
 _GGUF_HEAD = 32 << 20  # its header holds the tokenizer: 8 MB with 128,000 tokens, 16 MB with 256,000
@@ -63,10 +71,23 @@ class HubModel:
         return sum(self.repository.sizes[f] for f in self.weights if self.repository.cached(f) is None)
 
 
+def hub_name(text: str) -> str | None:
+    """``hf:USER/REPO[:FILE][@REVISION]`` as it is, or of a page's address as copied from a browser; None of a path."""
+    page = _PAGE.fullmatch(text)
+    if page is None:
+        return text if text.startswith(HUB) else None
+    name, revision, file = (part and unquote(part) for part in page.groups())
+    return HUB + name + (f":{file}" if file else "") + (f"@{revision}" if revision else "")
+
+
 def parse(text: str) -> HubName | None:
-    """``text`` as the name of a model on the hub; None when it can only be a path."""
-    match = _NAME.fullmatch(text)
-    if not match or text.startswith((".", "-")) or "/." in text or match[1].lower().endswith(_FILES):
+    """``text`` as the name of a model on the hub, or the address of its page; None when it can only be a path."""
+    surely = hub_name(text)
+    name = (surely or text).removeprefix(HUB)
+    match = _NAME.fullmatch(name)
+    if not match or name.startswith((".", "-")) or "/." in name or (not surely and match[1].lower().endswith(_FILES)):
+        if surely:
+            raise UsageError(f"{text[:300]} names no model on the hub: give USER/REPO or USER/REPO:FILE.gguf")
         return None
     if match[2] and not match[2].lower().endswith(".gguf"):
         raise UsageError(f"{text}: only a GGUF file can be named behind ':'; for anything else give the repository")

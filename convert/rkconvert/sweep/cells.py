@@ -47,7 +47,7 @@ class Cell:
     def folder(self) -> Path:
         request = self.request
         rate, community = request.hybrid_rate, request.community_names
-        return self.out / variant_name(self.name, self.dtype, self.level, rate, community, request.rotation)
+        return self.out / variant_name(self.name, self.dtype, self.level, rate, community, request.suffix)
 
     def arguments(self) -> list[str]:
         """Of ``rkconvert build``, with whole paths."""

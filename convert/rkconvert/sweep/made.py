@@ -55,16 +55,20 @@ class MadeCells:
             if file := getattr(board, name, None):
                 yield name, _mapping(toolkit, name).get("sha256"), self._digest(file)
         on_hub = _on_hub(cell.model)
-        dataset = board.dataset if board else None
-        if isinstance(dataset, Generate):  # what it writes is not known before
-            found = {key: value for key, value in _mapping(toolkit, "dataset").items() if key != "sha256"}
-            yield "dataset", found, dataset.facts()
-        elif board and (dataset or not on_hub):  # the built-in one is rendered in the model's template
-            wanted = calibration.load(dataset, self.models.source(cell).vocabulary).facts()
-            yield "dataset", _mapping(toolkit, "dataset"), wanted
+        if board and (board.dataset or not on_hub):  # the built-in one is rendered in the model's template
+            yield "dataset", *self._datasets(cell, _mapping(toolkit, "dataset"))
+        if cell.request.calibrates and (cell.request.dataset or not on_hub):
+            yield "dataset", *self._datasets(cell, _mapping(manifest, "calibration"))
         if not on_hub:
             source = self.models.source(cell)
             yield "model", *self._compared(_mapping(manifest, "source"), (*source.files, *source.extras))
+
+    def _datasets(self, cell: Cell, found: Mapping[str, Any]) -> tuple[Any, Any]:
+        """What was calibrated with and what is to be; of data that the model writes the text is not known before."""
+        wanted = cell.request.dataset
+        if isinstance(wanted, Generate):
+            return {key: value for key, value in found.items() if key != "sha256"}, wanted.facts()
+        return found, calibration.load(wanted, self.models.source(cell).vocabulary).facts()
 
     def _compared(self, entry: Mapping[str, Any], wanted: Sequence[Path]) -> tuple[Any, Any]:
         """The files of an entry of the manifest and those that are there, with hashes where the sizes are the same."""
@@ -97,6 +101,9 @@ def _of_request(manifest: Mapping[str, Any], cell: Cell) -> Compared:
     if request.rotation:  # of one that was rotated before, the model's own files say so
         how = {key: value for key, value in request.rotation.facts().items() if key != "basis"}
         yield "rotation", {key: _mapping(manifest, "rotation").get(key) for key in how}, how
+    if request.calibrates:
+        texts = request.dataset.name if request.dataset else calibration.BUILT_IN
+        yield "dataset", _mapping(manifest, "calibration").get("name"), texts
     for option in _OPTIONS:
         yield option, toolkit.get(option), getattr(board, option) if board else None
     for option in _FILES:

@@ -15,6 +15,7 @@ import yaml
 from rk3588 import files
 from rk3588.errors import UsageError
 from rk3588.nearest import nearest
+from rk3588.yamltable import fault
 from rkconvert.calibration import Generate, dataset_named
 from rkconvert.commands import default_name
 from rkconvert.request import NAME, TARGETS, Request
@@ -52,11 +53,14 @@ class _Reader:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            found = yaml.safe_load(files.read_text(file, _MOST, None, UsageError))
+            text = files.read_text(file, _MOST, None, UsageError)
+            found = yaml.safe_load(text)
         except FileNotFoundError as error:
             raise UsageError(f"{file}: {error.strerror}") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        except yaml.YAMLError as error:
+            raise UsageError(f"{file}, {fault(error, text)}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise UsageError(f"{file} holds no mapping: it needs 'models' and whatever they are to be made into")
         self.values: Mapping[str, Any] = found
@@ -125,7 +129,8 @@ class _Reader:
                 form = "a path, a name on the hub, or {model: …, name: …}"
                 raise UsageError(f"{self.file}: {entry!r} is no model: give {form}")
             path = self._path("models", mapping["model"])
-            model = str(path) if path.exists() else mapping["model"]
+            on_hub = not path.exists() and hub.parse(mapping["model"])
+            model = mapping["model"] if on_hub else str(path)
             name = mapping.get("name") or _name(model)
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise UsageError(f"{self.file}: {name!r} cannot be a model's name: letters, digits, '.', '_' and '-'")

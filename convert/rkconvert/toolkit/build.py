@@ -42,8 +42,8 @@ def write_model(
         dataset = scratch / "dataset.json"
         dataset.write_text(job.dataset.text(), encoding="utf-8")
         model = plan.source.path
-        if plan.rotate:
-            model = _rotated(plan, scratch / "rotated", check)
+        if plan.rotate or plan.smooth:
+            model = _changed(plan, scratch / "changed", check)
         elif plan.merged_loras:
             model = merge.write_checkpoint(plan.sim_source, plan.merged_loras, scratch / "merged", check)
         exports, calls = {}, []
@@ -61,8 +61,8 @@ def write_model(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _rotated(plan: Plan, folder: Path, check: Callable[[], None]) -> Path:
-    """The rotated model as the toolkit can read it."""
+def _changed(plan: Plan, folder: Path, check: Callable[[], None]) -> Path:
+    """The rotated or smoothed model as the toolkit can read it."""
     folder.mkdir()
     source = plan.sim_source
     emit.write(source, plan.merged_loras, emit.settings(source), folder, "fp32", lambda _: check())

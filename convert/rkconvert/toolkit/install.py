@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -142,6 +143,9 @@ def choose(path: Path, wanted: str | None, allow_unknown: bool) -> Package:
         match = _WHEEL.fullmatch(path.name)
         if match is None:
             raise UsageError(f"{path} is not a wheel of rkllm-toolkit: {GET}")
+        if not zipfile.is_zipfile(path):
+            size = path.stat().st_size
+            raise ToolkitError(f"{path} ({size} bytes) is called as a wheel and is none, or half of one: get it again")
         needs, release = f"3.{match['minor']}", releases.of(match["version"])
         md5, git = _digests(path)
         known = releases.MD5.get(md5) == needs or releases.WHEELS.get(release.name, {}).get(needs) == git

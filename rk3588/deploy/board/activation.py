@@ -26,6 +26,7 @@ from .service import (
     start,
     stop,
     systemctl,
+    telling,
     units_of,
     wait_until_proven,
     why_not_stopped,
@@ -94,7 +95,7 @@ def try_beside(prefix: str, name: str, manifest: dict[str, Any]) -> tuple[str, l
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-    words = [line[:300] for line in text_of(prefix + "/trial.log").splitlines() if line.strip()][-3:]
+    words = telling(text_of(prefix + "/trial.log").splitlines())
     os.unlink(prefix + "/trial.log")
     return wrong, words if wrong else []
 
@@ -180,7 +181,7 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
     log_path = prefix + "/activation.log"
     log = os.open(log_path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(log)
         os.ftruncate(log, 0)
         os.pwrite(log, b" " * LOG_ROOM, 0)  # so that a disk that fills up meanwhile does not silence it
     except BlockingIOError:
@@ -212,6 +213,16 @@ def activate(prefix: str, name: str, side_by_side: str = "") -> None:
         sys.stdout.write((whole + end).decode())
         sys.stdout.flush()
         time.sleep(0 if whole else 0.05)
+
+
+def take_lock(log: int) -> None:
+    """The lock of an activation; BlockingIOError where another has it for longer than it takes to ask after it."""
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.05)
+    raise BlockingIOError
 
 
 def activate_and_report(prefix: str, name: str, side_by_side: bool, tell: Callable[..., None]) -> None:

@@ -19,6 +19,7 @@ import subprocess
 
 from .activation import activate, guard, remove
 from .files import (
+    activation_goes_on,
     current_of,
     finish,
     incoming_state,
@@ -53,6 +54,7 @@ def state(prefix: str, rule: str) -> None:
         incoming={name: incoming_state(f"{prefix}/incoming/{name}") for name in subfolders(prefix + "/incoming")},
         current=current,
         unproven=load(prefix + "/unproven.json"),
+        activating=activation_goes_on(prefix),
         units=all(text_of(source) == text_of(place) for source, place in units_of(folder, manifest)),
         rule=text_of(rule) if rule else "",
         user=uid is not None,

@@ -294,20 +294,26 @@ def try_lock(path: str) -> Optional[int]:
     return None
 
 
-def wait_for_running_activation(prefix: str) -> None:
-    """Wait for an activation whose deployer is gone."""
+def activation_goes_on(prefix: str) -> bool:
+    """Whether one goes on, also after its deployer is gone: it holds its log."""
     try:
         log = os.open(prefix + "/activation.log", os.O_RDONLY)
     except OSError:
-        return
+        return False
+    try:
+        fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(log)
+    return False
+
+
+def wait_for_running_activation(prefix: str) -> None:
+    """Wait for an activation whose deployer is gone."""
     told = False
-    while True:
-        try:
-            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if not told:
-                print_answer(waiting=True)
-            told = True
-            time.sleep(0.3)
-    os.close(log)
+    while activation_goes_on(prefix):
+        if not told:
+            print_answer(waiting=True)
+        told = True
+        time.sleep(0.3)

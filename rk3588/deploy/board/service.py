@@ -208,9 +208,14 @@ def last_words(prefix: str, manifest: dict[str, Any]) -> list[str]:
     if manifest.get("service") == "systemd":
         # Of the last start only: what is older, another release said.
         start = "_SYSTEMD_INVOCATION_ID=" + show("InvocationID").get("InvocationID", "")
-        command = ["journalctl", "-q", "-u", SERVICE, "-n", "5", "-o", "cat", "_TRANSPORT=stdout", start]
+        command = ["journalctl", "-q", "-u", SERVICE, "-n", "100", "-o", "cat", "_TRANSPORT=stdout", start]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         lines = done.stdout.splitlines()
     else:
         lines = text_of(prefix + "/rkchatd.log").splitlines()
-    return [line[:300] for line in dict.fromkeys(lines) if line.strip()][-3:]
+    return telling(lines)
+
+
+def telling(lines: list[str]) -> list[str]:
+    """The last of a log that may say why it failed: not that it was asked whether it is ready."""
+    return [line[:300] for line in dict.fromkeys(lines) if line.strip() and '"event": "request"' not in line][-3:]

@@ -142,6 +142,8 @@ def _notes(report: Report) -> list[str]:
 
 
 def _kind(target: str) -> str:
+    if not target:
+        raise UsageError("what to measure is empty: give a bundle, a board or a server's URL")
     if "://" in target:
         return URL
     path = Path(target)
