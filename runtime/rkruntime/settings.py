@@ -157,7 +157,7 @@ class Settings:
         metavar="N",
     )
     temperature: Optional[float] = setting(
-        Number(0),
+        Number(0, 100),
         None,
         f"Temperature; 0: greedy [{_OR} {DEFAULTS.temperature:g}].",
         flags=("--temp",),
@@ -176,7 +176,7 @@ class Settings:
         metavar="P",
     )
     repeat_penalty: Optional[float] = setting(
-        Number(0, min_open=True),
+        Number(0, 100, min_open=True),
         None,
         f"Above 1 holds repetition down, 1 is none [{_OR} {DEFAULTS.repeat_penalty:g}].",
         metavar="X",

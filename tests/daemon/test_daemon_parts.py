@@ -63,7 +63,7 @@ BAD = {
     "bundle: b\nqueue_length: many\n": "line 2: 'queue_length': has to be a whole number from 0 to 10000, not 'many'",
     "bundle: b\nqueue_length: -1\n": "line 2: 'queue_length'",
     "bundle: b\ndeadline_s: .nan\n": "line 2: 'deadline_s'",
-    "bundle: b\ntemperature: inf\n": "line 2: 'temperature': has to be a number of 0 or more, not 'inf'",
+    "bundle: b\ntemperature: inf\n": "line 2: 'temperature': has to be a number from 0 to 100, not 'inf'",
     "bundle: b\nlisten: 8080\n": "'8080' is not an address like 127.0.0.1:8080",
     "bundle: b\nlisten: ::1:80\n": "is not an address",
     "bundle: b\nlisten: localhost:99999\n": "is not an address",

@@ -311,3 +311,17 @@ def test_special_tokens_that_an_answer_is_read_by_are_shown(
         worker._run({"id": 7, "prompt": [5], "max_tokens": 3, "lora": None, "sampling": {}, "marks": marks})
         assert "".join(frame.get("text", "") for frame in frames.sent) == expected
         assert frames.sent[-1] == {"id": 7, "end": "length", "perf": None}
+
+
+def test_only_an_npu_wants_many_open_files(
+    tiny_bundles: Mapping[str, Path], rkllm_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from tests.fakes import fake_rkllm, scripted_bundle
+
+    monkeypatch.setattr("rkruntime.daemon.worker.resource.getrlimit", lambda _: (20000, 20000))
+    told = "may open 20000 files; a large model on an NPU wants 102400"
+    loaded(tiny_bundles["w8a8"], library=rkllm_library)
+    assert told not in capsys.readouterr().err
+    loaded(scripted_bundle(tmp_path / "b", "token 1 61\nempty 2"), library=fake_rkllm(tmp_path))
+    assert told in capsys.readouterr().err

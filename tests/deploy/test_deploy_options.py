@@ -147,7 +147,7 @@ def test_a_file_that_is_another_is_told_before_the_board_is_asked(
 
 SETTINGS = {
     "temprature=0": "unknown key 'temprature' in the daemon's settings: did you mean 'temperature'?",
-    "temperature=hot": "'temperature': has to be a number of 0 or more, not 'hot'",
+    "temperature=hot": "'temperature': has to be a number from 0 to 100, not 'hot'",
     "temperature=": "--set 'temperature=': give it a value, as in temperature=0",
     "top_p=[0.5]": "'top_p' has to have one value",
     "top_k=0": "'top_k': has to be a whole number from 1 to 2147483647, not '0'",

@@ -67,8 +67,10 @@ def test_set_max_tokens_holds_at_once(talk: Talk) -> None:
     ("line", "message"),
     [
         ("/set warmth 3", "there is no setting warmth: there are temperature, top_k, "),
-        ("/set temperature hot", "temperature: has to be a number of 0 or more, not 'hot'"),
-        ("/set temperature nan", "temperature: has to be a number of 0 or more, not 'nan'"),
+        ("/set temperature hot", "temperature: has to be a number from 0 to 100, not 'hot'"),
+        ("/set temperature nan", "temperature: has to be a number from 0 to 100, not 'nan'"),
+        ("/set temp 900", "temperature: has to be a number from 0 to 100, not '900'"),
+        ("/set repeat_penalty 101", "repeat_penalty: has to be a number above 0 and at most 100, not '101'"),
         ("/set top_p 2", "top_p: has to be a number above 0 and at most 1, not '2'"),
         ("/set top_k 1.5", "top_k: has to be a whole number from 1 to 2147483647, not '1.5'"),
         ("/set max_tokens 0", "max_tokens 0 asks for no answers"),

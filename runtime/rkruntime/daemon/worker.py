@@ -22,6 +22,7 @@ from typing import Optional
 
 from rk3588.errors import RkError, UsageError
 from rk3588.rkllm import CONTEXT_RESERVE, OPEN_FILES
+from rk3588.runtime import Choice
 from rkruntime import pooling, thoughts
 from rkruntime.generation import FINISH
 from rkruntime.model import Model
@@ -72,7 +73,7 @@ class Worker:
     def _load(self, frame: Frame) -> None:
         """Load the model and have it answer one token: rkllm_init returns 0 for models that it could not load, too."""
         try:
-            model = Model(Path(frame["bundle"]), Settings.from_frame(frame["settings"]), _warn)
+            model = Model(Path(frame["bundle"]), Settings.from_frame(frame["settings"]), _warn, _check_files_for)
             with closing(model.tokens(model.prompts.plain("Hello"), 1)) as tokens:
                 for _ in tokens:
                     pass
@@ -219,10 +220,15 @@ def _set_process_limits() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
-        _warn(f"this process may open {hard} files; a large model on an NPU wants {OPEN_FILES} (LimitNOFILE)")
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _check_files_for(choice: Choice) -> None:
+    """Say that there may be too few, before the library fails for it without a word; the simulated one needs none."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not choice.simulated and hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        _warn(f"this process may open {hard} files; a large model on an NPU wants {OPEN_FILES} (LimitNOFILE)")
 
 
 def main() -> None:
