@@ -208,8 +208,7 @@ def _check_form(where: Path, manifest: Any) -> None:
     rotation = manifest.get("rotation", {"kind": "", "basis": ""})
     if not isinstance(rotation, dict) or not all(isinstance(rotation.get(key), str) for key in ("kind", "basis")):
         raise BundleError(f"{where}: 'rotation' needs a kind and a basis, which are texts: convert the model again")
-    smoothing = manifest.get("smoothing", {"alpha": 0.0})
-    if not isinstance(smoothing, dict) or not isinstance(smoothing.get("alpha"), float):
+    if "smoothing" in manifest and not (isinstance(s := manifest["smoothing"], dict) and isinstance(s.get("alpha"), float)):
         raise BundleError(f"{where}: 'smoothing' needs an alpha, which is a number: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
