@@ -201,12 +201,11 @@ def _check_form(where: Path, manifest: Any) -> None:
         raise BundleError(f"{where}: 'sampling' holds what is no setting, or no value of one: convert the model again")
     if "adopted" in manifest and not _is_adopted(manifest["adopted"]):
         raise BundleError(f"{where}: 'adopted' needs claims, each with its value and who made it: adopt it again")
-    rotation = manifest.get("rotation", {"kind": "", "basis": ""})
-    if not isinstance(rotation, dict) or not all(isinstance(rotation.get(key), str) for key in ("kind", "basis")):
-        raise BundleError(f"{where}: 'rotation' needs a kind and a basis, which are texts: convert the model again")
-    smoothing = manifest.get("smoothing", {"alpha": 0.0})
-    if not isinstance(smoothing, dict) or not isinstance(smoothing.get("alpha"), float):
-        raise BundleError(f"{where}: 'smoothing' needs an alpha, which is a number: convert the model again")
+    for name, kind, keys in (("rotation", str, ("kind", "basis")), ("smoothing", float, ("alpha",))):
+        entry = manifest.get(name)
+        if name in manifest and not (isinstance(entry, dict) and all(isinstance(entry.get(k), kind) for k in keys)):
+            what = "a kind and a basis, which are texts" if name == "rotation" else "an alpha, which is a number"
+            raise BundleError(f"{where}: {name!r} needs {what}: convert the model again")
     if "lora" in manifest and not _is_lora(manifest["lora"], listed):
         raise BundleError(
             f"{where}: 'lora' needs a mode (adapter or merge) and adapters, each with its name, scale and, where it is "
