@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rk3588.errors import ToolkitError, UsageError
+from rk3588.errors import TargetError, ToolkitError, UsageError
 from rkconvert.toolkit import driver, releases
 from rkconvert.toolkit import install as installs
 from tests import models, toolkit_double
@@ -136,8 +138,35 @@ def test_an_interrupted_installation_changes_nothing(home: Path, number: int) ->
     assert (left == []) is (number == signal.SIGINT)
     assert rkconvert("toolkit", "status", env=toolkit_double.environment(home)).returncode == 1
     if number == signal.SIGKILL:
-        assert rkconvert("toolkit", "remove", env=toolkit_double.environment(home)).returncode == 0
-        assert not folder.exists()
+        waited(lambda: removed(home) and not folder.exists())  # what it had started may still write
+
+
+def test_what_still_writes_delays_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip does for a moment after an installation that was killed."""
+    real, tries = shutil.rmtree, list[Path]()
+
+    def rmtree(path: Path) -> None:
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        real(path)
+
+    left = tmp_path / "python-x"
+    left.mkdir()
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    installs._remove_tree(left)
+    assert not left.exists() and len(tries) == 3
+    monkeypatch.setattr(installs, "_STILL_WRITING_S", 0.0)
+    tries.clear()
+    left.mkdir()
+    with pytest.raises(TargetError, match="cannot remove .*python-x: Directory not empty"):
+        installs._remove_tree(left)
+
+
+def removed(home: Path) -> bool:
+    done = rkconvert("toolkit", "remove", env=toolkit_double.environment(home))
+    assert done.returncode == 0, done.stderr
+    return True
 
 
 def waited(what: object, seconds: float = 60) -> None:

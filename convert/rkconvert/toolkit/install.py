@@ -7,6 +7,7 @@ installation left, and goes with the next one.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from . import driver, releases
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.9", "3.8")  # those that Rockchip builds for; the first that is here is taken
 RECORD = "toolkit.json"
+_STILL_WRITING_S = 20.0  # what an installer that was killed has started may take so long to end
 _USUAL = f"rkllm_toolkit-{releases.DEFAULT}-cp310-cp310-linux_x86_64.whl"
 GET = f"get {_USUAL} from Rockchip's release (README.md says where)"
 INSTALL = "get another from Rockchip's releases, and `rkconvert toolkit install WHEEL`"
@@ -318,7 +321,22 @@ def _locked() -> Iterator[Path]:
 def _forget_others(folder: Path, keep: list[Toolkit]) -> None:
     for path in folder.iterdir():
         if path.is_dir() and path.name not in {toolkit.environment for toolkit in keep}:
+            _remove_tree(path)
+
+
+def _remove_tree(path: Path) -> None:
+    """Also where pip outlives an installation that was killed, and still writes."""
+    until = time.monotonic() + _STILL_WRITING_S
+    while True:
+        try:
             shutil.rmtree(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > until:
+                raise TargetError(f"cannot remove {error.filename or path}: {error.strerror}") from error
+        if not path.exists():
+            return
+        time.sleep(0.1)
 
 
 def _command(command: list[str], check: Callable[[], None]) -> None:
