@@ -159,7 +159,7 @@ def test_what_still_writes_delays_a_removal(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(installs, "_STILL_WRITING_S", 0.0)
     tries.clear()
     left.mkdir()
-    with pytest.raises(TargetError, match="cannot remove .*python-x: Directory not empty"):
+    with pytest.raises(TargetError, match=r"cannot remove .*python-x: Directory not empty"):
         installs._remove_tree(left)
 
 
