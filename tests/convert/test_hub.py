@@ -391,25 +391,3 @@ def test_what_is_downloaded_lies_where_other_tools_look_for_it(hub: Hub, home: P
     found = snapshot_download("user/tiny", cache_dir=home / "hub", local_files_only=True)
     assert (Path(found) / "config.json").read_bytes() == (hub.repositories["user/tiny"] / "config.json").read_bytes()
     assert all(file.is_symlink() for file in Path(found).iterdir())
-
-
-def test_a_password_in_the_address_is_not_shown(hub: Hub, home: Path) -> None:
-    address = hub.url
-    for hub.url in (address.replace("//", "//me:s3cr3t@"), "http://me:s3cr3t@127.0.0.1:9", "htp:/me:s3cr3t@x"):
-        said = refused(rkconvert(hub, home, "user/nothing", "--dry-run"))
-        assert "s3cr3t" not in said and "***@" in said
-    hub.url = address
-
-
-def test_a_whole_file_beside_an_index(hub: Hub, home: Path, tmp_path: Path) -> None:
-    folder = tiny_llama(tmp_path / "both")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
-    hub.repositories["user/both"] = folder
-    done = rkconvert(hub, home, "user/both", "-o", tmp_path / "a")
-    assert bundle_of(done).is_dir() and "model.safetensors is converted, as transformers would" in done.stderr
-
-
-def test_the_size_of_what_is_not_here_yet(hub: Hub, home: Path, tmp_path: Path) -> None:
-    (planned,) = json.loads(rkconvert(hub, home, "user/tiny", "--dry-run", "--json").stdout)["bundles"]
-    done = bundle_of(rkconvert(hub, home, "user/tiny", "-o", tmp_path / "a"))
-    assert planned["bytes"] == pytest.approx(sum(f.stat().st_size for f in done.iterdir()), rel=0.05)
