@@ -28,8 +28,9 @@ from tests.hub_server import Hub, serve
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 30
 ROCK = ("--board", "rock-5b", "--ram", "8")
+OPTIONS = ("dtype", "hybrid_rate", "rotate", "smooth")
 KEYS = {
-    "dtype", "hybrid_rate", "rotate", "kl", "kl_interval", "top1", "perplexity", "decode_tok_s", "ttft_ms",
+    *OPTIONS, "kl", "kl_interval", "top1", "perplexity", "decode_tok_s", "ttft_ms",
     "memory_bytes", "fits", "toolkit_obstacle", "misses",
 }  # fmt: skip
 LLAMA8B = Shape("big", 32, 4096, 14336, 32, 8, 128, 128256, False, 8192)
@@ -76,19 +77,20 @@ def found(*arguments: object) -> dict[str, Any]:
 
 def test_every_variant_is_measured_and_predicted_and_the_best_is_advised(place: Place, tmp_path: Path) -> None:
     facts = found(place.even, *ROCK, "--tokens", 60, "--text", place.text)
-    assert [Variant(row["dtype"], row["hybrid_rate"], row["rotate"]) for row in facts["rows"]] == list(VARIANTS)
+    assert [Variant(*(row[name] for name in OPTIONS)) for row in facts["rows"]] == list(VARIANTS)
     assert all(set(row) == KEYS and row["fits"] and row["toolkit_obstacle"] is None for row in facts["rows"])
     assert (facts["board"], facts["ram_gb"], facts["tokens"], facts["text"]) == ("rock-5b", 8, 60, "read.txt")
     assert (facts["reference"], facts["max_kl"], facts["min_tok_s"]) == ("fp32", 0.05, None)
-    fastest = min(facts["rows"][:2], key=lambda row: row["kl"])  # groups make nothing faster, rotation nothing slower
-    assert facts["choice"] == {key: fastest[key] for key in ("dtype", "hybrid_rate", "rotate")}
+    fastest = min(facts["rows"][:3], key=lambda row: row["kl"])  # groups make nothing faster, rotation nothing slower
+    assert facts["choice"] == {key: fastest[key] for key in OPTIONS}
     assert facts["advice"].startswith("take --dtype w8a8")
     assert "for a Radxa Rock 5B with 8 GB: about " in facts["advice"]
 
     build = ["build", str(place.even), "-o", str(tmp_path)]
-    for more in (["--dtype=w8a8", "--dtype=w8a8_g128", "--dtype=fp32"], ["--dtype=w8a8", "--rotate"]):
+    w8a8 = "--dtype=w8a8"
+    for more in ([w8a8, "--dtype=w8a8_g128", "--dtype=fp32"], [w8a8, "--rotate"], [w8a8, "--rotate", "--smooth"]):
         assert CliRunner().invoke(cli, [*build, *more]).exit_code == 0
-    names = ("w8a8", "w8a8-rotated", "w8a8_g128", "fp32")
+    names = ("w8a8", "w8a8-rotated", "w8a8-rotated-smooth", "w8a8_g128", "fp32")
     *others, truth = (bundle.read(tmp_path / f"Even-rk3588-{name}") for name in names)
     texts, _ = accuracy.load([place.text])
     for row, own in zip(facts["rows"], accuracy.measure(others, truth, texts, 60)):
@@ -102,10 +104,10 @@ def test_text_says_it_in_a_line_with_the_table_behind_it(place: Place) -> None:
     first, _, head, *rest = done.stdout.splitlines()
     assert first.startswith("Odd: take --dtype w8a8") and "KL " in first and "of next tokens are fp32's" in first
     assert head.split()[:3] == ["KL", "to", "fp32"]
-    assert [line.startswith("→ w8a8 ") for line in rest[:2]].count(True) == 1
-    assert "w8a8_g128" in rest[2] and "would not build it: K = 64, 160 is not a multiple of 128" in rest[2]
+    assert [line.startswith("→ w8a8 ") for line in rest[:3]].count(True) == 1
+    assert "w8a8_g128" in rest[3] and "would not build it: K = 64, 160 is not a multiple of 128" in rest[3]
     assert rest[len(VARIANTS)].startswith("  llama.cpp 4-bit")
-    assert "measuring 12 variants on 40 tokens: about 1 minute" in done.stderr and "GB of disk" in done.stderr
+    assert "measuring 13 variants on 40 tokens: about 1 minute" in done.stderr and "GB of disk" in done.stderr
     assert "rkconvert's built-in text" in done.stdout
 
 
@@ -154,16 +156,16 @@ def test_batches_are_as_large_as_there_is_room() -> None:
 def test_a_family_that_cannot_be_rotated_has_no_rotated_rows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rkconvert.recommend.variants.rotation_obstacle", lambda _: "its norms do not allow it")
     facts = found(place.even, *ROCK, "--predict-only")
-    assert [row["rotate"] for row in facts["rows"]] == [None] * 6
+    assert [row["rotate"] for row in facts["rows"]] == [None] * 7
     assert "Not rotated: its norms do not allow it." in facts["notes"]
 
 
 def test_what_does_not_fit_the_board_is_said_and_not_measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, _, *others = (row["memory_bytes"] for row in found(place.even, *ROCK, "--predict-only")["rows"])
+    plain, _, _, *others = (row["memory_bytes"] for row in found(place.even, *ROCK, "--predict-only")["rows"])
     assert plain < min(others)
     monkeypatch.setattr(predict, "SYSTEM_BYTES", (8 << 30) - plain)
     facts = found(place.even, *ROCK, "--tokens", 60, "--text", place.text)
-    assert [(row["fits"], row["kl"] is not None) for row in facts["rows"]] == 2 * [(True, True)] + 10 * [(False, False)]
+    assert [(row["fits"], row["kl"] is not None) for row in facts["rows"]] == 3 * [(True, True)] + 10 * [(False, False)]
     assert facts["choice"]["dtype"] == "w8a8"
     assert "does not fit 8 GB" in run(place.even, *ROCK, "--predict-only").stdout
 

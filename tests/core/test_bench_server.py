@@ -196,7 +196,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert all(len(row["samples_ts"]) == len(row["samples_ns"]) == 2 for row in rows)
     assert "saved" in first.stderr and "not told by this server" in first.stderr
     kept = results.read(tmp_path / "a.json")
-    assert [row.rate[0] for row in kept.rows] == pytest.approx([row["avg_ts"] for row in rows], abs=1e-5)  # six decimals
+    assert [row.rate[0] for row in kept.rows] == pytest.approx([row["avg_ts"] for row in rows], abs=1e-5)
     assert [row.rate[1] for row in kept.rows] == pytest.approx([row["stddev_ts"] for row in rows], abs=1e-5)
     assert (two["test"], two["clients"], two["requests"], two["failed"]) == ("c2", 2, 4, 0) and two["avg_ts"] > 0
     assert "one run each: noise not known" in second.stdout

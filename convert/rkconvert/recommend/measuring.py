@@ -17,6 +17,7 @@ from rkconvert.artifact.layout import make_artifact
 from rkconvert.build import convert
 from rkconvert.plan import available_cores
 from rkconvert.request import Request
+from rkconvert.rotation.texts import MOST as CALIBRATION_TOKENS
 from rkconvert.sources.base import Source
 
 from .variants import Variant
@@ -62,6 +63,7 @@ def costs(source: Source, variants: Sequence[Variant], tokens: int) -> Costs | N
     weights, cores = source.parameters, available_cores()
     read = tokens * weights * (len(parts) / _READ_FLOAT + len(variants) / _READ_INT8) / cores
     made = (len(variants) + 1) * weights / _CONVERTED / cores
+    made += sum(variant.smooth for variant in variants) * CALIBRATION_TOKENS * weights / _READ_FLOAT / cores
     return Costs(reference, parts, own + most + window, round(_ROOM * (own + most)), read + made)
 
 

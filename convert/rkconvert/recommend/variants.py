@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rk3588 import predict, quant
@@ -12,7 +12,7 @@ from rk3588.shape import Shape
 from rkconvert.artifact.layout import toolkit_obstacle
 from rkconvert.plan import plan_artifacts
 from rkconvert.request import Request
-from rkconvert.rotation.options import HADAMARD
+from rkconvert.rotation.options import HADAMARD, USUAL
 from rkconvert.rotation.rotate import obstacle as rotation_obstacle
 from rkconvert.sources.base import Source
 
@@ -26,29 +26,35 @@ class Variant:
     dtype: str
     hybrid_rate: float = 0.0
     rotate: str | None = None
+    smooth: bool = False
 
     @property
     def options(self) -> str:
         """As they are typed."""
         rate = f" --hybrid-rate {self.hybrid_rate:g}" if self.hybrid_rate else ""
-        return f"--dtype {self.dtype}{rate}" + (" --rotate" if self.rotate else "")
+        changes = (" --rotate" if self.rotate else "") + (" --smooth" if self.smooth else "")
+        return f"--dtype {self.dtype}{rate}{changes}"
 
     @property
     def name(self) -> str:
         rate = f" hybrid {self.hybrid_rate:g}" if self.hybrid_rate else ""
-        return self.dtype + rate + (" rotated" if self.rotate else "")
+        return self.dtype + rate + (" rotated" if self.rotate else "") + (" smooth" if self.smooth else "")
 
     @property
     def request(self) -> Request:
-        return Request(dtypes=(self.dtype,), hybrid_rate=self.hybrid_rate, rotate=self.rotate)
+        smooth = USUAL if self.smooth else None
+        return Request(dtypes=(self.dtype,), hybrid_rate=self.hybrid_rate, rotate=self.rotate, smooth=smooth)
 
     def facts(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "hybrid_rate": self.hybrid_rate, "rotate": self.rotate}
+        return asdict(self)
 
 
 # A hybrid of plain w8a8 has groups of 128 in the share of its layers that gains most by them.
 _MIXES = (*map(Variant, predict.PREDICTED), *(Variant("w8a8", rate) for rate in _RATES))
-VARIANTS = tuple(variant for mix in _MIXES for variant in (mix, replace(mix, rotate=HADAMARD)))
+_ROTATED = tuple(variant for mix in _MIXES for variant in (mix, replace(mix, rotate=HADAMARD)))
+# Smoothed, plain w8a8 alone: it is calibrated, which takes longer than the rest.
+_SMOOTH = Variant("w8a8", smooth=True)
+VARIANTS = (*_ROTATED[:2], replace(_SMOOTH, rotate=HADAMARD), *_ROTATED[2:])
 
 
 def possible(source: Source) -> tuple[tuple[Variant, ...], list[str]]:
@@ -56,7 +62,7 @@ def possible(source: Source) -> tuple[tuple[Variant, ...], list[str]]:
     reason = rotation_obstacle(source.config)
     if reason is None:
         return VARIANTS, []
-    return _MIXES, [f"Not rotated: {reason}."]
+    return (_MIXES[0], _SMOOTH, *_MIXES[1:]), [f"Not rotated: {reason}."]
 
 
 def obstacle(variant: Variant, source: Source) -> str | None:
