@@ -50,7 +50,7 @@ EXPORT int rkllm_run(LLMHandle h, RKLLMInput *i, RKLLMInferParam *p, void *u) {
 EXPORT int rkllm_run_async(LLMHandle h, RKLLMInput *i, RKLLMInferParam *p, void *u) { return rkllm_run(h, i, p, u); }
 EXPORT int rkllm_abort(LLMHandle h) { (void)h; return 0; }
 EXPORT int rkllm_is_running(LLMHandle h) { (void)h; return 1; }
-const char *const version = "rkllm-runtime version: 1.1.1";
+const char *const version = "rkllm-runtime version: 1.1.1", *const ours = "RKSIM_LOG_LEVEL";
 """
 
 
