@@ -163,7 +163,7 @@ FAMILIES = (
         "phi2", "Phi-1, Phi-1.5 and Phi-2", ("PhiForCausalLM",), ("phi",),
         {**_LLAMA_DEFAULTS, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
         _sizes(24, 2048, 8192, 32, 51200), keys={"rms_norm_eps": "layer_norm_eps"}, parts=_PHI2_PARTS,
-        top={**_LLAMA_TOP, "model.final_layernorm": "output_norm"},
+        top={"model.embed_tokens": "token_embd", "model.final_layernorm": "output_norm", "lm_head": "output"},
         biases=(*ATTENTION, "ffn_up", "ffn_down", "output"), layer_norm=True, parallel=True, gated=False,
         activation="gelu_tanh", gguf_fused={"attn_qkv": Fused(QKV)}, toolkit="1.1.1",
     ),

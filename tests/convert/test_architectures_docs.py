@@ -29,3 +29,10 @@ def test_help_names_every_family_that_is_converted() -> None:
     text = commands.build.help or ""
     titles = {re.match("[A-Za-z]+", family.title)[0] for family in FAMILIES if not family.refused}  # type: ignore[index]
     assert {title for title in titles if title not in text} == set()
+
+
+def test_each_tensor_has_one_name_in_a_checkpoint() -> None:
+    """So that what is written of a model has the names that its family reads."""
+    for family in FAMILIES:
+        for names in (family.top, family.parts):
+            assert len(set(names.values())) == len(names), (family.title, names)

@@ -3,7 +3,8 @@ golden logits.
 
     PYTHONPATH=.:convert:runtime python -m tests.golden_families.rotated
 
-From the Hugging Face folder and, where that says the same, from the GGUF file. Needs torch and transformers.
+From the Hugging Face folder and, where that says the same, from the GGUF file. Needs torch and transformers, and the
+simulated runtime's library, which has the tokenizer: that of .venv, or RKSIM_LIBRARY.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rkconvert.sources.base import Source
 from rkconvert.sources.opening import open_source
 from tests import models
 from tests.golden_families import cases, gguf_files
+from tests.libllama import use_our_library
 
 TOLERANCE = 1e-3  # of the logits' standard deviation
 BF16_TOLERANCE = 0.2  # three digits a weight
@@ -53,6 +55,7 @@ def ways(source: Source) -> Iterator[tuple[dict[str, str], float]]:
 
 
 def main() -> None:
+    use_our_library()
     wrong = []
     for name in cases.CASES:
         golden = cases.load(name)
