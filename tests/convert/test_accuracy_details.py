@@ -5,17 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from rk3588 import bundle
 from rk3588.bundle import Bundle
@@ -24,31 +22,12 @@ from rk3588.hostlib import SimModel
 from rkconvert.accuracy import Text, choices, greedy, layers, measure
 from rkconvert.cli import cli
 from tests import models
+from tests.convert import test_accuracy_measuring
+from tests.convert.test_accuracy_measuring import call, opened
 
+cache, found = test_accuracy_measuring.cache, test_accuracy_measuring.found
+folders = test_accuracy_measuring.folders
 TEXT = Text("a text", "Pack my box with five dozen liquor jugs. " * 20)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def found(tiny_bundles: Mapping[str, Path]) -> dict[str, Bundle]:
-    return {dtype: bundle.read(path) for dtype, path in tiny_bundles.items()}
-
-
-@pytest.fixture
-def folders(tiny_bundles: Mapping[str, Path], tmp_path: Path) -> dict[str, Path]:
-    return {dtype: Path(shutil.copytree(path, tmp_path / path.name)) for dtype, path in tiny_bundles.items()}
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["accuracy", *map(str, arguments)])
-
-
-def opened(one: Bundle, act_scale: str | None = None) -> SimModel:
-    return SimModel(one.path / "model.sim.gguf", act_scale=act_scale)
 
 
 def written(model: SimModel, ids: list[int], count: int) -> list[int]:

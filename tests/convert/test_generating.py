@@ -182,13 +182,20 @@ def test_a_model_that_does_not_fit_memory_is_refused(folder: Path, monkeypatch: 
         generating.check(source, Generate())
 
 
-def test_it_reaches_the_toolkit_and_the_manifest(
-    toolkit: Installed, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def scratch(toolkit: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files of a conversion with the double of rkllm-toolkit."""
     for name, value in toolkit.env.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    found = tmp_path / "scratch"
+    found.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(found))
+    return found
+
+
+def test_it_reaches_the_toolkit_and_the_manifest(
+    scratch: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[Generate] = []
     write = generating.write
 
@@ -215,7 +222,7 @@ def test_it_reaches_the_toolkit_and_the_manifest(
             "seed": 0, "reference": "fp16",
         }  # fmt: skip
         assert facts["sha256"].encode() in (made.path / "model.rkllm").read_bytes()
-    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -240,13 +247,7 @@ def test_smoothing_and_learned_rotation_calibrate_with_it(
     assert len({data for data, _ in digests}) == len({model for _, model in digests}) == 2
 
 
-def test_ctrl_c_leaves_nothing(
-    toolkit: Installed, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in toolkit.env.items():
-        monkeypatch.setenv(name, value)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+def test_ctrl_c_leaves_nothing(scratch: Path, folder: Path, tmp_path: Path) -> None:
     plan = Request(targets=("rk3588",), dataset=Generate(2), force=True).plan(open_source(folder), "Tiny", tmp_path)
 
     def stop(what: str, done: int, _total: int) -> None:
@@ -255,7 +256,7 @@ def test_ctrl_c_leaves_nothing(
 
     with pytest.raises(KeyboardInterrupt):
         build.convert(plan, stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["scratch"] and not list((tmp_path / "scratch").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"] and not list(scratch.iterdir())
 
 
 def test_a_sweep_knows_what_it_had_the_model_write(

@@ -10,26 +10,13 @@ from click.testing import CliRunner, Result
 
 from rk3588 import boards, predict
 from rk3588.commands.board import board as board_command
-from rk3588.commands.predict import command
 from rk3588.errors import UsageError
 from rk3588.predict import Workload
 from tests.bench import predict_fit, predict_table
-from tests.core.test_predict import CONFIG, SOC
+from tests.core import test_predict
+from tests.core.test_predict import SOC, run
 
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.delenv(boards.VARIABLE, raising=False)
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "TinyLlama"
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    return path
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(a) for a in arguments])
+folder = test_predict.folder
 
 
 def _board(*arguments: str) -> Result:
