@@ -139,7 +139,8 @@ class Request:
             for name in ("toolkit", *(field.name for field in fields(BoardOptions))):
                 if getattr(self, name) is not None and not (name == "dataset" and self.calibrates):
                     option = "--" + name.replace("_", "-")
-                    raise UsageError(f"{option} is for rkllm-toolkit: give --target {PLATFORM} as well")
+                    others = ", or --smooth or --rotate learned" if name == "dataset" else ""
+                    raise UsageError(f"{option} is for rkllm-toolkit: give --target {PLATFORM} as well{others}")
             preflight.check_hybrid(self.hybrid_rate)
         board = self.board
         likely = preflight.check_options(self.dtypes, self.hybrid_rate, board, self.release) if board else []
