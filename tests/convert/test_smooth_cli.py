@@ -59,7 +59,7 @@ def test_texts_of_ones_own(model: Path, tmp_path: Path) -> None:
         made.append(bundle.read(out / "tiny-rk3588-w8a8-rotated-learned-smooth").manifest)
     assert made[1]["calibration"]["name"] == "talks.txt" and made[1]["calibration"]["samples"] == 2
     assert made[0]["rotation"]["basis"] != made[1]["rotation"]["basis"]
-    with pytest.raises(UsageError, match="--dataset is for rkllm-toolkit: give --target rk3588 as well, or --smooth or --rotate learned"):
+    with pytest.raises(UsageError, match="give --target rk3588 as well, or --smooth or --rotate learned"):
         rkconvert(model, "--rotate", "--dataset", texts, "-o", tmp_path)
 
 
