@@ -169,9 +169,12 @@ def test_a_runtime_that_dies_costs_one_answer(tiny_bundles: Mapping[str, Path]) 
     with served(tiny_bundles["w8a8"], crashing, context=4096, **GREEDY) as running:
         until(lambda: running.get("/ready").status == 200)
         events = running.complete("Once", max_tokens=3500, stream=True).events
-        assert len(events) > 1000
         assert events[-1]["error"]["code"] == "answer_failed"
         reply = running.complete("Once", max_tokens=3)  # waits for the next worker
+        # What the library had given and the worker not sent yet went with it: how much that is, the machine decides.
+        said = "".join(event["choices"][0]["text"] for event in events[:-1])
+        whole = running.complete("Once", max_tokens=1900).json["choices"][0]["text"]
+        assert said and (whole.startswith(said) or said.startswith(whole[:-4]))  # its last character may be cut
         assert (reply.status, reply.json["usage"]["completion_tokens"]) == (200, 3)
         assert running.get("/health").json["restarts"] == 1
 
