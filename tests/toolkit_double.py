@@ -89,7 +89,7 @@ def put(home: Path, version: str) -> Installed:
     start = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv.pop(0); "
     start += "runpy.run_path(sys.argv[0], run_name='__main__')"
     # The driver's first two arguments, -I and -u, are for this one.
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -I -u -c "{start}" {place / "site"} "$@"\n')
+    python.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -I -u -c "{start}" "{place}/site" "$@"\n')
     python.chmod(0o755)
     record = place.parent / "toolkit.json"
     entry = {"environment": place.name, "package": "double.whl", "md5": None, "known": False, "version": version}
